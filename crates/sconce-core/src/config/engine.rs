@@ -1,0 +1,152 @@
+//! [`EngineConfig`]: how a model is loaded and how much memory and how many threads it may use.
+
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// Where the model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceKind {
+    /// The fastest device that answers.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first CUDA device.
+    Cuda,
+}
+
+impl FromStr for DeviceKind {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            _ => Err(Error::config("device", format!("expected auto, cpu or cuda, found {s:?}"))),
+        }
+    }
+}
+
+/// The type that weights have in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeightDtype {
+    /// As the file stores them, quantized or not.
+    #[default]
+    Auto,
+    /// Converted to f32 at load.
+    F32,
+    /// Converted to bf16 at load.
+    Bf16,
+}
+
+impl FromStr for WeightDtype {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            _ => Err(Error::config("dtype", format!("expected auto, f32 or bf16, found {s:?}"))),
+        }
+    }
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoadFormat {
+    /// The files that are there: a GGUF, or safetensors.
+    #[default]
+    Auto,
+    /// Random weights in the shapes that config.json asks for.
+    Dummy,
+}
+
+impl FromStr for LoadFormat {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "dummy" => Ok(Self::Dummy),
+            _ => Err(Error::config("load-format", format!("expected auto or dummy, found {s:?}"))),
+        }
+    }
+}
+
+/// How an engine is built. `EngineConfig::default()` serves well; every field can be set.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Where the model runs.
+    pub device: DeviceKind,
+    /// The type that weights have in memory.
+    pub dtype: WeightDtype,
+    /// Where weights come from.
+    pub load_format: LoadFormat,
+    /// The longest sequence, prompt and output together, in tokens. `None`: the model's own limit,
+    /// or as much of it as the KV pool holds.
+    pub max_model_len: Option<usize>,
+    /// Size of the KV pool in bytes. `None`: a share of the free memory, and no more than
+    /// `max_num_seqs` sequences of `max_model_len` can use.
+    pub kv_cache_bytes: Option<usize>,
+    /// Tokens in one KV block.
+    pub block_size: usize,
+    /// Most tokens computed in one step, prompts and decodes together.
+    pub max_num_batched_tokens: usize,
+    /// Most sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Most requests that wait in the inbox before submit answers `Overloaded`.
+    pub max_waiting: usize,
+    /// Threads that compute. `None`: one a physical core that this process may use.
+    pub num_threads: Option<usize>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            device: DeviceKind::Auto,
+            dtype: WeightDtype::Auto,
+            load_format: LoadFormat::Auto,
+            max_model_len: None,
+            kv_cache_bytes: None,
+            block_size: 16,
+            max_num_batched_tokens: 512,
+            max_num_seqs: 128,
+            max_waiting: 1024,
+            num_threads: None,
+        }
+    }
+}
+
+impl EngineConfig {
+    /// Checks each field by itself. What depends on the model is checked when it is loaded.
+    pub fn validate(&self) -> Result<()> {
+        let at_least_one = |field: &'static str, value: usize| {
+            if value == 0 { Err(Error::config(field, "must be at least 1, found 0")) } else { Ok(()) }
+        };
+        at_least_one("max-num-batched-tokens", self.max_num_batched_tokens)?;
+        at_least_one("max-num-seqs", self.max_num_seqs)?;
+        at_least_one("max-waiting", self.max_waiting)?;
+        if let Some(n) = self.max_model_len {
+            at_least_one("max-model-len", n)?;
+        }
+        if let Some(n) = self.num_threads {
+            at_least_one("threads", n)?;
+        }
+        if !self.block_size.is_power_of_two() || self.block_size > 256 {
+            return Err(Error::config(
+                "block-size",
+                format!("must be a power of two up to 256, found {}", self.block_size),
+            ));
+        }
+        if self.max_num_batched_tokens < self.max_num_seqs {
+            return Err(Error::config(
+                "max-num-batched-tokens",
+                format!(
+                    "must be at least max-num-seqs ({}), so that every running sequence can decode in one step; found {}",
+                    self.max_num_seqs, self.max_num_batched_tokens
+                ),
+            ));
+        }
+        Ok(())
+    }
+}

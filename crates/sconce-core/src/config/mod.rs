@@ -1,0 +1,9 @@
+//! Settings: of the engine, of a model, of one request.
+
+mod engine;
+mod model;
+mod sampling;
+
+pub use engine::{DeviceKind, EngineConfig, LoadFormat, WeightDtype};
+pub use model::{Activation, ModelConfig, RopeConfig, RopeScaling};
+pub use sampling::{LogprobsMode, SamplingParams};

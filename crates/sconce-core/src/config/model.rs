@@ -1,0 +1,114 @@
+//! [`ModelConfig`]: what every architecture's config.json or GGUF metadata is normalised to.
+//!
+//! Each `models/<arch>.rs` maps its own config to this type. Field names are those of Hugging Face
+//! configs where they have one.
+
+/// The gate's activation in the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// x * sigmoid(x).
+    Silu,
+    /// GELU, tanh approximation (`gelu_pytorch_tanh`, `gelu_new`).
+    GeluTanh,
+}
+
+/// How RoPE frequencies are stretched beyond the trained context.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// As trained.
+    Default,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// How many times longer the context becomes.
+        factor: f32,
+    },
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, a ramp between.
+    Llama3 {
+        /// How many times longer the context becomes.
+        factor: f32,
+        /// Wavelengths above `original / low_freq_factor` are divided by `factor`.
+        low_freq_factor: f32,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f32,
+        /// The context of the first training, in tokens.
+        original_max_position_embeddings: usize,
+    },
+    /// A divisor a frequency, as a GGUF's `rope_freqs.weight` stores it. Length: rotary_dim / 2.
+    Factors(Vec<f32>),
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the geometric series of frequencies.
+    pub rope_theta: f32,
+    /// How many of a head's dimensions turn; the others pass through.
+    pub rotary_dim: usize,
+    /// Stretching beyond the trained context.
+    pub scaling: RopeScaling,
+}
+
+/// The normalised description of a model. Lengths are in elements, contexts in tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The architecture's class name, as in config.json: `LlamaForCausalLM`.
+    pub architecture: String,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP between its two matrices.
+    pub intermediate_size: usize,
+    /// Transformer blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads.
+    pub num_key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Rows of the embedding and of the logits; can exceed the tokenizer's.
+    pub vocab_size: usize,
+    /// The longest context that the model is made for.
+    pub max_position_embeddings: usize,
+    /// Epsilon of RMSNorm or LayerNorm.
+    pub norm_eps: f32,
+    /// Rotary position embedding.
+    pub rope: RopeConfig,
+    /// Whether the logits use the embedding's matrix.
+    pub tie_word_embeddings: bool,
+    /// Whether q, k, v and o projections have biases.
+    pub attention_bias: bool,
+    /// Whether the MLP's projections have biases.
+    pub mlp_bias: bool,
+    /// The gate's activation.
+    pub hidden_act: Activation,
+    /// Multiplied to q.k before the softmax.
+    pub attention_scale: f32,
+    /// cap * tanh(score / cap) on attention scores.
+    pub attn_logit_softcapping: Option<f32>,
+    /// cap * tanh(logit / cap) on the final logits.
+    pub final_logit_softcapping: Option<f32>,
+    /// The window of each layer in tokens, the query's own among them; `None`: every earlier token.
+    /// Length: num_hidden_layers.
+    pub sliding_window: Vec<Option<usize>>,
+    /// Beginning-of-sequence id that config.json names.
+    pub bos_token_id: Option<u32>,
+    /// End ids that config.json, generation_config.json or GGUF metadata name.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Bytes of K and V for one token over all layers, with `kv_elem_bytes` an element.
+    pub fn kv_bytes_per_token(&self, kv_elem_bytes: usize) -> usize {
+        2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * kv_elem_bytes
+    }
+
+    /// Columns of the fused q, k, v projection.
+    pub fn qkv_dim(&self) -> usize {
+        (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
+    }
+
+    /// Columns of the attention's output, before its projection.
+    pub fn q_dim(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+}

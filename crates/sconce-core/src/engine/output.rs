@@ -1,0 +1,153 @@
+//! What the engine sends back: [`TokenEvent`]s while it runs, a [`GenerationOutput`] at the end.
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token, a stop id or a stop text.
+    Stop,
+    /// max_tokens, or the end of the context.
+    Length,
+    /// Cancelled.
+    Abort,
+}
+
+impl FinishReason {
+    /// The word that the request API uses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+/// What a sequence stopped on, where the request named it. An end token of the model is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// One of `stop`.
+    Text(String),
+    /// One of `stop_token_ids`.
+    Token(u32),
+}
+
+/// One candidate token and its log-probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub token_id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// 1 is the most probable of the vocabulary.
+    pub rank: usize,
+}
+
+/// Log-probabilities at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that stands there.
+    pub chosen: Logprob,
+    /// The most probable tokens there, best first, as many as were asked for.
+    pub top: Vec<Logprob>,
+}
+
+/// What one step added to one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenEvent {
+    /// Which of the n sequences, from 0.
+    pub index: usize,
+    /// Tokens that were added.
+    pub token_ids: Vec<u32>,
+    /// Text that became certain: whole characters, and no possible beginning of a stop text.
+    pub text: String,
+    /// One entry an added token, if logprobs were asked for; else empty.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// Present on the sequence's last event.
+    pub finish: Option<Finish>,
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Finish {
+    /// Why.
+    pub reason: FinishReason,
+    /// On what, where the request named it.
+    pub stop_reason: Option<StopReason>,
+    /// Sum of the chosen tokens' logprobs.
+    pub cumulative_logprob: f64,
+}
+
+/// Token counts of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Generated tokens, over all sequences.
+    pub completion_tokens: usize,
+    /// Tokens of the prompt that were found in the prefix cache.
+    pub cached_tokens: usize,
+}
+
+/// What a [`TokenStream`](super::TokenStream) yields. The last one is `Done`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StreamEvent {
+    /// Log-probabilities of the prompt; `None` for its first token. Sent once, before any token, if asked for.
+    PromptLogprobs(Vec<Option<TokenLogprobs>>),
+    /// A sequence grew or ended.
+    Token(TokenEvent),
+    /// Every sequence has ended.
+    Done(Usage),
+}
+
+/// One finished (or growing) sequence.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CompletionOutput {
+    /// Which of the n sequences, from 0.
+    pub index: usize,
+    /// The text, without the prompt.
+    pub text: String,
+    /// The tokens, the one that ended it among them.
+    pub token_ids: Vec<u32>,
+    /// One entry a token, if asked for; else empty.
+    pub logprobs: Vec<TokenLogprobs>,
+    /// How it ended; `None` while it grows.
+    pub finish: Option<Finish>,
+}
+
+/// The answer to one request.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GenerationOutput {
+    /// Log-probabilities of the prompt, if asked for.
+    pub prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    /// The sequences; in order of their index while they grow, best first (by cumulative logprob) once all have ended.
+    pub outputs: Vec<CompletionOutput>,
+    /// Token counts; zero until the end.
+    pub usage: Usage,
+}
+
+impl GenerationOutput {
+    /// An answer of `n` empty sequences, to be grown by [`GenerationOutput::apply`].
+    pub fn new(n: usize) -> Self {
+        let outputs = (0..n).map(|index| CompletionOutput { index, ..Default::default() }).collect();
+        Self { prompt_logprobs: None, outputs, usage: Usage::default() }
+    }
+
+    /// Adds one event. `Done` sorts the sequences best first; equals keep the order of their index.
+    pub fn apply(&mut self, event: StreamEvent) {
+        match event {
+            StreamEvent::PromptLogprobs(logprobs) => self.prompt_logprobs = Some(logprobs),
+            StreamEvent::Token(event) => {
+                let output = &mut self.outputs[event.index];
+                output.text.push_str(&event.text);
+                output.token_ids.extend(event.token_ids);
+                output.logprobs.extend(event.logprobs);
+                output.finish = event.finish.or(output.finish.take());
+            }
+            StreamEvent::Done(usage) => {
+                self.usage = usage;
+                let score = |o: &CompletionOutput| o.finish.as_ref().map_or(f64::NEG_INFINITY, |f| f.cumulative_logprob);
+                self.outputs.sort_by(|a, b| score(b).total_cmp(&score(a)));
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Text in, text out: tokenizer, incremental detokenizer, stop strings, chat templates.
+
+mod chat_template;
+mod detokenizer;
+mod stop;
+mod tokenizer;
+
+pub use chat_template::{ChatInput, ChatTemplate, RenderedChat};
+pub use detokenizer::Detokenizer;
+pub use stop::{StopMatch, StopMatcher};
+pub use tokenizer::Tokenizer;
