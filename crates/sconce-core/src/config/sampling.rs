@@ -151,7 +151,8 @@ fn check_range(param: &'static str, value: f32, min: f32, max: f32) -> Result<()
     if value.is_finite() && (min..=max).contains(&value) {
         return Ok(());
     }
-    let bound = if max == f32::MAX { format!("a finite number, at least {min}") } else { format!("from {min} to {max}") };
+    let bound =
+        if max == f32::MAX { format!("a finite number, at least {min}") } else { format!("from {min} to {max}") };
     Err(Error::invalid(param, format!("{param}: must be {bound}, found {value}")))
 }
 

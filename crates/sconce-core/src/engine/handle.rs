@@ -74,3 +74,71 @@ impl EngineStatus {
 pub struct EngineHandle {
     inner: Arc<HandleInner>,
 }
+
+struct HandleInner {}
+
+impl EngineHandle {
+    /// Renders, tokenizes, validates and queues a request. Does not wait. Errors: `InvalidRequest` names the field;
+    /// `Overloaded` when the inbox is full; `Unavailable` when the engine has stopped.
+    pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
+        todo!()
+    }
+    /// The loaded model.
+    pub fn info(&self) -> &ModelInfo {
+        todo!()
+    }
+    /// Counters, kept up to date once a step.
+    pub fn status(&self) -> &EngineStatus {
+        todo!()
+    }
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        todo!()
+    }
+    /// The model's chat template, if it has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        todo!()
+    }
+    /// Whether the engine runs and has made progress within `limit`.
+    pub fn is_healthy(&self, limit: Duration) -> bool {
+        todo!()
+    }
+    /// Takes no more requests; returns once running ones have ended or `limit` has passed, then aborts the rest.
+    pub fn shutdown(&self, limit: Duration) {
+        todo!()
+    }
+}
+
+/// Answers to one request. Dropping it cancels the request: its KV blocks are free on the next step.
+pub struct TokenStream {}
+
+impl TokenStream {
+    /// The prompt's token ids, after truncation.
+    pub fn prompt_token_ids(&self) -> &[u32] {
+        todo!()
+    }
+    /// The prompt as text, when it was given as text or rendered from a conversation.
+    pub fn prompt_text(&self) -> Option<&str> {
+        todo!()
+    }
+    /// Number of sequences.
+    pub fn num_sequences(&self) -> usize {
+        todo!()
+    }
+    /// The next event; `None` after `Done` or an error.
+    pub async fn next(&mut self) -> Option<Result<StreamEvent>> {
+        todo!()
+    }
+    /// The same, waiting on this thread. Panics inside an async runtime.
+    pub fn blocking_next(&mut self) -> Option<Result<StreamEvent>> {
+        todo!()
+    }
+    /// Everything, at the end.
+    pub async fn collect(self) -> Result<GenerationOutput> {
+        todo!()
+    }
+    /// The same, waiting on this thread. Panics inside an async runtime.
+    pub fn blocking_collect(self) -> Result<GenerationOutput> {
+        todo!()
+    }
+}

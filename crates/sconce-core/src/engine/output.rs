@@ -145,7 +145,8 @@ impl GenerationOutput {
             }
             StreamEvent::Done(usage) => {
                 self.usage = usage;
-                let score = |o: &CompletionOutput| o.finish.as_ref().map_or(f64::NEG_INFINITY, |f| f.cumulative_logprob);
+                let score =
+                    |o: &CompletionOutput| o.finish.as_ref().map_or(f64::NEG_INFINITY, |f| f.cumulative_logprob);
                 self.outputs.sort_by(|a, b| score(b).total_cmp(&score(a)));
             }
         }

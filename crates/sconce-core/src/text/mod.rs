@@ -7,5 +7,5 @@ mod tokenizer;
 
 pub use chat_template::{ChatInput, ChatTemplate, RenderedChat};
 pub use detokenizer::Detokenizer;
-pub use stop::{StopMatch, StopMatcher};
+pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -1,10 +1,20 @@
+//! [`StopMatcher`]: ends a sequence at a stop text, and never shows the beginning of one.
+
+/// Finds stop texts in a stream of text.
 pub struct StopMatcher {}
-pub struct StopMatch { pub text: String /* which stop string */ }
+
 impl StopMatcher {
-    pub fn new(stops: &[String], include_stop_str_in_output: bool) -> Self;
-    /// Adds text; appends what can be shown to `out`. Returns the match that ended the sequence, if one did: `out` then
-    /// holds everything before it (and the stop text itself if it is to be included), and nothing more may be pushed.
-    pub fn push(&mut self, text: &str, out: &mut String) -> Option<StopMatch>;
-    /// The sequence ended otherwise: appends what was held back.
-    pub fn finish(&mut self, out: &mut String);
+    /// A matcher for `stops`; `include` keeps the stop text in the output.
+    pub fn new(stops: &[String], include: bool) -> Self {
+        todo!()
+    }
+    /// Adds text and appends to `out` what can be shown. Returns the stop text that ended the sequence, if one did:
+    /// `out` then holds everything before it (and the stop text itself if it is to be included).
+    pub fn push(&mut self, text: &str, out: &mut String) -> Option<String> {
+        todo!()
+    }
+    /// The sequence ended otherwise: appends to `out` what was held back.
+    pub fn finish(&mut self, out: &mut String) {
+        todo!()
+    }
 }

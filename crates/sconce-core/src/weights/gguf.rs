@@ -1,0 +1,3 @@
+//! GGUF files: metadata and tensors, by mmap.
+mod metadata;
+pub use metadata::{GgufMetadata, GgufValue};
