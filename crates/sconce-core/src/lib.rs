@@ -7,6 +7,8 @@
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod kv;
+pub mod sched;
 pub mod text;
 pub mod weights;
 

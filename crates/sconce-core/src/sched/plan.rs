@@ -1,0 +1,56 @@
+//! [`StepPlan`]: what one step computes.
+
+use super::sequence::GroupId;
+use crate::kv::BlockCopy;
+
+/// Consecutive tokens of one sequence that are computed in one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScheduledChunk {
+    /// The sequence's group.
+    pub group: GroupId,
+    /// The sequence's index in its group.
+    pub index: usize,
+    /// Position of the chunk's first token; everything before it is computed.
+    pub start: usize,
+    /// Tokens in the chunk, at least 1.
+    pub len: usize,
+    /// Logits are wanted at positions `logits_from..start + len`; none if that range is empty.
+    pub logits_from: usize,
+}
+
+impl ScheduledChunk {
+    /// One past the chunk's last position.
+    pub fn end(&self) -> usize {
+        self.start + self.len
+    }
+
+    /// Positions whose logits are wanted.
+    pub fn num_logits(&self) -> usize {
+        self.end().saturating_sub(self.logits_from)
+    }
+}
+
+/// What one step computes. Reused from step to step.
+#[derive(Debug, Default)]
+pub struct StepPlan {
+    /// The tokens, oldest request first.
+    pub chunks: Vec<ScheduledChunk>,
+    /// Block copies to carry out first, in this order.
+    pub copies: Vec<BlockCopy>,
+    /// Sequences that lost their blocks while this step was planned.
+    pub num_preempted: usize,
+}
+
+impl StepPlan {
+    /// Forgets everything, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.chunks.clear();
+        self.copies.clear();
+        self.num_preempted = 0;
+    }
+
+    /// Tokens computed by the step.
+    pub fn num_tokens(&self) -> usize {
+        self.chunks.iter().map(|c| c.len).sum()
+    }
+}

@@ -1,0 +1,288 @@
+//! [`Scheduler`]: shares the token budget and the KV blocks among the requests, oldest first.
+
+use std::collections::BTreeMap;
+
+use super::plan::{ScheduledChunk, StepPlan};
+use super::sequence::{GroupId, Sequence, SequenceGroup, SequenceStatus};
+use crate::kv::BlockPool;
+
+/// Limits of one step.
+#[derive(Debug, Clone, Copy)]
+pub struct SchedulerConfig {
+    /// Most tokens computed in one step.
+    pub max_num_batched_tokens: usize,
+    /// Most sequences that hold blocks.
+    pub max_num_seqs: usize,
+    /// Most positions whose logits a prompt may ask for in one step, beyond each sequence's last.
+    pub max_prompt_logits: usize,
+}
+
+/// What admission decides about a waiting sequence.
+enum Admission {
+    /// It runs; full blocks of the prompt that a sibling holds are shared already.
+    Run,
+    /// It waits for a sibling that is computing their prompt.
+    AfterSibling,
+    /// There is no room; nobody younger is admitted either.
+    NoRoom,
+}
+
+/// Shares the token budget and the KV blocks among the requests.
+///
+/// A sequence's priority is its (group, index): the oldest always gets what it needs, taking blocks from the youngest,
+/// which is recomputed later. So the oldest always ends, and nobody starves, as long as the pool holds one sequence of
+/// the greatest length.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    pool: BlockPool,
+    groups: BTreeMap<GroupId, SequenceGroup>,
+    num_running: usize,
+}
+
+impl Scheduler {
+    /// A scheduler with no requests.
+    pub fn new(config: SchedulerConfig, pool: BlockPool) -> Self {
+        assert!(
+            config.max_num_batched_tokens >= config.max_num_seqs,
+            "invariant: every running sequence can decode in one step"
+        );
+        Self { config, pool, groups: BTreeMap::new(), num_running: 0 }
+    }
+
+    /// Adds a request, younger than all that are there.
+    pub fn add(&mut self, id: GroupId, group: SequenceGroup) {
+        debug_assert!(self.groups.last_key_value().is_none_or(|(&last, _)| last < id));
+        self.groups.insert(id, group);
+    }
+
+    /// The block pool.
+    pub fn pool(&self) -> &BlockPool {
+        &self.pool
+    }
+
+    /// A request that has not been removed.
+    pub fn group(&self, id: GroupId) -> &SequenceGroup {
+        &self.groups[&id]
+    }
+
+    /// The same, to be changed: its prompt logits.
+    pub fn group_mut(&mut self, id: GroupId) -> &mut SequenceGroup {
+        self.groups.get_mut(&id).expect("invariant: the group has not been removed")
+    }
+
+    /// Whether there is nothing to compute.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Sequences that hold blocks.
+    pub fn num_running(&self) -> usize {
+        self.num_running
+    }
+
+    /// Sequences that wait for blocks.
+    pub fn num_waiting(&self) -> usize {
+        let waiting = |g: &SequenceGroup| g.sequences.iter().filter(|s| s.status == SequenceStatus::Waiting).count();
+        self.groups.values().map(waiting).sum()
+    }
+
+    /// Plans the next step: a token for every running sequence, then prompts with what is left of the budget, oldest first.
+    pub fn schedule(&mut self, plan: &mut StepPlan) {
+        plan.clear();
+        let running = self.sequences_with(SequenceStatus::Running);
+        // What is left when every running sequence has its one token: prompts share it.
+        let mut extra = self.config.max_num_batched_tokens - running.len();
+        let mut prompt_logits = self.config.max_prompt_logits;
+        for (id, idx) in running {
+            if self.sequence(id, idx).status != SequenceStatus::Running {
+                continue; // preempted for an older one
+            }
+            let pending = self.sequence(id, idx).num_pending();
+            let len = self.chunk_len(id, idx, pending.min(1 + extra), &mut prompt_logits);
+            if self.make_room((id, idx), len, plan) {
+                extra -= len - 1;
+                self.push_chunk(plan, id, idx, len);
+            }
+        }
+        if plan.num_preempted == 0 {
+            let budget = self.config.max_num_batched_tokens - plan.num_tokens();
+            self.admit(plan, budget, prompt_logits);
+        }
+    }
+
+    /// Admits waiting sequences, oldest first, until the budget, the sequences or the blocks run out.
+    fn admit(&mut self, plan: &mut StepPlan, mut budget: usize, mut prompt_logits: usize) {
+        for (id, idx) in self.sequences_with(SequenceStatus::Waiting) {
+            if budget == 0 || self.num_running == self.config.max_num_seqs {
+                return;
+            }
+            match self.admission(id, idx) {
+                Admission::NoRoom => return,
+                Admission::AfterSibling => continue,
+                Admission::Run => {}
+            }
+            let pending = self.sequence(id, idx).num_pending();
+            let len = self.chunk_len(id, idx, pending.min(budget), &mut prompt_logits);
+            self.set_running(id, idx);
+            let has_room = self.make_room((id, idx), len, plan);
+            assert!(has_room, "invariant: admission found room");
+            budget -= len;
+            self.push_chunk(plan, id, idx, len);
+        }
+    }
+
+    /// Decides about a waiting sequence, and shares the prompt's full blocks of a sibling that has them.
+    fn admission(&mut self, id: GroupId, idx: usize) -> Admission {
+        let (group, pool) = (self.groups.get_mut(&id).expect("invariant: listed"), &mut self.pool);
+        let prompt_len = group.prompt_len;
+        let running = |s: &&Sequence| s.status == SequenceStatus::Running;
+        let donor = group.sequences.iter().filter(running).max_by_key(|s| s.num_computed_tokens);
+        let shared_len = match donor {
+            Some(donor) if donor.num_computed_tokens < prompt_len => return Admission::AfterSibling,
+            // Not the prompt's last token: its logits may be wanted.
+            Some(_) => (prompt_len - 1) / pool.block_size() * pool.block_size(),
+            None => 0,
+        };
+        // All of it must fit, and one block more for each that runs: admitted too early, it would only be preempted.
+        let num_tokens = group.sequences[idx].token_ids.len();
+        let needed = pool.blocks_for(num_tokens) - pool.blocks_for(shared_len);
+        let reserve = self.num_running.min(pool.num_total().saturating_sub(needed));
+        if pool.num_free() < needed + reserve {
+            return Admission::NoRoom;
+        }
+        if let Some(donor) = donor {
+            let table = donor.block_table.fork(pool, shared_len);
+            group.sequences[idx].block_table = table;
+            group.sequences[idx].num_computed_tokens = shared_len;
+        }
+        Admission::Run
+    }
+
+    /// Shortens a chunk whose prompt logits are wanted to what one step can give.
+    fn chunk_len(&self, id: GroupId, idx: usize, len: usize, prompt_logits: &mut usize) -> usize {
+        let group = &self.groups[&id];
+        let Some(from) = group.prompt_logits_from.filter(|&from| from < group.prompt_len) else { return len };
+        let start = group.sequences[idx].num_computed_tokens;
+        // The chunk's last position is within every sequence's share.
+        let before = from.saturating_sub(start);
+        let wanted = len.saturating_sub(before);
+        let given = wanted.min(*prompt_logits + 1);
+        *prompt_logits -= given.saturating_sub(1);
+        len - (wanted - given)
+    }
+
+    /// Reserves blocks for `len` more tokens, taking them from the youngest if need be. False if the sequence itself
+    /// was the youngest and had to give way.
+    fn make_room(&mut self, (id, idx): (GroupId, usize), len: usize, plan: &mut StepPlan) -> bool {
+        loop {
+            let seq = &mut self.groups.get_mut(&id).expect("invariant: listed").sequences[idx];
+            let start = seq.num_computed_tokens;
+            if seq.block_table.num_missing(&self.pool, start, len) <= self.pool.num_free() {
+                plan.copies.extend(seq.block_table.reserve(&mut self.pool, start, len));
+                return true;
+            }
+            let victim = self.youngest_running();
+            self.preempt(victim);
+            plan.num_preempted += 1;
+            if victim == (id, idx) {
+                return false;
+            }
+        }
+    }
+
+    fn youngest_running(&self) -> (GroupId, usize) {
+        let last = |g: &SequenceGroup| g.sequences.iter().rposition(|s| s.status == SequenceStatus::Running);
+        let found = self.groups.iter().rev().find_map(|(&id, g)| last(g).map(|idx| (id, idx)));
+        found.expect("invariant: the sequence that needs room is running")
+    }
+
+    fn preempt(&mut self, (id, idx): (GroupId, usize)) {
+        self.leave_running(id, idx, SequenceStatus::Waiting);
+    }
+
+    fn push_chunk(&self, plan: &mut StepPlan, id: GroupId, idx: usize, len: usize) {
+        let group = &self.groups[&id];
+        let seq = &group.sequences[idx];
+        let (start, end) = (seq.num_computed_tokens, seq.num_computed_tokens + len);
+        let is_last = end == seq.token_ids.len();
+        let mut logits_from = if is_last { end - 1 } else { end };
+        if let Some(from) = group.prompt_logits_from.filter(|&from| from < group.prompt_len) {
+            logits_from = logits_from.min(from.max(start));
+        }
+        plan.chunks.push(ScheduledChunk { group: id, index: idx, start, len, logits_from });
+    }
+
+    /// Counts the plan's tokens as computed. Call when the step has run.
+    pub fn commit(&mut self, plan: &StepPlan) {
+        for chunk in &plan.chunks {
+            self.sequence_mut(chunk.group, chunk.index).num_computed_tokens = chunk.end();
+        }
+    }
+
+    /// Adds a sampled token to a sequence.
+    pub fn push_token(&mut self, id: GroupId, idx: usize, token_id: u32) {
+        self.sequence_mut(id, idx).token_ids.push(token_id);
+    }
+
+    /// Makes the group's first sequence `n`: the others get its tokens, and share its blocks while there is a place
+    /// among the running. Call when the prompt is computed and nothing has been generated.
+    pub fn fork(&mut self, id: GroupId, n: usize) {
+        let group = self.groups.get_mut(&id).expect("invariant: the group has not been removed");
+        debug_assert_eq!(group.sequences.len(), 1, "invariant: a group is forked once");
+        for _ in 1..n {
+            let parent = &group.sequences[0];
+            let mut child = Sequence::new(parent.token_ids.clone());
+            if self.num_running < self.config.max_num_seqs && parent.status == SequenceStatus::Running {
+                child.block_table = parent.block_table.fork(&mut self.pool, parent.num_computed_tokens);
+                child.num_computed_tokens = parent.num_computed_tokens;
+                child.status = SequenceStatus::Running;
+                self.num_running += 1;
+            }
+            group.sequences.push(child);
+        }
+    }
+
+    /// Ends a sequence; its blocks are free at once.
+    pub fn finish(&mut self, id: GroupId, idx: usize) {
+        self.leave_running(id, idx, SequenceStatus::Finished);
+    }
+
+    /// Removes a request, ended or not; its blocks are free at once.
+    pub fn remove(&mut self, id: GroupId) {
+        for idx in 0..self.group(id).sequences.len() {
+            self.finish(id, idx);
+        }
+        self.groups.remove(&id);
+    }
+
+    fn leave_running(&mut self, id: GroupId, idx: usize, status: SequenceStatus) {
+        let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
+        self.num_running -= usize::from(seq.status == SequenceStatus::Running);
+        seq.block_table.release(&mut self.pool);
+        seq.num_computed_tokens = 0;
+        seq.status = status;
+    }
+
+    fn set_running(&mut self, id: GroupId, idx: usize) {
+        self.sequence_mut(id, idx).status = SequenceStatus::Running;
+        self.num_running += 1;
+    }
+
+    /// All sequences of a status, oldest first.
+    fn sequences_with(&self, status: SequenceStatus) -> Vec<(GroupId, usize)> {
+        let of_group = |(&id, g): (&GroupId, &SequenceGroup)| {
+            let matching = g.sequences.iter().enumerate().filter(|(_, s)| s.status == status);
+            matching.map(|(idx, _)| (id, idx)).collect::<Vec<_>>()
+        };
+        self.groups.iter().flat_map(of_group).collect()
+    }
+
+    fn sequence(&self, id: GroupId, idx: usize) -> &Sequence {
+        &self.groups[&id].sequences[idx]
+    }
+
+    fn sequence_mut(&mut self, id: GroupId, idx: usize) -> &mut Sequence {
+        &mut self.group_mut(id).sequences[idx]
+    }
+}
