@@ -1,1 +1,162 @@
-//! backend
+//! [`Backend`]: the coarse, fused operations that models are written in.
+//!
+//! Out-parameters come first; nothing allocates in a step; rows beyond a buffer's current ones are never touched.
+//! Every operation has a plain reference in `ops/<op>.rs`, which says exactly what it computes.
+
+pub mod cpu;
+mod batch;
+mod workspace;
+
+pub use batch::{Batch, BatchSequence};
+pub use workspace::Workspace;
+
+use crate::config::{Activation, ModelConfig, RopeConfig, WeightDtype};
+use crate::error::Result;
+use crate::kv::BlockCopy;
+use crate::weights::TensorView;
+
+/// Shape of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvCacheShape {
+    /// Layers, each with keys and values of its own.
+    pub num_layers: usize,
+    /// Blocks in each layer.
+    pub num_blocks: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl KvCacheShape {
+    /// Elements of one block of one layer's keys (or values).
+    pub fn block_len(&self) -> usize {
+        self.block_size * self.num_kv_heads * self.head_dim
+    }
+}
+
+/// How one layer attends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    /// The layer whose keys and values are read.
+    pub layer: usize,
+    /// Query heads, a multiple of the key heads.
+    pub num_heads: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Multiplied to q.k.
+    pub scale: f32,
+    /// cap * tanh(score / cap), after the scale.
+    pub softcap: Option<f32>,
+    /// A query at position i sees keys i - window < j <= i.
+    pub window: Option<usize>,
+}
+
+impl AttentionSpec {
+    /// A layer of a model.
+    pub fn of_layer(config: &ModelConfig, layer: usize) -> Self {
+        Self {
+            layer,
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            scale: config.attention_scale,
+            softcap: config.attn_logit_softcapping,
+            window: config.sliding_window[layer],
+        }
+    }
+
+    /// Columns of the fused q, k, v rows: q of all heads, then k, then v.
+    pub fn qkv_dim(&self) -> usize {
+        (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    }
+}
+
+/// A device that computes. Models are generic in it; buffers are [rows, cols] activations.
+pub trait Backend: Send + Sized + 'static {
+    /// Activations, [rows, cols], of which the first `rows` are in use.
+    type Buffer: Send;
+    /// A weight matrix (or several over each other), as [`Backend::linear`] wants it.
+    type Matrix: Send;
+    /// A weight vector.
+    type Vector: Send;
+    /// Keys and values of all layers.
+    type KvCache: Send;
+    /// Cosines and sines of all positions.
+    type Rope: Send;
+    /// A step's [`Batch`], where the device reads it.
+    type Batch: Send;
+
+    /// In words, for users: `cpu (2 threads, avx512)`.
+    fn description(&self) -> String;
+    /// Bytes of memory that new allocations can use.
+    fn free_memory(&self) -> Result<usize>;
+
+    // At load.
+
+    /// A buffer of at most `max_rows` rows.
+    fn buffer(&self, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
+    /// A vector in f32.
+    fn vector(&self, tensor: &TensorView<'_>) -> Result<Self::Vector>;
+    /// Matrices of the same number of columns over each other, [sum of rows, cols], with an optional bias as long as
+    /// all rows.
+    fn matrix(&self, parts: &[TensorView<'_>], bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix>;
+    /// An empty cache.
+    fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache>;
+    /// Cosines and sines of positions `0..max_len`.
+    fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<Self::Rope>;
+    /// Room for a step's batch.
+    fn batch(&self) -> Result<Self::Batch>;
+
+    // In a step.
+
+    /// Brings the step's inputs to the device.
+    fn upload(&self, dst: &mut Self::Batch, batch: &Batch) -> Result<()>;
+    /// Copies KV blocks in all layers, in order.
+    fn copy_blocks(&self, kv: &mut Self::KvCache, copies: &[BlockCopy]) -> Result<()>;
+    /// out[t] = table[token_ids[t]] * scale. [num_tokens, hidden].
+    fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix, batch: &Self::Batch, scale: f32) -> Result<()>;
+    /// out = x / rms(x) * weight.
+    fn rms_norm(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Vector, eps: f32) -> Result<()>;
+    /// residual += delta; out = residual / rms(residual) * weight.
+    fn add_rms_norm(
+        &self,
+        out: &mut Self::Buffer,
+        residual: &mut Self::Buffer,
+        delta: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Result<()>;
+    /// out = x . weight^T + bias.
+    fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix) -> Result<()>;
+    /// Turns q and k in `qkv` by their positions, and writes k and v to the cache.
+    fn rope_append_kv(
+        &self,
+        qkv: &mut Self::Buffer,
+        kv: &mut Self::KvCache,
+        rope: &Self::Rope,
+        batch: &Self::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()>;
+    /// Each query over its sequence's cached keys and values. [num_tokens, num_heads * head_dim].
+    fn attention(
+        &self,
+        out: &mut Self::Buffer,
+        qkv: &Self::Buffer,
+        kv: &Self::KvCache,
+        batch: &Self::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()>;
+    /// out = act(gate) * up; `gate_up` rows hold gate, then up.
+    fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()>;
+    /// out += x.
+    fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer) -> Result<()>;
+    /// out[i] = x[logit_rows[i]].
+    fn gather_rows(&self, out: &mut Self::Buffer, x: &Self::Buffer, batch: &Self::Batch) -> Result<()>;
+    /// The buffer's rows in f32, row after row.
+    fn read<'a>(&'a self, buffer: &'a Self::Buffer) -> Result<&'a [f32]>;
+}

@@ -7,3 +7,5 @@ mod sampling;
 pub use engine::{DeviceKind, EngineConfig, LoadFormat, WeightDtype};
 pub use model::{Activation, ModelConfig, RopeConfig, RopeScaling};
 pub use sampling::{LogprobsMode, SamplingParams};
+
+pub(crate) use sampling::check_token_id;

@@ -3,6 +3,11 @@
 //! Each `models/<arch>.rs` maps its own config to this type. Field names are those of Hugging Face
 //! configs where they have one.
 
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::ops::attention;
+
 /// The gate's activation in the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -100,6 +105,30 @@ impl ModelConfig {
     /// Bytes of K and V for one token over all layers, with `kv_elem_bytes` an element.
     pub fn kv_bytes_per_token(&self, kv_elem_bytes: usize) -> usize {
         2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * kv_elem_bytes
+    }
+
+    /// Checks what the operations rely on. `path` is for the error.
+    pub fn validate(&self, path: &Path) -> Result<()> {
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        let error = |message: String| Err(Error::file(path, message));
+        if heads % kv_heads != 0 || heads / kv_heads > attention::MAX_GROUP {
+            return error(format!(
+                "num_attention_heads: expected a multiple, up to {}, of the {kv_heads} key and value heads, found {heads}",
+                attention::MAX_GROUP
+            ));
+        }
+        let rotary = self.rope.rotary_dim;
+        if rotary % 2 != 0 || rotary > self.head_dim {
+            return error(format!(
+                "rotary dimensions: expected an even number up to the head's {}, found {rotary}",
+                self.head_dim
+            ));
+        }
+        let ids = self.bos_token_id.iter().chain(&self.eos_token_ids);
+        if let Some(id) = ids.copied().find(|&id| id as usize >= self.vocab_size) {
+            return error(format!("token id {id} is outside the vocabulary of {}", self.vocab_size));
+        }
+        Ok(())
     }
 
     /// Columns of the fused q, k, v projection.

@@ -1,73 +1,19 @@
-//! [`EngineHandle`]: how callers reach the engine's thread; [`TokenStream`]: how it answers.
+//! [`EngineHandle`]: how callers reach the engine's thread.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::unbounded_channel;
 
-use super::output::{GenerationOutput, StreamEvent};
-use super::request::GenerationRequest;
-use crate::config::ModelConfig;
+use super::request::{GenerationRequest, Prompt};
+use super::status::{EngineStatus, ModelInfo};
+use super::stream::{PromptInfo, TokenStream};
+use super::{Inbox, QueuedRequest};
+use crate::config::SamplingParams;
 use crate::error::{Error, Result};
 use crate::text::{ChatTemplate, Tokenizer};
-
-/// What is known of a loaded model.
-#[derive(Debug, Clone)]
-pub struct ModelInfo {
-    /// The id under which it is served.
-    pub id: String,
-    /// Its normalised config.
-    pub config: ModelConfig,
-    /// The longest sequence that this engine runs, prompt and output together, in tokens.
-    pub max_model_len: usize,
-    /// KV blocks in the pool, and tokens in a block.
-    pub num_kv_blocks: usize,
-    /// Tokens in one KV block.
-    pub block_size: usize,
-    /// Bytes of weights in memory.
-    pub weight_bytes: usize,
-    /// Bytes of the KV pool.
-    pub kv_cache_bytes: usize,
-    /// Where it runs, in words: `cpu (2 threads, avx512)`.
-    pub device: String,
-}
-
-/// Counters that the engine keeps up to date once a step. Read at any time, from any thread.
-#[derive(Debug, Default)]
-pub struct EngineStatus {
-    /// Sequences that hold KV blocks.
-    pub num_running: AtomicUsize,
-    /// Sequences that wait for KV blocks, and requests in the inbox.
-    pub num_waiting: AtomicUsize,
-    /// KV blocks in use.
-    pub num_used_blocks: AtomicUsize,
-    /// KV blocks in the pool.
-    pub num_total_blocks: AtomicUsize,
-    /// Steps run.
-    pub num_steps: AtomicUsize,
-    /// Sequences whose KV blocks were taken for others, to be recomputed.
-    pub num_preemptions: AtomicUsize,
-    /// Prompt tokens computed.
-    pub num_prompt_tokens: AtomicUsize,
-    /// Tokens generated.
-    pub num_generated_tokens: AtomicUsize,
-    /// Requests ended, cancelled ones among them.
-    pub num_finished_requests: AtomicUsize,
-    /// Requests whose caller went away.
-    pub num_cancelled_requests: AtomicUsize,
-    /// Whether the engine's thread runs.
-    pub alive: AtomicBool,
-    /// Milliseconds since the engine's start at the last step or idle check, to see whether it is stuck.
-    pub last_progress_ms: AtomicUsize,
-}
-
-impl EngineStatus {
-    /// Reads one counter.
-    pub fn get(counter: &AtomicUsize) -> usize {
-        counter.load(Ordering::Relaxed)
-    }
-}
 
 /// The caller's side of a running engine. Cheap to clone; the engine stops when the last one is gone.
 #[derive(Clone)]
@@ -75,70 +21,153 @@ pub struct EngineHandle {
     inner: Arc<HandleInner>,
 }
 
-struct HandleInner {}
-
-impl EngineHandle {
-    /// Renders, tokenizes, validates and queues a request. Does not wait. Errors: `InvalidRequest` names the field;
-    /// `Overloaded` when the inbox is full; `Unavailable` when the engine has stopped.
-    pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
-        todo!()
-    }
-    /// The loaded model.
-    pub fn info(&self) -> &ModelInfo {
-        todo!()
-    }
-    /// Counters, kept up to date once a step.
-    pub fn status(&self) -> &EngineStatus {
-        todo!()
-    }
-    /// The model's tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        todo!()
-    }
-    /// The model's chat template, if it has one.
-    pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        todo!()
-    }
-    /// Whether the engine runs and has made progress within `limit`.
-    pub fn is_healthy(&self, limit: Duration) -> bool {
-        todo!()
-    }
-    /// Takes no more requests; returns once running ones have ended or `limit` has passed, then aborts the rest.
-    pub fn shutdown(&self, limit: Duration) {
-        todo!()
-    }
+/// What the handles of one engine share.
+pub(super) struct HandleInner {
+    pub(super) inbox: mpsc::Sender<Inbox>,
+    pub(super) info: ModelInfo,
+    pub(super) status: Arc<EngineStatus>,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) chat_template: Option<ChatTemplate>,
+    /// Most requests that run or wait.
+    pub(super) max_requests: usize,
+    pub(super) is_closed: AtomicBool,
+    pub(super) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Answers to one request. Dropping it cancels the request: its KV blocks are free on the next step.
-pub struct TokenStream {}
+impl EngineHandle {
+    pub(super) fn new(inner: HandleInner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
 
-impl TokenStream {
-    /// The prompt's token ids, after truncation.
-    pub fn prompt_token_ids(&self) -> &[u32] {
-        todo!()
+    /// Renders, tokenizes, validates and queues a request. Does not wait. Errors: `InvalidRequest` names the field;
+    /// `Overloaded` when too many requests wait; `Unavailable` when the engine has stopped.
+    pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
+        let inner = &*self.inner;
+        let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens } = request;
+        params.validate(inner.info.config.vocab_size)?;
+        let param = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
+        let mut prompt = self.tokenize(prompt, add_special_tokens)?;
+        if let Some(len) = truncate_prompt_tokens {
+            if len == 0 {
+                return Err(Error::invalid("truncate_prompt_tokens", "truncate_prompt_tokens: must be at least 1"));
+            }
+            prompt.token_ids.drain(..prompt.token_ids.len().saturating_sub(len));
+        }
+        self.check_prompt(param, &prompt.token_ids)?;
+        self.check_min_tokens(&params, prompt.token_ids.len())?;
+        self.enqueue(prompt, params)
     }
-    /// The prompt as text, when it was given as text or rendered from a conversation.
-    pub fn prompt_text(&self) -> Option<&str> {
-        todo!()
+
+    fn tokenize(&self, prompt: Prompt, add_special_tokens: bool) -> Result<PromptInfo> {
+        let tokenizer = &self.inner.tokenizer;
+        match prompt {
+            Prompt::Tokens(token_ids) => Ok(PromptInfo { token_ids, text: None }),
+            Prompt::Text(text) if text.is_empty() => Err(Error::invalid("prompt", "prompt: must not be empty")),
+            Prompt::Text(text) => {
+                Ok(PromptInfo { token_ids: tokenizer.encode(&text, add_special_tokens)?, text: Some(text) })
+            }
+            Prompt::Chat(chat) => {
+                let no_template = || {
+                    let id = &self.inner.info.id;
+                    let message = format!("messages: model {id} has no chat template; send a formatted `prompt`");
+                    Error::invalid("messages", message)
+                };
+                let rendered = self.chat_template().ok_or_else(no_template)?.render(&chat, tokenizer)?;
+                let token_ids = tokenizer.encode_chat(&rendered)?;
+                Ok(PromptInfo { token_ids, text: Some(rendered.text().into()) })
+            }
+        }
     }
-    /// Number of sequences.
-    pub fn num_sequences(&self) -> usize {
-        todo!()
+
+    fn check_prompt(&self, param: &'static str, token_ids: &[u32]) -> Result<()> {
+        let info = &self.inner.info;
+        if token_ids.is_empty() {
+            return Err(Error::invalid(param, format!("{param}: must not be empty")));
+        }
+        for &id in token_ids {
+            crate::config::check_token_id(param, id, info.config.vocab_size)?;
+        }
+        if token_ids.len() >= info.max_model_len {
+            let (len, max) = (token_ids.len(), info.max_model_len);
+            let message = format!(
+                "{param}: {len} tokens leave no room for an answer in the context of {max} tokens; \
+                 shorten it, or set truncate_prompt_tokens"
+            );
+            return Err(Error::invalid(param, message));
+        }
+        Ok(())
     }
-    /// The next event; `None` after `Done` or an error.
-    pub async fn next(&mut self) -> Option<Result<StreamEvent>> {
-        todo!()
+
+    fn check_min_tokens(&self, params: &SamplingParams, prompt_len: usize) -> Result<()> {
+        let room = self.inner.info.max_model_len - prompt_len;
+        if params.min_tokens <= room {
+            return Ok(());
+        }
+        let message = format!(
+            "min_tokens: {} tokens do not fit: the prompt leaves {room} of the context of {} tokens",
+            params.min_tokens, self.inner.info.max_model_len
+        );
+        Err(Error::invalid("min_tokens", message))
     }
-    /// The same, waiting on this thread. Panics inside an async runtime.
-    pub fn blocking_next(&mut self) -> Option<Result<StreamEvent>> {
-        todo!()
+
+    fn enqueue(&self, prompt: PromptInfo, params: SamplingParams) -> Result<TokenStream> {
+        let inner = &*self.inner;
+        let stopped = || Error::Unavailable { message: format!("model {} is shutting down", inner.info.id) };
+        if inner.is_closed.load(Ordering::SeqCst) {
+            return Err(stopped());
+        }
+        let unfinished = inner.status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
+        if unfinished >= inner.max_requests {
+            inner.status.num_unfinished_requests.fetch_sub(1, Ordering::SeqCst);
+            let message = format!("{unfinished} requests are running or waiting, the most that are taken; try again later");
+            return Err(Error::Overloaded { message });
+        }
+        let (events, receiver) = unbounded_channel();
+        let stream = TokenStream::new(receiver, prompt, params.n);
+        let request = QueuedRequest { prompt: stream.prompt(), params, events };
+        inner.inbox.send(Inbox::Request(Box::new(request))).map_err(|_| stopped())?;
+        Ok(stream)
     }
-    /// Everything, at the end.
-    pub async fn collect(self) -> Result<GenerationOutput> {
-        todo!()
+
+    /// The loaded model.
+    pub fn info(&self) -> &ModelInfo {
+        &self.inner.info
     }
-    /// The same, waiting on this thread. Panics inside an async runtime.
-    pub fn blocking_collect(self) -> Result<GenerationOutput> {
-        todo!()
+
+    /// Counters, kept up to date once a step.
+    pub fn status(&self) -> &EngineStatus {
+        &self.inner.status
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// The model's chat template, if it has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.inner.chat_template.as_ref()
+    }
+
+    /// Whether the engine runs and has made progress within `limit`.
+    pub fn is_healthy(&self, limit: Duration) -> bool {
+        self.inner.status.is_healthy(limit)
+    }
+
+    /// Takes no more requests; returns once running ones have ended or `limit` has passed, then aborts the rest.
+    pub fn shutdown(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        self.inner.is_closed.store(true, Ordering::SeqCst);
+        while self.inner.status.num_unfinished_requests.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // An engine that has ended already does not hear it.
+        let _ = self.inner.inbox.send(Inbox::Stop);
+        let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!(model = self.inner.info.id, "the engine's thread panicked");
+        }
     }
 }

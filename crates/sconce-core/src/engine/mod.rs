@@ -1,25 +1,32 @@
 //! The engine: it owns the model, the KV pool and the scheduler on one thread.
 
+mod core;
 mod handle;
+mod load;
 mod output;
 mod progress;
 mod request;
+mod running;
+mod status;
+mod stream;
 
-pub use handle::{EngineHandle, EngineStatus, ModelInfo, TokenStream};
+pub use handle::EngineHandle;
+pub use load::load;
 pub use output::{
     CompletionOutput, Finish, FinishReason, GenerationOutput, Logprob, StopReason, StreamEvent, TokenEvent,
     TokenLogprobs, Usage,
 };
 pub use progress::{NoProgress, Progress};
 pub use request::{GenerationRequest, Prompt};
+pub use status::{EngineStatus, ModelInfo};
+pub use stream::TokenStream;
 
-/// Loads a model and starts its engine. `path` is a GGUF file, or a folder with config.json, tokenizer.json and
-/// safetensors; `id` is the name under which it is served. Returns once it is ready for requests.
-pub fn load(
-    id: &str,
-    path: &std::path::Path,
-    config: &crate::config::EngineConfig,
-    progress: &dyn Progress,
-) -> crate::Result<EngineHandle> {
-    todo!()
+use running::QueuedRequest;
+
+/// What reaches the engine's thread.
+pub(crate) enum Inbox {
+    /// A validated request.
+    Request(Box<QueuedRequest>),
+    /// Abort what runs, and end.
+    Stop,
 }

@@ -1,1 +1,87 @@
-//! models
+//! The architectures. Each is one file and one line of [`architectures`].
+//!
+//! A model is written in the operations of [`Backend`]; it names no backend and sees no KV block.
+
+mod llama;
+mod loader;
+mod raw_config;
+
+pub use loader::{Bias, Loader};
+pub use raw_config::RawConfig;
+
+use crate::backend::{Backend, Workspace};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+/// What one step of a model works on.
+pub struct Step<'a, B: Backend> {
+    /// The device.
+    pub backend: &'a B,
+    /// Activations.
+    pub ws: &'a mut Workspace<B>,
+    /// Keys and values.
+    pub kv: &'a mut B::KvCache,
+    /// The step's inputs.
+    pub batch: &'a B::Batch,
+}
+
+/// A loaded model.
+pub trait Model<B: Backend>: Send {
+    /// Its normalised config.
+    fn config(&self) -> &ModelConfig;
+    /// Embeds the batch's tokens into `ws.residual`.
+    fn embed(&self, step: &mut Step<'_, B>) -> Result<()>;
+    /// Runs one block. The hidden state after it is `ws.residual + ws.delta`.
+    fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()>;
+    /// Computes the wanted logits into `ws.logits`.
+    fn head(&self, step: &mut Step<'_, B>) -> Result<()>;
+}
+
+/// How an architecture is described and loaded.
+pub trait Architecture<B: Backend>: Model<B> + Sized + 'static {
+    /// The class name in config.json's `architectures`.
+    const NAME: &'static str;
+    /// `general.architecture` in a GGUF, where llama.cpp has it.
+    const GGUF_NAME: Option<&'static str>;
+    /// Normalises config.json (a GGUF's metadata comes under the same keys).
+    fn config(raw: &RawConfig) -> Result<ModelConfig>;
+    /// Loads the weights.
+    fn load(loader: &Loader<'_, B>) -> Result<Self>;
+}
+
+/// One line of the registry.
+pub struct Entry<B: Backend> {
+    /// See [`Architecture::NAME`].
+    pub name: &'static str,
+    /// See [`Architecture::GGUF_NAME`].
+    pub gguf_name: Option<&'static str>,
+    /// See [`Architecture::config`].
+    pub config: fn(&RawConfig) -> Result<ModelConfig>,
+    /// See [`Architecture::load`].
+    pub load: fn(&Loader<'_, B>) -> Result<Box<dyn Model<B>>>,
+}
+
+/// The registry.
+pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
+    vec![entry::<B, llama::Llama<B>>()]
+}
+
+fn entry<B: Backend, M: Architecture<B>>() -> Entry<B> {
+    Entry {
+        name: M::NAME,
+        gguf_name: M::GGUF_NAME,
+        config: M::config,
+        load: |loader| Ok(Box::new(M::load(loader)?)),
+    }
+}
+
+/// The registry's line for a config. The error lists what there is.
+pub fn find<B: Backend>(raw: &RawConfig) -> Result<Entry<B>> {
+    let asked = raw.architecture()?;
+    let known: Vec<_> = architectures::<B>().iter().map(|e| e.name).collect();
+    let unknown = || {
+        let message = format!("architecture {asked} is not supported; supported: {}", known.join(", "));
+        Error::file(raw.path(), message)
+    };
+    architectures().into_iter().find(|e| e.name == asked || e.gguf_name == Some(asked)).ok_or_else(unknown)
+}

@@ -1,1 +1,14 @@
-//! ops
+//! The operations of a forward pass, one a file: what it computes, a plain reference, and the CPU's kernel.
+
+pub mod add;
+pub mod attention;
+pub mod copy_blocks;
+pub mod embed;
+pub mod gate_act_mul;
+pub mod gather_rows;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope_append_kv;
+mod simd;
+#[cfg(test)]
+mod testing;

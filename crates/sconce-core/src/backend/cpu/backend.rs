@@ -1,0 +1,178 @@
+//! [`CpuBackend`]: the operations, handed to their kernels in `ops/`.
+
+use std::cell::RefCell;
+
+use super::memory;
+use super::pool::ThreadPool;
+use super::storage::{Buffer, KvCache, Matrix, RopeTable};
+use super::{Isa, topology};
+use crate::backend::{AttentionSpec, Backend, Batch, KvCacheShape};
+use crate::config::{Activation, RopeConfig, WeightDtype};
+use crate::error::{Error, Result};
+use crate::kv::BlockCopy;
+use crate::ops;
+use crate::weights::{Dtype, TensorView, quant};
+
+/// Threads, their SIMD, and scratch memory of the kernels.
+pub(crate) struct Cpu {
+    pub(crate) pool: ThreadPool,
+    pub(crate) isa: Isa,
+    pub(crate) quantized: ops::linear::QuantizedRows,
+}
+
+impl Cpu {
+    pub(crate) fn new(num_threads: usize, isa: Isa) -> Self {
+        Self { pool: ThreadPool::new(num_threads), isa, quantized: Default::default() }
+    }
+}
+
+/// The CPU.
+pub struct CpuBackend {
+    cpu: RefCell<Cpu>,
+}
+
+impl CpuBackend {
+    /// The CPU with so many threads; `None`: one a physical core.
+    pub fn new(num_threads: Option<usize>) -> Self {
+        let num_threads = num_threads.unwrap_or_else(topology::default_num_threads);
+        Self { cpu: RefCell::new(Cpu::new(num_threads, Isa::detect())) }
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = Buffer;
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type KvCache = KvCache;
+    type Rope = RopeTable;
+    type Batch = Batch;
+
+    fn description(&self) -> String {
+        let cpu = self.cpu.borrow();
+        let threads = cpu.pool.num_threads();
+        format!("cpu ({threads} thread{}, {})", if threads == 1 { "" } else { "s" }, cpu.isa.name())
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        let unknown = || Error::config("kv-cache-bytes", "must be set: this system does not tell its free memory");
+        memory::free_memory().ok_or_else(unknown)
+    }
+
+    fn buffer(&self, max_rows: usize, cols: usize) -> Result<Buffer> {
+        Ok(Buffer::new(max_rows, cols))
+    }
+
+    fn vector(&self, tensor: &TensorView<'_>) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; tensor.shape.iter().product()];
+        quant::dequantize(tensor.dtype, &tensor.data, &mut out);
+        Ok(out)
+    }
+
+    fn matrix(&self, parts: &[TensorView<'_>], bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Matrix> {
+        let cols = parts[0].shape[1];
+        let parts = parts.iter().map(|part| ops::linear::load_part(part, dtype)).collect();
+        Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
+    }
+
+    fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {
+        Ok(KvCache::new(shape))
+    }
+
+    fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<RopeTable> {
+        Ok(ops::rope_append_kv::table(config, max_len))
+    }
+
+    fn batch(&self) -> Result<Batch> {
+        Ok(Batch::default())
+    }
+
+    fn upload(&self, dst: &mut Batch, batch: &Batch) -> Result<()> {
+        dst.clone_from(batch);
+        Ok(())
+    }
+
+    fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]) -> Result<()> {
+        ops::copy_blocks::reference(kv, copies);
+        Ok(())
+    }
+
+    fn embed(&self, out: &mut Buffer, table: &Matrix, batch: &Batch, scale: f32) -> Result<()> {
+        ops::embed::reference(out, table, &batch.token_ids, scale);
+        Ok(())
+    }
+
+    fn rms_norm(&self, out: &mut Buffer, x: &Buffer, weight: &Vec<f32>, eps: f32) -> Result<()> {
+        ops::rms_norm::cpu(self.cpu.borrow().isa, out, x, weight, eps);
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &self,
+        out: &mut Buffer,
+        residual: &mut Buffer,
+        delta: &Buffer,
+        weight: &Vec<f32>,
+        eps: f32,
+    ) -> Result<()> {
+        ops::add::reference(residual, delta);
+        ops::rms_norm::cpu(self.cpu.borrow().isa, out, residual, weight, eps);
+        Ok(())
+    }
+
+    fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+        ops::linear::cpu(&mut self.cpu.borrow_mut(), out, x, weight);
+        Ok(())
+    }
+
+    fn rope_append_kv(
+        &self,
+        qkv: &mut Buffer,
+        kv: &mut KvCache,
+        rope: &RopeTable,
+        batch: &Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        ops::rope_append_kv::reference(qkv, kv, rope, batch, spec);
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        kv: &KvCache,
+        batch: &Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        ops::attention::cpu(&mut self.cpu.borrow_mut(), out, qkv, kv, batch, spec);
+        Ok(())
+    }
+
+    fn gate_act_mul(&self, out: &mut Buffer, gate_up: &Buffer, act: Activation) -> Result<()> {
+        ops::gate_act_mul::cpu(&mut self.cpu.borrow_mut(), out, gate_up, act);
+        Ok(())
+    }
+
+    fn add(&self, out: &mut Buffer, x: &Buffer) -> Result<()> {
+        ops::add::reference(out, x);
+        Ok(())
+    }
+
+    fn gather_rows(&self, out: &mut Buffer, x: &Buffer, batch: &Batch) -> Result<()> {
+        ops::gather_rows::reference(out, x, &batch.logit_rows);
+        Ok(())
+    }
+
+    fn read<'a>(&'a self, buffer: &'a Buffer) -> Result<&'a [f32]> {
+        Ok(buffer.data())
+    }
+}
+
+/// The type that a weight has in memory: quantized ones stay as they are unless another is asked for.
+pub(crate) fn memory_dtype(stored: Dtype, asked: WeightDtype) -> Dtype {
+    match asked {
+        WeightDtype::Auto => stored,
+        WeightDtype::F32 => Dtype::F32,
+        WeightDtype::Bf16 => Dtype::BF16,
+    }
+}

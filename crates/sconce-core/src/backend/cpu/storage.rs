@@ -1,0 +1,122 @@
+//! What the CPU backend keeps: activations, weights, the KV cache.
+
+use crate::backend::KvCacheShape;
+use crate::weights::Dtype;
+
+/// f32 activations, [rows, cols].
+#[derive(Debug)]
+pub struct Buffer {
+    data: Vec<f32>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Buffer {
+    /// Room for `max_rows` rows, none in use.
+    pub fn new(max_rows: usize, cols: usize) -> Self {
+        Self { data: vec![0.0; max_rows * cols], rows: 0, cols }
+    }
+
+    /// A buffer that holds `data`, row after row.
+    pub fn from_vec(data: Vec<f32>, cols: usize) -> Self {
+        assert_eq!(data.len() % cols.max(1), 0, "invariant: whole rows");
+        Self { rows: data.len() / cols.max(1), data, cols }
+    }
+
+    /// Rows in use.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Sets the rows in use; their contents are whatever was there.
+    pub fn set_rows(&mut self, rows: usize) {
+        assert!(rows * self.cols <= self.data.len(), "invariant: a step fits the workspace");
+        self.rows = rows;
+    }
+
+    /// The rows in use.
+    pub fn data(&self) -> &[f32] {
+        &self.data[..self.rows * self.cols]
+    }
+
+    /// The rows in use, to be written.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data[..self.rows * self.cols]
+    }
+
+    /// One row.
+    pub fn row(&self, idx: usize) -> &[f32] {
+        &self.data()[idx * self.cols..(idx + 1) * self.cols]
+    }
+}
+
+/// Rows of one type within a [`Matrix`].
+#[derive(Debug)]
+pub struct MatrixPart {
+    /// Type of the elements.
+    pub dtype: Dtype,
+    /// Rows.
+    pub rows: usize,
+    /// The rows, each `dtype.row_bytes(cols)` bytes.
+    pub data: Box<[u8]>,
+}
+
+/// Weights of a linear operation: parts over each other, which may differ in type.
+#[derive(Debug)]
+pub struct Matrix {
+    /// From the top.
+    pub parts: Vec<MatrixPart>,
+    /// Columns: elements of an input row.
+    pub cols: usize,
+    /// One entry a row.
+    pub bias: Option<Box<[f32]>>,
+}
+
+impl Matrix {
+    /// Rows of all parts: elements of an output row.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(|p| p.rows).sum()
+    }
+}
+
+/// Cosines and sines, [max_len, rotary_dim / 2] each.
+#[derive(Debug)]
+pub struct RopeTable {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+    /// How many of a head's dimensions turn.
+    pub rotary_dim: usize,
+}
+
+/// Keys and values in f32: a layer is [num_blocks, num_kv_heads, block_size, head_dim], so that attention reads a
+/// head's keys of one block in one stretch.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Keys of each layer.
+    pub k: Vec<Vec<f32>>,
+    /// Values of each layer.
+    pub v: Vec<Vec<f32>>,
+    /// The lengths.
+    pub shape: KvCacheShape,
+}
+
+impl KvCache {
+    /// An empty cache. The system gives memory when it is first written.
+    pub fn new(shape: KvCacheShape) -> Self {
+        let layers = || (0..shape.num_layers).map(|_| vec![0.0; shape.num_blocks * shape.block_len()]).collect();
+        Self { k: layers(), v: layers(), shape }
+    }
+
+    /// Where a head's rows of one block begin in its layer.
+    pub fn tile_start(&self, block: u32, head: usize) -> usize {
+        let shape = &self.shape;
+        (block as usize * shape.num_kv_heads + head) * shape.block_size * shape.head_dim
+    }
+}

@@ -1,0 +1,52 @@
+//! [`Workspace`]: every activation buffer, allocated once.
+
+use super::Backend;
+use crate::config::ModelConfig;
+use crate::error::Result;
+
+/// Every activation buffer of a model. T: tokens of the step; R: rows whose logits are wanted.
+pub struct Workspace<B: Backend> {
+    /// [T, hidden_size]: the residual stream.
+    pub residual: B::Buffer,
+    /// [T, hidden_size]: what the last block adds to the residual stream.
+    pub delta: B::Buffer,
+    /// [T, hidden_size]: the normalised input of a block.
+    pub normed: B::Buffer,
+    /// [T, (num_heads + 2 * num_kv_heads) * head_dim]: q, k, v.
+    pub qkv: B::Buffer,
+    /// [T, num_heads * head_dim]: what attention gives.
+    pub attn_out: B::Buffer,
+    /// [T, 2 * intermediate_size]: gate, up.
+    pub gate_up: B::Buffer,
+    /// [T, intermediate_size]: act(gate) * up.
+    pub mlp_act: B::Buffer,
+    /// [R, hidden_size]: the residual stream's rows whose logits are wanted.
+    pub last_residual: B::Buffer,
+    /// [R, hidden_size]: the same of `delta`, then the normalised input of the head.
+    pub last_delta: B::Buffer,
+    /// [R, hidden_size].
+    pub last_normed: B::Buffer,
+    /// [R, vocab_size].
+    pub logits: B::Buffer,
+}
+
+impl<B: Backend> Workspace<B> {
+    /// Buffers for at most `max_tokens` tokens and `max_logits` rows of logits in a step.
+    pub fn new(backend: &B, config: &ModelConfig, max_tokens: usize, max_logits: usize) -> Result<Self> {
+        let tokens = |cols| backend.buffer(max_tokens, cols);
+        let rows = |cols| backend.buffer(max_logits, cols);
+        Ok(Self {
+            residual: tokens(config.hidden_size)?,
+            delta: tokens(config.hidden_size)?,
+            normed: tokens(config.hidden_size)?,
+            qkv: tokens(config.qkv_dim())?,
+            attn_out: tokens(config.q_dim())?,
+            gate_up: tokens(2 * config.intermediate_size)?,
+            mlp_act: tokens(config.intermediate_size)?,
+            last_residual: rows(config.hidden_size)?,
+            last_delta: rows(config.hidden_size)?,
+            last_normed: rows(config.hidden_size)?,
+            logits: rows(config.vocab_size)?,
+        })
+    }
+}

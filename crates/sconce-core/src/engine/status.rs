@@ -1,0 +1,98 @@
+//! [`EngineStatus`]: counters of a running engine; [`ModelInfo`]: what is known of its model.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::config::ModelConfig;
+
+/// What is known of a loaded model.
+#[derive(Debug, Clone)]
+pub struct ModelInfo {
+    /// The id under which it is served.
+    pub id: String,
+    /// Its normalised config.
+    pub config: ModelConfig,
+    /// The longest sequence that this engine runs, prompt and output together, in tokens.
+    pub max_model_len: usize,
+    /// KV blocks in the pool.
+    pub num_kv_blocks: usize,
+    /// Tokens in one KV block.
+    pub block_size: usize,
+    /// Bytes of weights in memory.
+    pub weight_bytes: usize,
+    /// Bytes of the KV pool.
+    pub kv_cache_bytes: usize,
+    /// Where it runs, in words: `cpu (2 threads, avx512)`.
+    pub device: String,
+}
+
+/// Counters that the engine keeps up to date once a step. Read at any time, from any thread.
+#[derive(Debug)]
+pub struct EngineStatus {
+    /// Requests submitted and not ended, those in the inbox among them.
+    pub num_unfinished_requests: AtomicUsize,
+    /// Sequences that hold KV blocks.
+    pub num_running: AtomicUsize,
+    /// Sequences that wait for KV blocks.
+    pub num_waiting: AtomicUsize,
+    /// KV blocks in use.
+    pub num_used_blocks: AtomicUsize,
+    /// KV blocks in the pool.
+    pub num_total_blocks: AtomicUsize,
+    /// Steps run.
+    pub num_steps: AtomicUsize,
+    /// Sequences whose KV blocks were taken for others, to be recomputed.
+    pub num_preemptions: AtomicUsize,
+    /// Prompt tokens of the requests taken up.
+    pub num_prompt_tokens: AtomicUsize,
+    /// Tokens generated.
+    pub num_generated_tokens: AtomicUsize,
+    /// Requests ended, cancelled ones among them.
+    pub num_finished_requests: AtomicUsize,
+    /// Requests whose caller went away.
+    pub num_cancelled_requests: AtomicUsize,
+    /// Whether the engine's thread runs.
+    pub is_alive: AtomicBool,
+    /// Milliseconds from `start` to the last step, or to the last look into an empty inbox.
+    pub last_progress_ms: AtomicUsize,
+    start: Instant,
+}
+
+impl Default for EngineStatus {
+    fn default() -> Self {
+        Self {
+            num_unfinished_requests: AtomicUsize::new(0),
+            num_running: AtomicUsize::new(0),
+            num_waiting: AtomicUsize::new(0),
+            num_used_blocks: AtomicUsize::new(0),
+            num_total_blocks: AtomicUsize::new(0),
+            num_steps: AtomicUsize::new(0),
+            num_preemptions: AtomicUsize::new(0),
+            num_prompt_tokens: AtomicUsize::new(0),
+            num_generated_tokens: AtomicUsize::new(0),
+            num_finished_requests: AtomicUsize::new(0),
+            num_cancelled_requests: AtomicUsize::new(0),
+            is_alive: AtomicBool::new(true),
+            last_progress_ms: AtomicUsize::new(0),
+            start: Instant::now(),
+        }
+    }
+}
+
+impl EngineStatus {
+    /// Reads one counter.
+    pub fn get(counter: &AtomicUsize) -> usize {
+        counter.load(Ordering::Relaxed)
+    }
+
+    /// Whether the engine runs and has made progress within `limit`.
+    pub fn is_healthy(&self, limit: Duration) -> bool {
+        let now = self.start.elapsed().as_millis() as usize;
+        let idle = now.saturating_sub(Self::get(&self.last_progress_ms));
+        self.is_alive.load(Ordering::Relaxed) && (idle as u128) <= limit.as_millis()
+    }
+
+    pub(super) fn progressed(&self) {
+        self.last_progress_ms.store(self.start.elapsed().as_millis() as usize, Ordering::Relaxed);
+    }
+}

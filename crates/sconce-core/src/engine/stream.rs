@@ -1,0 +1,103 @@
+//! [`TokenStream`]: how the engine answers one request.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::output::{GenerationOutput, StreamEvent};
+use crate::error::{Error, Result};
+
+/// A prompt's tokens, and its text where it was given as text.
+#[derive(Debug)]
+pub(super) struct PromptInfo {
+    pub(super) token_ids: Vec<u32>,
+    pub(super) text: Option<String>,
+}
+
+/// Answers to one request. Dropping it cancels the request: its KV blocks are free on the next step.
+#[derive(Debug)]
+pub struct TokenStream {
+    events: UnboundedReceiver<Result<StreamEvent>>,
+    prompt: Arc<PromptInfo>,
+    num_sequences: usize,
+    is_done: bool,
+}
+
+impl TokenStream {
+    pub(super) fn new(
+        events: UnboundedReceiver<Result<StreamEvent>>,
+        prompt: PromptInfo,
+        num_sequences: usize,
+    ) -> Self {
+        Self { events, prompt: Arc::new(prompt), num_sequences, is_done: false }
+    }
+
+    pub(super) fn prompt(&self) -> Arc<PromptInfo> {
+        Arc::clone(&self.prompt)
+    }
+
+    /// The prompt's token ids, after truncation.
+    pub fn prompt_token_ids(&self) -> &[u32] {
+        &self.prompt.token_ids
+    }
+
+    /// The prompt as text, when it was given as text or rendered from a conversation.
+    pub fn prompt_text(&self) -> Option<&str> {
+        self.prompt.text.as_deref()
+    }
+
+    /// Number of sequences.
+    pub fn num_sequences(&self) -> usize {
+        self.num_sequences
+    }
+
+    /// The next event; `None` after `Done` or an error.
+    pub async fn next(&mut self) -> Option<Result<StreamEvent>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The same for hand-written futures and bodies.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<StreamEvent>>> {
+        if self.is_done {
+            return Poll::Ready(None);
+        }
+        self.events.poll_recv(cx).map(|event| self.deliver(event))
+    }
+
+    /// The same, waiting on this thread. Panics inside an async runtime.
+    pub fn blocking_next(&mut self) -> Option<Result<StreamEvent>> {
+        if self.is_done {
+            return None;
+        }
+        let event = self.events.blocking_recv();
+        self.deliver(event)
+    }
+
+    /// Everything, at the end.
+    pub async fn collect(mut self) -> Result<GenerationOutput> {
+        let mut output = GenerationOutput::new(self.num_sequences);
+        while let Some(event) = self.next().await {
+            output.apply(event?);
+        }
+        Ok(output)
+    }
+
+    /// The same, waiting on this thread. Panics inside an async runtime.
+    pub fn blocking_collect(mut self) -> Result<GenerationOutput> {
+        let mut output = GenerationOutput::new(self.num_sequences);
+        while let Some(event) = self.blocking_next() {
+            output.apply(event?);
+        }
+        Ok(output)
+    }
+
+    /// The engine always ends with `Done` or an error: a channel that closes without is an engine that has ended.
+    fn deliver(&mut self, event: Option<Result<StreamEvent>>) -> Option<Result<StreamEvent>> {
+        let ended = || Err(Error::Unavailable { message: "the engine has stopped".into() });
+        let event = event.unwrap_or_else(ended);
+        self.is_done = matches!(event, Ok(StreamEvent::Done(_)) | Err(_));
+        Some(event)
+    }
+}

@@ -1,0 +1,139 @@
+//! `LlamaForCausalLM`: Llama 1 to 3.3, SmolLM and the many models of that shape (Hugging Face's `modeling_llama.py`).
+
+use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
+use crate::backend::{AttentionSpec, Backend};
+use crate::config::{ModelConfig, RopeConfig};
+use crate::error::Result;
+
+/// A loaded model.
+pub(super) struct Llama<B: Backend> {
+    config: ModelConfig,
+    embed: B::Matrix,
+    layers: Vec<Layer<B>>,
+    norm: B::Vector,
+    /// `None`: the embedding's.
+    lm_head: Option<B::Matrix>,
+    rope: B::Rope,
+}
+
+struct Layer<B: Backend> {
+    input_norm: B::Vector,
+    qkv: B::Matrix,
+    o: B::Matrix,
+    post_attention_norm: B::Vector,
+    gate_up: B::Matrix,
+    down: B::Matrix,
+}
+
+/// The config of a model of this shape.
+fn config(raw: &RawConfig) -> Result<ModelConfig> {
+    let (hidden_size, num_attention_heads) = (raw.length("hidden_size")?, raw.length("num_attention_heads")?);
+    let head_dim = raw.opt_length("head_dim")?.unwrap_or(hidden_size / num_attention_heads);
+    let num_hidden_layers = raw.length("num_hidden_layers")?;
+    let attention_bias = raw.bool_or("attention_bias", false)?;
+    Ok(ModelConfig {
+        architecture: raw.architecture()?.into(),
+        hidden_size,
+        intermediate_size: raw.length("intermediate_size")?,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads: raw.opt_length("num_key_value_heads")?.unwrap_or(num_attention_heads),
+        head_dim,
+        vocab_size: raw.length("vocab_size")?,
+        max_position_embeddings: raw.opt_length("max_position_embeddings")?.unwrap_or(2048),
+        norm_eps: raw.opt_float("rms_norm_eps")?.unwrap_or(1e-6),
+        rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling: raw.rope_scaling()? },
+        tie_word_embeddings: raw.bool_or("tie_word_embeddings", false)?,
+        attention_bias,
+        mlp_bias: raw.bool_or("mlp_bias", false)?,
+        hidden_act: raw.activation("hidden_act")?,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        attn_logit_softcapping: None,
+        final_logit_softcapping: None,
+        sliding_window: vec![None; num_hidden_layers],
+        bos_token_id: raw.bos_token_id()?,
+        eos_token_ids: raw.eos_token_ids()?,
+    })
+}
+
+impl<B: Backend> Architecture<B> for Llama<B> {
+    const NAME: &'static str = "LlamaForCausalLM";
+    const GGUF_NAME: Option<&'static str> = Some("llama");
+
+    fn config(raw: &RawConfig) -> Result<ModelConfig> {
+        config(raw)
+    }
+
+    fn load(loader: &Loader<'_, B>) -> Result<Self> {
+        let config = loader.config;
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embedding = |name: &str| loader.matrix(&[(name.into(), vocab)], hidden, Bias::Absent);
+        Ok(Self {
+            embed: embedding("model.embed_tokens")?,
+            layers: (0..config.num_hidden_layers).map(|i| Layer::load(loader, i)).collect::<Result<_>>()?,
+            norm: loader.vector("model.norm.weight", hidden)?,
+            lm_head: if config.tie_word_embeddings { None } else { Some(embedding("lm_head")?) },
+            rope: loader.rope()?,
+            config: config.clone(),
+        })
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    fn load(loader: &Loader<'_, B>, idx: usize) -> Result<Self> {
+        let config = loader.config;
+        let name = |part: &str| format!("model.layers.{idx}.{part}");
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
+        let (attention_bias, mlp_bias) = (Bias::from(config.attention_bias), Bias::from(config.mlp_bias));
+        let qkv =
+            [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
+        let gate_up = [(name("mlp.gate_proj"), inter), (name("mlp.up_proj"), inter)];
+        Ok(Self {
+            input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv: loader.matrix(&qkv, hidden, attention_bias)?,
+            o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, attention_bias)?,
+            post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate_up: loader.matrix(&gate_up, hidden, mlp_bias)?,
+            down: loader.matrix(&[(name("mlp.down_proj"), hidden)], inter, mlp_bias)?,
+        })
+    }
+}
+
+impl<B: Backend> Model<B> for Llama<B> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
+        step.backend.embed(&mut step.ws.residual, &self.embed, step.batch, 1.0)
+    }
+
+    fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
+        let Step { backend, ws, kv, batch } = step;
+        let (layer, eps) = (&self.layers[idx], self.config.norm_eps);
+        let spec = AttentionSpec::of_layer(&self.config, idx);
+        if idx == 0 {
+            backend.rms_norm(&mut ws.normed, &ws.residual, &layer.input_norm, eps)?;
+        } else {
+            backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.input_norm, eps)?;
+        }
+        backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
+        backend.rope_append_kv(&mut ws.qkv, kv, &self.rope, batch, &spec)?;
+        backend.attention(&mut ws.attn_out, &ws.qkv, kv, batch, &spec)?;
+        backend.linear(&mut ws.delta, &ws.attn_out, &layer.o)?;
+        backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.post_attention_norm, eps)?;
+        backend.linear(&mut ws.gate_up, &ws.normed, &layer.gate_up)?;
+        backend.gate_act_mul(&mut ws.mlp_act, &ws.gate_up, self.config.hidden_act)?;
+        backend.linear(&mut ws.delta, &ws.mlp_act, &layer.down)
+    }
+
+    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+        let Step { backend, ws, batch, .. } = step;
+        backend.gather_rows(&mut ws.last_residual, &ws.residual, batch)?;
+        backend.gather_rows(&mut ws.last_delta, &ws.delta, batch)?;
+        let (residual, delta) = (&mut ws.last_residual, &ws.last_delta);
+        backend.add_rms_norm(&mut ws.last_normed, residual, delta, &self.norm, self.config.norm_eps)?;
+        backend.linear(&mut ws.logits, &ws.last_normed, self.lm_head.as_ref().unwrap_or(&self.embed))
+    }
+}

@@ -1,0 +1,79 @@
+//! [`Loader`]: weights by name, checked against the config, into the backend's forms.
+
+use crate::backend::Backend;
+use crate::config::{ModelConfig, WeightDtype};
+use crate::engine::Progress;
+use crate::error::Result;
+use crate::weights::{TensorView, WeightStore, quant};
+
+/// Weights by name, checked against the config, into the backend's forms.
+pub struct Loader<'a, B: Backend> {
+    /// The device.
+    pub backend: &'a B,
+    /// The tensors.
+    pub store: &'a WeightStore,
+    /// The model's config.
+    pub config: &'a ModelConfig,
+    /// The type that matrices have in memory.
+    pub dtype: WeightDtype,
+    /// The longest sequence.
+    pub max_model_len: usize,
+    /// Told of every tensor.
+    pub progress: &'a dyn Progress,
+}
+
+/// Whether a matrix has a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bias {
+    /// `<name>.bias` is added.
+    Present,
+    /// There is none.
+    Absent,
+}
+
+impl From<bool> for Bias {
+    fn from(has_bias: bool) -> Self {
+        if has_bias { Self::Present } else { Self::Absent }
+    }
+}
+
+impl<B: Backend> Loader<'_, B> {
+    /// `<name>.weight` of each part, (name, rows), over each other: [sum of rows, cols].
+    pub fn matrix(&self, parts: &[(String, usize)], cols: usize, bias: Bias) -> Result<B::Matrix> {
+        let get = |(name, rows): &(String, usize)| self.tensor(&format!("{name}.weight"), &[*rows, cols]);
+        let tensors: Vec<_> = parts.iter().map(get).collect::<Result<_>>()?;
+        let bias = match bias {
+            Bias::Present => Some(self.bias(parts)?),
+            Bias::Absent => None,
+        };
+        self.backend.matrix(&tensors, bias.as_deref(), self.dtype)
+    }
+
+    /// `name`, a vector.
+    pub fn vector(&self, name: &str, len: usize) -> Result<B::Vector> {
+        self.backend.vector(&self.tensor(name, &[len])?)
+    }
+
+    /// Cosines and sines of the model's positions.
+    pub fn rope(&self) -> Result<B::Rope> {
+        self.backend.rope(&self.config.rope, self.max_model_len)
+    }
+
+    fn bias(&self, parts: &[(String, usize)]) -> Result<Vec<f32>> {
+        let mut bias = vec![0.0; parts.iter().map(|(_, rows)| rows).sum()];
+        let mut rest = bias.as_mut_slice();
+        for (name, rows) in parts {
+            let tensor = self.tensor(&format!("{name}.bias"), &[*rows])?;
+            let (head, tail) = rest.split_at_mut(*rows);
+            quant::dequantize(tensor.dtype, &tensor.data, head);
+            rest = tail;
+        }
+        Ok(bias)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        let tensor = self.store.get(name, shape)?;
+        self.progress.advance(tensor.data.len() as u64);
+        Ok(tensor)
+    }
+}

@@ -1,0 +1,211 @@
+//! [`RawConfig`]: config.json, or a GGUF's metadata under config.json's keys.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::config::{Activation, RopeScaling};
+use crate::error::{Error, Result};
+use crate::weights::{GgufMetadata, GgufValue};
+
+/// GGUF keys (after the architecture's name and a dot) and the config.json keys that they stand for.
+const GGUF_KEYS: &[(&str, &str)] = &[
+    ("block_count", "num_hidden_layers"),
+    ("context_length", "max_position_embeddings"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("attention.head_count", "num_attention_heads"),
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.key_length", "head_dim"),
+    ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("attention.layer_norm_epsilon", "layer_norm_eps"),
+    ("attention.sliding_window", "sliding_window"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("rope.dimension_count", "rotary_dim"),
+    ("rope.freq_base", "rope_theta"),
+    ("vocab_size", "vocab_size"),
+];
+
+/// config.json, or a GGUF's metadata under config.json's keys. Getters name the file and the key in their errors.
+#[derive(Debug, Clone)]
+pub struct RawConfig {
+    path: PathBuf,
+    values: Map<String, Value>,
+}
+
+impl RawConfig {
+    /// Reads `config.json` in `dir`, and the end tokens of `generation_config.json` where there is one.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        let mut values = read_object(&path)?;
+        let generation = dir.join("generation_config.json");
+        if generation.exists()
+            && let Some(eos) = read_object(&generation)?.remove("eos_token_id")
+        {
+            values.insert("generation_eos_token_id".into(), eos);
+        }
+        Ok(Self { path, values })
+    }
+
+    /// Translates a GGUF's metadata. `is_tied`: the file has no matrix of its own for the logits.
+    pub fn from_gguf(metadata: &GgufMetadata, is_tied: bool) -> Result<Self> {
+        let arch = metadata.string("general.architecture")?.ok_or_else(|| metadata.missing("general.architecture"))?;
+        let mut values = Map::new();
+        values.insert("architectures".into(), json!([arch]));
+        values.insert("tie_word_embeddings".into(), json!(is_tied));
+        for (gguf_key, key) in GGUF_KEYS {
+            let value = match metadata.get(&format!("{arch}.{gguf_key}")) {
+                Some(GgufValue::Int(v)) => json!(v),
+                Some(GgufValue::Float(v)) => json!(v),
+                Some(GgufValue::Ints(v)) => json!(v),
+                _ => continue,
+            };
+            values.insert((*key).into(), value);
+        }
+        if let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? {
+            values.entry("vocab_size").or_insert(json!(tokens.len()));
+        }
+        if let Some(kind) = metadata.string(&format!("{arch}.rope.scaling.type"))?
+            && kind != "none"
+        {
+            let factor = metadata.float(&format!("{arch}.rope.scaling.factor"))?;
+            values.insert("rope_scaling".into(), json!({"rope_type": kind, "factor": factor}));
+        }
+        if let Some(bos) = metadata.uint("tokenizer.ggml.bos_token_id")? {
+            values.insert("bos_token_id".into(), json!(bos));
+        }
+        let eos: Vec<_> = ["eos_token_id", "eot_token_id", "eom_token_id"]
+            .iter()
+            .filter_map(|key| metadata.uint(&format!("tokenizer.ggml.{key}")).transpose())
+            .collect::<Result<_>>()?;
+        values.insert("eos_token_id".into(), json!(eos));
+        Ok(Self { path: metadata.path().into(), values })
+    }
+
+    /// The file, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The architecture's name.
+    pub fn architecture(&self) -> Result<&str> {
+        let name = self.values.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
+        name.ok_or_else(|| self.error("architectures", "expected a list with the architecture's class name"))
+    }
+
+    /// A required length: an integer from 1 to 2^31.
+    pub fn length(&self, key: &str) -> Result<usize> {
+        self.opt_length(key)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// A length that may be absent or null.
+    pub fn opt_length(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let length = value.as_u64().filter(|v| (1..1 << 31).contains(v));
+        let found = || self.error(key, format!("expected an integer from 1 to 2^31, found {value}"));
+        Ok(Some(length.ok_or_else(found)? as usize))
+    }
+
+    /// A number that may be absent or null.
+    pub fn opt_float(&self, key: &str) -> Result<Option<f32>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = value.as_f64().filter(|v| v.is_finite());
+        Ok(Some(number.ok_or_else(|| self.error(key, format!("expected a number, found {value}")))? as f32))
+    }
+
+    /// A boolean, or `default` where it is absent or null.
+    pub fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.error(key, format!("expected true or false, found {value}")))
+    }
+
+    /// Whether the key is there, be it null.
+    pub fn contains(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
+    /// The activation under `key`, `hidden_act` in most configs; SiLU where it is absent.
+    pub fn activation(&self, key: &str) -> Result<Activation> {
+        match self.get(key).map(|v| (v, v.as_str())) {
+            None | Some((_, Some("silu" | "swish"))) => Ok(Activation::Silu),
+            Some((_, Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast"))) => Ok(Activation::GeluTanh),
+            Some((value, _)) => Err(self.error(key, format!("activation {value} is not supported"))),
+        }
+    }
+
+    /// `rope_theta`, of either generation of configs.
+    pub fn rope_theta(&self, default: f32) -> Result<f32> {
+        let theta = match self.rope_parameters().and_then(|p| p.get("rope_theta")) {
+            Some(theta) => theta.as_f64().map(|t| t as f32),
+            None => self.opt_float("rope_theta")?.or(Some(default)),
+        };
+        theta.filter(|t| *t > 0.0).ok_or_else(|| self.error("rope_theta", "expected a positive number"))
+    }
+
+    /// `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
+    pub fn rope_scaling(&self) -> Result<RopeScaling> {
+        let Some(object) = self.rope_parameters() else { return Ok(RopeScaling::Default) };
+        let number = |key: &str| {
+            let found = object.get(key).and_then(Value::as_f64).filter(|v| *v > 0.0);
+            found.ok_or_else(|| self.error("rope_scaling", format!("{key}: expected a positive number")))
+        };
+        let kind = object.get("rope_type").or_else(|| object.get("type")).and_then(Value::as_str);
+        match kind.unwrap_or("default") {
+            "default" => Ok(RopeScaling::Default),
+            "linear" => Ok(RopeScaling::Linear { factor: number("factor")? as f32 }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: number("factor")? as f32,
+                low_freq_factor: number("low_freq_factor")? as f32,
+                high_freq_factor: number("high_freq_factor")? as f32,
+                original_max_position_embeddings: number("original_max_position_embeddings")? as usize,
+            }),
+            other => Err(self.error("rope_scaling", format!("rope_type {other:?} is not supported"))),
+        }
+    }
+
+    fn rope_parameters(&self) -> Option<&Map<String, Value>> {
+        self.get("rope_parameters").or_else(|| self.get("rope_scaling")).and_then(Value::as_object)
+    }
+
+    /// The beginning-of-sequence id.
+    pub fn bos_token_id(&self) -> Result<Option<u32>> {
+        Ok(self.token_ids("bos_token_id")?.first().copied())
+    }
+
+    /// The end ids of config.json and generation_config.json, or of a GGUF, each once.
+    pub fn eos_token_ids(&self) -> Result<Vec<u32>> {
+        let mut ids = self.token_ids("eos_token_id")?;
+        ids.extend(self.token_ids("generation_eos_token_id")?);
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// An id, or a list of ids; empty where it is absent or null.
+    fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let id = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
+        let ids: Option<Vec<u32>> = list.iter().map(id).collect();
+        ids.ok_or_else(|| self.error(key, format!("expected a token id or a list of them, found {value}")))
+    }
+
+    /// An error at `key`.
+    pub fn error(&self, key: &str, message: impl std::fmt::Display) -> Error {
+        Error::file(&self.path, format!("{key}: {message}"))
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.values.get(key).filter(|v| !v.is_null())
+    }
+}
+
+fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let value = serde_json::from_str(&text).map_err(|e| Error::file(path, format!("invalid JSON: {e}")))?;
+    match value {
+        Value::Object(values) => Ok(values),
+        other => Err(Error::file(path, format!("expected a JSON object, found {other}"))),
+    }
+}

@@ -1,0 +1,96 @@
+//! `gate_act_mul`: out = act(gate) * up, the gated MLP's middle. Rows of the input hold gate, then up.
+//!
+//! Bounded by the exponentials on the CPU.
+
+use super::simd;
+use crate::backend::cpu::{Buffer, SharedSlice, multiversion};
+use crate::backend::cpu::Cpu;
+use crate::config::Activation;
+
+/// `gate_up`: [rows, 2 * cols]; `out`: [rows, cols]. In f64 with the standard library's exponential.
+pub fn reference(out: &mut Buffer, gate_up: &Buffer, act: Activation) {
+    let cols = out.cols();
+    assert_eq!(gate_up.cols(), 2 * cols, "invariant: gate and up");
+    out.set_rows(gate_up.rows());
+    for (out, gate_up) in out.data_mut().chunks_exact_mut(cols).zip(gate_up.data().chunks_exact(2 * cols)) {
+        for (i, out) in out.iter_mut().enumerate() {
+            let (x, up) = (f64::from(gate_up[i]), f64::from(gate_up[cols + i]));
+            let act = match act {
+                Activation::Silu => x / (1.0 + (-x).exp()),
+                Activation::GeluTanh => {
+                    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+                }
+            };
+            *out = (act * up) as f32;
+        }
+    }
+}
+
+/// The same in f32, row by row over the threads.
+pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, gate_up: &Buffer, act: Activation) {
+    let cols = out.cols();
+    assert_eq!(gate_up.cols(), 2 * cols, "invariant: gate and up");
+    out.set_rows(gate_up.rows());
+    let (rows, isa) = (out.rows(), cpu.isa);
+    let shared = SharedSlice::new(out.data_mut());
+    cpu.pool.run(rows, &|t| {
+        // SAFETY: task t alone writes row t.
+        let out = unsafe { shared.range(t * cols, cols) };
+        let (gate, up) = gate_up.row(t).split_at(cols);
+        match act {
+            Activation::Silu => silu_mul(isa, out, gate, up),
+            Activation::GeluTanh => gelu_tanh_mul(isa, out, gate, up),
+        }
+    });
+}
+
+multiversion! {
+    fn silu_mul(out: &mut [f32], gate: &[f32], up: &[f32]) = silu_mul_body
+}
+
+#[inline(always)]
+fn silu_mul_body<const FMA: bool>(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
+        *out = x / (1.0 + simd::exp::<FMA>(-x)) * up;
+    }
+}
+
+multiversion! {
+    fn gelu_tanh_mul(out: &mut [f32], gate: &[f32], up: &[f32]) = gelu_tanh_mul_body
+}
+
+#[inline(always)]
+fn gelu_tanh_mul_body<const FMA: bool>(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
+        // 0.5 * (1 + tanh(y)) = 1 / (1 + exp(-2y))
+        let y = 0.797_884_6 * (x + 0.044715 * x * x * x);
+        *out = x / (1.0 + simd::exp::<FMA>(-2.0 * y)) * up;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Isa;
+    use crate::ops::testing::{assert_close, random};
+
+    #[test]
+    fn kernel_equals_reference() {
+        for isa in Isa::available() {
+            let mut context = Cpu::new(2, isa);
+            for act in [Activation::Silu, Activation::GeluTanh] {
+                for (rows, cols) in [(0, 4), (1, 1), (3, 33), (2, 1536)] {
+                    let mut data: Vec<f32> = random(rows * 2 * cols, 3).iter().map(|x| x * 20.0).collect();
+                    if let Some(first) = data.first_mut() {
+                        *first = -300.0; // exp overflows to infinity: the product is 0
+                    }
+                    let gate_up = Buffer::from_vec(data, 2 * cols);
+                    let (mut expected, mut found) = (Buffer::new(rows, cols), Buffer::new(rows, cols));
+                    reference(&mut expected, &gate_up, act);
+                    cpu(&mut context, &mut found, &gate_up, act);
+                    assert_close(found.data(), expected.data(), 2e-5);
+                }
+            }
+        }
+    }
+}

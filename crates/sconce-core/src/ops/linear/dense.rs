@@ -1,0 +1,71 @@
+//! Rows of f32, f16 or bf16 weights times f32 inputs.
+
+use std::cell::RefCell;
+
+use super::Target;
+use crate::backend::cpu::{Buffer, Isa, multiversion};
+use crate::ops::simd::{self, LANES};
+use crate::weights::{Dtype, quant};
+
+/// Tokens whose sums run side by side, so that a weight is loaded once for all of them.
+const TILE: usize = 4;
+
+thread_local! {
+    static ROW: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Every row of `rows` times every token of `x`.
+pub(super) fn rows(isa: Isa, target: &Target<'_>, x: &Buffer, dtype: Dtype, rows: &[u8]) {
+    ROW.with_borrow_mut(|scratch| {
+        scratch.resize(x.cols(), 0.0);
+        all_rows(isa, target, x, dtype, rows, scratch);
+    });
+}
+
+multiversion! {
+    fn all_rows(target: &Target<'_>, x: &Buffer, dtype: Dtype, rows: &[u8], scratch: &mut [f32]) = all_rows_body
+}
+
+#[inline(always)]
+fn all_rows_body<const FMA: bool>(
+    target: &Target<'_>,
+    x: &Buffer,
+    dtype: Dtype,
+    rows: &[u8],
+    scratch: &mut [f32],
+) {
+    for (r, row) in rows.chunks_exact(dtype.row_bytes(x.cols())).enumerate() {
+        quant::dequantize(dtype, row, scratch);
+        let mut t = 0;
+        while t + TILE <= x.rows() {
+            let tokens: [&[f32]; TILE] = std::array::from_fn(|i| x.row(t + i));
+            let sums = dots::<FMA, TILE>(scratch, tokens);
+            (0..TILE).for_each(|i| target.set(t + i, r, sums[i]));
+            t += TILE;
+        }
+        for t in t..x.rows() {
+            target.set(t, r, dots::<FMA, 1>(scratch, [x.row(t)])[0]);
+        }
+    }
+}
+
+/// Products of one row with T tokens. Each sum's order is the same whatever T is.
+#[inline(always)]
+fn dots<const FMA: bool, const T: usize>(w: &[f32], x: [&[f32]; T]) -> [f32; T] {
+    let mut acc = [[0.0f32; LANES]; T];
+    let whole = w.len() / LANES * LANES;
+    for (c, w) in w[..whole].chunks_exact(LANES).enumerate() {
+        for t in 0..T {
+            let x = &x[t][c * LANES..(c + 1) * LANES];
+            for i in 0..LANES {
+                acc[t][i] = simd::mul_add::<FMA>(w[i], x[i], acc[t][i]);
+            }
+        }
+    }
+    for (i, &w) in w[whole..].iter().enumerate() {
+        for t in 0..T {
+            acc[t][i] = simd::mul_add::<FMA>(w, x[t][whole + i], acc[t][i]);
+        }
+    }
+    acc.map(simd::sum_lanes)
+}

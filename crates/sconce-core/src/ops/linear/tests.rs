@@ -1,0 +1,122 @@
+//! The kernels against the reference, for every type and odd shapes.
+
+use super::*;
+use crate::backend::cpu::Isa;
+use crate::ops::testing::{assert_close, dense_matrix, random};
+
+const QUANTIZED: [Dtype; 10] = [
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q5_1,
+    Dtype::Q8_0,
+    Dtype::Q2K,
+    Dtype::Q3K,
+    Dtype::Q4K,
+    Dtype::Q5K,
+    Dtype::Q6K,
+];
+
+/// Random blocks: any bytes are quants; the f16 scales among them are made small and finite.
+fn random_part(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> MatrixPart {
+    let len = rows * dtype.row_bytes(cols);
+    let mut data: Vec<u8> = random(len, seed).iter().map(|x| ((x + 1.0) * 127.9) as u8).collect();
+    let mut set = |offset: usize| {
+        for (i, block) in data.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+            let scale = half::f16::from_f32(0.001 * (1 + i % 7) as f32);
+            block[offset..offset + 2].copy_from_slice(&scale.to_le_bytes());
+        }
+    };
+    match dtype {
+        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => set(0),
+        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => [0, 2].into_iter().for_each(&mut set),
+        Dtype::Q2K => [80, 82].into_iter().for_each(&mut set),
+        Dtype::Q3K => set(108),
+        Dtype::Q6K => set(208),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => unreachable!("not quantized"),
+    }
+    MatrixPart { dtype, rows, data: data.into() }
+}
+
+fn check(isa: Isa, weight: &Matrix, rows: usize, tolerance: f32) {
+    let x = Buffer::from_vec(random(rows * weight.cols, 9), weight.cols);
+    let (mut expected, mut found) = (Buffer::new(rows, weight.rows()), Buffer::new(rows, weight.rows()));
+    reference(&mut expected, &x, weight);
+    cpu(&mut Cpu::new(2, isa), &mut found, &x, weight);
+    assert_close(found.data(), expected.data(), tolerance);
+}
+
+#[test]
+fn dense_kernels_equal_the_reference() {
+    for isa in Isa::available() {
+        for (n, rows, cols) in [(0, 3, 16), (1, 1, 1), (3, 5, 17), (7, 33, 64), (9, 130, 576)] {
+            let mut matrix = dense_matrix(&random(rows * cols, 4), cols);
+            matrix.bias = Some(random(rows, 5).into());
+            check(isa, &matrix, n, 1e-5);
+            for dtype in [Dtype::BF16, Dtype::F16] {
+                let to_bits = |&x: &f32| match dtype {
+                    Dtype::BF16 => half::bf16::from_f32(x).to_le_bytes(),
+                    _ => half::f16::from_f32(x).to_le_bytes(),
+                };
+                let data = random(rows * cols, 4).iter().flat_map(to_bits).collect();
+                let parts = vec![MatrixPart { dtype, rows, data }];
+                check(isa, &Matrix { parts, cols, bias: None }, n, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_kernels_equal_the_reference() {
+    for isa in Isa::available() {
+        for dtype in QUANTIZED {
+            for (n, rows, blocks) in [(0, 3, 1), (1, 1, 1), (3, 5, 3), (9, 33, 2), (6, 130, 5)] {
+                let cols = blocks * dtype.block_len();
+                let part = random_part(dtype, rows, cols, 6);
+                // The inputs' 8 bits: an error of up to 1/254 of the greatest input a term.
+                check(isa, &Matrix { parts: vec![part], cols, bias: Some(random(rows, 7).into()) }, n, 1e-2);
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_of_different_types_stand_over_each_other() {
+    let parts = vec![
+        random_part(Dtype::Q4K, 24, 512, 1),
+        random_part(Dtype::Q6K, 9, 512, 2),
+        random_part(Dtype::Q8_0, 1, 512, 3),
+    ];
+    check(Isa::detect(), &Matrix { parts, cols: 512, bias: None }, 5, 1e-2);
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_rows_beside_it() {
+    let mut context = Cpu::new(2, Isa::detect());
+    let dense = dense_matrix(&random(40 * 96, 4), 96);
+    let quantized = Matrix { parts: vec![random_part(Dtype::Q4_1, 40, 96, 6)], cols: 96, bias: None };
+    for matrix in [dense, quantized] {
+        let x = Buffer::from_vec(random(11 * 96, 9), 96);
+        let mut together = Buffer::new(11, 40);
+        cpu(&mut context, &mut together, &x, &matrix);
+        for t in 0..11 {
+            let mut alone = Buffer::new(1, 40);
+            cpu(&mut context, &mut alone, &Buffer::from_vec(x.row(t).to_vec(), 96), &matrix);
+            assert_eq!(alone.row(0), together.row(t));
+        }
+    }
+}
+
+#[test]
+fn conversion_at_load_keeps_the_values() {
+    let part = random_part(Dtype::Q5K, 3, 256, 1);
+    let view = TensorView { dtype: Dtype::Q5K, shape: vec![3, 256], data: Cow::Borrowed(&part.data) };
+    let mut expected = vec![0.0; 3 * 256];
+    quant::dequantize(Dtype::Q5K, &part.data, &mut expected);
+    for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3)] {
+        let converted = load_part(&view, asked);
+        let mut found = vec![0.0; 3 * 256];
+        quant::dequantize(converted.dtype, &converted.data, &mut found);
+        assert_close(&found, &expected, tolerance);
+    }
+}

@@ -1,0 +1,105 @@
+//! Pieces of kernels that the compiler vectorises when it inlines them into a [`multiversion`]ed function.
+//!
+//! Sums run in a fixed number of lanes whatever the machine's width, so that a row's result does not depend on which
+//! rows are computed beside it.
+//!
+//! [`multiversion`]: crate::backend::cpu::multiversion
+
+/// Lanes of every sum.
+pub(super) const LANES: usize = 16;
+
+/// a * b + c, fused where the machine does that in one instruction.
+#[inline(always)]
+pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Adds the lanes, pairwise.
+#[inline(always)]
+pub(super) fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            acc[i] += acc[i + width];
+        }
+        width /= 2;
+    }
+    acc[0]
+}
+
+/// Sum of a[i] * b[i].
+#[inline(always)]
+pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut acc = [0.0; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for i in 0..LANES {
+            acc[i] = mul_add::<FMA>(a[i], b[i], acc[i]);
+        }
+    }
+    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        acc[i] = mul_add::<FMA>(*a, *b, acc[i]);
+    }
+    sum_lanes(acc)
+}
+
+/// y[i] += a * x[i].
+#[inline(always)]
+pub(super) fn axpy<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = mul_add::<FMA>(a, x, *y));
+}
+
+/// e^x within 2 units in the last place; 0 below -87.3, infinity above 88.7. (Range reduction and the polynomial as in
+/// Moshier's Cephes `expf`.)
+#[inline(always)]
+pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.336_54, 88.722_83);
+    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let r = mul_add::<FMA>(n, -LN2_LO, mul_add::<FMA>(n, -LN2_HI, clamped));
+    let mut p = 1.987_569_2e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+        p = mul_add::<FMA>(p, r, c);
+    }
+    let y = mul_add::<FMA>(p * r, r, r) + 1.0;
+    // 2^n in two factors: n reaches 128, whose power is no f32.
+    let half = (n * 0.5).round_ties_even();
+    let power = |n: f32| f32::from_bits(((n as i32 + 127) << 23) as u32);
+    let result = y * power(half) * power(n - half);
+    if x < -87.336_54 {
+        0.0
+    } else if x > 88.722_83 {
+        f32::INFINITY
+    } else {
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exact_to_two_ulps() {
+        for i in -873_000..887_000 {
+            let x = i as f32 * 1e-4;
+            let (found, expected) = (f64::from(exp::<true>(x)), f64::from(x).exp());
+            assert!((found - expected).abs() <= expected * 2.4e-7, "exp({x}) = {found}, expected {expected}");
+        }
+        assert_eq!(exp::<false>(-100.0), 0.0);
+        assert_eq!(exp::<false>(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp::<false>(100.0), f32::INFINITY);
+        assert_eq!(exp::<false>(0.0), 1.0);
+    }
+
+    #[test]
+    fn dot_sums_every_length() {
+        for len in 0..70 {
+            let a: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let expected: f32 = a.iter().map(|x| x * x).sum();
+            assert_eq!(dot::<false>(&a, &a), expected);
+        }
+    }
+}
