@@ -3,8 +3,8 @@
 //! Out-parameters come first; nothing allocates in a step; rows beyond a buffer's current ones are never touched.
 //! Every operation has a plain reference in `ops/<op>.rs`, which says exactly what it computes.
 
-pub mod cpu;
 mod batch;
+pub mod cpu;
 mod workspace;
 
 pub use batch::{Batch, BatchSequence};
@@ -100,8 +100,8 @@ pub trait Backend: Send + Sized + 'static {
 
     /// A buffer of at most `max_rows` rows.
     fn buffer(&self, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
-    /// A vector in f32.
-    fn vector(&self, tensor: &TensorView<'_>) -> Result<Self::Vector>;
+    /// A vector.
+    fn vector(&self, data: &[f32]) -> Result<Self::Vector>;
     /// Matrices of the same number of columns over each other, [sum of rows, cols], with an optional bias as long as
     /// all rows.
     fn matrix(&self, parts: &[TensorView<'_>], bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix>;
@@ -131,6 +131,15 @@ pub trait Backend: Send + Sized + 'static {
         weight: &Self::Vector,
         eps: f32,
     ) -> Result<()>;
+    /// out = (x - mean) / sqrt(variance + eps) * weight + bias.
+    fn layer_norm(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        eps: f32,
+    ) -> Result<()>;
     /// out = x . weight^T + bias.
     fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix) -> Result<()>;
     /// Turns q and k in `qkv` by their positions, and writes k and v to the cache.
@@ -153,6 +162,10 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<()>;
     /// out = act(gate) * up; `gate_up` rows hold gate, then up.
     fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()>;
+    /// x = act(x).
+    fn activate(&self, x: &mut Self::Buffer, act: Activation) -> Result<()>;
+    /// x = cap * tanh(x / cap).
+    fn softcap(&self, x: &mut Self::Buffer, cap: f32) -> Result<()>;
     /// out += x.
     fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer) -> Result<()>;
     /// out[i] = x[logit_rows[i]].

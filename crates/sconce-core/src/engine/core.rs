@@ -146,8 +146,7 @@ impl<B: Backend> Engine<B> {
         self.backend.copy_blocks(&mut self.kv, &plan.copies)?;
         self.backend.upload(&mut self.device_batch, batch)?;
         let wants_logits = !batch.logit_rows.is_empty();
-        let mut step =
-            Step { backend: &self.backend, ws: &mut self.ws, kv: &mut self.kv, batch: &self.device_batch };
+        let mut step = Step { backend: &self.backend, ws: &mut self.ws, kv: &mut self.kv, batch: &self.device_batch };
         self.model.embed(&mut step)?;
         for idx in 0..self.model.config().num_hidden_layers {
             self.model.layer(idx, &mut step)?;

@@ -119,7 +119,8 @@ impl EngineHandle {
         let unfinished = inner.status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
         if unfinished >= inner.max_requests {
             inner.status.num_unfinished_requests.fetch_sub(1, Ordering::SeqCst);
-            let message = format!("{unfinished} requests are running or waiting, the most that are taken; try again later");
+            let message =
+                format!("{unfinished} requests are running or waiting, the most that are taken; try again later");
             return Err(Error::Overloaded { message });
         }
         let (events, receiver) = unbounded_channel();

@@ -75,7 +75,7 @@ impl ModelFiles {
 
     fn open_dir<B: Backend>(dir: &Path, config: &EngineConfig) -> Result<Self> {
         let raw = RawConfig::from_dir(dir)?;
-        let model_config = (models::find::<B>(&raw)?.config)(&raw)?;
+        let model_config = (models::find::<B>(&raw)?.parse_config)(&raw)?;
         let store = match config.load_format {
             LoadFormat::Auto => WeightStore::open_safetensors(dir)?,
             LoadFormat::Dummy => WeightStore::dummy(0, Dtype::BF16),
@@ -88,7 +88,7 @@ impl ModelFiles {
     fn open_gguf<B: Backend>(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
         let raw = RawConfig::from_gguf(file.metadata(), !file.contains("output.weight"))?;
-        let mut config = (models::find::<B>(&raw)?.config)(&raw)?;
+        let mut config = (models::find::<B>(&raw)?.parse_config)(&raw)?;
         let tokenizer = Tokenizer::from_gguf(path, file.metadata())?;
         let chat_template = ChatTemplate::from_gguf(path, file.metadata(), &tokenizer)?;
         let store = WeightStore::open_gguf(file, &config)?;

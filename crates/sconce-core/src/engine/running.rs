@@ -58,9 +58,9 @@ impl RunningRequest {
         if !params.ignore_eos {
             end_token_ids.extend(&limits.eos_token_ids);
         }
-        let max_len = params.max_tokens.map_or(limits.max_model_len, |max| {
-            prompt.token_ids.len().saturating_add(max).min(limits.max_model_len)
-        });
+        let max_len = params
+            .max_tokens
+            .map_or(limits.max_model_len, |max| prompt.token_ids.len().saturating_add(max).min(limits.max_model_len));
         let state = SequenceState {
             counts: TokenCounts::new(&prompt.token_ids),
             detokenizer: Detokenizer::new(
@@ -121,7 +121,8 @@ impl RunningRequest {
     /// Sends the prompt's logprobs, once they are complete.
     pub(super) fn send_prompt_logprobs(&mut self) {
         if self.wants_prompt_logprobs() {
-            self.send(StreamEvent::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
+            let logprobs = std::mem::take(&mut self.prompt_logprobs);
+            self.send(StreamEvent::PromptLogprobs(logprobs));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
 use crate::backend::{AttentionSpec, Backend};
-use crate::config::{ModelConfig, RopeConfig};
+use crate::config::{Activation, ModelConfig, RopeConfig};
 use crate::error::Result;
 
 /// A loaded model.
@@ -16,17 +16,18 @@ pub(super) struct Llama<B: Backend> {
     rope: B::Rope,
 }
 
-struct Layer<B: Backend> {
-    input_norm: B::Vector,
-    qkv: B::Matrix,
-    o: B::Matrix,
-    post_attention_norm: B::Vector,
-    gate_up: B::Matrix,
-    down: B::Matrix,
+/// One block's weights.
+pub(super) struct Layer<B: Backend> {
+    pub(super) input_norm: B::Vector,
+    pub(super) qkv: B::Matrix,
+    pub(super) o: B::Matrix,
+    pub(super) post_attention_norm: B::Vector,
+    pub(super) gate_up: B::Matrix,
+    pub(super) down: B::Matrix,
 }
 
 /// The config of a model of this shape.
-fn config(raw: &RawConfig) -> Result<ModelConfig> {
+pub(super) fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
     let (hidden_size, num_attention_heads) = (raw.length("hidden_size")?, raw.length("num_attention_heads")?);
     let head_dim = raw.opt_length("head_dim")?.unwrap_or(hidden_size / num_attention_heads);
     let num_hidden_layers = raw.length("num_hidden_layers")?;
@@ -46,7 +47,7 @@ fn config(raw: &RawConfig) -> Result<ModelConfig> {
         tie_word_embeddings: raw.bool_or("tie_word_embeddings", false)?,
         attention_bias,
         mlp_bias: raw.bool_or("mlp_bias", false)?,
-        hidden_act: raw.activation("hidden_act")?,
+        hidden_act: raw.activation("hidden_act", Activation::Silu)?,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_logit_softcapping: None,
         final_logit_softcapping: None,
@@ -60,17 +61,27 @@ impl<B: Backend> Architecture<B> for Llama<B> {
     const NAME: &'static str = "LlamaForCausalLM";
     const GGUF_NAME: Option<&'static str> = Some("llama");
 
-    fn config(raw: &RawConfig) -> Result<ModelConfig> {
-        config(raw)
+    fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
+        parse_config(raw)
     }
 
     fn load(loader: &Loader<'_, B>) -> Result<Self> {
+        Self::load_with(loader, Layer::load)
+    }
+}
+
+impl<B: Backend> Llama<B> {
+    /// Loads a model of this shape whose layers are stored in another way.
+    pub(super) fn load_with(
+        loader: &Loader<'_, B>,
+        load_layer: fn(&Loader<'_, B>, usize) -> Result<Layer<B>>,
+    ) -> Result<Self> {
         let config = loader.config;
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let embedding = |name: &str| loader.matrix(&[(name.into(), vocab)], hidden, Bias::Absent);
         Ok(Self {
             embed: embedding("model.embed_tokens")?,
-            layers: (0..config.num_hidden_layers).map(|i| Layer::load(loader, i)).collect::<Result<_>>()?,
+            layers: (0..config.num_hidden_layers).map(|i| load_layer(loader, i)).collect::<Result<_>>()?,
             norm: loader.vector("model.norm.weight", hidden)?,
             lm_head: if config.tie_word_embeddings { None } else { Some(embedding("lm_head")?) },
             rope: loader.rope()?,
@@ -86,8 +97,7 @@ impl<B: Backend> Layer<B> {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
         let (attention_bias, mlp_bias) = (Bias::from(config.attention_bias), Bias::from(config.mlp_bias));
-        let qkv =
-            [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
+        let qkv = [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
         let gate_up = [(name("mlp.gate_proj"), inter), (name("mlp.up_proj"), inter)];
         Ok(Self {
             input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,

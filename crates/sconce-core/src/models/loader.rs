@@ -51,7 +51,14 @@ impl<B: Backend> Loader<'_, B> {
 
     /// `name`, a vector.
     pub fn vector(&self, name: &str, len: usize) -> Result<B::Vector> {
-        self.backend.vector(&self.tensor(name, &[len])?)
+        self.backend.vector(&self.floats(name, len)?)
+    }
+
+    /// 1 + `name`: Gemma's norms are stored as what they differ from 1.
+    pub fn vector_plus_one(&self, name: &str, len: usize) -> Result<B::Vector> {
+        let mut data = self.floats(name, len)?;
+        data.iter_mut().for_each(|x| *x += 1.0);
+        self.backend.vector(&data)
     }
 
     /// Cosines and sines of the model's positions.
@@ -60,15 +67,15 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn bias(&self, parts: &[(String, usize)]) -> Result<Vec<f32>> {
-        let mut bias = vec![0.0; parts.iter().map(|(_, rows)| rows).sum()];
-        let mut rest = bias.as_mut_slice();
-        for (name, rows) in parts {
-            let tensor = self.tensor(&format!("{name}.bias"), &[*rows])?;
-            let (head, tail) = rest.split_at_mut(*rows);
-            quant::dequantize(tensor.dtype, &tensor.data, head);
-            rest = tail;
-        }
-        Ok(bias)
+        let part = |(name, rows): &(String, usize)| self.floats(&format!("{name}.bias"), *rows);
+        Ok(parts.iter().map(part).collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    fn floats(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let tensor = self.tensor(name, &[len])?;
+        let mut data = vec![0.0; len];
+        quant::dequantize(tensor.dtype, &tensor.data, &mut data);
+        Ok(data)
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {

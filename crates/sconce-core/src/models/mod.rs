@@ -2,8 +2,12 @@
 //!
 //! A model is written in the operations of [`Backend`]; it names no backend and sees no KV block.
 
+mod gemma2;
 mod llama;
 mod loader;
+mod mistral;
+mod phi;
+mod phi3;
 mod raw_config;
 
 pub use loader::{Bias, Loader};
@@ -44,7 +48,7 @@ pub trait Architecture<B: Backend>: Model<B> + Sized + 'static {
     /// `general.architecture` in a GGUF, where llama.cpp has it.
     const GGUF_NAME: Option<&'static str>;
     /// Normalises config.json (a GGUF's metadata comes under the same keys).
-    fn config(raw: &RawConfig) -> Result<ModelConfig>;
+    fn parse_config(raw: &RawConfig) -> Result<ModelConfig>;
     /// Loads the weights.
     fn load(loader: &Loader<'_, B>) -> Result<Self>;
 }
@@ -55,22 +59,28 @@ pub struct Entry<B: Backend> {
     pub name: &'static str,
     /// See [`Architecture::GGUF_NAME`].
     pub gguf_name: Option<&'static str>,
-    /// See [`Architecture::config`].
-    pub config: fn(&RawConfig) -> Result<ModelConfig>,
+    /// See [`Architecture::parse_config`].
+    pub parse_config: fn(&RawConfig) -> Result<ModelConfig>,
     /// See [`Architecture::load`].
     pub load: fn(&Loader<'_, B>) -> Result<Box<dyn Model<B>>>,
 }
 
 /// The registry.
 pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
-    vec![entry::<B, llama::Llama<B>>()]
+    vec![
+        entry::<B, llama::Llama<B>>(),
+        entry::<B, mistral::Mistral<B>>(),
+        entry::<B, gemma2::Gemma2<B>>(),
+        entry::<B, phi3::Phi3<B>>(),
+        entry::<B, phi::Phi<B>>(),
+    ]
 }
 
 fn entry<B: Backend, M: Architecture<B>>() -> Entry<B> {
     Entry {
         name: M::NAME,
         gguf_name: M::GGUF_NAME,
-        config: M::config,
+        parse_config: M::parse_config,
         load: |loader| Ok(Box::new(M::load(loader)?)),
     }
 }

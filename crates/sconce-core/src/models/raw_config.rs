@@ -125,13 +125,55 @@ impl RawConfig {
         self.values.contains_key(key)
     }
 
-    /// The activation under `key`, `hidden_act` in most configs; SiLU where it is absent.
-    pub fn activation(&self, key: &str) -> Result<Activation> {
+    /// A length that is `default` where the key is absent, and `None` where it is null.
+    pub fn length_or(&self, key: &str, default: usize) -> Result<Option<usize>> {
+        if self.contains(key) { self.opt_length(key) } else { Ok(Some(default)) }
+    }
+
+    /// A number that is `default` where the key is absent, and `None` where it is null.
+    pub fn float_or(&self, key: &str, default: f32) -> Result<Option<f32>> {
+        if self.contains(key) { self.opt_float(key) } else { Ok(Some(default)) }
+    }
+
+    /// The activation under `key`, or `default` where it is absent or null.
+    pub fn activation(&self, key: &str, default: Activation) -> Result<Activation> {
         match self.get(key).map(|v| (v, v.as_str())) {
-            None | Some((_, Some("silu" | "swish"))) => Ok(Activation::Silu),
+            None => Ok(default),
+            Some((_, Some("silu" | "swish"))) => Ok(Activation::Silu),
             Some((_, Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast"))) => Ok(Activation::GeluTanh),
             Some((value, _)) => Err(self.error(key, format!("activation {value} is not supported"))),
         }
+    }
+
+    /// Whether each layer has a sliding window, where `layer_types` says so (transformers 5).
+    pub fn layer_types(&self, num_layers: usize) -> Result<Option<Vec<bool>>> {
+        let Some(value) = self.get("layer_types") else { return Ok(None) };
+        let slides = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Some(true),
+            Some("full_attention") => Some(false),
+            _ => None,
+        };
+        let types: Option<Vec<bool>> = value.as_array().and_then(|a| a.iter().map(slides).collect());
+        let expected = || format!("expected {num_layers} of sliding_attention or full_attention, found {value}");
+        let types = types.filter(|t| t.len() == num_layers).ok_or_else(|| self.error("layer_types", expected()))?;
+        Ok(Some(types))
+    }
+
+    /// How many of a head's dimensions turn: `rotary_dim` of a GGUF, or `partial_rotary_factor` of the head.
+    pub fn rotary_dim(&self, head_dim: usize, default_factor: f32) -> Result<usize> {
+        if let Some(dim) = self.opt_length("rotary_dim")? {
+            return Ok(dim);
+        }
+        let of_rope = self.rope_parameters().and_then(|p| p.get("partial_rotary_factor")).and_then(Value::as_f64);
+        let factor = match of_rope {
+            Some(factor) => factor as f32,
+            None => self.opt_float("partial_rotary_factor")?.unwrap_or(default_factor),
+        };
+        if !(factor > 0.0 && factor <= 1.0) {
+            let message = format!("expected a number greater than 0 and at most 1, found {factor}");
+            return Err(self.error("partial_rotary_factor", message));
+        }
+        Ok((head_dim as f32 * factor) as usize)
     }
 
     /// `rope_theta`, of either generation of configs.

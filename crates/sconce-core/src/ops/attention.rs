@@ -51,14 +51,7 @@ pub fn reference(out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, sp
 }
 
 /// The same in f32 over the threads: one task a query and key head.
-pub(crate) fn cpu(
-    cpu: &mut Cpu,
-    out: &mut Buffer,
-    qkv: &Buffer,
-    kv: &KvCache,
-    batch: &Batch,
-    spec: &AttentionSpec,
-) {
+pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) {
     let (dim, group, isa) = (spec.head_dim, spec.num_heads / spec.num_kv_heads, cpu.isa);
     assert!(group <= MAX_GROUP, "invariant: checked when the model was loaded");
     assert_eq!(out.cols(), spec.num_heads * dim, "invariant: all heads");
@@ -122,7 +115,7 @@ fn attend_body<const FMA: bool>(out: &mut [f32], query: &Query<'_>) {
                 *score = simd::dot::<FMA>(q, k) * spec.scale;
             }
             if let Some(cap) = spec.softcap {
-                scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+                scores.iter_mut().for_each(|s| *s = cap * simd::tanh::<FMA>(*s / cap));
             }
             let new_max = scores.iter().fold(max[g], |m, &s| m.max(s));
             let shrink = simd::exp::<FMA>(max[g] - new_max);

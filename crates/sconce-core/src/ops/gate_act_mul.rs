@@ -3,8 +3,7 @@
 //! Bounded by the exponentials on the CPU.
 
 use super::simd;
-use crate::backend::cpu::{Buffer, SharedSlice, multiversion};
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Buffer, Cpu, Isa, SharedSlice, multiversion};
 use crate::config::Activation;
 
 /// `gate_up`: [rows, 2 * cols]; `out`: [rows, cols]. In f64 with the standard library's exponential.
@@ -15,13 +14,17 @@ pub fn reference(out: &mut Buffer, gate_up: &Buffer, act: Activation) {
     for (out, gate_up) in out.data_mut().chunks_exact_mut(cols).zip(gate_up.data().chunks_exact(2 * cols)) {
         for (i, out) in out.iter_mut().enumerate() {
             let (x, up) = (f64::from(gate_up[i]), f64::from(gate_up[cols + i]));
-            let act = match act {
-                Activation::Silu => x / (1.0 + (-x).exp()),
-                Activation::GeluTanh => {
-                    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
-                }
-            };
-            *out = (act * up) as f32;
+            *out = (activation(act, x) * up) as f32;
+        }
+    }
+}
+
+/// act(x) in f64.
+pub(super) fn activation(act: Activation, x: f64) -> f64 {
+    match act {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
         }
     }
 }
@@ -44,6 +47,14 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, gate_up: &Buffer, act: Activa
     });
 }
 
+/// row = act(row), for [`super::activate`].
+pub(super) fn activate_row(isa: Isa, row: &mut [f32], act: Activation) {
+    match act {
+        Activation::Silu => silu_row(isa, row),
+        Activation::GeluTanh => gelu_tanh_row(isa, row),
+    }
+}
+
 multiversion! {
     fn silu_mul(out: &mut [f32], gate: &[f32], up: &[f32]) = silu_mul_body
 }
@@ -51,7 +62,7 @@ multiversion! {
 #[inline(always)]
 fn silu_mul_body<const FMA: bool>(out: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
-        *out = x / (1.0 + simd::exp::<FMA>(-x)) * up;
+        *out = silu::<FMA>(x) * up;
     }
 }
 
@@ -62,16 +73,43 @@ multiversion! {
 #[inline(always)]
 fn gelu_tanh_mul_body<const FMA: bool>(out: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
-        // 0.5 * (1 + tanh(y)) = 1 / (1 + exp(-2y))
-        let y = 0.797_884_6 * (x + 0.044715 * x * x * x);
-        *out = x / (1.0 + simd::exp::<FMA>(-2.0 * y)) * up;
+        *out = gelu_tanh::<FMA>(x) * up;
     }
+}
+
+multiversion! {
+    fn silu_row(row: &mut [f32]) = silu_row_body
+}
+
+#[inline(always)]
+fn silu_row_body<const FMA: bool>(row: &mut [f32]) {
+    row.iter_mut().for_each(|x| *x = silu::<FMA>(*x));
+}
+
+multiversion! {
+    fn gelu_tanh_row(row: &mut [f32]) = gelu_tanh_row_body
+}
+
+#[inline(always)]
+fn gelu_tanh_row_body<const FMA: bool>(row: &mut [f32]) {
+    row.iter_mut().for_each(|x| *x = gelu_tanh::<FMA>(*x));
+}
+
+#[inline(always)]
+fn silu<const FMA: bool>(x: f32) -> f32 {
+    x / (1.0 + simd::exp::<FMA>(-x))
+}
+
+#[inline(always)]
+fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
+    // 0.5 * (1 + tanh(y)) = 1 / (1 + exp(-2y))
+    let y = 0.797_884_6 * (x + 0.044715 * x * x * x);
+    x / (1.0 + simd::exp::<FMA>(-2.0 * y))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::Isa;
     use crate::ops::testing::{assert_close, random};
 
     #[test]

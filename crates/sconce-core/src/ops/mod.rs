@@ -1,14 +1,17 @@
 //! The operations of a forward pass, one a file: what it computes, a plain reference, and the CPU's kernel.
 
+pub mod activate;
 pub mod add;
 pub mod attention;
 pub mod copy_blocks;
 pub mod embed;
 pub mod gate_act_mul;
 pub mod gather_rows;
+pub mod layer_norm;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope_append_kv;
 mod simd;
+pub mod softcap;
 #[cfg(test)]
 mod testing;

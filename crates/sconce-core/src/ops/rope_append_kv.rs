@@ -115,8 +115,15 @@ mod tests {
 
     #[test]
     fn keys_and_values_land_in_their_slots() {
-        let spec =
-            AttentionSpec { layer: 1, num_heads: 2, num_kv_heads: 2, head_dim: 4, scale: 1.0, softcap: None, window: None };
+        let spec = AttentionSpec {
+            layer: 1,
+            num_heads: 2,
+            num_kv_heads: 2,
+            head_dim: 4,
+            scale: 1.0,
+            softcap: None,
+            window: None,
+        };
         let shape = KvCacheShape { num_layers: 2, num_blocks: 3, block_size: 2, num_kv_heads: 2, head_dim: 4 };
         let mut kv = KvCache::new(shape);
         let rope = table(&RopeConfig { rope_theta: 1e4, rotary_dim: 4, scaling: RopeScaling::Default }, 8);

@@ -44,6 +44,21 @@ pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     sum_lanes(acc)
 }
 
+/// Sum of x[i].
+#[inline(always)]
+pub(super) fn sum(x: &[f32]) -> f32 {
+    let mut acc = [0.0; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for i in 0..LANES {
+            acc[i] += x[i];
+        }
+    }
+    rest.iter().enumerate().for_each(|(i, x)| acc[i] += x);
+    sum_lanes(acc)
+}
+
 /// y[i] += a * x[i].
 #[inline(always)]
 pub(super) fn axpy<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {
@@ -77,6 +92,16 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     }
 }
 
+/// Hyperbolic tangent within 3e-7.
+#[inline(always)]
+pub(super) fn tanh<const FMA: bool>(x: f32) -> f32 {
+    // Near 0 the quotient below would cancel; the series' next term is under 1e-8 there.
+    let square = x * x;
+    let small = x * mul_add::<FMA>(square, mul_add::<FMA>(square, 2.0 / 15.0, -1.0 / 3.0), 1.0);
+    let large = 1.0 - 2.0 / (exp::<FMA>(2.0 * x) + 1.0);
+    if x.abs() < 0.06 { small } else { large }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +117,16 @@ mod tests {
         assert_eq!(exp::<false>(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp::<false>(100.0), f32::INFINITY);
         assert_eq!(exp::<false>(0.0), 1.0);
+    }
+
+    #[test]
+    fn tanh_is_exact_to_3e_7() {
+        for i in -200_000..=200_000 {
+            let x = i as f32 * 1e-4;
+            let (found, expected) = (f64::from(tanh::<true>(x)), f64::from(x).tanh());
+            assert!((found - expected).abs() <= 3e-7 * expected.abs().max(1e-3), "tanh({x}) = {found}, {expected}");
+        }
+        assert_eq!((tanh::<false>(1e30), tanh::<false>(-1e30)), (1.0, -1.0));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::config::{Activation, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops;
-use crate::weights::{Dtype, TensorView, quant};
+use crate::weights::{Dtype, TensorView};
 
 /// Threads, their SIMD, and scratch memory of the kernels.
 pub(crate) struct Cpu {
@@ -62,10 +62,8 @@ impl Backend for CpuBackend {
         Ok(Buffer::new(max_rows, cols))
     }
 
-    fn vector(&self, tensor: &TensorView<'_>) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; tensor.shape.iter().product()];
-        quant::dequantize(tensor.dtype, &tensor.data, &mut out);
-        Ok(out)
+    fn vector(&self, data: &[f32]) -> Result<Vec<f32>> {
+        Ok(data.to_vec())
     }
 
     fn matrix(&self, parts: &[TensorView<'_>], bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Matrix> {
@@ -119,6 +117,11 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn layer_norm(&self, out: &mut Buffer, x: &Buffer, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32) -> Result<()> {
+        ops::layer_norm::cpu(self.cpu.borrow().isa, out, x, weight, bias, eps);
+        Ok(())
+    }
+
     fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
         ops::linear::cpu(&mut self.cpu.borrow_mut(), out, x, weight);
         Ok(())
@@ -150,6 +153,16 @@ impl Backend for CpuBackend {
 
     fn gate_act_mul(&self, out: &mut Buffer, gate_up: &Buffer, act: Activation) -> Result<()> {
         ops::gate_act_mul::cpu(&mut self.cpu.borrow_mut(), out, gate_up, act);
+        Ok(())
+    }
+
+    fn activate(&self, x: &mut Buffer, act: Activation) -> Result<()> {
+        ops::activate::cpu(&mut self.cpu.borrow_mut(), x, act);
+        Ok(())
+    }
+
+    fn softcap(&self, x: &mut Buffer, cap: f32) -> Result<()> {
+        ops::softcap::cpu(&mut self.cpu.borrow_mut(), x, cap);
         Ok(())
     }
 

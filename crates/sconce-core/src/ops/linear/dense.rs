@@ -27,13 +27,7 @@ multiversion! {
 }
 
 #[inline(always)]
-fn all_rows_body<const FMA: bool>(
-    target: &Target<'_>,
-    x: &Buffer,
-    dtype: Dtype,
-    rows: &[u8],
-    scratch: &mut [f32],
-) {
+fn all_rows_body<const FMA: bool>(target: &Target<'_>, x: &Buffer, dtype: Dtype, rows: &[u8], scratch: &mut [f32]) {
     for (r, row) in rows.chunks_exact(dtype.row_bytes(x.cols())).enumerate() {
         quant::dequantize(dtype, row, scratch);
         let mut t = 0;

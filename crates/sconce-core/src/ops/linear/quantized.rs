@@ -46,6 +46,13 @@ impl QuantizedRows {
         self.sum16.resize((len / 16).max(self.sum16.len()), 0.0);
         quantize(isa, self, x.data());
     }
+
+    /// The rows as the products see them.
+    #[cfg(test)]
+    pub(super) fn dequantize(&self) -> Buffer {
+        let q = self.q[..self.rows * self.cols].iter().enumerate();
+        Buffer::from_vec(q.map(|(i, &q)| self.scale[i / GROUP] * f32::from(q)).collect(), self.cols)
+    }
 }
 
 multiversion! {
@@ -197,8 +204,8 @@ fn dots<const FMA: bool, const G: usize, const T: usize>(w: &Row<'_>, x: &Quanti
             let factor = scale * x.scale[start / GROUP];
             let mut sums = [0i32; PAIRS];
             for j in 0..G / 2 {
-                sums[j % PAIRS] += i32::from(q[2 * j]) * i32::from(p[2 * j])
-                    + i32::from(q[2 * j + 1]) * i32::from(p[2 * j + 1]);
+                sums[j % PAIRS] +=
+                    i32::from(q[2 * j]) * i32::from(p[2 * j]) + i32::from(q[2 * j + 1]) * i32::from(p[2 * j + 1]);
             }
             for j in 0..PAIRS {
                 acc[i][j] = simd::mul_add::<FMA>(sums[j] as f32, factor, acc[i][j]);

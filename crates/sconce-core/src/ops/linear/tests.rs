@@ -38,12 +38,18 @@ fn random_part(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> MatrixPart 
     MatrixPart { dtype, rows, data: data.into() }
 }
 
-fn check(isa: Isa, weight: &Matrix, rows: usize, tolerance: f32) {
+/// The kernels against the reference. Quantized kernels see the inputs in 8 bits, so the reference gets them so too.
+fn check(isa: Isa, weight: &Matrix, rows: usize) {
     let x = Buffer::from_vec(random(rows * weight.cols, 9), weight.cols);
     let (mut expected, mut found) = (Buffer::new(rows, weight.rows()), Buffer::new(rows, weight.rows()));
-    reference(&mut expected, &x, weight);
-    cpu(&mut Cpu::new(2, isa), &mut found, &x, weight);
-    assert_close(found.data(), expected.data(), tolerance);
+    let mut context = Cpu::new(2, isa);
+    cpu(&mut context, &mut found, &x, weight);
+    if weight.parts[0].dtype.is_quantized() {
+        reference(&mut expected, &context.quantized.dequantize(), weight);
+    } else {
+        reference(&mut expected, &x, weight);
+    }
+    assert_close(found.data(), expected.data(), 1e-5);
 }
 
 #[test]
@@ -52,7 +58,7 @@ fn dense_kernels_equal_the_reference() {
         for (n, rows, cols) in [(0, 3, 16), (1, 1, 1), (3, 5, 17), (7, 33, 64), (9, 130, 576)] {
             let mut matrix = dense_matrix(&random(rows * cols, 4), cols);
             matrix.bias = Some(random(rows, 5).into());
-            check(isa, &matrix, n, 1e-5);
+            check(isa, &matrix, n);
             for dtype in [Dtype::BF16, Dtype::F16] {
                 let to_bits = |&x: &f32| match dtype {
                     Dtype::BF16 => half::bf16::from_f32(x).to_le_bytes(),
@@ -60,7 +66,7 @@ fn dense_kernels_equal_the_reference() {
                 };
                 let data = random(rows * cols, 4).iter().flat_map(to_bits).collect();
                 let parts = vec![MatrixPart { dtype, rows, data }];
-                check(isa, &Matrix { parts, cols, bias: None }, n, 1e-5);
+                check(isa, &Matrix { parts, cols, bias: None }, n);
             }
         }
     }
@@ -73,9 +79,23 @@ fn quantized_kernels_equal_the_reference() {
             for (n, rows, blocks) in [(0, 3, 1), (1, 1, 1), (3, 5, 3), (9, 33, 2), (6, 130, 5)] {
                 let cols = blocks * dtype.block_len();
                 let part = random_part(dtype, rows, cols, 6);
-                // The inputs' 8 bits: an error of up to 1/254 of the greatest input a term.
-                check(isa, &Matrix { parts: vec![part], cols, bias: Some(random(rows, 7).into()) }, n, 1e-2);
+                check(isa, &Matrix { parts: vec![part], cols, bias: Some(random(rows, 7).into()) }, n);
             }
+        }
+    }
+}
+
+#[test]
+fn inputs_keep_8_bits_of_their_group() {
+    for isa in Isa::available() {
+        let mut data = random(3 * 64, 9);
+        data[64..96].fill(0.0);
+        let (x, mut quantized) = (Buffer::from_vec(data, 64), QuantizedRows::default());
+        quantized.fill(isa, &x);
+        let found = quantized.dequantize();
+        for (x, found) in x.data().chunks_exact(32).zip(found.data().chunks_exact(32)) {
+            let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= max / 254.0 * 1.001));
         }
     }
 }
@@ -87,7 +107,7 @@ fn parts_of_different_types_stand_over_each_other() {
         random_part(Dtype::Q6K, 9, 512, 2),
         random_part(Dtype::Q8_0, 1, 512, 3),
     ];
-    check(Isa::detect(), &Matrix { parts, cols: 512, bias: None }, 5, 1e-2);
+    check(Isa::detect(), &Matrix { parts, cols: 512, bias: None }, 5);
 }
 
 #[test]

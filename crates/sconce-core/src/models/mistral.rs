@@ -1,0 +1,51 @@
+//! `MistralForCausalLM`: Mistral 7B (Hugging Face's `modeling_mistral.py`). A Llama whose config can have a sliding
+//! window. In GGUF files it goes by the name `llama`.
+
+use super::llama::{self, Llama};
+use super::{Architecture, Loader, Model, RawConfig, Step};
+use crate::backend::Backend;
+use crate::config::ModelConfig;
+use crate::error::Result;
+
+/// A loaded model.
+pub(super) struct Mistral<B: Backend>(Llama<B>);
+
+impl<B: Backend> Architecture<B> for Mistral<B> {
+    const NAME: &'static str = "MistralForCausalLM";
+    const GGUF_NAME: Option<&'static str> = None;
+
+    fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
+        let mut config = llama::parse_config(raw)?;
+        if !raw.contains("num_key_value_heads") {
+            config.num_key_value_heads = 8;
+        }
+        if !raw.contains("max_position_embeddings") {
+            config.max_position_embeddings = 32 * 4096;
+        }
+        // Absent is the class's default; null is no window.
+        config.sliding_window.fill(raw.length_or("sliding_window", 4096)?);
+        Ok(config)
+    }
+
+    fn load(loader: &Loader<'_, B>) -> Result<Self> {
+        Llama::load(loader).map(Self)
+    }
+}
+
+impl<B: Backend> Model<B> for Mistral<B> {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
+        self.0.embed(step)
+    }
+
+    fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
+        self.0.layer(idx, step)
+    }
+
+    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+        self.0.head(step)
+    }
+}

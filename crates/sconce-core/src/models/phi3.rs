@@ -1,0 +1,67 @@
+//! `Phi3ForCausalLM`: Phi-3 and Phi-3.5 mini and medium (Hugging Face's `modeling_phi3.py`). A Llama whose q, k, v and
+//! whose gate, up are stored as one matrix each, with a sliding window. The long-context variants' `longrope` scaling
+//! is refused by the config.
+
+use super::llama::{self, Llama};
+use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
+use crate::backend::Backend;
+use crate::config::ModelConfig;
+use crate::error::Result;
+
+/// A loaded model.
+pub(super) struct Phi3<B: Backend>(Llama<B>);
+
+impl<B: Backend> Architecture<B> for Phi3<B> {
+    const NAME: &'static str = "Phi3ForCausalLM";
+    const GGUF_NAME: Option<&'static str> = Some("phi3");
+
+    fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
+        let mut config = llama::parse_config(raw)?;
+        if !raw.contains("max_position_embeddings") {
+            config.max_position_embeddings = 4096;
+        }
+        if !raw.contains("rms_norm_eps") {
+            config.norm_eps = 1e-5;
+        }
+        config.rope.rotary_dim = raw.rotary_dim(config.head_dim, 1.0)?;
+        config.sliding_window.fill(raw.opt_length("sliding_window")?);
+        Ok(config)
+    }
+
+    fn load(loader: &Loader<'_, B>) -> Result<Self> {
+        Llama::load_with(loader, load_layer).map(Self)
+    }
+}
+
+fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<llama::Layer<B>> {
+    let config = loader.config;
+    let name = |part: &str| format!("model.layers.{idx}.{part}");
+    let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+    let matrix = |part: &str, rows, cols| loader.matrix(&[(name(part), rows)], cols, Bias::Absent);
+    Ok(llama::Layer {
+        input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
+        qkv: matrix("self_attn.qkv_proj", config.qkv_dim(), hidden)?,
+        o: matrix("self_attn.o_proj", hidden, config.q_dim())?,
+        post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
+        gate_up: matrix("mlp.gate_up_proj", 2 * inter, hidden)?,
+        down: matrix("mlp.down_proj", hidden, inter)?,
+    })
+}
+
+impl<B: Backend> Model<B> for Phi3<B> {
+    fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
+        self.0.embed(step)
+    }
+
+    fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
+        self.0.layer(idx, step)
+    }
+
+    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+        self.0.head(step)
+    }
+}

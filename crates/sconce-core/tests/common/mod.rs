@@ -1,0 +1,72 @@
+//! A tiny model with random weights and a byte tokenizer, written to a folder.
+
+use std::path::Path;
+
+use sconce_core::config::{EngineConfig, LoadFormat};
+use sconce_core::engine::{self, EngineHandle, NoProgress};
+use serde_json::{Map, Value, json};
+
+/// Tokens of the byte alphabet; `<s>` and `</s>` follow.
+const NUM_BYTES: u32 = 256;
+
+/// Writes config.json, tokenizer.json and tokenizer_config.json.
+pub fn write_tiny_model(dir: &Path) {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "vocab_size": NUM_BYTES + 2,
+        "tie_word_embeddings": false,
+        "eos_token_id": NUM_BYTES + 1,
+        "hidden_act": "silu",
+    });
+    let vocab: Map<String, Value> = byte_alphabet().enumerate().map(|(id, c)| (c.to_string(), json!(id))).collect();
+    let special = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [special(NUM_BYTES, "<s>"), special(NUM_BYTES + 1, "</s>")],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+    let tokenizer_config = json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
+    for (name, value) in
+        [("config.json", config), ("tokenizer.json", tokenizer), ("tokenizer_config.json", tokenizer_config)]
+    {
+        std::fs::write(dir.join(name), value.to_string()).unwrap();
+    }
+}
+
+/// The printable stand-ins of all bytes, as byte-level BPE spells them.
+fn byte_alphabet() -> impl Iterator<Item = char> {
+    let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);
+    let mut others = 256..;
+    (0..NUM_BYTES).map(move |b| {
+        let code = if printable(b) { b } else { others.next().unwrap() };
+        char::from_u32(code).unwrap()
+    })
+}
+
+/// The tiny model, running; `change` adjusts its settings.
+pub fn tiny_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    let mut config = EngineConfig {
+        load_format: LoadFormat::Dummy,
+        kv_cache_bytes: Some(4 << 20),
+        num_threads: Some(2),
+        ..Default::default()
+    };
+    change(&mut config);
+    engine::load("tiny", dir.path(), &config, &NoProgress).unwrap()
+}

@@ -1,0 +1,268 @@
+//! The engine on a tiny model with random weights: what runs beside a request changes nothing in it.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::tiny_engine;
+use sconce_core::ErrorKind;
+use sconce_core::config::SamplingParams;
+use sconce_core::engine::{
+    EngineHandle, EngineStatus, FinishReason, GenerationOutput, GenerationRequest, Prompt, StopReason, StreamEvent,
+    TokenStream,
+};
+use sconce_core::text::ChatInput;
+use serde_json::json;
+
+/// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in f32.
+const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 4;
+
+fn prompt(len: usize, seed: usize) -> Vec<u32> {
+    (0..len).map(|i| ((i * 31 + seed * 17) % 250) as u32).collect()
+}
+
+/// 16 requests of different lengths and parameters: greedy, seeded, with filters, penalties, n, logprobs.
+fn requests() -> Vec<GenerationRequest> {
+    let request = |i: usize| {
+        let params = SamplingParams {
+            max_tokens: Some(20 + 7 * i),
+            temperature: if i.is_multiple_of(2) { 0.0 } else { 0.5 + 0.1 * i as f32 },
+            seed: Some(i as u64),
+            n: 1 + i % 3,
+            top_k: i.is_multiple_of(4).then_some(20),
+            top_p: if i % 5 == 1 { 0.8 } else { 1.0 },
+            min_p: if i % 7 == 3 { 0.05 } else { 0.0 },
+            repetition_penalty: if i % 3 == 1 { 1.3 } else { 1.0 },
+            presence_penalty: if i % 4 == 3 { 0.6 } else { 0.0 },
+            logprobs: (i % 3 == 2).then_some(3),
+            prompt_logprobs: (i % 6 == 5).then_some(2),
+            min_tokens: 5,
+            ..Default::default()
+        };
+        GenerationRequest::tokens(prompt(1 + 9 * i, i)).with_params(params)
+    };
+    (0..16).map(request).collect()
+}
+
+fn run_alone(engine: &EngineHandle) -> Vec<GenerationOutput> {
+    requests().into_iter().map(|r| engine.submit(r).unwrap().blocking_collect().unwrap()).collect()
+}
+
+fn run_together(engine: &EngineHandle) -> Vec<GenerationOutput> {
+    let streams: Vec<_> = requests().into_iter().map(|r| engine.submit(r).unwrap()).collect();
+    streams.into_iter().map(|s| s.blocking_collect().unwrap()).collect()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn used_blocks(engine: &EngineHandle) -> usize {
+    EngineStatus::get(&engine.status().num_used_blocks)
+}
+
+#[test]
+fn requests_together_equal_requests_alone() {
+    let engine = tiny_engine(|_| {});
+    let alone = run_alone(&engine);
+    assert_eq!(run_together(&engine), alone);
+    // Small steps: prompts in chunks, mixed with decodes.
+    let chunked = tiny_engine(|c| (c.max_num_batched_tokens, c.max_num_seqs) = (24, 20));
+    assert_eq!(run_together(&chunked), alone);
+    for (request, output) in requests().iter().zip(&alone) {
+        assert_eq!(output.outputs.len(), request.params.n);
+        assert_eq!(output.prompt_logprobs.is_some(), request.params.prompt_logprobs.is_some());
+        for sequence in &output.outputs {
+            assert_eq!(sequence.logprobs.is_empty(), request.params.logprobs.is_none());
+        }
+    }
+    wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
+}
+
+#[test]
+fn a_pool_too_small_for_all_preempts_and_changes_nothing() {
+    let alone = run_alone(&tiny_engine(|_| {}));
+    // 16 blocks hold one sequence of the whole context.
+    let small = tiny_engine(|c| c.kv_cache_bytes = Some(16 * BLOCK_BYTES));
+    assert_eq!(small.info().num_kv_blocks, 16);
+    assert_eq!(run_together(&small), alone);
+    assert!(EngineStatus::get(&small.status().num_preemptions) > 0, "the pool was meant to be too small");
+    wait_until("blocks return to the pool", || used_blocks(&small) == 0);
+}
+
+#[test]
+fn dropped_streams_free_their_blocks() {
+    let engine = tiny_engine(|_| {});
+    let endless = |i: usize| {
+        let params = SamplingParams { ignore_eos: true, seed: Some(i as u64), n: 2, ..Default::default() };
+        engine.submit(GenerationRequest::tokens(prompt(20, i)).with_params(params)).unwrap()
+    };
+    let mut streams: Vec<TokenStream> = (0..16).map(endless).collect();
+    streams.iter_mut().for_each(|s| assert!(matches!(s.blocking_next(), Some(Ok(_)))));
+    let kept = streams.split_off(8);
+    drop(streams);
+    wait_until("8 are cancelled", || EngineStatus::get(&engine.status().num_cancelled_requests) == 8);
+    for stream in kept {
+        let output = stream.blocking_collect().unwrap();
+        assert!(output.outputs.iter().all(|o| o.token_ids.len() == 256 - 20));
+    }
+    wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
+    assert_eq!(EngineStatus::get(&engine.status().num_unfinished_requests), 0);
+}
+
+#[test]
+fn a_sequence_does_not_depend_on_n() {
+    let engine = tiny_engine(|c| c.max_num_seqs = 3);
+    let run = |n: usize| {
+        let params = SamplingParams { n, seed: Some(7), max_tokens: Some(12), ..Default::default() };
+        let stream = engine.submit(GenerationRequest::tokens(prompt(21, 3)).with_params(params)).unwrap();
+        let mut outputs = stream.blocking_collect().unwrap().outputs;
+        outputs.sort_by_key(|o| o.index);
+        outputs
+    };
+    let eight = run(8);
+    assert_eq!(run(2), eight[..2]);
+    assert_eq!(run(1), eight[..1]);
+    assert_ne!(eight[0].token_ids, eight[1].token_ids);
+}
+
+#[test]
+fn greedy_sequences_are_one_decode_answered_n_times() {
+    let engine = tiny_engine(|_| {});
+    let params =
+        SamplingParams { n: 3, temperature: 0.0, max_tokens: Some(9), logprobs: Some(1), ..Default::default() };
+    let stream = engine.submit(GenerationRequest::tokens(prompt(5, 1)).with_params(params)).unwrap();
+    let output = stream.blocking_collect().unwrap();
+    assert_eq!(output.usage.completion_tokens, 27);
+    assert_eq!(EngineStatus::get(&engine.status().num_generated_tokens), 9);
+    for (i, sequence) in output.outputs.iter().enumerate() {
+        assert_eq!((sequence.index, &sequence.token_ids), (i, &output.outputs[0].token_ids));
+        assert_eq!(sequence.logprobs.len(), 9);
+    }
+}
+
+#[test]
+fn prompt_logprobs_are_those_of_generation() {
+    let engine = tiny_engine(|_| {});
+    let run = |ids: Vec<u32>, params: SamplingParams| {
+        engine.submit(GenerationRequest::tokens(ids).with_params(params)).unwrap().blocking_collect().unwrap()
+    };
+    let params = SamplingParams { temperature: 0.0, logprobs: Some(4), max_tokens: Some(60), ..Default::default() };
+    let generated = run(prompt(10, 2), SamplingParams { ignore_eos: true, ..params.clone() }).outputs.remove(0);
+    let whole = [prompt(10, 2), generated.token_ids].concat();
+    let scored = run(whole, SamplingParams { prompt_logprobs: Some(4), max_tokens: Some(1), ..params });
+    let logprobs = scored.prompt_logprobs.unwrap();
+    assert_eq!((logprobs.len(), &logprobs[0]), (70, &None));
+    let scored: Vec<_> = logprobs.into_iter().skip(10).flatten().collect();
+    assert_eq!(scored, generated.logprobs);
+}
+
+#[test]
+fn stop_texts_stop_ids_and_min_tokens_end_a_sequence() {
+    let engine = tiny_engine(|_| {});
+    let run = |params: SamplingParams| {
+        let request = GenerationRequest::text("hello").with_params(SamplingParams { seed: Some(5), ..params });
+        engine.submit(request).unwrap().blocking_collect().unwrap().outputs.remove(0)
+    };
+    let free = SamplingParams { max_tokens: Some(40), ignore_eos: true, ..Default::default() };
+    let whole = run(free.clone());
+    assert_eq!(whole.finish.as_ref().unwrap().reason, FinishReason::Length);
+    assert_eq!(whole.text, engine.tokenizer().decode(&whole.token_ids, true));
+
+    let id = whole.token_ids[12];
+    let first = whole.token_ids.iter().position(|&t| t == id).unwrap();
+    let stopped = run(SamplingParams { stop_token_ids: vec![id], ..free.clone() });
+    assert_eq!(stopped.token_ids, whole.token_ids[..=first]);
+    let finish = stopped.finish.unwrap();
+    assert_eq!((finish.reason, finish.stop_reason), (FinishReason::Stop, Some(StopReason::Token(id))));
+    assert!(run(SamplingParams { stop_token_ids: vec![id], min_tokens: 20, ..free.clone() }).token_ids.len() >= 20);
+
+    let stop: String = whole.text.chars().skip(8).take(3).collect();
+    let stopped = run(SamplingParams { stop: vec![stop.clone()], ..free.clone() });
+    assert_eq!(stopped.text, whole.text[..whole.text.find(&stop).unwrap()]);
+    assert_eq!(stopped.finish.unwrap().stop_reason, Some(StopReason::Text(stop.clone())));
+    let kept = run(SamplingParams { stop: vec![stop.clone()], include_stop_str_in_output: true, ..free });
+    assert!(kept.text.ends_with(&stop) && whole.text.starts_with(&kept.text));
+}
+
+#[test]
+fn a_stream_ends_with_done_and_then_nothing() {
+    let engine = tiny_engine(|_| {});
+    let params = SamplingParams { max_tokens: Some(3), ..Default::default() };
+    let mut stream = engine.submit(GenerationRequest::text("ab").with_params(params)).unwrap();
+    assert_eq!((stream.prompt_text(), stream.prompt_token_ids().len()), (Some("ab"), 2));
+    let mut events = Vec::new();
+    while let Some(event) = stream.blocking_next() {
+        events.push(event.unwrap());
+    }
+    let Some(StreamEvent::Done(usage)) = events.last() else { panic!("no Done at the end") };
+    assert_eq!(usage.prompt_tokens, 2);
+    assert!(stream.blocking_next().is_none());
+}
+
+#[test]
+fn bad_requests_name_their_field() {
+    let engine = tiny_engine(|c| c.max_model_len = Some(64));
+    let check = |request: GenerationRequest, param: &str| {
+        let error = engine.submit(request).unwrap_err();
+        assert_eq!((error.kind(), error.param()), (ErrorKind::InvalidRequest, Some(param)), "{error}");
+        assert!(error.to_string().contains(param), "{error}");
+    };
+    check(GenerationRequest::text(""), "prompt");
+    check(GenerationRequest::tokens([]), "prompt");
+    check(GenerationRequest::tokens([258]), "prompt");
+    check(GenerationRequest::tokens(prompt(64, 0)), "prompt");
+    let params = |p: SamplingParams| GenerationRequest::tokens([1, 2]).with_params(p);
+    check(params(SamplingParams { n: 1_000_000_000, ..Default::default() }), "n");
+    check(params(SamplingParams { temperature: f32::NAN, ..Default::default() }), "temperature");
+    check(params(SamplingParams { logit_bias: vec![(300, 1.0)], ..Default::default() }), "logit_bias");
+    check(params(SamplingParams { min_tokens: 63, ..Default::default() }), "min_tokens");
+    let truncated = GenerationRequest { truncate_prompt_tokens: Some(40), ..GenerationRequest::tokens(prompt(99, 0)) };
+    let output = engine.submit(truncated).unwrap().blocking_collect().unwrap();
+    assert_eq!(output.usage.prompt_tokens, 40);
+}
+
+#[test]
+fn conversations_are_rendered() {
+    let engine = tiny_engine(|_| {});
+    let chat = ChatInput { messages: vec![json!({"role": "user", "content": "Hi"})], ..Default::default() };
+    let request = GenerationRequest::new(Prompt::Chat(chat))
+        .with_params(SamplingParams { max_tokens: Some(2), ..Default::default() });
+    let stream = engine.submit(request).unwrap();
+    assert_eq!(stream.prompt_text(), Some("user: Hi\nassistant:"));
+    stream.blocking_collect().unwrap();
+}
+
+#[test]
+fn a_full_engine_says_so_and_a_stopped_one_too() {
+    let engine = tiny_engine(|c| (c.max_num_seqs, c.max_waiting) = (1, 2));
+    let request = || {
+        let params = SamplingParams { ignore_eos: true, ..Default::default() };
+        GenerationRequest::tokens([1, 2, 3]).with_params(params)
+    };
+    let streams: Vec<_> = (0..3).map(|_| engine.submit(request()).unwrap()).collect();
+    assert_eq!(engine.submit(request()).unwrap_err().kind(), ErrorKind::Overloaded);
+    assert!(engine.is_healthy(Duration::from_secs(10)));
+    engine.shutdown(Duration::ZERO);
+    assert_eq!(engine.submit(request()).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(!engine.is_healthy(Duration::from_secs(10)));
+    for stream in streams {
+        let output = stream.blocking_collect().unwrap();
+        assert!(output.outputs.iter().all(|o| o.finish.is_some()));
+    }
+    assert_eq!(used_blocks(&engine), 0);
+}
+
+#[test]
+fn shutdown_lets_running_requests_end() {
+    let engine = tiny_engine(|_| {});
+    let params = SamplingParams { max_tokens: Some(50), ignore_eos: true, ..Default::default() };
+    let stream = engine.submit(GenerationRequest::tokens([1, 2, 3]).with_params(params)).unwrap();
+    engine.shutdown(Duration::from_secs(20));
+    let output = stream.blocking_collect().unwrap().outputs.remove(0);
+    assert_eq!((output.token_ids.len(), output.finish.unwrap().reason), (50, FinishReason::Length));
+}

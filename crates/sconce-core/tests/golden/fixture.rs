@@ -1,0 +1,106 @@
+//! [`Fixture`]: a model directory with golden outputs beside it.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use sconce_core::backend::cpu::CpuBackend;
+use sconce_core::models::{self, RawConfig};
+use serde_json::Value;
+
+pub(crate) struct Fixture {
+    pub(crate) name: String,
+    pub(crate) dir: PathBuf,
+    logits: Vec<u8>,
+}
+
+pub(crate) struct GreedyCase {
+    pub(crate) prompt: usize,
+    pub(crate) max_new_tokens: usize,
+    pub(crate) stop_token_ids: Vec<u32>,
+    pub(crate) repetition_penalty: f32,
+    pub(crate) presence_penalty: f32,
+    pub(crate) frequency_penalty: f32,
+    pub(crate) output_ids: Vec<u32>,
+    pub(crate) is_stopped: bool,
+    pub(crate) token_logprobs: Vec<f32>,
+}
+
+/// The fixtures whose architecture is in the registry; the others are named.
+pub(crate) fn supported() -> Vec<Fixture> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut dirs = Vec::new();
+    for family in [root.join("tests/golden"), root.join("../shared/fixtures")] {
+        let entries = std::fs::read_dir(family).into_iter().flatten().flatten().map(|e| e.path());
+        dirs.extend(entries.filter(|d| d.join("golden/logits.safetensors").exists()));
+    }
+    dirs.sort();
+    let open = |dir: PathBuf| {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let raw = RawConfig::from_dir(&dir).unwrap();
+        if models::find::<CpuBackend>(&raw).is_err() {
+            println!("skipped: {name} ({} is not supported)", raw.architecture().unwrap());
+            return None;
+        }
+        let logits = std::fs::read(dir.join("golden/logits.safetensors")).unwrap();
+        Some(Fixture { name, dir, logits })
+    };
+    dirs.into_iter().filter_map(open).collect()
+}
+
+impl Fixture {
+    /// Token ids of the prompts.
+    pub(crate) fn prompts(&self) -> Vec<Vec<u32>> {
+        self.json("prompts.json").as_array().unwrap().iter().map(|p| numbers(&p["input_ids"])).collect()
+    }
+
+    /// [tokens, vocab] of a prompt.
+    pub(crate) fn logits(&self, prompt: usize) -> Vec<f32> {
+        self.tensor(&format!("prompt{prompt}.logits"))
+    }
+
+    /// [tokens, hidden] of prompt 0 before layer `k`.
+    pub(crate) fn hidden(&self, k: usize) -> Vec<f32> {
+        self.tensor(&format!("prompt0.hidden{k}"))
+    }
+
+    pub(crate) fn greedy(&self) -> Vec<GreedyCase> {
+        let case = |case: &Value| {
+            let number = |key: &str, default: f64| case[key].as_f64().unwrap_or(default) as f32;
+            let ignores_eos = case["ignore_eos"].as_bool().unwrap_or(false);
+            let mut stop_token_ids = numbers(&case["stop_token_ids"]);
+            if !ignores_eos {
+                stop_token_ids.extend(numbers(&case["eos_token_ids"]));
+            }
+            GreedyCase {
+                prompt: case["prompt"].as_u64().unwrap() as usize,
+                max_new_tokens: case["max_new_tokens"].as_u64().unwrap() as usize,
+                stop_token_ids,
+                repetition_penalty: number("repetition_penalty", 1.0),
+                presence_penalty: number("presence_penalty", 0.0),
+                frequency_penalty: number("frequency_penalty", 0.0),
+                output_ids: numbers(&case["output_ids"]),
+                is_stopped: case["finish_reason"] != "length",
+                token_logprobs: case["token_logprobs"].as_array().unwrap().iter().map(float).collect(),
+            }
+        };
+        self.json("greedy.json").as_array().unwrap().iter().map(case).collect()
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.dir.join("golden").join(name)).unwrap()).unwrap()
+    }
+
+    fn tensor(&self, name: &str) -> Vec<f32> {
+        let tensors = SafeTensors::deserialize(&self.logits).unwrap();
+        let data = tensors.tensor(name).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
+
+fn numbers(value: &Value) -> Vec<u32> {
+    value.as_array().into_iter().flatten().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+fn float(value: &Value) -> f32 {
+    value.as_f64().unwrap() as f32
+}
