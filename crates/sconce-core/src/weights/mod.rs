@@ -1,9 +1,16 @@
 //! Weights: files in, tensors out, in one naming and one layout whatever the file.
 
+pub mod bytes;
 mod dtype;
+mod dummy;
 mod gguf;
+mod gguf_weights;
+pub mod gguf_writer;
+mod mapped;
+pub mod quant;
+mod safetensors;
 mod store;
 
 pub use dtype::Dtype;
-pub use gguf::{GgufMetadata, GgufValue};
+pub use gguf::{GgufFile, GgufMetadata, GgufValue};
 pub use store::{TensorView, WeightStore};

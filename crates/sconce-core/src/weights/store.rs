@@ -3,8 +3,16 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::Dtype;
-use crate::error::Result;
+use super::dummy::DummyWeights;
+use super::gguf::GgufFile;
+use super::gguf_weights::GgufWeights;
+use super::safetensors::Safetensors;
+use super::{Dtype, quant};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+/// Stands for a file in messages about dummy weights.
+pub(super) const DUMMY_PATH: &str = "(dummy weights)";
 
 /// One tensor, row-major; a matrix has the shape [out_features, in_features].
 #[derive(Debug, Clone)]
@@ -14,35 +22,149 @@ pub struct TensorView<'a> {
     /// Lengths, slowest first.
     pub shape: Vec<usize>,
     /// The elements: product of `shape` without its last, times `dtype.row_bytes(last)` bytes.
+    /// They need not be aligned for their type.
     pub data: Cow<'a, [u8]>,
 }
 
+impl TensorView<'_> {
+    /// The elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.shape.iter().product()];
+        quant::dequantize(self.dtype, &self.data, &mut out);
+        out
+    }
+}
+
 /// Tensors of one model by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`).
-pub struct WeightStore {}
+///
+/// Whatever the file, a tensor has the layout that Hugging Face gives it: where the conversion to
+/// GGUF reordered rows (the q and k projections of `llama`), fused tensors (q, k, v of `phi2`) or
+/// added one (the norms of `gemma2`), that is undone here, and no model file knows of it.
+#[derive(Debug)]
+pub struct WeightStore {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Safetensors(Safetensors),
+    Gguf(GgufWeights),
+    Dummy(DummyWeights),
+}
 
 impl WeightStore {
     /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open_safetensors(dir: &Path) -> Result<Self> {
-        todo!()
+        Ok(Self { source: Source::Safetensors(Safetensors::open(dir)?) })
     }
-    /// Random weights, the same for the same name and shape.
-    pub fn dummy(seed: u64) -> Self {
-        todo!()
+
+    /// The tensors of `file`; `config` is the model's own, made from the file's metadata.
+    ///
+    /// A name that is not of Hugging Face is looked for as it stands: `rope_freqs.weight`.
+    pub fn open_gguf(file: GgufFile, config: &ModelConfig) -> Result<Self> {
+        Ok(Self { source: Source::Gguf(GgufWeights::new(file, config)?) })
     }
+
+    /// Random weights, the same for the same seed, name and shape: matrices nearly normal with a
+    /// standard deviation of 0.02, norms (`*norm*.weight`) ones, biases zeros.
+    ///
+    /// Matrices are of `dtype`, one of F32, F16, BF16, Q4_0, Q4_1, Q8_0; norms and biases too, but
+    /// F32 where that is a block type.
+    pub fn dummy(seed: u64, dtype: Dtype) -> Self {
+        Self { source: Source::Dummy(DummyWeights::new(seed, dtype)) }
+    }
+
     /// The tensor, checked against the shape that the model's config asks for.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
-        todo!()
+        let tensor = match &self.source {
+            Source::Safetensors(files) => files.tensor(name)?.ok_or_else(|| self.missing(name, &[]))?,
+            Source::Gguf(file) => file.tensor(name)?.map_err(|places| {
+                let looked_for: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
+                self.missing(name, &looked_for)
+            })?,
+            Source::Dummy(dummy) => dummy.tensor(name, shape)?,
+        };
+        if tensor.shape != shape {
+            let message = format!("expected the shape {shape:?}, found {:?}", tensor.shape);
+            return Err(Error::tensor(self.path(), name, message));
+        }
+        Ok(tensor)
     }
-    /// Whether there is such a tensor. Always false for dummy weights that are not asked for by shape.
+
+    /// Whether the files have such a tensor. Always false for dummy weights, which are made when
+    /// they are asked for by shape: so a model whose config ties its embeddings stays tied.
     pub fn contains(&self, name: &str) -> bool {
-        todo!()
+        match &self.source {
+            Source::Safetensors(files) => files.contains(name),
+            Source::Gguf(file) => file.contains(name),
+            Source::Dummy(_) => false,
+        }
     }
-    /// The file or folder, for messages.
+
+    /// The names of all tensors as the files spell them, sorted; none for dummy weights.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = match &self.source {
+            Source::Safetensors(files) => files.names().collect(),
+            Source::Gguf(file) => file.file().tensor_names().collect(),
+            Source::Dummy(_) => Vec::new(),
+        };
+        names.sort_unstable();
+        names
+    }
+
+    /// The file, or the index of its shards, for messages.
     pub fn path(&self) -> &Path {
-        todo!()
+        match &self.source {
+            Source::Safetensors(files) => files.path(),
+            Source::Gguf(file) => file.file().path(),
+            Source::Dummy(_) => Path::new(DUMMY_PATH),
+        }
     }
-    /// Bytes of all tensors.
+
+    /// Bytes of all tensors; 0 for dummy weights.
     pub fn total_bytes(&self) -> u64 {
-        todo!()
+        match &self.source {
+            Source::Safetensors(files) => files.total_bytes(),
+            Source::Gguf(file) => file.file().total_bytes(),
+            Source::Dummy(_) => 0,
+        }
+    }
+
+    /// `looked_for`: the names that stand for `name` in this file, where they are others.
+    fn missing(&self, name: &str, looked_for: &[&str]) -> Error {
+        let mut message = String::from("there is no such tensor");
+        if looked_for.iter().any(|other| *other != name) {
+            message += &format!(" (looked for {})", looked_for.join(" and "));
+        }
+        let names = self.names();
+        let asked = looked_for.first().copied().unwrap_or(name);
+        if let Some(nearest) = nearest(asked, &names) {
+            message += &format!("; the nearest name is {nearest}");
+        }
+        Error::tensor(self.path(), name, message)
     }
 }
+
+/// The name that differs least from `asked`, if it is at all like it.
+fn nearest<'a>(asked: &str, names: &[&'a str]) -> Option<&'a str> {
+    let (name, distance) = names.iter().map(|name| (*name, distance(asked, name))).min_by_key(|(_, d)| *d)?;
+    (distance <= asked.len() / 3).then_some(name)
+}
+
+/// Insertions, deletions and replacements of bytes from `a` to `b` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests;

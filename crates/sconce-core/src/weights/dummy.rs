@@ -1,0 +1,141 @@
+//! [`DummyWeights`]: random weights of a real shape, for benchmarks and tests without model files.
+
+use std::sync::OnceLock;
+
+use super::quant::encode;
+use super::{Dtype, TensorView};
+use crate::error::{Error, Result};
+
+/// Standard deviation of a matrix's elements.
+const STD: f32 = 0.02;
+/// Elements of the longest block that can be made here.
+const BLOCK_LEN: usize = 32;
+/// Blocks before the random numbers repeat. A prime: rows of any usual length begin at a different
+/// block each, for more rows than vocabularies have, so that no two rows are equal.
+const PAGE_BLOCKS: usize = 262_147;
+/// Tensors of fewer blocks are made without the page.
+const SMALL_BLOCKS: usize = PAGE_BLOCKS / 16;
+
+/// Random matrices, norms of ones, biases of zeros, the same for the same seed, name and shape.
+///
+/// A large matrix is cut from one page of random numbers that is made once and repeats, from a place
+/// that the name decides: memory is filled as fast as it can be copied.
+#[derive(Debug)]
+pub(super) struct DummyWeights {
+    seed: u64,
+    dtype: Dtype,
+    page: OnceLock<Vec<u8>>,
+}
+
+impl DummyWeights {
+    pub(super) fn new(seed: u64, dtype: Dtype) -> Self {
+        Self { seed, dtype, page: OnceLock::new() }
+    }
+
+    /// The tensor `name`, made to the shape that is asked for.
+    pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'static>> {
+        let num_elements = shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len));
+        let too_large = || Error::tensor(super::store::DUMMY_PATH, name, format!("the shape {shape:?} is too large"));
+        let num_elements = num_elements.ok_or_else(too_large)?;
+        // Vectors are not quantized in any file.
+        let vector_dtype = if self.dtype.is_quantized() { Dtype::F32 } else { self.dtype };
+        let (dtype, data) = match Kind::of(name) {
+            Kind::Norm => (vector_dtype, self.constant(vector_dtype, 1.0, num_elements)?),
+            Kind::Bias => (vector_dtype, self.constant(vector_dtype, 0.0, num_elements)?),
+            Kind::Matrix => (self.dtype, self.random(name, shape, num_elements)?),
+        };
+        Ok(TensorView { dtype, shape: shape.to_vec(), data: data.into() })
+    }
+
+    fn constant(&self, dtype: Dtype, value: f32, num_elements: usize) -> Result<Vec<u8>> {
+        Ok(self.encode(dtype, &[value])?.repeat(num_elements))
+    }
+
+    fn random(&self, name: &str, shape: &[usize], num_elements: usize) -> Result<Vec<u8>> {
+        let row_len = shape.last().copied().unwrap_or(1);
+        if !row_len.is_multiple_of(self.dtype.block_len()) {
+            let message = format!("rows of {row_len} elements are not whole blocks of {}", self.dtype);
+            return Err(Error::tensor(super::store::DUMMY_PATH, name, message));
+        }
+        let first_block = (mix(self.seed ^ hash(name)) % PAGE_BLOCKS as u64) as usize;
+        let num_bytes = self.dtype.row_bytes(num_elements);
+        if num_elements < SMALL_BLOCKS * BLOCK_LEN {
+            let mut data = self.blocks(first_block..first_block + num_elements.div_ceil(BLOCK_LEN))?;
+            data.truncate(num_bytes);
+            return Ok(data);
+        }
+        let page = match self.page.get() {
+            Some(page) => page,
+            None => {
+                let page = self.blocks(0..PAGE_BLOCKS)?;
+                self.page.get_or_init(|| page)
+            }
+        };
+        let mut data = Vec::with_capacity(num_bytes);
+        let mut rest = &page[self.dtype.row_bytes(first_block * BLOCK_LEN)..];
+        while data.len() < num_bytes {
+            data.extend_from_slice(&rest[..rest.len().min(num_bytes - data.len())]);
+            rest = page;
+        }
+        Ok(data)
+    }
+
+    /// The bytes of `range` of the endlessly repeated page.
+    fn blocks(&self, range: std::ops::Range<usize>) -> Result<Vec<u8>> {
+        let mut data = Vec::with_capacity(self.dtype.row_bytes(range.len() * BLOCK_LEN));
+        for block in range {
+            let first = block % PAGE_BLOCKS * BLOCK_LEN;
+            let values: [f32; BLOCK_LEN] = std::array::from_fn(|i| normal(self.seed, (first + i) as u64));
+            data.extend(self.encode(self.dtype, &values)?);
+        }
+        Ok(data)
+    }
+
+    fn encode(&self, dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
+        let refused = || Error::config("dtype", format!("dummy weights cannot be made as {dtype}"));
+        encode(dtype, values).ok_or_else(refused)
+    }
+}
+
+/// What a tensor is, by its name.
+enum Kind {
+    Norm,
+    Bias,
+    Matrix,
+}
+
+impl Kind {
+    fn of(name: &str) -> Self {
+        match name {
+            _ if name.ends_with(".bias") => Self::Bias,
+            _ if name.contains("norm") && name.ends_with(".weight") => Self::Norm,
+            _ => Self::Matrix,
+        }
+    }
+}
+
+/// Nearly normal: the sum of four uniform numbers, scaled to [`STD`].
+fn normal(seed: u64, counter: u64) -> f32 {
+    let bits = mix(seed.wrapping_add(counter.wrapping_mul(GOLDEN)));
+    let sum: i32 = (0..4).map(|i| (bits >> (16 * i)) as i32 & 0xffff).sum();
+    // Each of the four has the mean 65535 / 2 and, in units of 65536, the variance 1/12.
+    (sum - 2 * 65535) as f32 * (STD * 3f32.sqrt() / 65536.0)
+}
+
+/// 2^64 over the golden ratio, odd: steps of it visit every state.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// SplitMix64's output function (Steele, Lea, Flood 2014).
+fn mix(state: u64) -> u64 {
+    let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// FNV-1a.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests;

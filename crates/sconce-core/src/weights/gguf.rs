@@ -1,3 +1,0 @@
-//! GGUF files: metadata and tensors, by mmap.
-mod metadata;
-pub use metadata::{GgufMetadata, GgufValue};

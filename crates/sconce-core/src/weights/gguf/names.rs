@@ -1,0 +1,156 @@
+//! Hugging Face names to GGUF names, a table an architecture, and what the conversion did to the data.
+
+/// Bytes in a GGUF that differ from those of the Hugging Face tensor, and how to get back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::weights) enum Stored {
+    /// The same.
+    Same,
+    /// Rows of every query head are interleaved for a RoPE that turns neighbours: row 2i + j of a
+    /// head is row j * half + i of the Hugging Face tensor, where a head is two halves.
+    InterleavedQ,
+    /// The same with key heads.
+    InterleavedK,
+    /// One was added to every element.
+    PlusOne,
+    /// The query rows of a fused q, k, v tensor.
+    RowsQ,
+    /// The key rows of a fused q, k, v tensor.
+    RowsK,
+    /// The value rows of a fused q, k, v tensor.
+    RowsV,
+}
+use Stored::{InterleavedK, InterleavedQ, PlusOne, RowsK, RowsQ, RowsV, Same};
+
+/// Where a tensor may be in a GGUF.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::weights) struct Place {
+    pub(in crate::weights) name: String,
+    pub(in crate::weights) stored: Stored,
+}
+
+/// (Hugging Face, GGUF, how it is stored), without layer prefix and without `.weight` or `.bias`.
+/// A name that occurs twice may be in either place.
+type Row = (&'static str, &'static str, Stored);
+
+/// The names of one architecture, as `general.architecture` spells it.
+#[derive(Debug)]
+pub(in crate::weights) struct Names {
+    architecture: &'static str,
+    /// After `model.layers.N.` and `blk.N.`.
+    layer: &'static [Row],
+    /// Whole names.
+    global: &'static [Row],
+}
+
+const ARCHITECTURES: &[Names] = &[
+    // Llama and Mistral.
+    Names {
+        architecture: "llama",
+        layer: &[
+            ("input_layernorm", "attn_norm", Same),
+            ("self_attn.q_proj", "attn_q", InterleavedQ),
+            ("self_attn.k_proj", "attn_k", InterleavedK),
+            ("self_attn.v_proj", "attn_v", Same),
+            ("self_attn.o_proj", "attn_output", Same),
+            ("post_attention_layernorm", "ffn_norm", Same),
+            ("mlp.gate_proj", "ffn_gate", Same),
+            ("mlp.up_proj", "ffn_up", Same),
+            ("mlp.down_proj", "ffn_down", Same),
+        ],
+        global: &[
+            ("model.embed_tokens", "token_embd", Same),
+            ("model.norm", "output_norm", Same),
+            ("lm_head", "output", Same),
+        ],
+    },
+    Names {
+        architecture: "gemma2",
+        layer: &[
+            ("input_layernorm", "attn_norm", PlusOne),
+            ("self_attn.q_proj", "attn_q", Same),
+            ("self_attn.k_proj", "attn_k", Same),
+            ("self_attn.v_proj", "attn_v", Same),
+            ("self_attn.o_proj", "attn_output", Same),
+            ("post_attention_layernorm", "post_attention_norm", PlusOne),
+            ("pre_feedforward_layernorm", "ffn_norm", PlusOne),
+            ("mlp.gate_proj", "ffn_gate", Same),
+            ("mlp.up_proj", "ffn_up", Same),
+            ("mlp.down_proj", "ffn_down", Same),
+            ("post_feedforward_layernorm", "post_ffw_norm", PlusOne),
+        ],
+        global: &[
+            ("model.embed_tokens", "token_embd", Same),
+            ("model.norm", "output_norm", PlusOne),
+            ("lm_head", "output", Same),
+        ],
+    },
+    Names {
+        architecture: "phi3",
+        layer: &[
+            ("input_layernorm", "attn_norm", Same),
+            ("self_attn.qkv_proj", "attn_qkv", Same),
+            ("self_attn.o_proj", "attn_output", Same),
+            ("post_attention_layernorm", "ffn_norm", Same),
+            ("mlp.gate_up_proj", "ffn_up", Same),
+            ("mlp.down_proj", "ffn_down", Same),
+        ],
+        global: &[
+            ("model.embed_tokens", "token_embd", Same),
+            ("model.norm", "output_norm", Same),
+            ("lm_head", "output", Same),
+        ],
+    },
+    // Older conversions have q, k and v fused, newer ones apart.
+    Names {
+        architecture: "phi2",
+        layer: &[
+            ("input_layernorm", "attn_norm", Same),
+            ("self_attn.q_proj", "attn_q", Same),
+            ("self_attn.q_proj", "attn_qkv", RowsQ),
+            ("self_attn.k_proj", "attn_k", Same),
+            ("self_attn.k_proj", "attn_qkv", RowsK),
+            ("self_attn.v_proj", "attn_v", Same),
+            ("self_attn.v_proj", "attn_qkv", RowsV),
+            ("self_attn.dense", "attn_output", Same),
+            ("mlp.fc1", "ffn_up", Same),
+            ("mlp.fc2", "ffn_down", Same),
+        ],
+        global: &[
+            ("model.embed_tokens", "token_embd", Same),
+            ("model.final_layernorm", "output_norm", Same),
+            ("lm_head", "output", Same),
+        ],
+    },
+];
+
+impl Names {
+    /// The names of `architecture`.
+    pub(in crate::weights) fn of(architecture: &str) -> Option<&'static Self> {
+        ARCHITECTURES.iter().find(|names| names.architecture == architecture)
+    }
+
+    /// Every architecture that has names here, for messages.
+    pub(in crate::weights) fn architectures() -> String {
+        ARCHITECTURES.iter().map(|names| names.architecture).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The places where the Hugging Face tensor `name` may be, the likeliest first. A name that is
+    /// not of the architecture stands for itself: `rope_freqs.weight`.
+    pub(in crate::weights) fn places(&self, name: &str) -> Vec<Place> {
+        let places = self.known_places(name).unwrap_or_default();
+        if places.is_empty() { vec![Place { name: name.to_owned(), stored: Same }] } else { places }
+    }
+
+    fn known_places(&self, name: &str) -> Option<Vec<Place>> {
+        let (stem, kind) = name.rsplit_once('.')?;
+        let (table, prefix, stem) = match stem.strip_prefix("model.layers.") {
+            None => (self.global, String::new(), stem),
+            Some(rest) => {
+                let (layer, stem) = rest.split_once('.')?;
+                (self.layer, format!("blk.{layer}."), stem)
+            }
+        };
+        let rows = table.iter().filter(|(hf, ..)| *hf == stem);
+        Some(rows.map(|&(_, gguf, stored)| Place { name: format!("{prefix}{gguf}.{kind}"), stored }).collect())
+    }
+}

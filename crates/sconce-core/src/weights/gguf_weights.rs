@@ -1,0 +1,125 @@
+//! [`GgufWeights`]: a GGUF's tensors under their Hugging Face names, in the layout that those have.
+
+use std::borrow::Cow;
+
+use super::gguf::GgufFile;
+use super::gguf::names::{Names, Place, Stored};
+use super::{Dtype, TensorView, quant};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+/// A GGUF's tensors under their Hugging Face names.
+#[derive(Debug)]
+pub(super) struct GgufWeights {
+    file: GgufFile,
+    names: &'static Names,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+}
+
+impl GgufWeights {
+    /// The tensors of `file`, whose metadata `config` was made from.
+    pub(super) fn new(file: GgufFile, config: &ModelConfig) -> Result<Self> {
+        const KEY: &str = "general.architecture";
+        let metadata = file.metadata();
+        let architecture = metadata.string(KEY)?.ok_or_else(|| metadata.missing(KEY))?;
+        let Some(names) = Names::of(architecture) else {
+            let message =
+                format!("metadata key {KEY}: expected one of {}, found {architecture:?}", Names::architectures());
+            return Err(Error::file(file.path(), message));
+        };
+        Ok(Self {
+            file,
+            names,
+            num_attention_heads: config.num_attention_heads,
+            num_key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        })
+    }
+
+    pub(super) fn file(&self) -> &GgufFile {
+        &self.file
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.names.places(name).iter().any(|place| self.file.contains(&place.name))
+    }
+
+    /// The tensor in the layout that Hugging Face gives it, or where it was looked for.
+    pub(super) fn tensor(&self, name: &str) -> Result<Result<TensorView<'_>, Vec<Place>>> {
+        let places = self.names.places(name);
+        let found = places.iter().find_map(|place| Some((self.file.tensor(&place.name)?, place)));
+        match found {
+            Some((tensor, place)) => self.restore(&place.name, tensor, place.stored).map(Ok),
+            None => Ok(Err(places)),
+        }
+    }
+
+    fn restore<'a>(&self, name: &str, tensor: TensorView<'a>, stored: Stored) -> Result<TensorView<'a>> {
+        let (q_rows, k_rows) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        match stored {
+            Stored::Same => Ok(tensor),
+            Stored::InterleavedQ => self.deinterleave(name, tensor, self.num_attention_heads),
+            Stored::InterleavedK => self.deinterleave(name, tensor, self.num_key_value_heads),
+            Stored::PlusOne => Ok(minus_one(tensor)),
+            Stored::RowsQ => self.rows(name, tensor, 0, q_rows),
+            Stored::RowsK => self.rows(name, tensor, q_rows, k_rows),
+            Stored::RowsV => self.rows(name, tensor, q_rows + k_rows, k_rows),
+        }
+    }
+
+    /// Row 2i + j of a head becomes row j * half + i. Rows are moved whole, so blocks stay as they are.
+    fn deinterleave<'a>(&self, name: &str, tensor: TensorView<'a>, num_heads: usize) -> Result<TensorView<'a>> {
+        let (num_rows, row_bytes) = self.rows_of(name, &tensor)?;
+        let half = num_rows / (2 * num_heads).max(1);
+        if half * 2 * num_heads != num_rows {
+            let message = format!("{num_rows} rows are not {num_heads} heads of an even length");
+            return Err(Error::tensor(self.file.path(), name, message));
+        }
+        let mut data = Vec::with_capacity(tensor.data.len());
+        for head in tensor.data.chunks_exact((2 * half * row_bytes).max(1)) {
+            for j in 0..2 {
+                for i in 0..half {
+                    data.extend_from_slice(&head[(2 * i + j) * row_bytes..][..row_bytes]);
+                }
+            }
+        }
+        Ok(TensorView { data: data.into(), ..tensor })
+    }
+
+    /// Rows `first..first + len` of a fused tensor.
+    fn rows<'a>(&self, name: &str, tensor: TensorView<'a>, first: usize, len: usize) -> Result<TensorView<'a>> {
+        let (num_rows, row_bytes) = self.rows_of(name, &tensor)?;
+        if first + len > num_rows {
+            let message = format!("expected rows {first} to {}, found {num_rows} rows", first + len);
+            return Err(Error::tensor(self.file.path(), name, message));
+        }
+        let bytes = first * row_bytes..(first + len) * row_bytes;
+        let data = match tensor.data {
+            Cow::Borrowed(data) => Cow::Borrowed(&data[bytes]),
+            Cow::Owned(data) => Cow::Owned(data[bytes].to_vec()),
+        };
+        let mut shape = tensor.shape;
+        shape[0] = len;
+        Ok(TensorView { dtype: tensor.dtype, shape, data })
+    }
+
+    /// Number of rows and bytes of one; a vector's rows are its elements.
+    fn rows_of(&self, name: &str, tensor: &TensorView<'_>) -> Result<(usize, usize)> {
+        let row_len: usize = tensor.shape[1..].iter().product();
+        if !row_len.is_multiple_of(tensor.dtype.block_len()) {
+            let message = format!("rows of {row_len} elements are not whole blocks of {}", tensor.dtype);
+            return Err(Error::tensor(self.file.path(), name, message));
+        }
+        Ok((tensor.shape[0], tensor.dtype.row_bytes(row_len)))
+    }
+}
+
+/// The conversion of Gemma adds one to its norms in f32, whatever the type of the matrices.
+fn minus_one(tensor: TensorView<'_>) -> TensorView<'static> {
+    let mut values = vec![0.0; tensor.shape.iter().product()];
+    quant::dequantize(tensor.dtype, &tensor.data, &mut values);
+    let data: Vec<u8> = values.iter().flat_map(|v| (v - 1.0).to_le_bytes()).collect();
+    TensorView { dtype: Dtype::F32, shape: tensor.shape, data: data.into() }
+}

@@ -1,0 +1,157 @@
+//! Blocks of 256 elements: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K.
+//!
+//! The scales of a block's groups are small integers times the block's own d; where there are
+//! offsets, they are small integers times the block's own dmin, and they are subtracted.
+
+use super::{Unpacked, bytes_at, half_at};
+
+/// Walks blocks of `BYTES` with 16 groups of 16 and scales alone.
+#[inline(always)]
+fn scaled_16<const BYTES: usize>(
+    row: &[u8],
+    out: Unpacked<'_>,
+    unpack: impl Fn(&[u8; BYTES], &mut [i8; 256], &mut [f32; 16]),
+) {
+    let blocks = row.as_chunks::<BYTES>().0.iter().zip(out.q.as_chunks_mut::<256>().0);
+    for ((block, q), scale) in blocks.zip(out.scale.as_chunks_mut::<16>().0) {
+        unpack(block, q, scale);
+    }
+}
+
+/// Walks blocks of `BYTES` with `GROUPS` groups, each with a scale and an offset.
+#[inline(always)]
+fn scaled_and_offset<const BYTES: usize, const GROUPS: usize>(
+    row: &[u8],
+    out: Unpacked<'_>,
+    unpack: impl Fn(&[u8; BYTES], &mut [i8; 256], &mut [f32; GROUPS], &mut [f32; GROUPS]),
+) {
+    let blocks = row.as_chunks::<BYTES>().0.iter().zip(out.q.as_chunks_mut::<256>().0);
+    let groups = out.scale.as_chunks_mut::<GROUPS>().0.iter_mut().zip(out.offset.as_chunks_mut::<GROUPS>().0);
+    for ((block, q), (scale, offset)) in blocks.zip(groups) {
+        unpack(block, q, scale, offset);
+    }
+}
+
+/// 84 bytes: 16 x (4-bit scale, 4-bit offset), 64 bytes of 2-bit elements, d, dmin.
+///
+/// Byte l of the first 32 holds the elements l, l + 32, l + 64, l + 96, lowest bits first; the other
+/// 32 bytes hold the second 128 elements likewise.
+#[inline(always)]
+pub(super) fn unpack_q2_k(row: &[u8], out: Unpacked<'_>) {
+    scaled_and_offset::<84, 16>(row, out, |block, q, scale, offset| {
+        let (d, dmin) = (half_at(block, 80), half_at(block, 82));
+        let scales: &[u8; 16] = bytes_at(block, 0);
+        for g in 0..16 {
+            scale[g] = d * f32::from(scales[g] & 0x0f);
+            offset[g] = -(dmin * f32::from(scales[g] >> 4));
+        }
+        let packed: &[u8; 64] = bytes_at(block, 16);
+        for j in 0..8 {
+            for l in 0..32 {
+                q[32 * j + l] = ((packed[j / 4 * 32 + l] >> (j % 4 * 2)) & 3) as i8;
+            }
+        }
+    });
+}
+
+/// 110 bytes: 32 bytes of third bits, 64 bytes of 2-bit elements, 12 bytes of 6-bit scales, d.
+///
+/// The 2-bit elements lie as in Q2_K. Bit j of byte l of the third bits belongs to element
+/// 32 * j + l, and where it is clear 4 is subtracted.
+#[inline(always)]
+pub(super) fn unpack_q3_k(row: &[u8], out: Unpacked<'_>) {
+    scaled_16::<110>(row, out, |block, q, scale| {
+        let d = half_at(block, 108);
+        let scales: &[u8; 12] = bytes_at(block, 96);
+        for g in 0..16 {
+            let low = (scales[g % 8] >> (g / 8 * 4)) & 0x0f;
+            let high = (scales[8 + g % 4] >> (g / 4 * 2)) & 3;
+            scale[g] = d * f32::from((low | (high << 4)) as i8 - 32);
+        }
+        let third: &[u8; 32] = bytes_at(block, 0);
+        let packed: &[u8; 64] = bytes_at(block, 32);
+        for j in 0..8 {
+            for l in 0..32 {
+                let low = (packed[j / 4 * 32 + l] >> (j % 4 * 2)) & 3;
+                let high = (third[l] >> j) & 1;
+                q[32 * j + l] = (low | (high << 2)) as i8 - 4;
+            }
+        }
+    });
+}
+
+/// Scales and offsets of Q4_K and Q5_K: d, dmin, and eight 6-bit pairs in 12 bytes.
+///
+/// Pairs 0..4 are the low six bits of bytes 0..4 (scale) and 4..8 (offset). Pairs 4..8 have their
+/// low four bits in bytes 8..12 (scale low, offset high) and their upper two in the bits left over.
+#[inline(always)]
+fn scales_and_offsets<const N: usize>(block: &[u8; N], scale: &mut [f32; 8], offset: &mut [f32; 8]) {
+    let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+    let packed: &[u8; 12] = bytes_at(block, 4);
+    for g in 0..4 {
+        scale[g] = d * f32::from(packed[g] & 0x3f);
+        offset[g] = -(dmin * f32::from(packed[g + 4] & 0x3f));
+        scale[g + 4] = d * f32::from((packed[g + 8] & 0x0f) | (packed[g] >> 6 << 4));
+        offset[g + 4] = -(dmin * f32::from((packed[g + 8] >> 4) | (packed[g + 4] >> 6 << 4)));
+    }
+}
+
+/// 144 bytes: d, dmin, 12 bytes of scales and offsets, 128 bytes of 4-bit elements.
+///
+/// Byte l of each 32 holds element l of one group of 32 in its low half, and of the next in its high.
+#[inline(always)]
+pub(super) fn unpack_q4_k(row: &[u8], out: Unpacked<'_>) {
+    scaled_and_offset::<144, 8>(row, out, |block, q, scale, offset| {
+        scales_and_offsets(block, scale, offset);
+        let packed: &[u8; 128] = bytes_at(block, 16);
+        for j in 0..4 {
+            for l in 0..32 {
+                q[64 * j + l] = (packed[32 * j + l] & 0x0f) as i8;
+                q[64 * j + 32 + l] = (packed[32 * j + l] >> 4) as i8;
+            }
+        }
+    });
+}
+
+/// 176 bytes: as Q4_K, with 32 bytes of fifth bits before the elements.
+///
+/// Bit j of byte l of the fifth bits belongs to element 32 * j + l.
+#[inline(always)]
+pub(super) fn unpack_q5_k(row: &[u8], out: Unpacked<'_>) {
+    scaled_and_offset::<176, 8>(row, out, |block, q, scale, offset| {
+        scales_and_offsets(block, scale, offset);
+        let fifth: &[u8; 32] = bytes_at(block, 16);
+        let packed: &[u8; 128] = bytes_at(block, 48);
+        for j in 0..4 {
+            for l in 0..32 {
+                let (low, high) = (packed[32 * j + l] & 0x0f, packed[32 * j + l] >> 4);
+                q[64 * j + l] = (low | ((fifth[l] >> (2 * j)) & 1) << 4) as i8;
+                q[64 * j + 32 + l] = (high | ((fifth[l] >> (2 * j + 1)) & 1) << 4) as i8;
+            }
+        }
+    });
+}
+
+/// 210 bytes: 128 bytes of low halves, 64 bytes of upper two bits, 16 signed scales, d.
+///
+/// Each 128 elements have 64 bytes of low halves (elements 0..64 low, 64..128 high) and 32 bytes of
+/// upper bits, byte l of which belongs to the elements l, l + 32, l + 64, l + 96.
+#[inline(always)]
+pub(super) fn unpack_q6_k(row: &[u8], out: Unpacked<'_>) {
+    scaled_16::<210>(row, out, |block, q, scale| {
+        let d = half_at(block, 208);
+        let scales: &[u8; 16] = bytes_at(block, 192);
+        for g in 0..16 {
+            scale[g] = d * f32::from(scales[g] as i8);
+        }
+        let low: &[u8; 128] = bytes_at(block, 0);
+        let upper: &[u8; 64] = bytes_at(block, 128);
+        for j in 0..8 {
+            for l in 0..32 {
+                let low = (low[j / 4 * 64 + j % 2 * 32 + l] >> (j % 4 / 2 * 4)) & 0x0f;
+                let upper = (upper[j / 4 * 32 + l] >> (j % 4 * 2)) & 3;
+                q[32 * j + l] = (low | (upper << 4)) as i8 - 32;
+            }
+        }
+    });
+}

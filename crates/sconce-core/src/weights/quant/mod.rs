@@ -1,0 +1,142 @@
+//! The block formats of GGUF in one unpacked form: `w[i] = scale[g] * q[i] + offset[g]`.
+//!
+//! A row is a sequence of blocks; a block holds small integers and the scales (and in some formats
+//! the offsets) of groups of 16 or 32 of them. [`unpack_row`] is the only reader of the ten bit
+//! layouts: kernels and [`dequantize`] are written on its output.
+//!
+//! | format | q | group | scale | offset |
+//! |---|---|---|---|---|
+//! | Q4_0, Q5_0 | -8..=7, -16..=15 | 32 | d | |
+//! | Q4_1, Q5_1 | 0..=15, 0..=31 | 32 | d | m |
+//! | Q8_0 | -128..=127 | 32 | d | |
+//! | Q2_K | 0..=3 | 16 | d * 4 bits | -dmin * 4 bits |
+//! | Q3_K | -4..=3 | 16 | d * (6 bits - 32) | |
+//! | Q4_K, Q5_K | 0..=15, 0..=31 | 32 | d * 6 bits | -dmin * 6 bits |
+//! | Q6_K | -32..=31 | 16 | d * 8 bits, signed | |
+
+mod encode;
+mod k;
+mod legacy;
+#[cfg(test)]
+mod tests;
+
+pub use encode::{encode, quantize_q4_0, quantize_q4_1, quantize_q8_0};
+
+use super::Dtype;
+use super::bytes::{as_bf16, as_f16, as_f32};
+
+/// One row unpacked: `w[i] = scale[g] * q[i] + offset[g]`, `g = i / group_len`.
+#[derive(Debug)]
+pub struct Unpacked<'a> {
+    /// The integers, one an element of the row.
+    pub q: &'a mut [i8],
+    /// One a group.
+    pub scale: &'a mut [f32],
+    /// One a group; not touched, and may be empty, for a format without [`has_offset`].
+    pub offset: &'a mut [f32],
+}
+
+/// Elements that share a scale: 16 or 32; 1 for plain floats.
+pub const fn group_len(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => 1,
+        Dtype::Q2K | Dtype::Q3K | Dtype::Q6K => 16,
+        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q5K => 32,
+    }
+}
+
+/// Whether groups have offsets beside their scales.
+pub const fn has_offset(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q2K | Dtype::Q4K | Dtype::Q5K)
+}
+
+/// Unpacks the blocks of one row, as many as `row` and each slice of `out` have room for.
+///
+/// It is inlined into its caller down to the innermost loop, so that a caller compiled for wider
+/// vectors gets them.
+///
+/// # Panics
+///
+/// For plain floats, which have no blocks.
+#[inline(always)]
+pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
+    match dtype {
+        Dtype::Q4_0 => legacy::unpack_q4_0(row, out),
+        Dtype::Q4_1 => legacy::unpack_q4_1(row, out),
+        Dtype::Q5_0 => legacy::unpack_q5_0(row, out),
+        Dtype::Q5_1 => legacy::unpack_q5_1(row, out),
+        Dtype::Q8_0 => legacy::unpack_q8_0(row, out),
+        Dtype::Q2K => k::unpack_q2_k(row, out),
+        Dtype::Q3K => k::unpack_q3_k(row, out),
+        Dtype::Q4K => k::unpack_q4_k(row, out),
+        Dtype::Q5K => k::unpack_q5_k(row, out),
+        Dtype::Q6K => k::unpack_q6_k(row, out),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => unreachable!("{dtype} has no blocks to unpack"),
+    }
+}
+
+/// `data` of any type as f32, as many elements as both slices hold.
+///
+/// Plain floats are converted exactly. For blocks the product and the sum are rounded one by one,
+/// which gives the same bits as ggml's own reference.
+pub fn dequantize(dtype: Dtype, data: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => out.iter_mut().zip(as_f32(data).iter()).for_each(|(o, x)| *o = *x),
+        Dtype::F16 => out.iter_mut().zip(as_f16(data).iter()).for_each(|(o, x)| *o = x.to_f32()),
+        Dtype::BF16 => out.iter_mut().zip(as_bf16(data).iter()).for_each(|(o, x)| *o = x.to_f32()),
+        _ => {
+            for (data, out) in data.chunks(dtype.row_bytes(CHUNK_LEN)).zip(out.chunks_mut(CHUNK_LEN)) {
+                dequantize_chunk(dtype, data, out);
+            }
+        }
+    }
+}
+
+/// Elements that [`dequantize`] unpacks at a time: the longest block, and whole blocks of the others.
+const CHUNK_LEN: usize = 256;
+
+fn dequantize_chunk(dtype: Dtype, data: &[u8], out: &mut [f32]) {
+    let mut q = [0; CHUNK_LEN];
+    let mut scale = [0.0; CHUNK_LEN / 16];
+    let mut offset = [0.0; CHUNK_LEN / 16];
+    let num_elements = (data.len() / dtype.block_bytes() * dtype.block_len()).min(out.len());
+    unpack_row(dtype, data, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
+    let group_len = group_len(dtype);
+    for (g, out) in out[..num_elements].chunks_mut(group_len).enumerate() {
+        let (scale, offset) = (scale[g], offset[g]);
+        let q = &q[g * group_len..];
+        if has_offset(dtype) {
+            out.iter_mut().zip(q).for_each(|(o, &q)| *o = scale * f32::from(q) + offset);
+        } else {
+            out.iter_mut().zip(q).for_each(|(o, &q)| *o = scale * f32::from(q));
+        }
+    }
+}
+
+/// A half at byte `at` of a block.
+#[inline(always)]
+fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
+    f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]))
+}
+
+/// A half's bits as f32, exactly.
+///
+/// `half` converts behind a call that first looks up what the CPU can do, once a block; this is four
+/// operations in line. The exponent is moved into place and rebiased by a multiplication, which is
+/// exact for subnormal halves too.
+#[inline(always)]
+fn f16_to_f32(bits: u16) -> f32 {
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+    const MAX_EXPONENT: u32 = 0x7c00 << 13;
+    let sign = u32::from(bits & 0x8000) << 16;
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
+    let infinite_or_nan = magnitude | f32::INFINITY.to_bits();
+    f32::from_bits(sign | if magnitude < MAX_EXPONENT { finite } else { infinite_or_nan })
+}
+
+/// `LEN` bytes from byte `at` of a block.
+#[inline(always)]
+fn bytes_at<const LEN: usize, const N: usize>(block: &[u8; N], at: usize) -> &[u8; LEN] {
+    block[at..].first_chunk().expect("invariant: a block is as long as its layout")
+}

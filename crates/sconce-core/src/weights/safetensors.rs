@@ -1,0 +1,230 @@
+//! Safetensors files, single or sharded, by mmap.
+//!
+//! The types of the header are the `safetensors` crate's. Where they lie in the file is checked
+//! here, so that errors name the tensor, and no size that a header claims is added unchecked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ::safetensors::tensor::TensorInfo;
+use serde_json::Value;
+
+use super::mapped::MappedFile;
+use super::{Dtype, TensorView};
+use crate::error::{Error, Result};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The key of the header that is not a tensor.
+const METADATA: &str = "__metadata__";
+/// Bytes of the header's length, at the beginning of a file.
+const LEN_BYTES: usize = 8;
+
+/// The tensors of `model.safetensors`, or of the shards that an index names.
+#[derive(Debug)]
+pub(super) struct Safetensors {
+    /// The single file, or the index.
+    path: PathBuf,
+    files: Vec<MappedFile>,
+    tensors: HashMap<String, Location>,
+}
+
+#[derive(Debug)]
+struct Location {
+    file_idx: usize,
+    info: Entry,
+}
+
+/// One tensor of one file.
+#[derive(Debug)]
+struct Entry {
+    /// As the file spells it.
+    dtype: ::safetensors::Dtype,
+    shape: Vec<usize>,
+    /// Bytes of the file; it holds them all.
+    data: Range<usize>,
+}
+
+impl Safetensors {
+    /// Opens the model in `dir`.
+    pub(super) fn open(dir: &Path) -> Result<Self> {
+        let single = dir.join(SINGLE);
+        if single.exists() {
+            let mut this = Self { path: single.clone(), files: Vec::new(), tensors: HashMap::new() };
+            this.add(&single)?;
+            return Ok(this);
+        }
+        let index = dir.join(INDEX);
+        if !index.exists() {
+            return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX} is there")));
+        }
+        Self::open_sharded(index, dir)
+    }
+
+    fn open_sharded(index: PathBuf, dir: &Path) -> Result<Self> {
+        let weight_map = weight_map(&index)?;
+        let mut this = Self { path: index, files: Vec::new(), tensors: HashMap::new() };
+        let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        for shard in &shards {
+            let path = dir.join(shard);
+            if !path.exists() {
+                return Err(Error::file(&this.path, format!("the shard {shard} that it names is not there")));
+            }
+            this.add(&path)?;
+        }
+        for (tensor, shard) in &weight_map {
+            let path = dir.join(shard);
+            match this.tensors.get(tensor).map(|location| this.files[location.file_idx].path()) {
+                Some(found) if found == path => {}
+                Some(found) => {
+                    let message = format!("expected in {shard}, found in {}", found.display());
+                    return Err(Error::tensor(&this.path, tensor, message));
+                }
+                None => return Err(Error::tensor(&this.path, tensor, format!("expected in {shard}, which lacks it"))),
+            }
+        }
+        Ok(this)
+    }
+
+    /// Adds the tensors of one file.
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let file = MappedFile::open(path)?;
+        let file_idx = self.files.len();
+        for (name, info) in entries(path, file.bytes())? {
+            if let Some(other) = self.tensors.get(&name) {
+                let other = self.files[other.file_idx].path().display();
+                return Err(Error::tensor(path, name, format!("{other} has this tensor too")));
+            }
+            self.tensors.insert(name, Location { file_idx, info });
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub(super) fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.info.data.len() as u64).sum()
+    }
+
+    /// The tensor, if there is one; an error if it is of a type that is not for weights.
+    pub(super) fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
+        let Some(Location { file_idx, info }) = self.tensors.get(name) else {
+            return Ok(None);
+        };
+        let file = &self.files[*file_idx];
+        let dtype = match info.dtype {
+            ::safetensors::Dtype::F32 => Dtype::F32,
+            ::safetensors::Dtype::F16 => Dtype::F16,
+            ::safetensors::Dtype::BF16 => Dtype::BF16,
+            other => {
+                let message = format!("expected F32, F16 or BF16, found {other:?}");
+                return Err(Error::tensor(file.path(), name, message));
+            }
+        };
+        let data = file.prefetched(info.data.clone());
+        Ok(Some(TensorView { dtype, shape: info.shape.clone(), data: data.into() }))
+    }
+}
+
+/// Tensor to file name, from the index. Sorted, so that the first error does not change from run to run.
+fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
+    let text = std::fs::read(index).map_err(|e| Error::io(index, e))?;
+    let json: Value = serde_json::from_slice(&text).map_err(|e| Error::file(index, format!("not JSON: {e}")))?;
+    let Some(Value::Object(map)) = json.get("weight_map") else {
+        return Err(Error::file(index, "weight_map: expected an object that names the shard of each tensor"));
+    };
+    let mut shards = BTreeMap::new();
+    for (tensor, shard) in map {
+        // A shard lies beside its index: a path could name any file of the machine.
+        let plain_name = shard.as_str().filter(|name| Path::new(name).file_name() == Some(name.as_ref()));
+        let Some(name) = plain_name else {
+            return Err(Error::tensor(index, tensor, format!("weight_map: expected a file name, found {shard}")));
+        };
+        shards.insert(tensor.clone(), name.to_owned());
+    }
+    Ok(shards)
+}
+
+/// The tensors that the bytes of one file hold.
+fn entries(path: &Path, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
+    let (header, data_start) = header(path, bytes)?;
+    let mut entries = Vec::new();
+    for (name, value) in header {
+        if name != METADATA {
+            let entry = entry(path, &name, value, data_start, bytes.len())?;
+            entries.push((name, entry));
+        }
+    }
+    check_contiguous(path, &mut entries, data_start, bytes.len())?;
+    Ok(entries)
+}
+
+/// The JSON of the header, and where the data starts.
+fn header(path: &Path, bytes: &[u8]) -> Result<(serde_json::Map<String, Value>, usize)> {
+    let Some((len, rest)) = bytes.split_first_chunk::<LEN_BYTES>() else {
+        return Err(Error::file(path, format!("expected a safetensors file, found only {} bytes", bytes.len())));
+    };
+    let len = u64::from_le_bytes(*len);
+    let Some(header) = usize::try_from(len).ok().and_then(|len| rest.get(..len)) else {
+        let message = format!("expected a header of {len} bytes, found {} before the end of the file", rest.len());
+        return Err(Error::file(path, message));
+    };
+    let json = serde_json::from_slice(header).map_err(|e| Error::file(path, format!("corrupt header: {e}")))?;
+    Ok((json, LEN_BYTES + header.len()))
+}
+
+fn entry(path: &Path, name: &str, value: Value, data_start: usize, file_len: usize) -> Result<Entry> {
+    let error = |message: String| Error::tensor(path, name, message);
+    let TensorInfo { dtype, shape, data_offsets: (start, end) } =
+        serde_json::from_value(value).map_err(|e| error(format!("corrupt header: {e}")))?;
+    if start > end || end > file_len - data_start {
+        return Err(error(format!(
+            "expected bytes {start} to {end} of the data, found {} before the end of the file",
+            file_len - data_start
+        )));
+    }
+    let num_elements = shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len));
+    let num_bits = num_elements.and_then(|n| n.checked_mul(dtype.bitsize()));
+    if num_bits != (end - start).checked_mul(8) {
+        return Err(error(format!("{} bytes are not a tensor of shape {shape:?} and type {dtype:?}", end - start)));
+    }
+    Ok(Entry { dtype, shape, data: data_start + start..data_start + end })
+}
+
+/// Sorts by position and checks that every byte of the data belongs to one tensor.
+fn check_contiguous(path: &Path, entries: &mut [(String, Entry)], data_start: usize, file_len: usize) -> Result<()> {
+    entries.sort_unstable_by_key(|(_, entry)| (entry.data.start, entry.data.end));
+    let mut end = data_start;
+    for (name, entry) in entries {
+        if entry.data.start != end {
+            let (expected, found) = (end - data_start, entry.data.start - data_start);
+            return Err(Error::tensor(
+                path,
+                &*name,
+                format!("expected at byte {expected} of the data, found at {found}"),
+            ));
+        }
+        end = entry.data.end;
+    }
+    if end != file_len {
+        return Err(Error::file(path, format!("{} bytes after the last tensor belong to none", file_len - end)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
