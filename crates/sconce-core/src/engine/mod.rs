@@ -9,6 +9,8 @@ mod request;
 mod running;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use handle::EngineHandle;
 pub use load::load;

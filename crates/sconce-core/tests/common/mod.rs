@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 const NUM_BYTES: u32 = 256;
 
 /// Writes config.json, tokenizer.json and tokenizer_config.json.
-pub fn write_tiny_model(dir: &Path) {
+pub(crate) fn write_tiny_model(dir: &Path) {
     let config = json!({
         "architectures": ["LlamaForCausalLM"],
         "hidden_size": 64,
@@ -58,7 +58,7 @@ fn byte_alphabet() -> impl Iterator<Item = char> {
 }
 
 /// The tiny model, running; `change` adjusts its settings.
-pub fn tiny_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+pub(crate) fn tiny_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let dir = tempfile::tempdir().unwrap();
     write_tiny_model(dir.path());
     let mut config = EngineConfig {

@@ -109,8 +109,10 @@ fn greedy_continuations_equal_the_golden_ones() {
             assert_eq!(output.token_ids, case.output_ids, "{} greedy case {i}", fixture.name);
             let reason = output.finish.unwrap().reason;
             assert_eq!(reason == FinishReason::Stop, case.is_stopped, "{} greedy case {i}", fixture.name);
-            let logprobs: Vec<f32> = output.logprobs.iter().map(|l| l.chosen.logprob).collect();
-            assert!(max_error(&logprobs, &case.token_logprobs) <= LOGPROB_TOLERANCE);
+            if let Some(expected) = &case.token_logprobs {
+                let logprobs: Vec<f32> = output.logprobs.iter().map(|l| l.chosen.logprob).collect();
+                assert!(max_error(&logprobs, expected) <= LOGPROB_TOLERANCE, "{} greedy case {i}", fixture.name);
+            }
         }
         println!("{}: {} greedy cases equal", fixture.name, cases.len());
     });

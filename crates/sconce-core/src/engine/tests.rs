@@ -1,0 +1,156 @@
+//! A step that fails takes down the requests in it, and nothing else.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::Inbox;
+use super::core::{Engine, State};
+use super::running::{Limits, QueuedRequest};
+use super::status::EngineStatus;
+use super::stream::{PromptInfo, TokenStream};
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, KvCacheShape, Workspace};
+use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
+use crate::error::{Error, ErrorKind, Result};
+use crate::models::{Model, Step};
+use crate::sched::SchedulerConfig;
+use crate::text::Tokenizer;
+
+/// A prompt with this token makes the device fail.
+const FAILS: u32 = 1;
+/// A prompt with this token makes the model panic.
+const PANICS: u32 = 2;
+const VOCAB_SIZE: usize = 4;
+
+/// A model without layers that gives equal logits, or fails when it is told to.
+struct Faulty {
+    config: ModelConfig,
+}
+
+impl Model<CpuBackend> for Faulty {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn embed(&self, step: &mut Step<'_, CpuBackend>) -> Result<()> {
+        assert!(!step.batch.token_ids.contains(&PANICS), "asked to panic");
+        if step.batch.token_ids.contains(&FAILS) {
+            return Err(Error::Device { message: "asked to fail".into() });
+        }
+        Ok(())
+    }
+
+    fn layer(&self, _idx: usize, _step: &mut Step<'_, CpuBackend>) -> Result<()> {
+        Ok(())
+    }
+
+    fn head(&self, step: &mut Step<'_, CpuBackend>) -> Result<()> {
+        step.ws.logits.set_rows(step.batch.logit_rows.len());
+        step.ws.logits.data_mut().fill(0.0);
+        Ok(())
+    }
+}
+
+fn tiny_config() -> ModelConfig {
+    ModelConfig {
+        architecture: "Faulty".into(),
+        hidden_size: 2,
+        intermediate_size: 2,
+        num_hidden_layers: 0,
+        num_attention_heads: 1,
+        num_key_value_heads: 1,
+        head_dim: 2,
+        vocab_size: VOCAB_SIZE,
+        max_position_embeddings: 64,
+        norm_eps: 1e-5,
+        rope: RopeConfig { rope_theta: 1e4, rotary_dim: 2, scaling: RopeScaling::Default },
+        tie_word_embeddings: true,
+        attention_bias: false,
+        mlp_bias: false,
+        hidden_act: Activation::Silu,
+        attention_scale: 1.0,
+        attn_logit_softcapping: None,
+        final_logit_softcapping: None,
+        sliding_window: vec![],
+        bos_token_id: None,
+        eos_token_ids: vec![],
+    }
+}
+
+fn tokenizer() -> Tokenizer {
+    let dir = tempfile::tempdir().unwrap();
+    let vocab = r#"{"a": 0, "b": 1, "c": 2, "d": 3}"#;
+    let json = format!(r#"{{"version": "1.0", "model": {{"type": "BPE", "vocab": {vocab}, "merges": []}}}}"#);
+    std::fs::write(dir.path().join("tokenizer.json"), json).unwrap();
+    Tokenizer::from_dir(dir.path()).unwrap()
+}
+
+fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
+    let (backend, config) = (CpuBackend::new(Some(1)), tiny_config());
+    let scheduler_config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1 };
+    let shape = KvCacheShape { num_layers: 0, num_blocks: 16, block_size: 4, num_kv_heads: 1, head_dim: 2 };
+    let (sender, inbox) = mpsc::channel();
+    let status = Arc::new(EngineStatus::default());
+    let engine = Engine {
+        ws: Workspace::new(&backend, &config, 16, 8).unwrap(),
+        kv: backend.kv_cache(shape).unwrap(),
+        device_batch: backend.batch().unwrap(),
+        backend,
+        model: Box::new(Faulty { config }),
+        tokenizer: Arc::new(tokenizer()),
+        limits: Limits { eos_token_ids: vec![], max_model_len: 64 },
+        status: Arc::clone(&status),
+        inbox,
+        state: State::new(scheduler_config, 16, 4, VOCAB_SIZE),
+    };
+    std::thread::spawn(move || engine.run());
+    (sender, status)
+}
+
+fn submit(inbox: &mpsc::Sender<Inbox>, status: &EngineStatus, prompt: &[u32]) -> TokenStream {
+    let (events, receiver) = unbounded_channel();
+    let prompt = PromptInfo { token_ids: prompt.to_vec(), text: None };
+    let stream = TokenStream::new(receiver, prompt, 1);
+    let params = SamplingParams { max_tokens: Some(5), temperature: 0.0, ..Default::default() };
+    status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
+    let request = QueuedRequest { prompt: stream.prompt(), params, events };
+    inbox.send(Inbox::Request(Box::new(request))).unwrap();
+    stream
+}
+
+fn check_failure(bad_token: u32, words: &str) {
+    let (inbox, status) = start();
+    let error = submit(&inbox, &status, &[0, bad_token]).blocking_collect().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::System);
+    assert!(error.to_string().contains(words), "{error}");
+    let output = submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap();
+    assert_eq!(output.outputs[0].token_ids, [0; 5]);
+    inbox.send(Inbox::Stop).unwrap();
+    while status.is_alive.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    assert_eq!(status.num_unfinished_requests.load(Ordering::SeqCst), 0);
+    assert_eq!(status.num_used_blocks.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_device_error_fails_its_requests_and_the_engine_goes_on() {
+    check_failure(FAILS, "asked to fail");
+}
+
+#[test]
+fn a_panic_fails_its_requests_and_the_engine_goes_on() {
+    check_failure(PANICS, "asked to panic");
+}
+
+#[test]
+fn an_engine_that_ends_ends_its_streams() {
+    let (inbox, status) = start();
+    let stream = submit(&inbox, &status, &[0]);
+    drop(inbox);
+    // Either it was answered before the engine ended, or it was aborted: it ends.
+    let output = stream.blocking_collect().unwrap();
+    assert!(output.outputs[0].finish.is_some());
+}
