@@ -43,7 +43,7 @@ pub async fn run<S, F>(
     shutdown: impl Future<Output = ()>,
 ) -> Drained
 where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Unpin + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let mut connections = JoinSet::new();
@@ -80,12 +80,12 @@ where
 /// Serves one connection until its client closes it, or until `closing` and the answer in progress is sent.
 async fn connection<S, F>(stream: TcpStream, service: S, mut closing: watch::Receiver<bool>)
 where
-    S: Fn(Request<Incoming>) -> F + Send,
+    S: Fn(Request<Incoming>) -> F + Send + Unpin,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     // Tokens are small and must not wait for each other.
     drop(stream.set_nodelay(true));
-    let service = service_fn(|request| {
+    let service = service_fn(move |request| {
         let response = service(request);
         Box::pin(async move { Ok::<_, Infallible>(response.await) })
     });
