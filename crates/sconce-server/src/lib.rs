@@ -2,6 +2,8 @@
 //!
 //! A library as well, so that tests can run a server inside their own process: see [`serve`].
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod api;
 pub mod cli;
 pub mod http;

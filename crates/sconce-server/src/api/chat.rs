@@ -54,13 +54,13 @@ pub(super) async fn answer(
 }
 
 /// The streamed form: for each sequence a chunk with the role, chunks with text, and one with the finish reason.
-struct Chunks {
-    head: Head,
-    token_bytes: TokenBytes,
+pub(super) struct Chunks {
+    pub head: Head,
+    pub token_bytes: TokenBytes,
     /// One a sequence.
-    has_begun: Vec<bool>,
-    include_usage: bool,
-    usage: Usage,
+    pub has_begun: Vec<bool>,
+    pub include_usage: bool,
+    pub usage: Usage,
 }
 
 impl Chunks {

@@ -57,12 +57,12 @@ pub(super) async fn answer(
 }
 
 /// What a choice needs besides the sequence.
-struct Form {
-    head: Head,
-    echo: bool,
-    has_logprobs: bool,
-    n: usize,
-    token_bytes: TokenBytes,
+pub(super) struct Form {
+    pub head: Head,
+    pub echo: bool,
+    pub has_logprobs: bool,
+    pub n: usize,
+    pub token_bytes: TokenBytes,
 }
 
 impl Form {
@@ -109,7 +109,7 @@ fn push_prompt(
 }
 
 /// The streamed form.
-struct Chunks {
+pub(super) struct Chunks {
     form: Form,
     /// One a prompt.
     prompts: Vec<PromptChunks>,
@@ -126,7 +126,7 @@ struct PromptChunks {
 }
 
 impl Chunks {
-    fn new(form: Form, submitted: &[Submitted], include_usage: bool) -> Self {
+    pub(super) fn new(form: Form, submitted: &[Submitted], include_usage: bool) -> Self {
         let prompt = |s: &Submitted| PromptChunks {
             text: s.prompt_text.clone(),
             token_ids: s.prompt_token_ids.clone(),

@@ -39,7 +39,7 @@ pub(super) async fn submit(
             Some(text) => text.to_owned(),
             None => served.engine.handle().tokenizer().decode(&prompt_token_ids, skip_special_tokens),
         };
-        Ok((stream, prompt_text, prompt_token_ids))
+        Ok::<_, Error>((stream, prompt_text, prompt_token_ids))
     });
     let (stream, prompt_text, prompt_token_ids) = submitted.await?;
     let num_sequences = stream.num_sequences();
@@ -47,11 +47,13 @@ pub(super) async fn submit(
 }
 
 /// Runs `work` where it may take its time. A panic in it is the request's error and nobody else's.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, ApiError> {
+pub(super) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
     match tokio::task::spawn_blocking(work).await {
-        Ok(result) => Ok(result?),
+        Ok(result) => result.map_err(E::into),
         Err(e) => Err(Error::internal(e.to_string()).into()),
     }
 }

@@ -36,11 +36,11 @@ pub(super) async fn answer(
 }
 
 /// What a record needs besides the output so far.
-struct Form {
-    head: Head,
+pub(super) struct Form {
+    pub head: Head,
     /// The prompt, where the text is to begin with it.
-    prefix: String,
-    token_bytes: TokenBytes,
+    pub prefix: String,
+    pub token_bytes: TokenBytes,
 }
 
 impl Form {
@@ -86,10 +86,10 @@ impl Form {
 }
 
 /// Cumulative records: each holds all of the text so far.
-struct Records {
-    form: Form,
-    output: GenerationOutput,
-    is_done: bool,
+pub(super) struct Records {
+    pub form: Form,
+    pub output: GenerationOutput,
+    pub is_done: bool,
 }
 
 impl Encoder for Records {

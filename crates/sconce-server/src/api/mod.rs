@@ -25,12 +25,13 @@ use crate::state::{Served, unix_seconds};
 use crate::wire::{Endpoint, WireRequest};
 
 /// Answers a request with a JSON body.
-pub async fn post(exchange: &Arc<Exchange>, endpoint: Endpoint, body: &[u8]) -> Result<Response<Body>, ApiError> {
+pub async fn post(exchange: &Arc<Exchange>, endpoint: Endpoint, body: Vec<u8>) -> Result<Response<Body>, ApiError> {
     // Before the body is looked at, so that every request is told to come back.
     if exchange.state.models().is_empty() {
         return Err(ApiError::loading());
     }
-    let request = WireRequest::parse(endpoint, body)?;
+    // A long body takes a while, which must not hold up other connections.
+    let request = events::blocking(move || WireRequest::parse(endpoint, &body)).await?;
     let served = exchange.state.model(request.model.as_deref())?.clone();
     match endpoint {
         Endpoint::Generate => generate::answer(exchange, &served, request).await,

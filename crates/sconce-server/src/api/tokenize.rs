@@ -40,6 +40,8 @@ pub(super) async fn detokenize(served: &Arc<Served>, mut request: WireRequest) -
     let tokens = request.tokens.take().unwrap_or_default();
     let skip_special_tokens = request.params.skip_special_tokens;
     let served = served.clone();
-    let prompt = blocking(move || Ok(served.engine.handle().tokenizer().decode(&tokens, skip_special_tokens))).await?;
+    let prompt =
+        blocking(move || Ok::<_, Error>(served.engine.handle().tokenizer().decode(&tokens, skip_special_tokens)))
+            .await?;
     Ok(http::json(StatusCode::OK, &json!({"prompt": prompt})))
 }

@@ -11,7 +11,7 @@ use super::engine::EngineArgs;
 use super::sampling::SamplingArgs;
 use super::{Failure, progress};
 
-const HELP: &str = "/reset  forget the conversation\n/exit   leave (also Ctrl-D)\nCtrl-C  stop an answer";
+const HELP: &str = "/reset  forget the conversation\n/exit   leave (also Ctrl-D)\nCtrl-C  stop an answer\n";
 
 /// Flags of `sconce chat`.
 #[derive(Debug, clap::Args)]
@@ -55,7 +55,7 @@ impl<'a> Input<'a> {
 /// Runs `sconce chat`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let engine = args.engine.load(args.model.as_deref(), progress::progress())?;
-    println!("{} on {}. /help for help.", engine.handle().info().id, engine.handle().info().device);
+    say(&format!("{} on {}. /help for help.\n", engine.handle().info().id, engine.handle().info().device))?;
     let mut chat = Chat { engine, params: args.sampling.params(), system: args.system, messages: Vec::new() };
     chat.reset();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -79,21 +79,22 @@ impl Chat {
     async fn run(&mut self) -> io::Result<()> {
         let mut lines = read_lines();
         loop {
-            print!("> ");
-            io::stdout().flush()?;
+            say("> ")?;
             let line = tokio::select! {
                 line = lines.recv() => line,
                 _ = tokio::signal::ctrl_c() => {
-                    println!("\n(/exit or Ctrl-D to leave)");
+                    say("\n(/exit or Ctrl-D to leave)\n")?;
                     continue;
                 }
             };
-            let Some(line) = line else { return Ok(println!()) };
+            let Some(line) = line else {
+                return say("\n");
+            };
             match Input::parse(&line) {
                 Input::Message(message) => self.answer(message).await?,
                 Input::Reset => self.reset(),
-                Input::Help => println!("{HELP}"),
-                Input::Unknown(command) => println!("unknown command {command}\n{HELP}"),
+                Input::Help => say(HELP)?,
+                Input::Unknown(command) => say(&format!("unknown command {command}\n{HELP}"))?,
                 Input::Nothing => {}
                 Input::Exit => return Ok(()),
             }
@@ -129,8 +130,7 @@ impl Chat {
             };
             match event {
                 Some(Ok(StreamEvent::Token(token))) => {
-                    print!("{}", token.text);
-                    io::stdout().flush()?;
+                    say(&token.text)?;
                     answer.push_str(&token.text);
                 }
                 Some(Ok(_)) => {}
@@ -138,9 +138,16 @@ impl Chat {
                 None => break,
             }
         }
-        println!();
+        say("\n")?;
         Ok(Ok(answer))
     }
+}
+
+/// Prints at once. Unlike `print!`, it does not panic where nobody listens.
+fn say(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }
 
 /// Lines of stdin. The thread that waits for them must not keep the program from ending.

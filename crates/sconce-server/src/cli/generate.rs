@@ -27,7 +27,7 @@ pub(super) struct Args {
     #[arg(long)]
     pub(super) chat: bool,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    pub(super) sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }

@@ -1,5 +1,5 @@
 //! The command line. The only part of the crate that prints.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr)]
 
 mod chat;
 mod engine;

@@ -1,5 +1,6 @@
 //! `sconce pull`: a model from the hub into the cache.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,6 +20,6 @@ pub(super) struct Args {
 /// Runs `sconce pull`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let path = sconce::hub::fetch(&args.id, args.cache_dir.as_deref(), &*progress::progress())?;
-    println!("{}", path.display());
+    writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(ExitCode::SUCCESS)
 }

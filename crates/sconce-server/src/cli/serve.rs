@@ -1,6 +1,6 @@
 //! `sconce serve`: the HTTP server.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) struct Args {
     #[command(flatten)]
     http: HttpArgs,
     #[command(flatten)]
-    engine: EngineArgs,
+    pub(super) engine: EngineArgs,
 }
 
 /// How clients are treated.
@@ -183,10 +183,11 @@ async fn stop_engines(state: Arc<State>) -> Result<(), Failure> {
 }
 
 fn print_ready(state: &State, address: std::net::SocketAddr) {
+    let mut text = String::new();
     for model in state.models() {
         let info = model.engine.handle().info();
-        println!(
-            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB ({} blocks of {} tokens)",
+        text += &format!(
+            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB ({} blocks of {} tokens)\n",
             model.names.join(", "),
             info.config.architecture,
             info.device,
@@ -197,8 +198,9 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
             info.block_size,
         );
     }
-    println!("ready on http://{address}; try:");
-    println!("  {}", curl_line(state, address));
+    text += &format!("ready on http://{address}; try:\n  {}\n", curl_line(state, address));
+    // Whoever does not listen is served nevertheless.
+    drop(std::io::stdout().write_all(text.as_bytes()));
 }
 
 /// A request that the first model can answer.

@@ -1,6 +1,6 @@
 //! [`ApiError`]: an error as the API spells it, with its HTTP status.
 
-use hyper::header::{ALLOW, CONNECTION, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode};
 use sconce::ErrorKind;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ pub struct ApiError {
     kind: &'static str,
     param: Option<String>,
     code: Option<&'static str>,
-    header: Option<(HeaderName, HeaderValue)>,
+    header: Option<(&'static str, &'static str)>,
 }
 
 impl ApiError {
@@ -35,8 +35,8 @@ impl ApiError {
         self
     }
 
-    fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.header = Some((name, HeaderValue::from_static(value)));
+    fn with_header(mut self, name: &'static str, value: &'static str) -> Self {
+        self.header = Some((name, value));
         self
     }
 
@@ -55,7 +55,7 @@ impl ApiError {
         let message = "this server needs an API key: send it as \"Authorization: Bearer KEY\"";
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message)
             .with_code("invalid_api_key")
-            .with_header(WWW_AUTHENTICATE, "Bearer")
+            .with_header("www-authenticate", "Bearer")
     }
 
     /// 404: no such path.
@@ -74,19 +74,19 @@ impl ApiError {
     /// 405: the path takes `allowed`, and that is all.
     pub fn method_not_allowed(path: &str, allowed: &'static str) -> Self {
         let message = format!("{path} takes {allowed}");
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message).with_header(ALLOW, allowed)
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message).with_header("allow", allowed)
     }
 
     /// 408: the body did not arrive in time.
     pub fn timeout(limit: std::time::Duration) -> Self {
         let message = format!("the body did not arrive within {} s", limit.as_secs_f64());
-        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message).with_header(CONNECTION, "close")
+        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", message).with_header("connection", "close")
     }
 
     /// 413: the body is larger than `limit_bytes`.
     pub fn too_large(limit_bytes: usize) -> Self {
         let message = format!("the body is larger than the limit of {limit_bytes} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).with_header(CONNECTION, "close")
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message).with_header("connection", "close")
     }
 
     /// 415: the body is compressed.
@@ -99,14 +99,14 @@ impl ApiError {
     pub fn loading() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "the model is still loading")
             .with_code("loading")
-            .with_header(RETRY_AFTER, "5")
+            .with_header("retry-after", "5")
     }
 
     /// 503: the server is about to end.
     pub fn draining() -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", "the server is shutting down")
             .with_code("draining")
-            .with_header(RETRY_AFTER, "5")
+            .with_header("retry-after", "5")
     }
 
     /// 500: a bug. The cause goes to the log, not to the client.
@@ -124,7 +124,7 @@ impl ApiError {
     pub fn into_response(self) -> Response<Body> {
         let mut response = body::json(self.status, &self.to_json());
         if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, value);
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         response
     }
@@ -140,10 +140,10 @@ impl From<sconce::Error> for ApiError {
             }
             ErrorKind::Overloaded => Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded_error", message)
                 .with_code("overloaded")
-                .with_header(RETRY_AFTER, "1"),
+                .with_header("retry-after", "1"),
             ErrorKind::Unavailable => Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable_error", message)
                 .with_code("unavailable")
-                .with_header(RETRY_AFTER, "5"),
+                .with_header("retry-after", "5"),
             _ => {
                 tracing::error!("{message}");
                 Self::internal()

@@ -116,7 +116,7 @@ async fn respond(exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result
             }
             let limits = &state.settings;
             let body = read_body(request, limits.max_body_bytes, limits.body_timeout).await?;
-            api::post(exchange, endpoint, &body).await
+            api::post(exchange, endpoint, body).await
         }
         Route::Models => api::models::list(state),
         Route::Model => api::models::one(state, &path[MODEL_PREFIX.len()..]),

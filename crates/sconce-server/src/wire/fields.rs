@@ -163,7 +163,7 @@ fn stop(v: FieldValue) -> Result<Vec<String>, ApiError> {
     if v.value.is_string() {
         Ok(vec![v.read()?])
     } else {
-        v.list("a string or a list of strings")?.into_iter().map(FieldValue::read).collect()
+        v.list("a string or a list of strings")?.map(FieldValue::read).collect()
     }
 }
 
@@ -197,7 +197,7 @@ fn logit_bias(v: FieldValue) -> Result<Vec<(u32, f32)>, ApiError> {
         let id = key.parse().map_err(|_| value.refuse("the name must be a token id"))?;
         Ok((id, value.read()?))
     };
-    v.members("an object of token ids and biases")?.into_iter().map(bias).collect()
+    v.members("an object of token ids and biases")?.map(bias).collect()
 }
 
 /// Whether usage is to be sent at the end of the stream.

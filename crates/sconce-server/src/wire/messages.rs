@@ -8,11 +8,8 @@ use crate::http::ApiError;
 /// A conversation: at least one message, each with a role and text.
 pub(super) fn messages(v: FieldValue) -> Result<Vec<Value>, ApiError> {
     let empty = v.refuse("must not be empty");
-    let messages = v.list("a list of messages")?;
-    if messages.is_empty() {
-        return Err(empty);
-    }
-    messages.into_iter().map(message).collect()
+    let messages: Vec<Value> = v.list("a list of messages")?.map(message).collect::<Result<_, _>>()?;
+    if messages.is_empty() { Err(empty) } else { Ok(messages) }
 }
 
 fn message(v: FieldValue) -> Result<Value, ApiError> {
@@ -56,7 +53,7 @@ fn content(v: FieldValue) -> Result<Value, ApiError> {
         return Ok(v.value);
     }
     let parts = v.list("a string or a list of text parts")?;
-    Ok(Value::Array(parts.into_iter().map(part).collect::<Result<_, _>>()?))
+    Ok(Value::Array(parts.map(part).collect::<Result<_, _>>()?))
 }
 
 fn part(v: FieldValue) -> Result<Value, ApiError> {

@@ -19,7 +19,7 @@ pub(super) fn one_prompt(v: FieldValue) -> Result<Prompt, ApiError> {
 pub(super) fn prompts(v: FieldValue) -> Result<Vec<Prompt>, ApiError> {
     match &v.value {
         Value::Array(items) if items.first().is_some_and(|first| !first.is_number()) => {
-            v.list("a list")?.into_iter().map(one_prompt).collect()
+            v.list("a list")?.map(one_prompt).collect()
         }
         Value::String(_) | Value::Array(_) => Ok(vec![one_prompt(v)?]),
         _ => Err(v.expected("a string, a list of token ids, or a list of such prompts")),

@@ -1,17 +1,37 @@
 //! [`FieldValue`]: one JSON value with the name under which the sender knows it, read into a Rust type.
 
+use std::fmt::{self, Display};
+use std::rc::Rc;
+
 use sconce::LogprobsMode;
 use serde_json::Value;
 
 use crate::http::ApiError;
 
-/// A JSON value and its name, such as `top_p` or `messages[0].role`.
+/// A JSON value and its name.
 #[derive(Debug)]
 pub struct FieldValue {
-    /// The name, for errors.
-    pub name: String,
+    name: Name,
     /// The value; null where a list or an object holds one.
     pub value: Value,
+}
+
+/// A name such as `top_p` or `messages[0].role`. It is only spelled out for an error: a list can be long.
+#[derive(Debug, Clone)]
+enum Name {
+    Field(String),
+    Element(Rc<Name>, usize),
+    Member(Rc<Name>, String),
+}
+
+impl Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Field(name) => f.write_str(name),
+            Self::Element(list, index) => write!(f, "{list}[{index}]"),
+            Self::Member(object, key) => write!(f, "{object}.{key}"),
+        }
+    }
 }
 
 /// A type that a request field can be read into.
@@ -23,7 +43,7 @@ pub trait FromField: Sized {
 impl FieldValue {
     /// The value `value` under the name `name`.
     pub fn new(name: impl Into<String>, value: Value) -> Self {
-        Self { name: name.into(), value }
+        Self { name: Name::Field(name.into()), value }
     }
 
     /// Reads the field into `slot`.
@@ -43,27 +63,31 @@ impl FieldValue {
     }
 
     /// An error that names the field.
-    pub fn refuse(&self, message: impl std::fmt::Display) -> ApiError {
-        ApiError::invalid(self.name.clone(), format!("{}: {message}", self.name))
+    pub fn refuse(&self, message: impl Display) -> ApiError {
+        ApiError::invalid(self.name.to_string(), format!("{}: {message}", self.name))
     }
 
     /// The elements of a list, each under its own name.
-    pub fn list(self, what: &str) -> Result<Vec<FieldValue>, ApiError> {
+    pub fn list(self, what: &str) -> Result<impl Iterator<Item = FieldValue>, ApiError> {
         match self.value {
             Value::Array(values) => {
-                let name = self.name;
-                Ok(values.into_iter().enumerate().map(|(i, v)| Self::new(format!("{name}[{i}]"), v)).collect())
+                let name = Rc::new(self.name);
+                let element = move |(i, value)| Self { name: Name::Element(name.clone(), i), value };
+                Ok(values.into_iter().enumerate().map(element))
             }
             _ => Err(self.expected(what)),
         }
     }
 
     /// The members of an object, each under its own name, and its key.
-    pub fn members(self, what: &str) -> Result<Vec<(String, FieldValue)>, ApiError> {
+    pub fn members(self, what: &str) -> Result<impl Iterator<Item = (String, FieldValue)>, ApiError> {
         match self.value {
             Value::Object(map) => {
-                let name = self.name;
-                Ok(map.into_iter().map(|(k, v)| (k.clone(), Self::new(format!("{name}.{k}"), v))).collect())
+                let name = Rc::new(self.name);
+                let member = move |(key, value): (String, Value)| {
+                    (key.clone(), Self { name: Name::Member(name.clone(), key), value })
+                };
+                Ok(map.into_iter().map(member))
             }
             _ => Err(self.expected(what)),
         }
@@ -149,7 +173,7 @@ impl<T: FromField> FromField for Option<T> {
 
 impl<T: FromField> FromField for Vec<T> {
     fn from_field(field: FieldValue) -> Result<Self, ApiError> {
-        field.list("a list")?.into_iter().map(T::from_field).collect()
+        field.list("a list")?.map(T::from_field).collect()
     }
 }
 
