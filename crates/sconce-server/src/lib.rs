@@ -17,7 +17,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 pub use http::Drained;
-pub use state::{Served, Settings, State};
+pub use state::{ApiKey, Served, Settings, State};
 
 /// Serves `state` on `listener` until `shutdown` resolves and what is in flight has been answered, or
 /// [`Settings::drain_timeout`] has passed. Requests that arrive before the models are loaded are answered 503.

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use super::engine::EngineArgs;
 use super::size::parse_bytes;
 use super::{Failure, progress};
-use crate::state::{Served, Settings, State};
+use crate::state::{ApiKey, Served, Settings, State};
 use crate::{Drained, serve};
 
 /// What a process that a second signal ends answers its parent.
@@ -48,7 +48,7 @@ pub(super) struct Args {
 struct HttpArgs {
     /// The key that clients must send as a bearer token.
     #[arg(long, value_name = "KEY", env = "SCONCE_API_KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    api_key: Option<ApiKey>,
     /// An origin whose pages may use the server, or *; can be given several times.
     #[arg(long, value_name = "ORIGIN")]
     cors_allow_origin: Vec<String>,
@@ -95,14 +95,13 @@ impl Args {
     }
 }
 
-/// `model=alias` in its parts. A file whose name holds `=` needs no alias to be found.
+/// `model=alias` in its parts. A file whose name holds `=` is found as it stands.
 pub(super) fn split_alias(model: &str) -> (&str, Option<&str>) {
+    if Path::new(model).exists() {
+        return (model, None);
+    }
     match model.rsplit_once('=') {
-        Some((model, alias))
-            if !alias.is_empty() && !model.is_empty() && !Path::new(&format!("{model}={alias}")).exists() =>
-        {
-            (model, Some(alias))
-        }
+        Some((model, alias)) if !model.is_empty() && !alias.is_empty() => (model, Some(alias)),
         _ => (model, None),
     }
 }

@@ -98,11 +98,8 @@ impl WireRequest {
             _ => {}
         }
         self.check_lengths()?;
-        self.check_logprobs()?;
+        self.check_logprobs(endpoint)?;
         self.check_beams()?;
-        if self.stream && endpoint != Endpoint::Generate && self.params.prompt_logprobs.is_some() && !self.echo {
-            return Err(ApiError::invalid("prompt_logprobs", "prompt_logprobs: cannot be streamed"));
-        }
         if self.stream_usage.is_some() && !self.stream {
             return Err(ApiError::invalid("stream_options", "stream_options: needs stream to be true"));
         }
@@ -126,12 +123,16 @@ impl WireRequest {
         Ok(())
     }
 
-    fn check_logprobs(&mut self) -> Result<(), ApiError> {
+    fn check_logprobs(&mut self, endpoint: Endpoint) -> Result<(), ApiError> {
+        if self.stream && endpoint != Endpoint::Generate && self.params.prompt_logprobs.is_some() {
+            return Err(ApiError::invalid("prompt_logprobs", "prompt_logprobs: cannot be streamed"));
+        }
         if self.chat_logprobs {
             self.params.logprobs = Some(self.top_logprobs.unwrap_or(0));
         } else if self.top_logprobs.is_some_and(|k| k > 0) {
             return Err(ApiError::invalid("top_logprobs", "top_logprobs: needs logprobs to be true"));
         }
+        // An echoed prompt has logprobs like the rest of the text.
         if self.echo && self.params.prompt_logprobs.is_none() {
             self.params.prompt_logprobs = self.params.logprobs;
         }

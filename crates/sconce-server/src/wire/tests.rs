@@ -226,10 +226,9 @@ fn chat(fields: &str) -> String {
 fn chat_fields_of_the_official_client() {
     let neutral = r#""user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto",
         "parallel_tool_calls": true, "response_format": {"type": "text"}, "tools": [], "tool_choice": "auto",
-        "modalities": ["text"], "functions": null"#;
-    // functions is no field at all; null does not make it one.
-    check_refused_by(Endpoint::Chat, &chat(neutral), "functions: unknown field");
-    accept(Endpoint::Chat, &chat(&neutral.replace(r#", "functions": null"#, "")).replace("\n", " "));
+        "modalities": ["text"], "safety_identifier": "s", "prompt_cache_key": "k""#;
+    accept(Endpoint::Chat, &chat(neutral));
+    accept(Endpoint::Chat, &chat(r#""tools": null, "tool_choice": "none", "response_format": null"#));
     for (field, words) in [
         (r#""response_format": {"type": "json_object"}"#, "response_format.type: expected \"text\""),
         (r#""tools": [{"type": "function"}]"#, "tools: tools are not supported"),
@@ -260,6 +259,9 @@ fn completions_fields() {
     let echoed = with(r#""echo": true, "logprobs": 2"#).params;
     assert_eq!((echoed.logprobs, echoed.prompt_logprobs), (Some(2), Some(2)));
     assert_eq!(with(r#""echo": true"#).params.prompt_logprobs, None);
+    let streamed = r#"{"prompt": "a", "echo": true, "stream": true, "prompt_logprobs": 1}"#;
+    check_refused_by(Endpoint::Completions, streamed, "prompt_logprobs: cannot be streamed");
+    assert_eq!(with(r#""echo": true, "stream": true, "logprobs": 1"#).params.prompt_logprobs, Some(1));
     with(r#""suffix": """#);
     check_refused_by(Endpoint::Completions, r#"{"prompt": "a", "suffix": "b"}"#, "suffix: expected no suffix");
 }

@@ -164,7 +164,7 @@ async fn broken_heads_do_not_harm_others() {
 
 #[tokio::test]
 async fn keys_are_checked() {
-    let server = Server::start(Settings { api_key: Some("secret".into()), ..Settings::default() }).await;
+    let server = Server::start(Settings { api_key: Some("secret".to_owned().into()), ..Settings::default() }).await;
     let mut client = server.client().await;
     for path in ["/version", "/health"] {
         assert_ne!(client.ask("GET", path, "", "").await.status, 401, "{path}");
@@ -205,6 +205,13 @@ async fn pages_of_allowed_origins_may_ask() {
     assert_eq!(answer.header(allow), None);
 }
 
+/// Waits until one request is in flight besides the one that asks.
+async fn wait_for_two_in_flight(client: &mut Client) {
+    let reached =
+        async { while !client.ask("GET", "/metrics", "", "").await.body.contains("sconce_requests_in_flight 2\n") {} };
+    tokio::time::timeout(LIMIT, reached).await.expect("two requests are in flight in the end");
+}
+
 #[tokio::test]
 async fn draining_answers_open_connections_and_ends() {
     let mut server = Server::start(Settings::default()).await;
@@ -215,11 +222,14 @@ async fn draining_answers_open_connections_and_ends() {
     // In flight: its body is not there yet.
     let mut in_flight = server.client().await;
     in_flight.send("POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n").await;
-    while !other.ask("GET", "/metrics", "", "").await.body.contains("sconce_requests_in_flight 2\n") {}
+    wait_for_two_in_flight(&mut other).await;
     server.stop();
-    while TcpStream::connect(("127.0.0.1", server.port)).await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let refused = async {
+        while TcpStream::connect(("127.0.0.1", server.port)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, refused).await.expect("no connection is accepted in the end");
     let health = idle.ask("GET", "/health", "", "").await;
     assert_eq!((health.status, health.body.as_str()), (503, r#"{"status":"draining"}"#));
     assert_eq!(health.header("connection"), Some("close"));
@@ -238,7 +248,7 @@ async fn draining_gives_up_in_the_end() {
     let mut other = server.client().await;
     let mut in_flight = server.client().await;
     in_flight.send("POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n").await;
-    while !other.ask("GET", "/metrics", "", "").await.body.contains("sconce_requests_in_flight 2\n") {}
+    wait_for_two_in_flight(&mut other).await;
     server.stop();
     assert_eq!(server.drained().await, Drained::TimedOut { num_in_flight: 1 });
     assert!(in_flight.is_closed().await);
