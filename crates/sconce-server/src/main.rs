@@ -1,2 +1,7 @@
-//! The binary.
-fn main() {}
+//! The `sconce` binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sconce_server::cli::run()
+}

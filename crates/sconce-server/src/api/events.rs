@@ -1,0 +1,116 @@
+//! [`Submitted`]: a request in the engine's hands, and its events as they come.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::stream::{BoxStream, StreamExt, unfold};
+use sconce::{Error, GenerationOutput, GenerationRequest, StreamEvent, TokenStream};
+
+use crate::http::{ApiError, Exchange};
+use crate::state::Served;
+
+/// The events of one request. Dropping it cancels the request. The last item is `Done` or an error.
+pub(super) type Events = BoxStream<'static, Result<StreamEvent, Error>>;
+
+/// A request in the engine's hands.
+pub(super) struct Submitted {
+    /// The prompt's text, as far as it can be told.
+    pub prompt_text: String,
+    /// The prompt's tokens.
+    pub prompt_token_ids: Vec<u32>,
+    /// Sequences that will be answered.
+    pub num_sequences: usize,
+    /// What the engine answers.
+    pub events: Events,
+}
+
+/// Hands `request` to the engine. Tokenizing can take a while, which must not hold up other connections.
+pub(super) async fn submit(
+    exchange: &Arc<Exchange>,
+    served: &Arc<Served>,
+    request: GenerationRequest,
+) -> Result<Submitted, ApiError> {
+    let served = served.clone();
+    let skip_special_tokens = request.params.skip_special_tokens;
+    let submitted = blocking(move || {
+        let stream = served.engine.stream(request)?;
+        let prompt_token_ids = stream.prompt_token_ids().to_vec();
+        let prompt_text = match stream.prompt_text() {
+            Some(text) => text.to_owned(),
+            None => served.engine.handle().tokenizer().decode(&prompt_token_ids, skip_special_tokens),
+        };
+        Ok::<_, Error>((stream, prompt_text, prompt_token_ids))
+    });
+    let (stream, prompt_text, prompt_token_ids) = submitted.await?;
+    let num_sequences = stream.num_sequences();
+    Ok(Submitted { prompt_text, prompt_token_ids, num_sequences, events: events(stream, Meter::new(exchange.clone())) })
+}
+
+/// Runs `work` where it may take its time. A panic in it is the request's error and nobody else's.
+pub(super) async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(E::into),
+        Err(e) => Err(Error::internal(e.to_string()).into()),
+    }
+}
+
+fn events(stream: TokenStream, meter: Meter) -> Events {
+    let state = Some((stream, meter));
+    unfold(state, |state| async {
+        let (mut stream, mut meter) = state?;
+        let event = stream.next().await.unwrap_or_else(|| Err(Error::internal("the engine left a request unanswered")));
+        let is_last = match &event {
+            Ok(StreamEvent::Token(token)) => {
+                meter.tokens(token.index, token.token_ids.len());
+                false
+            }
+            Ok(event) => matches!(event, StreamEvent::Done(_)),
+            Err(_) => true,
+        };
+        Some((event, (!is_last).then_some((stream, meter))))
+    })
+    .boxed()
+}
+
+/// Collects the whole answer.
+pub(super) async fn collect(mut submitted: Submitted) -> Result<(Submitted, GenerationOutput), ApiError> {
+    let mut output = GenerationOutput::new(submitted.num_sequences);
+    while let Some(event) = submitted.events.next().await {
+        output.apply(event?);
+    }
+    Ok((submitted, output))
+}
+
+/// Measures when tokens come.
+struct Meter {
+    exchange: Arc<Exchange>,
+    /// When each sequence last grew.
+    last: Vec<Option<Instant>>,
+}
+
+impl Meter {
+    fn new(exchange: Arc<Exchange>) -> Self {
+        Self { exchange, last: Vec::new() }
+    }
+
+    fn tokens(&mut self, index: usize, num_tokens: usize) {
+        if num_tokens == 0 {
+            return;
+        }
+        self.exchange.add_tokens(num_tokens);
+        if self.last.is_empty() {
+            self.exchange.state.metrics.first_token.observe(self.exchange.start.elapsed());
+        }
+        if self.last.len() <= index {
+            self.last.resize(index + 1, None);
+        }
+        let now = Instant::now();
+        if let Some(last) = self.last[index].replace(now) {
+            self.exchange.state.metrics.inter_token.observe(now - last);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The endpoints: from a parsed request to the engine, and from its events to the answer's form.
+
+mod chat;
+mod completions;
+mod events;
+mod generate;
+pub mod health;
+mod logprobs;
+pub mod metrics;
+pub mod models;
+mod stream;
+mod tokenize;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use hyper::Response;
+use sconce::Usage;
+use serde_json::{Value, json};
+
+use crate::http::{ApiError, Body, Exchange};
+use crate::state::{Served, unix_seconds};
+use crate::wire::{Endpoint, WireRequest};
+
+/// Answers a request with a JSON body.
+pub async fn post(exchange: &Arc<Exchange>, endpoint: Endpoint, body: Vec<u8>) -> Result<Response<Body>, ApiError> {
+    // Before the body is looked at, so that every request is told to come back.
+    if exchange.state.models().is_empty() {
+        return Err(ApiError::loading());
+    }
+    // A long body takes a while, which must not hold up other connections.
+    let request = events::blocking(move || WireRequest::parse(endpoint, &body)).await?;
+    let served = exchange.state.model(request.model.as_deref())?.clone();
+    match endpoint {
+        Endpoint::Generate => generate::answer(exchange, &served, request).await,
+        Endpoint::Completions => completions::answer(exchange, &served, request).await,
+        Endpoint::Chat => chat::answer(exchange, &served, request).await,
+        Endpoint::Tokenize => tokenize::tokenize(&served, request).await,
+        Endpoint::Detokenize => tokenize::detokenize(&served, request).await,
+    }
+}
+
+/// What every part of an answer begins with.
+struct Head {
+    id: String,
+    model: String,
+    created: u64,
+}
+
+impl Head {
+    fn new(exchange: &Exchange, served: &Served, request: &mut WireRequest) -> Self {
+        let model = request.model.take().unwrap_or_else(|| served.id().to_owned());
+        Self { id: exchange.body_id(), model, created: unix_seconds() }
+    }
+
+    /// An object in OpenAI's form.
+    fn openai(&self, object: &str, choices: Vec<Value>) -> Value {
+        json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
+    }
+}
+
+/// Token counts in OpenAI's form.
+fn usage_json(usage: Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    })
+}
+
+/// The counts of several prompts together.
+fn add_usage(sum: Usage, usage: Usage) -> Usage {
+    Usage {
+        prompt_tokens: sum.prompt_tokens + usage.prompt_tokens,
+        completion_tokens: sum.completion_tokens + usage.completion_tokens,
+        cached_tokens: sum.cached_tokens + usage.cached_tokens,
+    }
+}

@@ -1,0 +1,76 @@
+//! Flags that say how a model is loaded.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sconce::{DeviceKind, Engine, EngineConfig, LoadFormat, Progress, Result, WeightDtype};
+
+use super::size::parse_bytes;
+
+/// How a model is loaded.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Engine")]
+pub(super) struct EngineArgs {
+    /// Where the model runs: auto, cpu or cuda.
+    #[arg(long, default_value = "auto")]
+    device: DeviceKind,
+    /// The type of weights in memory: auto (as stored), f32 or bf16.
+    #[arg(long, default_value = "auto")]
+    dtype: WeightDtype,
+    /// Where weights come from: auto (files) or dummy (random, for measuring).
+    #[arg(long, default_value = "auto")]
+    load_format: LoadFormat,
+    /// The longest sequence, prompt and output together, in tokens [default: the model's own limit].
+    #[arg(long, value_name = "TOKENS")]
+    max_model_len: Option<usize>,
+    /// Size of the KV pool: 512MiB, 2GiB, or a number of bytes [default: a share of the free memory].
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    kv_cache_bytes: Option<usize>,
+    /// Tokens in one KV block.
+    #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().block_size)]
+    block_size: usize,
+    /// Most tokens computed in one step.
+    #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().max_num_batched_tokens)]
+    max_num_batched_tokens: usize,
+    /// Most sequences that run at once.
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs)]
+    max_num_seqs: usize,
+    /// Most requests that wait before new ones are refused.
+    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_waiting)]
+    max_waiting: usize,
+    /// Threads that compute [default: one a physical core].
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Where downloaded models are kept [default: the user's cache].
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+}
+
+impl EngineArgs {
+    /// The engine's settings.
+    pub(super) fn config(&self) -> EngineConfig {
+        EngineConfig {
+            device: self.device,
+            dtype: self.dtype,
+            load_format: self.load_format,
+            max_model_len: self.max_model_len,
+            kv_cache_bytes: self.kv_cache_bytes,
+            block_size: self.block_size,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_num_seqs: self.max_num_seqs,
+            max_waiting: self.max_waiting,
+            num_threads: self.threads,
+        }
+    }
+
+    /// Loads `model`, a path or an id; without one, the starter model.
+    pub(super) fn load(&self, model: Option<&str>, progress: Arc<dyn Progress>) -> Result<Engine> {
+        let config = self.config();
+        config.validate()?;
+        let mut builder = model.map_or_else(Engine::starter, Engine::builder).config(config).progress(progress);
+        if let Some(dir) = &self.cache_dir {
+            builder = builder.cache_dir(dir);
+        }
+        builder.build()
+    }
+}

@@ -1,0 +1,61 @@
+//! The command line. The only part of the crate that prints.
+#![allow(clippy::print_stderr)]
+
+mod chat;
+mod engine;
+mod generate;
+mod log;
+mod progress;
+mod pull;
+mod sampling;
+mod serve;
+mod size;
+
+#[cfg(test)]
+mod tests;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Serve and run large language models.
+#[derive(Debug, Parser)]
+#[command(name = "sconce", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve models over HTTP, with OpenAI's API and vLLM's /generate.
+    Serve(serve::Args),
+    /// Continue a prompt, or answer a question with --chat.
+    Generate(generate::Args),
+    /// Talk with a model in the terminal.
+    Chat(chat::Args),
+    /// Bring a model from the Hugging Face hub into the cache.
+    Pull(pull::Args),
+}
+
+/// A command's error, as its user reads it.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs the command that the process was started with.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    log::init(match &cli.command {
+        Command::Serve(_) => "info",
+        _ => "warn",
+    });
+    let result = match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Pull(args) => pull::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,142 @@
+//! [`answer`]: from a request to the function that answers it, and what every answer has in common.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, AUTHORIZATION, CONNECTION, HeaderValue, ORIGIN};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+
+use super::body::{self, Body, read_body};
+use super::cors;
+use super::error::ApiError;
+use super::exchange::Exchange;
+use crate::api;
+use crate::state::{ApiKey, State};
+use crate::wire::Endpoint;
+
+/// What a path leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Post(Endpoint),
+    Models,
+    Model,
+    Health,
+    Version,
+    Metrics,
+}
+
+/// Every path, and what it leads to.
+const ROUTES: &[(&str, Route)] = &[
+    (Endpoint::Generate.path(), Route::Post(Endpoint::Generate)),
+    (Endpoint::Completions.path(), Route::Post(Endpoint::Completions)),
+    (Endpoint::Chat.path(), Route::Post(Endpoint::Chat)),
+    (Endpoint::Tokenize.path(), Route::Post(Endpoint::Tokenize)),
+    (Endpoint::Detokenize.path(), Route::Post(Endpoint::Detokenize)),
+    ("/v1/models", Route::Models),
+    ("/health", Route::Health),
+    ("/version", Route::Version),
+    ("/metrics", Route::Metrics),
+];
+
+/// The one path that ends in a name.
+const MODEL_PREFIX: &str = "/v1/models/";
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        if path.len() > MODEL_PREFIX.len() && path.starts_with(MODEL_PREFIX) {
+            return Some(Self::Model);
+        }
+        ROUTES.iter().find(|(p, _)| *p == path).map(|&(_, route)| route)
+    }
+
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Post(_) => "POST, OPTIONS",
+            _ => "GET, HEAD, OPTIONS",
+        }
+    }
+
+    fn takes(self, method: &Method) -> bool {
+        match self {
+            Self::Post(_) => method == Method::POST,
+            _ => method == Method::GET || method == Method::HEAD,
+        }
+    }
+
+    /// Whether it answers without an API key.
+    fn is_open(self) -> bool {
+        matches!(self, Self::Health | Self::Version)
+    }
+}
+
+/// The path as a metrics label: one of a few, whatever clients ask for.
+pub(super) fn route_name(path: &str) -> &'static str {
+    if path.starts_with(MODEL_PREFIX) {
+        return "/v1/models/{id}";
+    }
+    ROUTES.iter().find(|(p, _)| *p == path).map_or("other", |&(p, _)| p)
+}
+
+/// Answers one request.
+pub async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body> {
+    let exchange = Exchange::new(state, &request);
+    let state = exchange.state.clone();
+    let origin = request.headers().get(ORIGIN).cloned();
+    let mut response = respond(&exchange, request).await.unwrap_or_else(ApiError::into_response);
+    let headers = response.headers_mut();
+    if let Some(id) = exchange.header_id() {
+        headers.insert("x-request-id", id);
+    }
+    cors::allow(&state.settings.cors_allow_origins, origin.as_ref(), headers);
+    if state.drain.is_draining() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    exchange.set_status(response.status());
+    // The exchange lasts as long as its answer's body.
+    response.map(|body| body::holding(body, exchange))
+}
+
+async fn respond(exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    let state = &exchange.state;
+    let path = request.uri().path();
+    let route = Route::of(path).ok_or_else(|| ApiError::no_such_path(path))?;
+    if request.method() == Method::OPTIONS {
+        return Ok(options(route, request.headers()));
+    }
+    if !route.takes(request.method()) {
+        return Err(ApiError::method_not_allowed(path, route.methods()));
+    }
+    if !route.is_open() && !is_authorized(state.settings.api_key.as_ref(), request.headers()) {
+        return Err(ApiError::unauthorized());
+    }
+    match route {
+        Route::Post(endpoint) => {
+            if state.drain.is_draining() {
+                return Err(ApiError::draining());
+            }
+            let limits = &state.settings;
+            let body = read_body(request, limits.max_body_bytes, limits.body_timeout).await?;
+            api::post(exchange, endpoint, body).await
+        }
+        Route::Models => api::models::list(state),
+        Route::Model => api::models::one(state, &path[MODEL_PREFIX.len()..]),
+        Route::Health => Ok(api::health::health(state)),
+        Route::Version => Ok(api::health::version()),
+        Route::Metrics => Ok(api::metrics::metrics(state)),
+    }
+}
+
+fn options(route: Route, request: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(body::full(""));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.methods()));
+    cors::preflight(route.methods(), request, response.headers_mut());
+    response
+}
+
+fn is_authorized(api_key: Option<&ApiKey>, headers: &HeaderMap) -> bool {
+    let Some(api_key) = api_key else { return true };
+    let Some(given) = headers.get(AUTHORIZATION) else { return false };
+    let Some((scheme, given)) = given.as_bytes().split_at_checked(b"Bearer ".len()) else { return false };
+    scheme.eq_ignore_ascii_case(b"Bearer ") && api_key.matches(given)
+}

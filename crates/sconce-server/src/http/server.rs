@@ -1,0 +1,122 @@
+//! The loop over connections, and its end.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1::{self, Parts};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::body::Body;
+use super::drain::{Drain, Drained};
+
+/// A head must arrive, and an idle connection be used again, within this time.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// The longest head of a request, in bytes.
+const MAX_HEAD_BYTES: usize = 64 << 10;
+/// After the last answer, how long connections may take to write it out.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Rest after a failed accept: out of file descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How an HTTP/2 client introduces itself.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+const HTTP2_ANSWER: &[u8] =
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// Answers requests with `service` until `shutdown` resolves; then accepts no connection, and returns once `drain` is
+/// empty or `drain_timeout` has passed. The service's future is dropped when its client goes away.
+pub async fn run<S, F>(
+    listener: TcpListener,
+    drain: Arc<Drain>,
+    drain_timeout: Duration,
+    service: S,
+    shutdown: impl Future<Output = ()>,
+) -> Drained
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Unpin + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    let (close, closing) = watch::channel(false);
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, service.clone(), closing.clone()))),
+                Err(e) => {
+                    tracing::warn!("cannot accept a connection: {e}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drain.begin();
+    drop(listener);
+    let drained = match tokio::time::timeout(drain_timeout, drain.idle()).await {
+        Ok(()) => Drained::Clean,
+        Err(_) => Drained::TimedOut { num_in_flight: drain.num_in_flight() },
+    };
+    close.send_replace(true);
+    if drained == Drained::Clean {
+        let flushed = async { while connections.join_next().await.is_some() {} };
+        // A client that does not read its answer is not waited for.
+        drop(tokio::time::timeout(FLUSH_TIMEOUT, flushed).await);
+    }
+    drained
+}
+
+/// Serves one connection until its client closes it, or until `closing` and the answer in progress is sent.
+async fn connection<S, F>(stream: TcpStream, service: S, mut closing: watch::Receiver<bool>)
+where
+    S: Fn(Request<Incoming>) -> F + Send + Unpin,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    // Tokens are small and must not wait for each other.
+    drop(stream.set_nodelay(true));
+    let service = service_fn(move |request| {
+        let response = service(request);
+        Box::pin(async move { Ok::<_, Infallible>(response.await) })
+    });
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    let is_closing = async { drop(closing.wait_for(|&closing| closing).await) };
+    let ended = tokio::select! {
+        result = poll_fn(|cx| connection.poll_without_shutdown(cx)) => Some(result),
+        () = is_closing => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
+            Pin::new(&mut connection).graceful_shutdown();
+            poll_fn(|cx| connection.poll_without_shutdown(cx)).await
+        }
+    };
+    let Parts { io, read_buf, .. } = connection.into_parts();
+    finish(io.into_inner(), &read_buf, result).await;
+}
+
+/// Closes a connection; tells an HTTP/2 client that it is at the wrong address.
+async fn finish(mut stream: TcpStream, unread: &[u8], result: hyper::Result<()>) {
+    if let Err(e) = result {
+        tracing::debug!("connection ended: {e}");
+        if unread.starts_with(HTTP2_PREFACE) {
+            drop(stream.write_all(HTTP2_ANSWER).await);
+        }
+    }
+    drop(stream.shutdown().await);
+}

@@ -1,0 +1,103 @@
+//! Conversations as OpenAI's clients send them, and the fields beside them that ask for tools or formats.
+
+use serde_json::{Map, Value};
+
+use super::value::FieldValue;
+use crate::http::ApiError;
+
+/// A conversation: at least one message, each with a role and text.
+pub(super) fn messages(v: FieldValue) -> Result<Vec<Value>, ApiError> {
+    let empty = v.refuse("must not be empty");
+    let messages: Vec<Value> = v.list("a list of messages")?.map(message).collect::<Result<_, _>>()?;
+    if messages.is_empty() { Err(empty) } else { Ok(messages) }
+}
+
+fn message(v: FieldValue) -> Result<Value, ApiError> {
+    let no_role = v.refuse("has no role");
+    let no_content = v.refuse("has no content");
+    let mut message = Map::new();
+    for (key, value) in v.members("an object with role and content")? {
+        match key.as_str() {
+            "role" => drop(message.insert(key, role(value)?)),
+            "content" if !value.value.is_null() => drop(message.insert(key, content(value)?)),
+            "name" if !value.value.is_null() => drop(message.insert(key, Value::String(value.read()?))),
+            // What the official client sends back of an earlier answer: refusal, tool_calls, annotations, audio.
+            _ if is_nothing(&value.value) => {}
+            _ => return Err(value.refuse("unknown or unsupported field of a message")),
+        }
+    }
+    if !message.contains_key("role") {
+        return Err(no_role);
+    }
+    if !message.contains_key("content") {
+        return Err(no_content);
+    }
+    Ok(Value::Object(message))
+}
+
+fn is_nothing(value: &Value) -> bool {
+    value.is_null() || value.as_array().is_some_and(Vec::is_empty)
+}
+
+fn role(v: FieldValue) -> Result<Value, ApiError> {
+    match v.value.as_str() {
+        // The newer name of the same role; chat templates know the older one.
+        Some("developer") => Ok("system".into()),
+        Some("system" | "user" | "assistant") => Ok(v.value),
+        _ => Err(v.expected("\"system\", \"developer\", \"user\" or \"assistant\"")),
+    }
+}
+
+fn content(v: FieldValue) -> Result<Value, ApiError> {
+    if v.value.is_string() {
+        return Ok(v.value);
+    }
+    let parts = v.list("a string or a list of text parts")?;
+    Ok(Value::Array(parts.map(part).collect::<Result<_, _>>()?))
+}
+
+fn part(v: FieldValue) -> Result<Value, ApiError> {
+    let no_text = v.refuse("expected {\"type\": \"text\", \"text\": ...}");
+    let mut part = Map::new();
+    for (key, value) in v.members("an object with type and text")? {
+        match key.as_str() {
+            "type" if value.value == "text" => drop(part.insert(key, value.value)),
+            "type" => return Err(value.expected("\"text\": no other content is supported")),
+            "text" => drop(part.insert(key, Value::String(value.read()?))),
+            _ if is_nothing(&value.value) => {}
+            _ => return Err(value.refuse("unknown field of a text part")),
+        }
+    }
+    if part.len() == 2 { Ok(Value::Object(part)) } else { Err(no_text) }
+}
+
+/// `tools`: none.
+pub(super) fn no_tools(v: FieldValue) -> Result<(), ApiError> {
+    match &v.value {
+        Value::Array(tools) if tools.is_empty() => Ok(()),
+        Value::Array(_) => Err(v.refuse("tools are not supported")),
+        _ => Err(v.expected("a list")),
+    }
+}
+
+/// `tool_choice`: whatever comes to "none" where there are no tools.
+pub(super) fn tool_choice(v: FieldValue) -> Result<(), ApiError> {
+    match v.value.as_str() {
+        Some("none" | "auto") => Ok(()),
+        _ => Err(v.expected("\"none\" or \"auto\": tools are not supported")),
+    }
+}
+
+/// `response_format`: text.
+pub(super) fn only_text_format(v: FieldValue) -> Result<(), ApiError> {
+    let no_type = v.refuse("has no type");
+    let mut has_type = false;
+    for (key, value) in v.members("an object with a type")? {
+        match key.as_str() {
+            "type" if value.value == "text" => has_type = true,
+            "type" => return Err(value.expected("\"text\": no other format is supported")),
+            _ => return Err(value.refuse("unknown field")),
+        }
+    }
+    if has_type { Ok(()) } else { Err(no_type) }
+}

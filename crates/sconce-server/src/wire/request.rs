@@ -1,0 +1,219 @@
+//! [`WireRequest`]: a request body, read field by field and checked as a whole.
+
+use sconce::{ChatInput, GenerationRequest, Prompt, SamplingParams};
+use serde_json::{Map, Value};
+
+use super::fields::{Endpoint, FIELDS};
+use super::value::FieldValue;
+use crate::http::ApiError;
+
+/// Tokens generated for a prompt where the request does not say how many. A conversation gets the rest of the context.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+/// A request body of any endpoint. What the endpoint has no field for keeps its default.
+#[derive(Debug)]
+pub struct WireRequest {
+    /// The model asked for.
+    pub model: Option<String>,
+    /// How to continue.
+    pub params: SamplingParams,
+    /// Answer while tokens are generated.
+    pub stream: bool,
+    /// `stream_options.include_usage`, where there are stream options.
+    pub stream_usage: Option<bool>,
+    /// Begin the answer with the prompt.
+    pub echo: bool,
+    /// Token ids to decode.
+    pub tokens: Option<Vec<u32>>,
+    pub(super) prompts: Option<Vec<Prompt>>,
+    pub(super) messages: Option<Vec<Value>>,
+    pub(super) template_kwargs: Map<String, Value>,
+    pub(super) continue_final_message: bool,
+    pub(super) add_special_tokens: bool,
+    pub(super) truncate_prompt_tokens: Option<usize>,
+    pub(super) max_completion_tokens: Option<usize>,
+    pub(super) chat_logprobs: bool,
+    pub(super) top_logprobs: Option<usize>,
+    pub(super) best_of: Option<usize>,
+    pub(super) use_beam_search: bool,
+    pub(super) length_penalty: f32,
+    /// Whether `early_stopping` is anything but false.
+    pub(super) early_stopping: bool,
+    pub(super) vllm_beam_length: bool,
+}
+
+impl WireRequest {
+    fn new(endpoint: Endpoint) -> Self {
+        // A decoded text shows all of its tokens unless the request says otherwise; a generated one does not.
+        let skip_special_tokens = endpoint != Endpoint::Detokenize;
+        Self {
+            model: None,
+            params: SamplingParams { skip_special_tokens, ..SamplingParams::default() },
+            stream: false,
+            stream_usage: None,
+            echo: false,
+            tokens: None,
+            prompts: None,
+            messages: None,
+            template_kwargs: Map::new(),
+            continue_final_message: false,
+            add_special_tokens: true,
+            truncate_prompt_tokens: None,
+            max_completion_tokens: None,
+            chat_logprobs: false,
+            top_logprobs: None,
+            best_of: None,
+            use_beam_search: false,
+            length_penalty: 1.0,
+            early_stopping: false,
+            vllm_beam_length: false,
+        }
+    }
+
+    /// Reads the body of a request to `endpoint`. Every error names the field.
+    pub fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, ApiError> {
+        let mut request = Self::new(endpoint);
+        for (name, value) in json_object(body)? {
+            let field = FIELDS.iter().find(|f| f.name == name && f.is_of(endpoint)).ok_or_else(|| {
+                ApiError::invalid(name.clone(), format!("{name}: unknown field of {}", endpoint.path()))
+            })?;
+            if !value.is_null() {
+                field.set(&mut request, FieldValue::new(name, value))?;
+            }
+        }
+        request.check(endpoint)?;
+        Ok(request)
+    }
+
+    /// Checks the fields against each other, and settles those that say the same thing twice.
+    fn check(&mut self, endpoint: Endpoint) -> Result<(), ApiError> {
+        if endpoint == Endpoint::Detokenize {
+            return if self.tokens.is_some() { Ok(()) } else { Err(missing("tokens")) };
+        }
+        match (&self.prompts, &self.messages) {
+            (Some(_), Some(_)) => return Err(ApiError::invalid("prompt", "prompt: cannot stand beside messages")),
+            (None, None) if endpoint == Endpoint::Chat => return Err(missing("messages")),
+            (None, None) if endpoint == Endpoint::Completions => return Err(missing("prompt")),
+            (None, None) => return Err(ApiError::invalid("prompt", "prompt: either prompt or messages is required")),
+            _ => {}
+        }
+        self.check_lengths()?;
+        self.check_logprobs(endpoint)?;
+        self.check_beams()?;
+        if self.stream_usage.is_some() && !self.stream {
+            return Err(ApiError::invalid("stream_options", "stream_options: needs stream to be true"));
+        }
+        Ok(())
+    }
+
+    fn check_lengths(&mut self) -> Result<(), ApiError> {
+        let params = &mut self.params;
+        match (params.max_tokens, self.max_completion_tokens) {
+            (Some(a), Some(b)) if a != b => {
+                let message = format!("max_completion_tokens: is {b}, but max_tokens, its older name, is {a}");
+                return Err(ApiError::invalid("max_completion_tokens", message));
+            }
+            (None, newer) => params.max_tokens = newer,
+            _ => {}
+        }
+        if params.max_tokens.is_none() && self.messages.is_none() {
+            // A request for at least so many tokens is one for as many, rather than a contradiction.
+            params.max_tokens = Some(DEFAULT_MAX_TOKENS.max(params.min_tokens));
+        }
+        Ok(())
+    }
+
+    fn check_logprobs(&mut self, endpoint: Endpoint) -> Result<(), ApiError> {
+        if self.stream && endpoint != Endpoint::Generate && self.params.prompt_logprobs.is_some() {
+            return Err(ApiError::invalid("prompt_logprobs", "prompt_logprobs: cannot be streamed"));
+        }
+        if self.chat_logprobs {
+            self.params.logprobs = Some(self.top_logprobs.unwrap_or(0));
+        } else if self.top_logprobs.is_some_and(|k| k > 0) {
+            return Err(ApiError::invalid("top_logprobs", "top_logprobs: needs logprobs to be true"));
+        }
+        // An echoed prompt has logprobs like the rest of the text.
+        if self.echo && self.params.prompt_logprobs.is_none() {
+            self.params.prompt_logprobs = self.params.logprobs;
+        }
+        Ok(())
+    }
+
+    fn check_beams(&self) -> Result<(), ApiError> {
+        if self.use_beam_search {
+            return Err(ApiError::invalid("use_beam_search", "use_beam_search: beam search is not supported yet"));
+        }
+        let n = self.params.n;
+        match self.best_of {
+            Some(best_of) if best_of < n => {
+                let message = format!("best_of: must be at least n, which is {n}; found {best_of}");
+                return Err(ApiError::invalid("best_of", message));
+            }
+            Some(best_of) if best_of > n => {
+                let message = format!("best_of: more than n is not supported yet; n is {n}, found {best_of}");
+                return Err(ApiError::invalid("best_of", message));
+            }
+            _ => {}
+        }
+        let neutral = [
+            ("length_penalty", "1", self.length_penalty == 1.0),
+            ("early_stopping", "false", !self.early_stopping),
+            ("beam_length", "\"hf\"", !self.vllm_beam_length),
+        ];
+        for (name, value, is_neutral) in neutral {
+            if !is_neutral {
+                return Err(ApiError::invalid(name, format!("{name}: must be {value} without use_beam_search")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it holds a conversation rather than a prompt.
+    pub fn has_messages(&self) -> bool {
+        self.messages.is_some()
+    }
+
+    /// The request to the engine, where the endpoint takes one prompt.
+    pub fn take_request(&mut self) -> Result<GenerationRequest, ApiError> {
+        self.take_requests().pop().ok_or_else(|| missing("prompt"))
+    }
+
+    /// The requests to the engine: one, or one a prompt.
+    pub fn take_requests(&mut self) -> Vec<GenerationRequest> {
+        let prompts = match self.messages.take() {
+            Some(messages) => vec![Prompt::Chat(ChatInput {
+                messages,
+                tools: None,
+                template_kwargs: std::mem::take(&mut self.template_kwargs),
+                continue_final_message: self.continue_final_message,
+            })],
+            None => self.prompts.take().unwrap_or_default(),
+        };
+        let request = |prompt| GenerationRequest {
+            prompt,
+            params: self.params.clone(),
+            truncate_prompt_tokens: self.truncate_prompt_tokens,
+            add_special_tokens: self.add_special_tokens,
+        };
+        prompts.into_iter().map(request).collect()
+    }
+}
+
+fn missing(name: &'static str) -> ApiError {
+    ApiError::invalid(name, format!("{name}: is required"))
+}
+
+/// The members of a JSON object. The error says where the body stops being one.
+fn json_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    if let Err(e) = std::str::from_utf8(body) {
+        return Err(ApiError::bad_body(format!("the body is not UTF-8: invalid byte at offset {}", e.valid_up_to())));
+    }
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(value) => {
+            let body = FieldValue::new("the body", value);
+            Err(ApiError::bad_body(body.expected("a JSON object").message))
+        }
+        Err(e) => Err(ApiError::bad_body(format!("the body is not JSON: {e}"))),
+    }
+}

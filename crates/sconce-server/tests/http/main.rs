@@ -1,0 +1,6 @@
+//! The server over real TCP.
+#![allow(clippy::unwrap_used)]
+
+mod connection;
+mod loading;
+mod support;
