@@ -1,6 +1,8 @@
 """Many requests at once: each gets what it would get alone, and gives back what it held."""
 
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -90,8 +92,6 @@ def test_clients_that_go_away_give_back_their_blocks(server):
 
 def test_a_client_that_does_not_wait_for_its_answer(server):
     """Not streamed: the server notices by itself that nobody is there any more."""
-    import socket
-
     body = b'{"prompt": "Hello", "max_tokens": 4000, "ignore_eos": true, "temperature": 0}'
     head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -101,8 +101,6 @@ def test_a_client_that_does_not_wait_for_its_answer(server):
 
 
 def wait_until_used(server, limit_s=10):
-    import time
-
     deadline = time.monotonic() + limit_s
     while server.metric("sconce_kv_blocks_used") == 0:
         assert time.monotonic() < deadline, "the request never began"
