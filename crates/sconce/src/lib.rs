@@ -1,9 +1,25 @@
-#![allow(unused, clippy::todo)] // STUB
 //! Run large language models from Rust: load a model, generate, stream.
+//!
+//! ```no_run
+//! use sconce::{Engine, GenerationRequest, SamplingParams};
+//!
+//! # fn main() -> sconce::Result<()> {
+//! let engine = Engine::starter().build()?;
+//! let params = SamplingParams { max_tokens: Some(32), temperature: 0.0, ..Default::default() };
+//! let answer = engine.generate(GenerationRequest::text("The capital of France is").with_params(params))?;
+//! println!("{}", answer.outputs[0].text);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Engine::builder`] takes a path or a Hugging Face id; [`Engine::starter`] brings a small model by itself. An
+//! [`Engine`] is cheap to clone and answers any number of requests at once: requests that run together share each
+//! step of the model. [`hub`] is what brings models from the network and keeps them.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+mod engine;
+pub mod hub;
 
+pub use engine::{Engine, EngineBuilder};
 pub use sconce_core::config::{
     DeviceKind, EngineConfig, LoadFormat, LogprobsMode, ModelConfig, SamplingParams, WeightDtype,
 };
@@ -13,72 +29,3 @@ pub use sconce_core::engine::{
 };
 pub use sconce_core::text::{ChatInput, ChatTemplate, Tokenizer};
 pub use sconce_core::{Error, ErrorKind, Result};
-
-/// A loaded model, ready for requests.
-#[derive(Clone)]
-pub struct Engine {
-    handle: EngineHandle,
-}
-
-/// Settings of an [`Engine`] that is to be built.
-pub struct EngineBuilder {
-    model: String,
-    config: EngineConfig,
-    served_name: Option<String>,
-    cache_dir: Option<PathBuf>,
-    progress: Arc<dyn Progress>,
-}
-
-impl Engine {
-    /// An engine for a path (a GGUF file, a folder) or a Hugging Face id.
-    pub fn builder(model: impl Into<String>) -> EngineBuilder {
-        todo!()
-    }
-    /// An engine for the starter model, SmolLM2-135M-Instruct.
-    pub fn starter() -> EngineBuilder {
-        todo!()
-    }
-    /// The answer to one request, waiting on this thread.
-    pub fn generate(&self, request: GenerationRequest) -> Result<GenerationOutput> {
-        todo!()
-    }
-    /// The answer to one request.
-    pub async fn generate_async(&self, request: GenerationRequest) -> Result<GenerationOutput> {
-        todo!()
-    }
-    /// The answer to one request, token by token.
-    pub fn stream(&self, request: GenerationRequest) -> Result<TokenStream> {
-        todo!()
-    }
-    /// The engine's handle: tokenizer, status, shutdown.
-    pub fn handle(&self) -> &EngineHandle {
-        &self.handle
-    }
-}
-
-impl EngineBuilder {
-    /// All settings at once.
-    pub fn config(mut self, config: EngineConfig) -> Self {
-        self.config = config;
-        self
-    }
-    /// The name under which the model is served; by default the id, or the file's name.
-    pub fn served_name(mut self, name: impl Into<String>) -> Self {
-        self.served_name = Some(name.into());
-        self
-    }
-    /// Where downloaded models are kept.
-    pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.cache_dir = Some(dir.into());
-        self
-    }
-    /// Who is told of downloads and loading.
-    pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
-        self.progress = progress;
-        self
-    }
-    /// Brings the model's files if they are not there, loads them, and starts the engine.
-    pub fn build(self) -> Result<Engine> {
-        todo!()
-    }
-}

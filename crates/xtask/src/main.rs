@@ -1,2 +1,55 @@
-//! The project's own tasks.
-fn main() {}
+//! The project's own tasks: everything CI does is one `cargo xtask ...`.
+
+// This program talks to whoever runs it.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod ci;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "xtask", about = "The project's own tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check the rules that no compiler checks
+    Tidy,
+    /// Run everything that CI runs: format, clippy, tidy, tests, a release build, the Python clients' tests
+    Ci,
+    /// Build the release binary and run the Python clients' tests against it
+    PythonTests {
+        /// Arguments for pytest
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let root = repository_root();
+    let result = match Cli::parse().task {
+        Task::Tidy => tidy::run(&root),
+        Task::Ci => ci::run(&root),
+        Task::PythonTests { args } => ci::python_tests(&root, &args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder that holds `crates/`.
+fn repository_root() -> PathBuf {
+    let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.ancestors().nth(2).unwrap_or(crate_dir).to_owned()
+}
