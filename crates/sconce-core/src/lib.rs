@@ -7,6 +7,7 @@
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod sample;
 pub mod text;
 pub mod weights;
 
