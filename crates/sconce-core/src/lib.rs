@@ -1,4 +1,3 @@
-#![allow(unused, clippy::todo)] // STUB
 //! Large-language-model inference: architectures, ops, KV cache, scheduler, sampling, tokenizer.
 //!
 //! This crate knows no HTTP and no wire format. Users depend on the `sconce` crate, which

@@ -1,1 +1,28 @@
-//! sample
+//! From one row of logits to a token, exactly and reproducibly.
+//!
+//! Everything here works on plain host rows, one logit a token of the vocabulary. What is sampled is a function of the
+//! row, the [`SamplingParams`](crate::config::SamplingParams), the sequence's own [`TokenCounts`] and the counter
+//! (seed, sequence index, position): not of the machine, of what was sampled before, or of who shares the batch.
+//!
+//! The way of one row: [`LogitsProcessor`] edits it in place (min_tokens mask, logit_bias, penalties), then the
+//! [`Sampler`] takes the best token, or draws one from what temperature, top-k, top-p and min-p leave.
+
+mod filters;
+mod logprobs;
+mod numeric;
+mod penalties;
+mod processors;
+mod rng;
+mod sampler;
+mod select;
+mod softmax;
+
+pub use logprobs::{log_softmax, top_candidates};
+pub use penalties::TokenCounts;
+pub use processors::LogitsProcessor;
+pub use rng::{random_seed, uniform};
+pub use sampler::{SampleInput, Sampled, Sampler};
+pub use select::Selector;
+
+#[cfg(test)]
+mod tests;

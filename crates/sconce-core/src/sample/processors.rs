@@ -1,0 +1,92 @@
+//! [`LogitsProcessor`]: the edits of a row that come before temperature.
+
+use super::{SampleInput, TokenCounts};
+use crate::config::SamplingParams;
+
+/// What a request asks to be done to its rows before temperature, in this order: min_tokens mask, logit_bias,
+/// penalties (repetition, then frequency and presence). It touches few tokens and never walks the whole row.
+#[derive(Debug, Clone, Copy)]
+pub struct LogitsProcessor<'a> {
+    params: &'a SamplingParams,
+    counts: &'a TokenCounts,
+    end_token_ids: &'a [u32],
+    masks_ends: bool,
+}
+
+impl<'a> LogitsProcessor<'a> {
+    /// The edits for the token that comes next.
+    pub fn new(input: &SampleInput<'a>) -> Self {
+        let SampleInput { params, counts, end_token_ids, .. } = *input;
+        // Under ignore_eos an end token ends nothing, so that min_tokens has no reason to forbid it.
+        let end_token_ids = if params.ignore_eos { &[] } else { end_token_ids };
+        let has_ends = !(end_token_ids.is_empty() && params.stop_token_ids.is_empty());
+        let masks_ends = has_ends && (input.position as usize) < params.min_tokens;
+        Self { params, counts, end_token_ids, masks_ends }
+    }
+
+    /// Whether [`LogitsProcessor::apply`] would leave every row as it is, so that no copy need be made for it.
+    pub fn is_neutral(&self) -> bool {
+        !self.masks_ends && self.params.logit_bias.is_empty() && !self.params.has_penalties()
+    }
+
+    /// Edits a row. Ids outside the row are passed over.
+    pub fn apply(&self, row: &mut [f32]) {
+        if self.masks_ends {
+            for &token_id in self.end_token_ids.iter().chain(&self.params.stop_token_ids) {
+                if let Some(logit) = row.get_mut(token_id as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        for &(token_id, bias) in &self.params.logit_bias {
+            if let Some(logit) = row.get_mut(token_id as usize) {
+                *logit += bias;
+            }
+        }
+        self.counts.penalize(row, self.params);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(params: SamplingParams, position: u32, expected: &[f32]) {
+        let counts = TokenCounts::from_tokens(&[0], &[3]);
+        let end_token_ids = [1, 99];
+        let input = SampleInput {
+            params: &params,
+            counts: &counts,
+            seed: 0,
+            sequence_index: 0,
+            position,
+            end_token_ids: &end_token_ids,
+        };
+        let raw = [4.0, 3.0, 2.0, 1.0];
+        let mut row = raw;
+        let processor = LogitsProcessor::new(&input);
+        processor.apply(&mut row);
+        assert_eq!(row, expected, "{params:?} at {position}");
+        assert_eq!(processor.is_neutral(), row == raw, "{params:?} at {position}");
+    }
+
+    #[test]
+    fn ends_are_masked_until_min_tokens() {
+        const OUT: f32 = f32::NEG_INFINITY;
+        let params = SamplingParams { min_tokens: 2, stop_token_ids: vec![2], ..Default::default() };
+        check(params.clone(), 0, &[4.0, OUT, OUT, 1.0]);
+        check(params.clone(), 1, &[4.0, OUT, OUT, 1.0]);
+        check(params.clone(), 2, &[4.0, 3.0, 2.0, 1.0]);
+        check(SamplingParams { ignore_eos: true, ..params.clone() }, 1, &[4.0, 3.0, OUT, 1.0]);
+        check(SamplingParams { ignore_eos: true, stop_token_ids: vec![], ..params.clone() }, 1, &[4.0, 3.0, 2.0, 1.0]);
+        // A bias cannot bring back what is masked.
+        check(SamplingParams { logit_bias: vec![(1, 100.0)], ..params }, 0, &[4.0, OUT, OUT, 1.0]);
+    }
+
+    #[test]
+    fn bias_comes_before_penalties() {
+        let params = SamplingParams { logit_bias: vec![(0, -6.0), (3, 3.0), (50, 1.0)], ..Default::default() };
+        check(params.clone(), 0, &[-2.0, 3.0, 2.0, 4.0]);
+        check(SamplingParams { repetition_penalty: 2.0, ..params }, 0, &[-4.0, 3.0, 2.0, 2.0]);
+    }
+}

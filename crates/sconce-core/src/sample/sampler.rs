@@ -1,0 +1,201 @@
+//! [`Sampler`]: one row of logits in, one token out.
+
+use super::logprobs;
+use super::select::{Candidate, Selector};
+use super::softmax::{RowDraw, Softmax};
+use super::{LogitsProcessor, TokenCounts, filters, uniform};
+use crate::config::{LogprobsMode, SamplingParams};
+use crate::engine::TokenLogprobs;
+
+/// What one token is sampled by, beside its logits.
+#[derive(Debug, Clone, Copy)]
+pub struct SampleInput<'a> {
+    /// The request's parameters, validated.
+    pub params: &'a SamplingParams,
+    /// What the sequence has seen.
+    pub counts: &'a TokenCounts,
+    /// The request's seed, or one drawn for it.
+    pub seed: u64,
+    /// Which of the request's n sequences.
+    pub sequence_index: u32,
+    /// How many tokens the sequence has generated.
+    pub position: u32,
+    /// The model's end tokens: masked until `min_tokens` are generated, unless `ignore_eos` makes them tokens like any
+    /// other. The request's own `stop_token_ids` are masked in either case and need not be among these.
+    pub end_token_ids: &'a [u32],
+}
+
+/// A token and what the model thought of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub token_id: u32,
+    /// Its log-probability in the distribution that [`SamplingParams::logprobs_mode`] names.
+    pub logprob: f32,
+    /// The report on it, if [`SamplingParams::logprobs`] asks for one.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// Samples rows of logits. It keeps nothing from one row to the next but memory to work in: once warm, a step
+/// allocates nothing beside the reports that are asked for.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    /// The edited copy of a row, where a request edits it, `[vocab_size]`.
+    edited: Vec<f32>,
+    selector: Selector,
+    row_draw: RowDraw,
+}
+
+/// A chosen token, and the distributions that choosing it happened to compute.
+struct Choice {
+    token_id: u32,
+    /// Of the whole row, at the request's temperature.
+    whole: Option<Softmax>,
+    /// Where filters were at work: the token among the selector's candidates, and their softmax.
+    filtered: Option<(Candidate, Softmax)>,
+}
+
+impl Sampler {
+    /// A sampler that has room for rows of `vocab_size`.
+    pub fn new(vocab_size: usize) -> Self {
+        Self {
+            edited: Vec::with_capacity(vocab_size),
+            selector: Selector::new(vocab_size),
+            row_draw: RowDraw::new(vocab_size),
+        }
+    }
+
+    /// Chooses the next token. `logits` stay as they are, so that several sequences can sample the same row; they are
+    /// copied only where the request edits them.
+    ///
+    /// Greedy takes the greatest logit, the lowest id among equals. Otherwise one random number inverts the cumulative
+    /// distribution of what the filters leave.
+    ///
+    /// Logits of NaN count as -inf, and +inf as the greatest finite number. Where the request's edits leave no token
+    /// above -inf they are dropped, and so is the randomness: the greatest of the row's own logits is taken, id 0 if
+    /// it has none, and the model's own logprobs are reported.
+    ///
+    /// Under [`LogprobsMode::Processed`] tokens that filters removed are not reported, and a greedy request reports
+    /// the distribution of the edited row at temperature 1.
+    pub fn sample(&mut self, logits: &[f32], input: &SampleInput<'_>) -> Sampled {
+        let Self { edited, selector, row_draw } = self;
+        let params = input.params;
+        let processor = LogitsProcessor::new(input);
+        let mut row = logits;
+        if !processor.is_neutral() {
+            edited.clear();
+            edited.extend_from_slice(logits);
+            processor.apply(edited);
+            row = edited;
+        }
+        let max = selector.scan(row);
+        if max == f32::NEG_INFINITY {
+            let max = selector.scan(logits);
+            let token_id = selector.argmax(logits, max);
+            return report(selector, logits, Softmax::of_row(logits, max, 1.0), token_id, params.logprobs);
+        }
+        let choice = if params.is_greedy() {
+            Choice { token_id: selector.argmax(row, max), whole: None, filtered: None }
+        } else {
+            let uniform = uniform(input.seed, input.sequence_index, input.position, 0);
+            choose(selector, row_draw, Row { logits: row, max }, params, uniform)
+        };
+
+        let token_id = choice.token_id;
+        match (params.logprobs_mode, choice.filtered) {
+            (LogprobsMode::Processed, Some((chosen, softmax))) => {
+                let logprob = softmax.logprob(chosen.logit());
+                let report = |num_top| logprobs::of_candidates(&mut selector.candidates, softmax, chosen, num_top);
+                Sampled { token_id, logprob, logprobs: params.logprobs.map(report) }
+            }
+            (LogprobsMode::Processed, None) => {
+                let temperature = if params.is_greedy() { 1.0 } else { params.temperature };
+                let softmax = choice.whole.unwrap_or_else(|| Softmax::of_row(row, max, temperature));
+                report(selector, row, softmax, token_id, params.logprobs)
+            }
+            (LogprobsMode::Raw, _) => {
+                let is_raw = |softmax: &Softmax| processor.is_neutral() && softmax.is_untempered();
+                let softmax = choice.whole.filter(is_raw).unwrap_or_else(|| {
+                    let max = if processor.is_neutral() { max } else { selector.scan(logits) };
+                    Softmax::of_row(logits, max, 1.0)
+                });
+                report(selector, logits, softmax, token_id, params.logprobs)
+            }
+        }
+    }
+
+    /// The report on a token of the prompt: `logits` are those of the position before it. It is always of the model's
+    /// own distribution. A token outside the row has the logprob -inf.
+    pub fn prompt_logprobs(&mut self, logits: &[f32], chosen: u32, num_top: usize) -> TokenLogprobs {
+        let max = self.selector.scan(logits);
+        logprobs::of_row(&mut self.selector, logits, Softmax::of_row(logits, max, 1.0), chosen, num_top)
+    }
+}
+
+/// What is said of a token of a whole row.
+fn report(
+    selector: &mut Selector,
+    row: &[f32],
+    softmax: Softmax,
+    token_id: u32,
+    num_logprobs: Option<usize>,
+) -> Sampled {
+    match num_logprobs {
+        Some(num_top) => {
+            let logprobs = logprobs::of_row(selector, row, softmax, token_id, num_top);
+            Sampled { token_id, logprob: logprobs.chosen.logprob, logprobs: Some(logprobs) }
+        }
+        None => {
+            let logit = row.get(token_id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+            Sampled { token_id, logprob: softmax.logprob(logit), logprobs: None }
+        }
+    }
+}
+
+/// A row to choose from and its greatest logit, which is finite.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    logits: &'a [f32],
+    max: f32,
+}
+
+/// Draws a token by temperature, top-k, top-p and min-p.
+///
+/// Temperature leaves the order of logits as it is, so that top-k goes first, on the few candidates that a selection
+/// finds. Without top-k, a floor below which no token can pass the other filters takes its place.
+fn choose(
+    selector: &mut Selector,
+    row_draw: &mut RowDraw,
+    row: Row<'_>,
+    params: &SamplingParams,
+    uniform: f64,
+) -> Choice {
+    let Row { logits, max } = row;
+    let SamplingParams { temperature, top_p, min_p, .. } = *params;
+    let top_k = params.top_k.filter(|k| (1..logits.len()).contains(k));
+    let mut whole = None;
+    let total = if let Some(k) = top_k {
+        selector.gather_at_least(logits, k);
+        filters::keep_top_k(&mut selector.candidates, k);
+        filters::weigh(&mut selector.candidates, max, temperature);
+        filters::mass(&selector.candidates)
+    } else {
+        let total = row_draw.weigh(logits, max, temperature);
+        whole = Some(Softmax::new(max, temperature, total));
+        if top_p >= 1.0 && min_p <= 0.0 {
+            let token_id = row_draw.draw(logits, max, temperature, uniform);
+            let token_id = token_id.unwrap_or_else(|| selector.argmax(logits, max));
+            return Choice { token_id, whole, filtered: None };
+        }
+        selector.gather(logits, filters::logit_floor(params, logits.len(), max, total));
+        filters::weigh(&mut selector.candidates, max, temperature);
+        total
+    };
+    let candidates = &mut selector.candidates;
+    filters::keep_top_p(candidates, top_p, total);
+    filters::keep_min_p(candidates, min_p);
+    let total = filters::mass(candidates);
+    let chosen = filters::draw(candidates, uniform, total);
+    let softmax = Softmax::new(max, temperature, total);
+    Choice { token_id: chosen.token_id(), whole, filtered: Some((chosen, softmax)) }
+}
