@@ -3,6 +3,8 @@
 mod chat_template;
 mod detokenizer;
 mod stop;
+#[cfg(test)]
+mod test_data;
 mod tokenizer;
 
 pub use chat_template::{ChatInput, ChatTemplate, RenderedChat};

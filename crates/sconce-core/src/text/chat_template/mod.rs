@@ -1,0 +1,215 @@
+//! [`ChatTemplate`]: a conversation to a prompt, by the model's own Jinja template.
+
+mod jinja;
+mod json;
+mod mask;
+mod messages;
+mod strftime;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::Path;
+
+use minijinja::Environment;
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::text::Tokenizer;
+use crate::text::tokenizer::read_object;
+use crate::weights::GgufMetadata;
+
+use mask::Mask;
+use messages::ContentForm;
+
+/// Templates are a few kilobytes; this is far beyond any.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
+
+/// A conversation and what its template may ask for.
+#[derive(Debug, Clone, Default)]
+pub struct ChatInput {
+    /// A list of `{"role", "content", ...}` objects, as OpenAI's clients send them. `content` is a string, null, or a
+    /// list of `{"type": "text", "text"}` parts.
+    pub messages: Vec<serde_json::Value>,
+    /// Tools that the template may present to the model.
+    pub tools: Option<Vec<serde_json::Value>>,
+    /// More variables for the template. `add_generation_prompt` is one: true unless `continue_final_message`.
+    pub template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// Whether the last message is an assistant's to be continued rather than answered.
+    pub continue_final_message: bool,
+}
+
+/// A rendered conversation, which remembers what users wrote.
+#[derive(Debug, Clone)]
+pub struct RenderedChat {
+    text: String,
+    /// The text with stand-ins, where users wrote what must not be taken for a control token.
+    masked: Option<(String, Mask)>,
+}
+
+impl RenderedChat {
+    fn new(masked: String, mask: Mask) -> Self {
+        let text = mask.unmask(&masked);
+        let masked = (text != masked).then_some((masked, mask));
+        Self { text, masked }
+    }
+
+    /// The prompt as text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The text with stand-ins for the beginnings of control tokens that users wrote, and what each stands for. None
+    /// if they wrote none.
+    pub(in crate::text) fn masked(&self) -> Option<(&str, impl Fn(char) -> char)> {
+        self.masked.as_ref().map(|(text, mask)| (text.as_str(), |c| mask.original(c)))
+    }
+}
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    content_form: ContentForm,
+}
+
+impl ChatTemplate {
+    /// From chat_template.jinja or tokenizer_config.json in `dir`. None if there is none.
+    pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let path = dir.join("chat_template.jinja");
+        match std::fs::read_to_string(&path) {
+            Ok(source) => return Self::compile(&path, source, tokenizer).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(path, e)),
+        }
+        let path = dir.join("tokenizer_config.json");
+        let config = read_object(&path)?.unwrap_or_default();
+        let bad = |what: &str| Error::file(&path, format!("chat_template: {what}"));
+        let source = match config.get("chat_template") {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(source)) => source,
+            Some(Value::Array(list)) => list
+                .iter()
+                .find(|entry| entry["name"] == "default")
+                .and_then(|entry| entry["template"].as_str())
+                .ok_or_else(|| bad("the list has no template named \"default\""))?,
+            Some(_) => return Err(bad("expected a string, or a list of objects with name and template")),
+        };
+        Self::compile(&path, source.to_owned(), tokenizer).map(Some)
+    }
+
+    /// From a GGUF's `tokenizer.chat_template`. None if there is none. `path` is for error messages.
+    pub fn from_gguf(path: &Path, metadata: &GgufMetadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let source = metadata.string("tokenizer.chat_template")?;
+        source.map(|source| Self::compile(path, source.to_owned(), tokenizer)).transpose()
+    }
+
+    fn compile(path: &Path, source: String, tokenizer: &Tokenizer) -> Result<Self> {
+        if source.len() > MAX_SOURCE_BYTES {
+            let message = format!("chat template: {} bytes, but at most {MAX_SOURCE_BYTES} are read", source.len());
+            return Err(Error::file(path, message));
+        }
+        let environment = jinja::environment(&source).map_err(|e| Error::file(path, format!("chat template: {e}")))?;
+        let mut template = Self { environment, source, content_form: ContentForm::Text };
+        if template.takes_parts(tokenizer) {
+            template.content_form = ContentForm::Parts;
+        }
+        Ok(template)
+    }
+
+    /// Whether the template writes the texts of a list of parts, rather than failing on it or writing the list.
+    fn takes_parts(&self, tokenizer: &Tokenizer) -> bool {
+        let probe = "a part of a message";
+        let user = json!({
+            "messages": [{"role": "user", "content": [{"type": "text", "text": probe}]}],
+            "tools": null,
+            "template_kwargs": {},
+        });
+        let rendered = self.run(user, true, tokenizer);
+        rendered.is_ok_and(|text| text.contains(probe) && !text.contains("'type'") && !text.contains("\"type\""))
+    }
+
+    /// The prompt. Errors: `InvalidRequest` at `messages`, with the template's own words where it refuses.
+    ///
+    /// A list of text parts reaches a template that handles lists as it is, any other joined by newlines. Tool calls'
+    /// `arguments` reach the template as objects, also where they were sent as JSON in a string.
+    pub fn render(&self, input: &ChatInput, tokenizer: &Tokenizer) -> Result<RenderedChat> {
+        let control = tokenizer.control_tokens();
+        let mut messages = messages::prepare(&input.messages, self.content_form, control)?;
+        let tools = input.tools.as_deref().map(messages::check_tools).transpose()?;
+        let mut kwargs = input.template_kwargs.clone();
+        let add_generation_prompt = generation_prompt(&mut kwargs, input.continue_final_message)?;
+
+        let user = |messages| json!({"messages": messages, "tools": tools, "template_kwargs": kwargs});
+        let mask = Mask::new(&user(messages.clone()), &self.source, control)?;
+        if input.continue_final_message {
+            messages::mark_end(&mut messages, mask.end_mark())?;
+        }
+        let user = user(messages);
+        let run = |user| {
+            let rendered = self.run(user, add_generation_prompt, tokenizer);
+            let text = rendered.map_err(|refusal| Error::invalid("messages", mask.unmask(&refusal)))?;
+            if input.continue_final_message { messages::cut_at_end_mark(text, mask.end_mark()) } else { Ok(text) }
+        };
+        let mut text = run(mask.hide_tokens(&user, control))?;
+        if mask.any_first_char() {
+            // A template can cut and join what users sent. Here no character of theirs can begin a control token: if
+            // that leaves other control tokens than before, some were put together from users' text.
+            let certain = run(mask.hide_first_chars(&user))?;
+            let spellings = |text| control.find(text).map(|(_, spelling)| spelling);
+            if !spellings(&text).eq(spellings(&certain)) {
+                text = certain;
+            }
+        }
+        Ok(RenderedChat::new(text, mask))
+    }
+
+    /// The template's source.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Renders `user` (`messages`, `tools`, `template_kwargs`). The error is the reason in words.
+    fn run(&self, user: Value, add_generation_prompt: bool, tokenizer: &Tokenizer) -> Result<String, String> {
+        let mut variables = Map::new();
+        variables.extend(tokenizer.named_tokens().map(|(name, token)| (name.to_owned(), token.into())));
+        variables.insert("documents".into(), Value::Null);
+        let Value::Object(mut user) = user else {
+            return Err("invariant: users' variables are an object".into());
+        };
+        if let Some(Value::Object(kwargs)) = user.remove("template_kwargs") {
+            variables.extend(kwargs);
+        }
+        variables.extend(user);
+        variables.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        jinja::render(&self.environment, &variables)
+    }
+}
+
+/// Takes `add_generation_prompt` out of `kwargs`, and refuses what is not a variable of the caller's.
+fn generation_prompt(kwargs: &mut Map<String, Value>, continue_final_message: bool) -> Result<bool> {
+    let param = |name: &str| format!("chat_template_kwargs.{name}");
+    for name in ["messages", "tools"] {
+        if kwargs.contains_key(name) {
+            return Err(Error::invalid(param(name), format!("chat_template_kwargs.{name}: give {name} as a field")));
+        }
+    }
+    match kwargs.shift_remove("add_generation_prompt") {
+        None => Ok(!continue_final_message),
+        Some(Value::Bool(true)) if continue_final_message => Err(Error::invalid(
+            "add_generation_prompt",
+            "add_generation_prompt cannot be true where continue_final_message is",
+        )),
+        Some(Value::Bool(add)) => Ok(add),
+        Some(other) => Err(Error::invalid(
+            "add_generation_prompt",
+            format!("add_generation_prompt must be true or false, not {other}"),
+        )),
+    }
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("source", &self.source).finish_non_exhaustive()
+    }
+}
