@@ -36,11 +36,17 @@ pub(super) fn unpack_q2_k(row: &[u8], out: Unpacked<'_>) {
 pub(super) fn unpack_q3_k(row: &[u8], out: Unpacked<'_>) {
     for ((block, q), scale) in blocks::<110, 256>(row, out.q).zip(out.scale.as_chunks_mut::<16>().0) {
         let d = half_at(block, 108);
-        let scales: &[u8; 12] = bytes_at(block, 96);
+        let packed: &[u8; 12] = bytes_at(block, 96);
+        let mut scales = [0; 16];
+        for j in 0..4 {
+            for i in 0..4 {
+                let low = (packed[j % 2 * 4 + i] >> (j / 2 * 4)) & 0x0f;
+                let high = (packed[8 + i] >> (j * 2)) & 3;
+                scales[4 * j + i] = low | (high << 4);
+            }
+        }
         for g in 0..16 {
-            let low = (scales[g % 8] >> (g / 8 * 4)) & 0x0f;
-            let high = (scales[8 + g % 4] >> (g / 4 * 2)) & 3;
-            scale[g] = d * f32::from((low | (high << 4)) as i8 - 32);
+            scale[g] = d * f32::from(scales[g] as i8 - 32);
         }
         let third: &[u8; 32] = bytes_at(block, 0);
         let packed: &[u8; 64] = bytes_at(block, 32);
@@ -72,7 +78,7 @@ fn scales_and_offsets<const N: usize>(block: &[u8; N], scale: &mut [f32; 8], off
 
 /// 144 bytes: d, dmin, 12 bytes of scales and offsets, 128 bytes of 4-bit elements.
 ///
-/// Byte l of each 32 holds element l of one group of 32 in its low half, and of the next in its high.
+/// Byte l of each 32 holds element l of one group of 32 in its low nibble, and of the next in its high.
 #[inline(always)]
 pub(super) fn unpack_q4_k(row: &[u8], out: Unpacked<'_>) {
     let groups = out.scale.as_chunks_mut::<8>().0.iter_mut().zip(out.offset.as_chunks_mut::<8>().0);
@@ -108,9 +114,9 @@ pub(super) fn unpack_q5_k(row: &[u8], out: Unpacked<'_>) {
     }
 }
 
-/// 210 bytes: 128 bytes of low halves, 64 bytes of upper two bits, 16 signed scales, d.
+/// 210 bytes: 128 bytes of low nibbles, 64 bytes of upper two bits, 16 signed scales, d.
 ///
-/// Each 128 elements have 64 bytes of low halves (elements 0..64 low, 64..128 high) and 32 bytes of
+/// Each 128 elements have 64 bytes of low nibbles (elements 0..64 low, 64..128 high) and 32 bytes of
 /// upper bits, byte l of which belongs to the elements l, l + 32, l + 64, l + 96.
 #[inline(always)]
 pub(super) fn unpack_q6_k(row: &[u8], out: Unpacked<'_>) {

@@ -1,12 +1,12 @@
 //! Blocks of 32 elements: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 //!
 //! A block is d (a half), in the `_1` formats m (a half), in the 5-bit formats the fifth bits (32 of
-//! them, little-endian), then the elements: bytes of Q8_0; else 16 bytes whose low halves are the
-//! elements 0..16 and whose high halves are the elements 16..32.
+//! them, little-endian), then the elements: bytes of Q8_0; else 16 bytes whose low nibbles are the
+//! elements 0..16 and whose high nibbles are the elements 16..32.
 
 use super::{Unpacked, blocks, bytes_at, f16_to_f32, half_at};
 
-/// The halves of 16 bytes, less `zero`.
+/// The nibbles of 16 bytes, less `zero`.
 #[inline(always)]
 fn nibbles(packed: &[u8; 16], zero: i8, q: &mut [i8; 32]) {
     for l in 0..16 {
@@ -15,10 +15,11 @@ fn nibbles(packed: &[u8; 16], zero: i8, q: &mut [i8; 32]) {
     }
 }
 
-/// The halves of 16 bytes with their fifth bits, less `zero`.
+/// The nibbles of 16 bytes with their fifth bits, less `zero`.
 #[inline(always)]
 fn nibbles_and_bits(packed: &[u8; 16], fifth: &[u8; 4], zero: i8, q: &mut [i8; 32]) {
-    // Eight copies of each byte, of which lane l keeps bit l: vectors shift all bytes alike.
+    // Eight copies of each byte, of which lane l looks at bit l: a mask is the same
+    // instruction for all lanes, a shift by l is not.
     let mut bits = [0; 32];
     for (copies, byte) in bits.as_chunks_mut::<8>().0.iter_mut().zip(fifth) {
         *copies = [*byte; 8];

@@ -133,6 +133,30 @@ fn q8_0_keeps_every_byte() {
 }
 
 #[test]
+fn a_row_is_unpacked_as_its_blocks_are() {
+    for (dtype, _) in QUANTIZED {
+        let mut random = Random(4);
+        // More than eight blocks and no multiple of eight.
+        let row: Vec<u8> = (0..21u8)
+            .flat_map(|fill| {
+                block_of(dtype, fill).into_iter().map(|byte| byte ^ (random.next() as u8 & 0x3f)).collect::<Vec<_>>()
+            })
+            .collect();
+        let len = 21 * dtype.block_len();
+        let groups = len / group_len(dtype);
+        let (mut q, mut scale, mut offset) = (vec![0; len], vec![0.0; groups], vec![0.0; groups]);
+        unpack_row(dtype, &row, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
+        let found: Vec<f32> = q
+            .iter()
+            .enumerate()
+            .map(|(i, &q)| scale[i / group_len(dtype)] * f32::from(q) + offset[i / group_len(dtype)])
+            .collect();
+        let expected: Vec<f32> = row.chunks(dtype.block_bytes()).flat_map(|block| ours(dtype, block)).collect();
+        assert_eq!(found, expected, "{dtype}");
+    }
+}
+
+#[test]
 fn an_offset_is_there_where_it_is_promised() {
     for (dtype, _) in QUANTIZED {
         let row = block_of(dtype, 0x55);

@@ -232,13 +232,8 @@ fn fixture(name: &str) -> Option<PathBuf> {
     if dir.exists() {
         return Some(dir);
     }
-    writeln_skipped(&dir);
+    println!("skipped: {} is not there", dir.display());
     None
-}
-
-#[allow(clippy::print_stderr)]
-fn writeln_skipped(dir: &Path) {
-    eprintln!("skipped: {} is not there", dir.display());
 }
 
 #[test]
