@@ -57,7 +57,9 @@ impl GgufWeights {
     }
 
     fn restore<'a>(&self, name: &str, tensor: TensorView<'a>, stored: Stored) -> Result<TensorView<'a>> {
-        let (q_rows, k_rows) = (self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim);
+        // Saturated, they are more rows than any tensor has.
+        let q_rows = self.num_attention_heads.saturating_mul(self.head_dim);
+        let k_rows = self.num_key_value_heads.saturating_mul(self.head_dim);
         match stored {
             Stored::Same => Ok(tensor),
             Stored::InterleavedQ => self.deinterleave(name, tensor, self.num_attention_heads),
@@ -65,15 +67,16 @@ impl GgufWeights {
             Stored::PlusOne => Ok(minus_one(tensor)),
             Stored::RowsQ => self.rows(name, tensor, 0, q_rows),
             Stored::RowsK => self.rows(name, tensor, q_rows, k_rows),
-            Stored::RowsV => self.rows(name, tensor, q_rows + k_rows, k_rows),
+            Stored::RowsV => self.rows(name, tensor, q_rows.saturating_add(k_rows), k_rows),
         }
     }
 
     /// Row 2i + j of a head becomes row j * half + i. Rows are moved whole, so blocks stay as they are.
     fn deinterleave<'a>(&self, name: &str, tensor: TensorView<'a>, num_heads: usize) -> Result<TensorView<'a>> {
         let (num_rows, row_bytes) = self.rows_of(name, &tensor)?;
-        let half = num_rows / (2 * num_heads).max(1);
-        if half * 2 * num_heads != num_rows {
+        let halves = num_heads.saturating_mul(2);
+        let half = num_rows.checked_div(halves).unwrap_or(0);
+        if half * halves != num_rows {
             let message = format!("{num_rows} rows are not {num_heads} heads of an even length");
             return Err(Error::tensor(self.file.path(), name, message));
         }
@@ -91,11 +94,12 @@ impl GgufWeights {
     /// Rows `first..first + len` of a fused tensor.
     fn rows<'a>(&self, name: &str, tensor: TensorView<'a>, first: usize, len: usize) -> Result<TensorView<'a>> {
         let (num_rows, row_bytes) = self.rows_of(name, &tensor)?;
-        if first + len > num_rows {
-            let message = format!("expected rows {first} to {}, found {num_rows} rows", first + len);
+        let end = first.saturating_add(len);
+        if end > num_rows {
+            let message = format!("expected rows {first} to {end}, found {num_rows} rows");
             return Err(Error::tensor(self.file.path(), name, message));
         }
-        let bytes = first * row_bytes..(first + len) * row_bytes;
+        let bytes = first * row_bytes..end * row_bytes;
         let data = match tensor.data {
             Cow::Borrowed(data) => Cow::Borrowed(&data[bytes]),
             Cow::Owned(data) => Cow::Owned(data[bytes].to_vec()),

@@ -3,34 +3,7 @@
 //! The scales of a block's groups are small integers times the block's own d; where there are
 //! offsets, they are small integers times the block's own dmin, and they are subtracted.
 
-use super::{Unpacked, bytes_at, half_at};
-
-/// Walks blocks of `BYTES` with 16 groups of 16 and scales alone.
-#[inline(always)]
-fn scaled_16<const BYTES: usize>(
-    row: &[u8],
-    out: Unpacked<'_>,
-    unpack: impl Fn(&[u8; BYTES], &mut [i8; 256], &mut [f32; 16]),
-) {
-    let blocks = row.as_chunks::<BYTES>().0.iter().zip(out.q.as_chunks_mut::<256>().0);
-    for ((block, q), scale) in blocks.zip(out.scale.as_chunks_mut::<16>().0) {
-        unpack(block, q, scale);
-    }
-}
-
-/// Walks blocks of `BYTES` with `GROUPS` groups, each with a scale and an offset.
-#[inline(always)]
-fn scaled_and_offset<const BYTES: usize, const GROUPS: usize>(
-    row: &[u8],
-    out: Unpacked<'_>,
-    unpack: impl Fn(&[u8; BYTES], &mut [i8; 256], &mut [f32; GROUPS], &mut [f32; GROUPS]),
-) {
-    let blocks = row.as_chunks::<BYTES>().0.iter().zip(out.q.as_chunks_mut::<256>().0);
-    let groups = out.scale.as_chunks_mut::<GROUPS>().0.iter_mut().zip(out.offset.as_chunks_mut::<GROUPS>().0);
-    for ((block, q), (scale, offset)) in blocks.zip(groups) {
-        unpack(block, q, scale, offset);
-    }
-}
+use super::{Unpacked, blocks, bytes_at, half_at};
 
 /// 84 bytes: 16 x (4-bit scale, 4-bit offset), 64 bytes of 2-bit elements, d, dmin.
 ///
@@ -38,7 +11,8 @@ fn scaled_and_offset<const BYTES: usize, const GROUPS: usize>(
 /// 32 bytes hold the second 128 elements likewise.
 #[inline(always)]
 pub(super) fn unpack_q2_k(row: &[u8], out: Unpacked<'_>) {
-    scaled_and_offset::<84, 16>(row, out, |block, q, scale, offset| {
+    let groups = out.scale.as_chunks_mut::<16>().0.iter_mut().zip(out.offset.as_chunks_mut::<16>().0);
+    for ((block, q), (scale, offset)) in blocks::<84, 256>(row, out.q).zip(groups) {
         let (d, dmin) = (half_at(block, 80), half_at(block, 82));
         let scales: &[u8; 16] = bytes_at(block, 0);
         for g in 0..16 {
@@ -51,7 +25,7 @@ pub(super) fn unpack_q2_k(row: &[u8], out: Unpacked<'_>) {
                 q[32 * j + l] = ((packed[j / 4 * 32 + l] >> (j % 4 * 2)) & 3) as i8;
             }
         }
-    });
+    }
 }
 
 /// 110 bytes: 32 bytes of third bits, 64 bytes of 2-bit elements, 12 bytes of 6-bit scales, d.
@@ -60,13 +34,19 @@ pub(super) fn unpack_q2_k(row: &[u8], out: Unpacked<'_>) {
 /// 32 * j + l, and where it is clear 4 is subtracted.
 #[inline(always)]
 pub(super) fn unpack_q3_k(row: &[u8], out: Unpacked<'_>) {
-    scaled_16::<110>(row, out, |block, q, scale| {
+    for ((block, q), scale) in blocks::<110, 256>(row, out.q).zip(out.scale.as_chunks_mut::<16>().0) {
         let d = half_at(block, 108);
-        let scales: &[u8; 12] = bytes_at(block, 96);
+        let packed: &[u8; 12] = bytes_at(block, 96);
+        let mut scales = [0; 16];
+        for j in 0..4 {
+            for i in 0..4 {
+                let low = (packed[j % 2 * 4 + i] >> (j / 2 * 4)) & 0x0f;
+                let high = (packed[8 + i] >> (j * 2)) & 3;
+                scales[4 * j + i] = low | (high << 4);
+            }
+        }
         for g in 0..16 {
-            let low = (scales[g % 8] >> (g / 8 * 4)) & 0x0f;
-            let high = (scales[8 + g % 4] >> (g / 4 * 2)) & 3;
-            scale[g] = d * f32::from((low | (high << 4)) as i8 - 32);
+            scale[g] = d * f32::from(scales[g] as i8 - 32);
         }
         let third: &[u8; 32] = bytes_at(block, 0);
         let packed: &[u8; 64] = bytes_at(block, 32);
@@ -77,7 +57,7 @@ pub(super) fn unpack_q3_k(row: &[u8], out: Unpacked<'_>) {
                 q[32 * j + l] = (low | (high << 2)) as i8 - 4;
             }
         }
-    });
+    }
 }
 
 /// Scales and offsets of Q4_K and Q5_K: d, dmin, and eight 6-bit pairs in 12 bytes.
@@ -98,10 +78,11 @@ fn scales_and_offsets<const N: usize>(block: &[u8; N], scale: &mut [f32; 8], off
 
 /// 144 bytes: d, dmin, 12 bytes of scales and offsets, 128 bytes of 4-bit elements.
 ///
-/// Byte l of each 32 holds element l of one group of 32 in its low half, and of the next in its high.
+/// Byte l of each 32 holds element l of one group of 32 in its low nibble, and of the next in its high.
 #[inline(always)]
 pub(super) fn unpack_q4_k(row: &[u8], out: Unpacked<'_>) {
-    scaled_and_offset::<144, 8>(row, out, |block, q, scale, offset| {
+    let groups = out.scale.as_chunks_mut::<8>().0.iter_mut().zip(out.offset.as_chunks_mut::<8>().0);
+    for ((block, q), (scale, offset)) in blocks::<144, 256>(row, out.q).zip(groups) {
         scales_and_offsets(block, scale, offset);
         let packed: &[u8; 128] = bytes_at(block, 16);
         for j in 0..4 {
@@ -110,7 +91,7 @@ pub(super) fn unpack_q4_k(row: &[u8], out: Unpacked<'_>) {
                 q[64 * j + 32 + l] = (packed[32 * j + l] >> 4) as i8;
             }
         }
-    });
+    }
 }
 
 /// 176 bytes: as Q4_K, with 32 bytes of fifth bits before the elements.
@@ -118,7 +99,8 @@ pub(super) fn unpack_q4_k(row: &[u8], out: Unpacked<'_>) {
 /// Bit j of byte l of the fifth bits belongs to element 32 * j + l.
 #[inline(always)]
 pub(super) fn unpack_q5_k(row: &[u8], out: Unpacked<'_>) {
-    scaled_and_offset::<176, 8>(row, out, |block, q, scale, offset| {
+    let groups = out.scale.as_chunks_mut::<8>().0.iter_mut().zip(out.offset.as_chunks_mut::<8>().0);
+    for ((block, q), (scale, offset)) in blocks::<176, 256>(row, out.q).zip(groups) {
         scales_and_offsets(block, scale, offset);
         let fifth: &[u8; 32] = bytes_at(block, 16);
         let packed: &[u8; 128] = bytes_at(block, 48);
@@ -129,16 +111,16 @@ pub(super) fn unpack_q5_k(row: &[u8], out: Unpacked<'_>) {
                 q[64 * j + 32 + l] = (high | ((fifth[l] >> (2 * j + 1)) & 1) << 4) as i8;
             }
         }
-    });
+    }
 }
 
-/// 210 bytes: 128 bytes of low halves, 64 bytes of upper two bits, 16 signed scales, d.
+/// 210 bytes: 128 bytes of low nibbles, 64 bytes of upper two bits, 16 signed scales, d.
 ///
-/// Each 128 elements have 64 bytes of low halves (elements 0..64 low, 64..128 high) and 32 bytes of
+/// Each 128 elements have 64 bytes of low nibbles (elements 0..64 low, 64..128 high) and 32 bytes of
 /// upper bits, byte l of which belongs to the elements l, l + 32, l + 64, l + 96.
 #[inline(always)]
 pub(super) fn unpack_q6_k(row: &[u8], out: Unpacked<'_>) {
-    scaled_16::<210>(row, out, |block, q, scale| {
+    for ((block, q), scale) in blocks::<210, 256>(row, out.q).zip(out.scale.as_chunks_mut::<16>().0) {
         let d = half_at(block, 208);
         let scales: &[u8; 16] = bytes_at(block, 192);
         for g in 0..16 {
@@ -153,5 +135,5 @@ pub(super) fn unpack_q6_k(row: &[u8], out: Unpacked<'_>) {
                 q[32 * j + l] = (low | (upper << 4)) as i8 - 32;
             }
         }
-    });
+    }
 }

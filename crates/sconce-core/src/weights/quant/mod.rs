@@ -113,6 +113,15 @@ fn dequantize_chunk(dtype: Dtype, data: &[u8], out: &mut [f32]) {
     }
 }
 
+/// The blocks of `BYTES` of a row, each with the room for its `LEN` elements.
+#[inline(always)]
+fn blocks<'a, const BYTES: usize, const LEN: usize>(
+    row: &'a [u8],
+    q: &'a mut [i8],
+) -> impl Iterator<Item = (&'a [u8; BYTES], &'a mut [i8; LEN])> {
+    row.as_chunks().0.iter().zip(q.as_chunks_mut().0)
+}
+
 /// A half at byte `at` of a block.
 #[inline(always)]
 fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
@@ -121,18 +130,22 @@ fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
 
 /// A half's bits as f32, exactly.
 ///
-/// `half` converts behind a call that first looks up what the CPU can do, once a block; this is four
-/// operations in line. The exponent is moved into place and rebiased by a multiplication, which is
-/// exact for subnormal halves too.
+/// `half` converts behind a call that first looks up what the CPU can do, once a block; this is a few
+/// operations in line. Scales of K formats are often subnormal halves: no subnormal f32 arises on the
+/// way, which would cost a hundred cycles.
 #[inline(always)]
 fn f16_to_f32(bits: u16) -> f32 {
-    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
-    const MAX_EXPONENT: u32 = 0x7c00 << 13;
+    /// What f32 adds to a half's exponent.
+    const REBIAS: u32 = 112 << 23;
+    /// The least normal half.
+    const LEAST: u32 = REBIAS + (1 << 23);
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff) << 13;
-    let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
+    // A subnormal half is read as if it had the hidden bit, which is then subtracted.
+    let subnormal = (f32::from_bits(magnitude + LEAST) - f32::from_bits(LEAST)).to_bits();
     let infinite_or_nan = magnitude | f32::INFINITY.to_bits();
-    f32::from_bits(sign | if magnitude < MAX_EXPONENT { finite } else { infinite_or_nan })
+    let finite = if magnitude < 0x0400 << 13 { subnormal } else { magnitude + REBIAS };
+    f32::from_bits(sign | if magnitude < 0x7c00 << 13 { finite } else { infinite_or_nan })
 }
 
 /// `LEN` bytes from byte `at` of a block.

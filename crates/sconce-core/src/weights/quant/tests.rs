@@ -1,1 +1,225 @@
+use std::borrow::Cow;
 
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Tensor};
+
+use super::*;
+
+const QUANTIZED: [(Dtype, GgmlDType); 10] = [
+    (Dtype::Q4_0, GgmlDType::Q4_0),
+    (Dtype::Q4_1, GgmlDType::Q4_1),
+    (Dtype::Q5_0, GgmlDType::Q5_0),
+    (Dtype::Q5_1, GgmlDType::Q5_1),
+    (Dtype::Q8_0, GgmlDType::Q8_0),
+    (Dtype::Q2K, GgmlDType::Q2K),
+    (Dtype::Q3K, GgmlDType::Q3K),
+    (Dtype::Q4K, GgmlDType::Q4K),
+    (Dtype::Q5K, GgmlDType::Q5K),
+    (Dtype::Q6K, GgmlDType::Q6K),
+];
+
+/// Xorshift.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// In -1..1, mostly small.
+    fn weight(&mut self) -> f32 {
+        let unit = (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+        unit * unit * unit
+    }
+}
+
+/// The bytes at which blocks have halves: d, and m or dmin.
+fn halves(dtype: Dtype) -> &'static [usize] {
+    match dtype {
+        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => &[0, 2],
+        Dtype::Q2K => &[80, 82],
+        Dtype::Q3K => &[108],
+        Dtype::Q6K => &[208],
+        _ => &[0],
+    }
+}
+
+fn ours(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; data.len() / dtype.block_bytes() * dtype.block_len()];
+    dequantize(dtype, data, &mut out);
+    out
+}
+
+/// Every element has the very bits that candle gives it.
+#[track_caller]
+fn check_against_candle(dtype: Dtype, theirs: GgmlDType, data: &[u8]) {
+    let num_elements = data.len() / dtype.block_bytes() * dtype.block_len();
+    let storage = QStorage::from_data(Cow::Borrowed(data), &Device::Cpu, theirs).unwrap();
+    let tensor = QTensor::new(storage, num_elements).unwrap();
+    let expected: Vec<f32> = tensor.dequantize(&Device::Cpu).unwrap().to_vec1().unwrap();
+    for (i, (found, expected)) in ours(dtype, data).iter().zip(&expected).enumerate() {
+        assert_eq!(found, expected, "{dtype}, element {i}");
+    }
+}
+
+#[test]
+fn quantized_weights_are_as_candle_has_them() {
+    let mut random = Random(1);
+    let values: Vec<f32> = (0..4096).map(|_| random.weight()).collect();
+    let tensor = Tensor::new(values.as_slice(), &Device::Cpu).unwrap();
+    for (dtype, theirs) in QUANTIZED {
+        let quantized = QTensor::quantize(&tensor, theirs).unwrap();
+        let data = quantized.data().unwrap();
+        assert_eq!(data.len(), dtype.row_bytes(values.len()));
+        check_against_candle(dtype, theirs, &data);
+    }
+}
+
+#[test]
+fn arbitrary_bits_are_as_candle_has_them() {
+    for (dtype, theirs) in QUANTIZED {
+        let mut random = Random(2 + u64::from(dtype.ggml_id()));
+        let mut data: Vec<u8> = (0..dtype.block_bytes() * 200).map(|_| random.next() as u8).collect();
+        for block in data.chunks_mut(dtype.block_bytes()) {
+            for &at in halves(dtype) {
+                // Finite: the exponent is not all ones.
+                block[at + 1] &= 0xfb;
+            }
+        }
+        check_against_candle(dtype, theirs, &data);
+    }
+}
+
+/// A block of `fill` bytes with d = 1 and, where there is one, m or dmin = 0.5.
+fn block_of(dtype: Dtype, fill: u8) -> Vec<u8> {
+    let mut block = vec![fill; dtype.block_bytes()];
+    for (&at, bits) in halves(dtype).iter().zip([0x3c00u16, 0x3800]) {
+        block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+    }
+    block
+}
+
+#[test]
+fn extreme_bits() {
+    // (type, all elements of a block of zero bits, of one bits)
+    let cases = [
+        (Dtype::Q4_0, -8.0, 7.0),
+        (Dtype::Q4_1, 0.5, 15.5),
+        (Dtype::Q5_0, -16.0, 15.0),
+        (Dtype::Q5_1, 0.5, 31.5),
+        (Dtype::Q8_0, 0.0, -1.0),
+        (Dtype::Q2K, 0.0, 15.0 * 3.0 - 0.5 * 15.0),
+        (Dtype::Q3K, -32.0 * -4.0, 31.0 * 3.0),
+        (Dtype::Q4K, 0.0, 63.0 * 15.0 - 0.5 * 63.0),
+        (Dtype::Q5K, 0.0, 63.0 * 31.0 - 0.5 * 63.0),
+        (Dtype::Q6K, 0.0, -31.0),
+    ];
+    for (dtype, zeros, ones) in cases {
+        assert_eq!(ours(dtype, &block_of(dtype, 0)), vec![zeros; dtype.block_len()], "{dtype}, zeros");
+        assert_eq!(ours(dtype, &block_of(dtype, 0xff)), vec![ones; dtype.block_len()], "{dtype}, ones");
+    }
+}
+
+#[test]
+fn q8_0_keeps_every_byte() {
+    let mut block = block_of(Dtype::Q8_0, 0);
+    block[2] = 0x80;
+    block[33] = 0x7f;
+    let values = ours(Dtype::Q8_0, &block);
+    assert_eq!((values[0], values[1], values[31]), (-128.0, 0.0, 127.0));
+}
+
+#[test]
+fn a_row_is_unpacked_as_its_blocks_are() {
+    for (dtype, _) in QUANTIZED {
+        let mut random = Random(4);
+        // More than eight blocks and no multiple of eight.
+        let row: Vec<u8> = (0..21u8)
+            .flat_map(|fill| {
+                block_of(dtype, fill).into_iter().map(|byte| byte ^ (random.next() as u8 & 0x3f)).collect::<Vec<_>>()
+            })
+            .collect();
+        let len = 21 * dtype.block_len();
+        let groups = len / group_len(dtype);
+        let (mut q, mut scale, mut offset) = (vec![0; len], vec![0.0; groups], vec![0.0; groups]);
+        unpack_row(dtype, &row, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
+        let found: Vec<f32> = q
+            .iter()
+            .enumerate()
+            .map(|(i, &q)| scale[i / group_len(dtype)] * f32::from(q) + offset[i / group_len(dtype)])
+            .collect();
+        let expected: Vec<f32> = row.chunks(dtype.block_bytes()).flat_map(|block| ours(dtype, block)).collect();
+        assert_eq!(found, expected, "{dtype}");
+    }
+}
+
+#[test]
+fn an_offset_is_there_where_it_is_promised() {
+    for (dtype, _) in QUANTIZED {
+        let row = block_of(dtype, 0x55);
+        let groups = dtype.block_len() / group_len(dtype);
+        let (mut q, mut scale, mut offset) = (vec![0; dtype.block_len()], vec![0.0; groups], vec![7.0; groups]);
+        unpack_row(dtype, &row, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
+        assert_eq!(offset.iter().all(|o| *o != 7.0), has_offset(dtype), "{dtype}");
+        if !has_offset(dtype) {
+            let mut again = vec![0; dtype.block_len()];
+            unpack_row(dtype, &row, Unpacked { q: &mut again, scale: &mut scale, offset: &mut [] });
+            assert_eq!(again, q, "{dtype}: without room for offsets");
+        }
+    }
+}
+
+#[test]
+fn lengths_that_disagree_are_cut_to_the_shorter() {
+    for (dtype, _) in QUANTIZED {
+        let data = block_of(dtype, 0x11).repeat(9);
+        let whole = ours(dtype, &data);
+        for (num_bytes, num_elements) in [(data.len(), 5), (data.len() - 1, whole.len()), (3, 300), (0, 0)] {
+            let mut out = vec![f32::NAN; num_elements];
+            dequantize(dtype, &data[..num_bytes], &mut out);
+            let written = (num_bytes / dtype.block_bytes() * dtype.block_len()).min(num_elements);
+            assert_eq!(out[..written], whole[..written], "{dtype}, {num_bytes} bytes, {num_elements} elements");
+            assert!(out[written..].iter().all(|x| x.is_nan()), "{dtype}, {num_bytes} bytes, {num_elements} elements");
+        }
+    }
+}
+
+#[test]
+fn floats_come_back() {
+    let values = [0.0, -1.5, 65504.0, 2f32.powi(-14)];
+    for dtype in [Dtype::F32, Dtype::F16] {
+        assert_eq!(ours(dtype, &encode(dtype, &values).unwrap()), values, "{dtype}");
+    }
+    assert_eq!(ours(Dtype::BF16, &encode(Dtype::BF16, &values).unwrap()), [0.0, -1.5, 65536.0, 2f32.powi(-14)]);
+}
+
+#[test]
+fn every_half_is_converted_exactly() {
+    for bits in 0..=u16::MAX {
+        let (found, expected) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
+        let same = found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan());
+        assert!(same, "{bits:#06x}: expected {expected}, found {found}");
+    }
+}
+
+#[test]
+fn encoded_blocks_are_as_candle_has_them() {
+    let mut random = Random(3);
+    let mut values: Vec<f32> = (0..2048).map(|_| random.weight()).collect();
+    values[..32].fill(0.0);
+    values[32..64].fill(-0.25);
+    let tensor = Tensor::new(values.as_slice(), &Device::Cpu).unwrap();
+    for (dtype, theirs) in [QUANTIZED[0], QUANTIZED[1], QUANTIZED[4]] {
+        let quantized = QTensor::quantize(&tensor, theirs).unwrap();
+        assert!(encode(dtype, &values).unwrap() == *quantized.data().unwrap(), "{dtype}");
+    }
+}
+
+#[test]
+fn what_cannot_be_encoded_is_refused() {
+    assert!(encode(Dtype::Q8_0, &[0.0; 33]).is_none());
+    assert!(encode(Dtype::Q4K, &[0.0; 256]).is_none());
+}

@@ -1,1 +1,291 @@
+use std::path::PathBuf;
 
+use super::super::gguf::names::{Names, Stored};
+use super::*;
+use crate::config::{Activation, RopeConfig, RopeScaling};
+use crate::weights::GgufValue;
+use crate::weights::gguf_writer::GgufWriter;
+
+/// Heads and head_dim are all that a store reads of a config.
+fn config(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usize) -> ModelConfig {
+    ModelConfig {
+        architecture: String::new(),
+        hidden_size: 0,
+        intermediate_size: 0,
+        num_hidden_layers: 0,
+        num_attention_heads,
+        num_key_value_heads,
+        head_dim,
+        vocab_size: 0,
+        max_position_embeddings: 0,
+        norm_eps: 0.0,
+        rope: RopeConfig { rope_theta: 0.0, rotary_dim: 0, scaling: RopeScaling::Default },
+        tie_word_embeddings: false,
+        attention_bias: false,
+        mlp_bias: false,
+        hidden_act: Activation::Silu,
+        attention_scale: 0.0,
+        attn_logit_softcapping: None,
+        final_logit_softcapping: None,
+        sliding_window: Vec::new(),
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+    }
+}
+
+fn writer(architecture: &str) -> GgufWriter {
+    let mut writer = GgufWriter::new();
+    writer.set("general.architecture", &GgufValue::String(architecture.into()));
+    writer
+}
+
+fn open(writer: &GgufWriter, config: &ModelConfig) -> Result<WeightStore> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    writer.write(&path).unwrap();
+    // The mapping outlives the file's name.
+    WeightStore::open_gguf(GgufFile::open(&path)?, config)
+}
+
+fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn counting(len: usize) -> Vec<f32> {
+    (0..len).map(|i| i as f32).collect()
+}
+
+/// Rows as the conversion of Llama reorders them: [heads, 2, half, bytes] to [heads, half, 2, bytes].
+fn interleaved(rows: &[u8], num_heads: usize, num_rows: usize) -> Vec<u8> {
+    let row_bytes = rows.len() / num_rows;
+    let half = num_rows / num_heads / 2;
+    let mut out = Vec::new();
+    for h in 0..num_heads {
+        for i in 0..half {
+            for j in 0..2 {
+                let row = (h * 2 + j) * half + i;
+                out.extend_from_slice(&rows[row * row_bytes..(row + 1) * row_bytes]);
+            }
+        }
+    }
+    out
+}
+
+#[track_caller]
+fn check_message(error: Error, parts: &[&str]) {
+    let message = error.to_string();
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in {message:?}");
+    }
+}
+
+#[test]
+fn names_of_each_architecture() {
+    let cases = [
+        ("llama", "model.embed_tokens.weight", "token_embd.weight"),
+        ("llama", "model.layers.12.self_attn.q_proj.weight", "blk.12.attn_q.weight"),
+        ("llama", "model.layers.0.self_attn.k_proj.bias", "blk.0.attn_k.bias"),
+        ("llama", "model.layers.0.self_attn.o_proj.weight", "blk.0.attn_output.weight"),
+        ("llama", "model.layers.0.input_layernorm.weight", "blk.0.attn_norm.weight"),
+        ("llama", "model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+        ("llama", "model.layers.0.mlp.gate_proj.weight", "blk.0.ffn_gate.weight"),
+        ("llama", "model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
+        ("llama", "model.norm.weight", "output_norm.weight"),
+        ("llama", "lm_head.weight", "output.weight"),
+        ("llama", "rope_freqs.weight", "rope_freqs.weight"),
+        ("gemma2", "model.layers.3.post_attention_layernorm.weight", "blk.3.post_attention_norm.weight"),
+        ("gemma2", "model.layers.3.pre_feedforward_layernorm.weight", "blk.3.ffn_norm.weight"),
+        ("gemma2", "model.layers.3.post_feedforward_layernorm.weight", "blk.3.post_ffw_norm.weight"),
+        ("phi3", "model.layers.0.self_attn.qkv_proj.weight", "blk.0.attn_qkv.weight"),
+        ("phi3", "model.layers.0.mlp.gate_up_proj.weight", "blk.0.ffn_up.weight"),
+        ("phi2", "model.layers.0.self_attn.q_proj.bias", "blk.0.attn_q.bias blk.0.attn_qkv.bias"),
+        ("phi2", "model.layers.0.self_attn.dense.bias", "blk.0.attn_output.bias"),
+        ("phi2", "model.layers.0.mlp.fc1.weight", "blk.0.ffn_up.weight"),
+        ("phi2", "model.final_layernorm.bias", "output_norm.bias"),
+        ("phi2", "lm_head.bias", "output.bias"),
+        // Not of the architecture: they stand for themselves.
+        ("llama", "model.layers.0.mlp.fc1.weight", "model.layers.0.mlp.fc1.weight"),
+        ("llama", "model.layers.0", "model.layers.0"),
+        ("llama", "", ""),
+    ];
+    for (architecture, name, expected) in cases {
+        let places = Names::of(architecture).unwrap().places(name);
+        let found: Vec<_> = places.iter().map(|place| place.name.as_str()).collect();
+        assert_eq!(found.join(" "), expected, "{architecture}: {name}");
+    }
+}
+
+#[test]
+fn rows_of_llama_are_put_back() {
+    let (q_heads, k_heads, head_dim, cols) = (4, 2, 6, 32);
+    let mut writer = writer("llama");
+    let mut add = |name: &str, num_heads: usize, dtype: Dtype| {
+        let values: Vec<f32> = counting(num_heads * head_dim * cols).iter().map(|v| v / 100.0).collect();
+        let data = quant::encode(dtype, &values).unwrap();
+        let (rows, shape) = (num_heads * head_dim, [num_heads * head_dim, cols]);
+        writer.tensor(&format!("{name}.weight"), dtype, &shape, &interleaved(&data, num_heads, rows));
+        let bias = f32_bytes(&counting(rows));
+        writer.tensor(&format!("{name}.bias"), Dtype::F32, &[rows], &interleaved(&bias, num_heads, rows));
+        data
+    };
+    let q = add("blk.0.attn_q", q_heads, Dtype::Q8_0);
+    let k = add("blk.0.attn_k", k_heads, Dtype::BF16);
+    let v = add("blk.0.attn_v", k_heads, Dtype::Q4_1);
+    let store = open(&writer, &config(q_heads, k_heads, head_dim)).unwrap();
+    let get = |name: &str, shape: &[usize]| store.get(&format!("model.layers.0.self_attn.{name}"), shape).unwrap();
+    assert_eq!(*get("q_proj.weight", &[24, 32]).data, q);
+    assert_eq!(*get("k_proj.weight", &[12, 32]).data, k);
+    assert_eq!(get("q_proj.bias", &[24]).to_f32(), counting(24));
+    assert_eq!(get("k_proj.bias", &[12]).to_f32(), counting(12));
+    // v is never reordered by a conversion.
+    assert_eq!(*get("v_proj.weight", &[12, 32]).data, interleaved(&v, k_heads, 12));
+}
+
+#[test]
+fn heads_that_do_not_divide_the_rows_are_refused() {
+    let mut writer = writer("llama");
+    writer.tensor("blk.0.attn_q.weight", Dtype::F32, &[6, 1], &[0; 24]);
+    for (heads, accepted) in [(0, false), (1, true), (2, false), (3, true), (4, false), (usize::MAX, false)] {
+        let store = open(&writer, &config(heads, 1, 2)).unwrap();
+        match store.get("model.layers.0.self_attn.q_proj.weight", &[6, 1]) {
+            Ok(_) => assert!(accepted, "{heads} heads"),
+            Err(error) => {
+                assert!(!accepted, "{heads} heads");
+                check_message(error, &["tensor blk.0.attn_q.weight", "6 rows", "heads"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_of_gemma2_lose_the_one_that_was_added() {
+    let mut writer = writer("gemma2");
+    writer.tensor("blk.0.post_ffw_norm.weight", Dtype::F32, &[3], &f32_bytes(&[1.5, 0.75, 1.0]));
+    writer.tensor("output_norm.weight", Dtype::BF16, &[1], &[0x00, 0x40]);
+    let store = open(&writer, &config(1, 1, 2)).unwrap();
+    let norm = store.get("model.layers.0.post_feedforward_layernorm.weight", &[3]).unwrap();
+    assert_eq!((norm.dtype, norm.to_f32()), (Dtype::F32, vec![0.5, -0.25, 0.0]));
+    assert_eq!(store.get("model.norm.weight", &[1]).unwrap().to_f32(), [1.0]);
+}
+
+#[test]
+fn fused_projections_of_phi2_are_taken_apart() {
+    let mut writer = writer("phi2");
+    let (rows, cols) = (12, 32);
+    let data = quant::encode(Dtype::Q4_0, &counting(rows * cols)).unwrap();
+    writer.tensor("blk.0.attn_qkv.weight", Dtype::Q4_0, &[rows, cols], &data);
+    writer.tensor("blk.0.attn_qkv.bias", Dtype::F32, &[rows], &f32_bytes(&counting(rows)));
+    writer.tensor("blk.1.attn_q.bias", Dtype::F32, &[4], &f32_bytes(&counting(4)));
+    let store = open(&writer, &config(2, 2, 2)).unwrap();
+    for (i, name) in ["q", "k", "v"].into_iter().enumerate() {
+        let get = |kind: &str, shape: &[usize]| {
+            store.get(&format!("model.layers.0.self_attn.{name}_proj.{kind}"), shape).unwrap()
+        };
+        assert_eq!(*get("weight", &[4, cols]).data, data[i * 4 * 18..(i + 1) * 4 * 18], "{name}");
+        assert_eq!(get("bias", &[4]).to_f32(), counting(12)[4 * i..4 * (i + 1)], "{name}");
+    }
+    assert_eq!(store.get("model.layers.1.self_attn.q_proj.bias", &[4]).unwrap().to_f32(), counting(4));
+    let too_many = open(&writer, &config(4, 4, 2)).unwrap();
+    let error = too_many.get("model.layers.0.self_attn.k_proj.bias", &[8]).unwrap_err();
+    check_message(error, &["tensor blk.0.attn_qkv.bias", "rows 8 to 16", "12 rows"]);
+}
+
+#[test]
+fn an_error_says_what_was_looked_for() {
+    let mut writer = writer("llama");
+    writer.tensor("token_embd.weight", Dtype::F32, &[2, 3], &[0; 24]);
+    writer.tensor("blk.0.attn_q.weights", Dtype::F32, &[1], &[0; 4]);
+    writer.tensor("rope_freqs.weight", Dtype::F32, &[1], &f32_bytes(&[8.0]));
+    let store = open(&writer, &config(1, 1, 2)).unwrap();
+    let error = store.get("model.layers.0.self_attn.q_proj.weight", &[1]).unwrap_err();
+    check_message(error, &["model.gguf", "tensor model.layers.0.self_attn.q_proj.weight", "for blk.0.attn_q.weight)"]);
+    let error = store.get("model.layers.0.self_attn.q_proj.weight", &[1]).unwrap_err();
+    check_message(error, &["nearest name is blk.0.attn_q.weights"]);
+    let error = store.get("xyz", &[1]).unwrap_err().to_string();
+    assert!(error.ends_with("tensor xyz: there is no such tensor"), "{error}");
+    let error = store.get("model.embed_tokens.weight", &[3, 2]).unwrap_err();
+    check_message(error, &["tensor model.embed_tokens.weight", "expected the shape [3, 2], found [2, 3]"]);
+    assert_eq!(store.get("rope_freqs.weight", &[1]).unwrap().to_f32(), [8.0]);
+    assert!(store.contains("model.embed_tokens.weight") && !store.contains("lm_head.weight"));
+    assert_eq!(store.names(), ["blk.0.attn_q.weights", "rope_freqs.weight", "token_embd.weight"]);
+    assert_eq!(store.total_bytes(), 32);
+}
+
+#[test]
+fn an_architecture_without_names_is_refused() {
+    let error = open(&writer("mamba"), &config(1, 1, 1)).unwrap_err();
+    check_message(error, &["general.architecture", "llama, gemma2, phi3, phi2", "\"mamba\""]);
+    check_message(open(&GgufWriter::new(), &config(1, 1, 1)).unwrap_err(), &["general.architecture is missing"]);
+}
+
+#[test]
+fn dummy_weights_have_no_names() {
+    let store = WeightStore::dummy(1, Dtype::BF16);
+    assert_eq!(store.get("lm_head.weight", &[2, 3]).unwrap().shape, [2, 3]);
+    assert!(!store.contains("lm_head.weight") && store.names().is_empty());
+    assert_eq!(store.total_bytes(), 0);
+}
+
+/// A model directory of the shared test data; `None`, said aloud, where that is absent.
+fn fixture(name: &str) -> Option<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures").join(name);
+    if dir.exists() {
+        return Some(dir);
+    }
+    println!("skipped: {} is not there", dir.display());
+    None
+}
+
+#[test]
+fn a_model_is_the_same_from_safetensors_and_from_gguf() {
+    let models = [
+        ("llama", "llama", config(4, 2, 16)),
+        ("mistral", "llama", config(4, 2, 16)),
+        ("mistral-swa", "llama", config(8, 2, 8)),
+        ("gemma2", "gemma2", config(4, 2, 24)),
+        ("phi3", "phi3", config(4, 4, 16)),
+        ("phi", "phi2", config(4, 4, 20)),
+    ];
+    for (model, architecture, config) in models {
+        let Some(dir) = fixture(model) else { continue };
+        let original = WeightStore::open_safetensors(&dir).unwrap();
+        let names: Vec<String> = original.names().into_iter().map(str::to_owned).collect();
+        assert!(names.len() > 15, "{model}");
+        let shape = |name: &str| match &original.source {
+            Source::Safetensors(files) => files.tensor(name).unwrap().unwrap().shape,
+            _ => unreachable!("it was opened as safetensors"),
+        };
+        let mut writer = writer(architecture);
+        for name in &names {
+            let tensor = original.get(name, &shape(name)).unwrap();
+            let place = Names::of(architecture).unwrap().places(name).swap_remove(0);
+            assert_ne!(place.name, *name, "{model}: not in the table");
+            let (rows, dtype) = (tensor.shape[0], tensor.dtype);
+            match place.stored {
+                Stored::InterleavedQ => {
+                    let data = interleaved(&tensor.data, config.num_attention_heads, rows);
+                    writer.tensor(&place.name, dtype, &tensor.shape, &data);
+                }
+                Stored::InterleavedK => {
+                    let data = interleaved(&tensor.data, config.num_key_value_heads, rows);
+                    writer.tensor(&place.name, dtype, &tensor.shape, &data);
+                }
+                Stored::PlusOne => {
+                    let plus_one: Vec<f32> = tensor.to_f32().iter().map(|v| v + 1.0).collect();
+                    writer.tensor(&place.name, Dtype::F32, &tensor.shape, &f32_bytes(&plus_one));
+                }
+                _ => {
+                    writer.tensor(&place.name, dtype, &tensor.shape, &tensor.data);
+                }
+            }
+        }
+        let converted = open(&writer, &config).unwrap();
+        for name in &names {
+            let expected = original.get(name, &shape(name)).unwrap().to_f32();
+            let found = converted.get(name, &shape(name)).unwrap().to_f32();
+            // Adding one rounds the last bits of a norm away.
+            let close = expected.iter().zip(&found).all(|(a, b)| (a - b).abs() <= f32::EPSILON * (1.0 + a.abs()));
+            assert!(close, "{model}: {name}");
+        }
+    }
+}
