@@ -3,7 +3,7 @@
 //! Candidates stand in no order; their weights are relative to the best token of the row, which has weight 1 and
 //! passes every filter. Masses are exact (see [`numeric`](super::numeric)), so that the order of addition is free.
 
-use super::numeric::weight;
+use super::numeric::{BLOCK, weight};
 use super::select::Candidate;
 use crate::config::SamplingParams;
 
@@ -20,14 +20,30 @@ pub(super) fn logit_floor(params: &SamplingParams, vocab_size: usize, max: f32, 
 
 /// Gives each candidate its weight.
 pub(super) fn weigh(candidates: &mut [Candidate], max: f32, temperature: f32) {
-    for candidate in candidates {
-        candidate.weight = weight(candidate.logit(), max, temperature);
+    // By way of an array: from candidate to candidate the exponential would not be vectorised.
+    for chunk in candidates.chunks_mut(BLOCK) {
+        let mut weights = [f32::NEG_INFINITY; BLOCK];
+        for (slot, candidate) in weights.iter_mut().zip(&*chunk) {
+            *slot = candidate.logit();
+        }
+        weights = weights.map(|logit| weight(logit, max, temperature));
+        for (candidate, weight) in chunk.iter_mut().zip(weights) {
+            candidate.weight = weight;
+        }
     }
 }
 
 /// The sum of the candidates' weights.
 pub(super) fn mass(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
+    let mut sums = [0.0; 4];
+    let (chunks, rest) = candidates.as_chunks::<4>();
+    for chunk in chunks {
+        for (sum, candidate) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(candidate.weight);
+        }
+    }
+    let rest: f64 = rest.iter().map(|candidate| f64::from(candidate.weight)).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 /// Keeps the candidates whose logit is at least the k-th greatest: more than `k` where some are equal to it.

@@ -19,7 +19,7 @@ pub(super) fn clean(logit: f32) -> f32 {
     if number < f32::MAX { number } else { f32::MAX }
 }
 
-/// exp(x) for x <= 0, within 2 units in the last place; 0 below -87.
+/// exp(x) for x <= 0, within 2 units in the last place; 0 below -87, and of NaN.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     /// Adding it rounds to an integer and leaves that integer in the low bits.
@@ -34,7 +34,7 @@ fn exp(x: f32) -> f32 {
     let tail = 1.0 / 120.0 + r * (1.0 / 720.0 + r * (1.0 / 5040.0));
     let series = 1.0 + (r + r * r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * tail))));
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    if x < -87.0 { 0.0 } else { series * scale }
+    if x >= -87.0 { series * scale } else { 0.0 }
 }
 
 /// The weight of a token (see the module): 1 for the most probable one. `max` is finite, `temperature` above 0.
@@ -42,22 +42,26 @@ fn exp(x: f32) -> f32 {
 pub(super) fn weight(logit: f32, max: f32, temperature: f32) -> f32 {
     /// Numbers in [GRID, 2 * GRID) are 2^-34 apart: adding it rounds a smaller number to that grid.
     const GRID: f32 = 1.0 / 2048.0;
-    let weight = exp((clean(logit) - max) / temperature);
+    // Of what `clean` does this is enough: the exponential of NaN is 0 already.
+    let logit = if f32::MAX < logit { f32::MAX } else { logit };
+    let weight = exp((logit - max) / temperature);
     if weight < GRID { (weight + GRID) - GRID } else { weight }
 }
 
-/// The sum of the weights of a block's tokens. Exact.
+/// The sum of the weights of at most [`BLOCK`] tokens. Exact.
 pub(super) fn block_mass(block: &[f32], max: f32, temperature: f32) -> f64 {
+    // Weights first, then the sum: each loop by itself is one that compilers vectorise.
+    let mut weights = [0.0; BLOCK];
+    for (slot, &logit) in weights.iter_mut().zip(block) {
+        *slot = weight(logit, max, temperature);
+    }
     let mut sums = [0.0f64; LANES];
-    let (chunks, rest) = block.as_chunks::<LANES>();
-    for chunk in chunks {
-        let weights: [f32; LANES] = std::array::from_fn(|lane| weight(chunk[lane], max, temperature));
-        for (sum, weight) in sums.iter_mut().zip(weights) {
+    for chunk in weights.as_chunks::<LANES>().0 {
+        for (sum, &weight) in sums.iter_mut().zip(chunk) {
             *sum += f64::from(weight);
         }
     }
-    let rest: f64 = rest.iter().map(|&logit| f64::from(weight(logit, max, temperature))).sum();
-    sums.iter().sum::<f64>() + rest
+    sums.iter().sum()
 }
 
 /// The greatest logit of a block, as [`clean`] sees it; -inf where there is none.
@@ -84,6 +88,7 @@ mod tests {
         assert_eq!(exp(-87.5), 0.0);
         assert_eq!(exp(f32::MIN), 0.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(f32::NAN), 0.0);
         for step in 0..870_000 {
             let x = step as f32 * -1e-4;
             let exact = f64::from(x).exp();
