@@ -7,7 +7,7 @@
 //! FLOPs (4 * head_dim a query head and key) in prompts.
 
 use super::simd;
-use crate::backend::cpu::{Buffer, Cpu, Isa, KvCache, SharedSlice, multiversion};
+use crate::backend::cpu::{Buffer, Cpu, KvCache, SharedSlice, multiversion};
 use crate::backend::{AttentionSpec, Batch};
 
 /// Most query heads a key head.
@@ -115,15 +115,22 @@ fn attend_body<const FMA: bool>(out: &mut [f32], query: &Query<'_>) {
                 *score = simd::dot::<FMA>(q, k) * spec.scale;
             }
             if let Some(cap) = spec.softcap {
-                scores.iter_mut().for_each(|s| *s = cap * simd::tanh::<FMA>(*s / cap));
+                for score in scores.iter_mut() {
+                    *score = cap * simd::tanh::<FMA>(*score / cap);
+                }
             }
-            let new_max = scores.iter().fold(max[g], |m, &s| m.max(s));
+            let mut new_max = max[g];
+            for &score in scores.iter() {
+                new_max = new_max.max(score);
+            }
             let shrink = simd::exp::<FMA>(max[g] - new_max);
-            scores.iter_mut().for_each(|s| *s = simd::exp::<FMA>(*s - new_max));
-            total[g] = simd::mul_add::<FMA>(total[g], shrink, scores.iter().sum::<f32>());
+            for score in scores.iter_mut() {
+                *score = simd::exp::<FMA>(*score - new_max);
+            }
+            total[g] = simd::mul_add::<FMA>(total[g], shrink, simd::sum(scores));
             max[g] = new_max;
             if shrink != 1.0 {
-                out.iter_mut().for_each(|o| *o *= shrink);
+                simd::scale(out, shrink);
             }
             for (&weight, v) in scores.iter().zip(values.chunks_exact(dim)) {
                 simd::axpy::<FMA>(out, weight, v);
@@ -131,8 +138,7 @@ fn attend_body<const FMA: bool>(out: &mut [f32], query: &Query<'_>) {
         }
     }
     for (g, out) in out.chunks_exact_mut(dim).enumerate() {
-        let scale = 1.0 / total[g];
-        out.iter_mut().for_each(|o| *o *= scale);
+        simd::scale(out, 1.0 / total[g]);
     }
 }
 
@@ -140,6 +146,7 @@ fn attend_body<const FMA: bool>(out: &mut [f32], query: &Query<'_>) {
 mod tests {
     use super::*;
     use crate::backend::KvCacheShape;
+    use crate::backend::cpu::Isa;
     use crate::ops::testing::{assert_close, random};
 
     const BLOCK_SIZE: usize = 8;

@@ -83,7 +83,9 @@ multiversion! {
 
 #[inline(always)]
 fn silu_row_body<const FMA: bool>(row: &mut [f32]) {
-    row.iter_mut().for_each(|x| *x = silu::<FMA>(*x));
+    for x in row {
+        *x = silu::<FMA>(*x);
+    }
 }
 
 multiversion! {
@@ -92,7 +94,9 @@ multiversion! {
 
 #[inline(always)]
 fn gelu_tanh_row_body<const FMA: bool>(row: &mut [f32]) {
-    row.iter_mut().for_each(|x| *x = gelu_tanh::<FMA>(*x));
+    for x in row {
+        *x = gelu_tanh::<FMA>(*x);
+    }
 }
 
 #[inline(always)]

@@ -38,7 +38,9 @@ multiversion! {
 fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32], eps: f32) {
     let len = x.len() as f32;
     let mean = simd::sum(x) / len;
-    out.iter_mut().zip(x).for_each(|(o, x)| *o = x - mean);
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = x - mean;
+    }
     let scale = 1.0 / (simd::dot::<FMA>(out, out) / len + eps).sqrt();
     for ((out, &weight), &bias) in out.iter_mut().zip(weight).zip(bias) {
         *out = simd::mul_add::<FMA>(*out * scale, weight, bias);

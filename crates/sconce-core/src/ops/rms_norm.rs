@@ -32,7 +32,9 @@ multiversion! {
 #[inline(always)]
 fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let scale = 1.0 / (simd::dot::<FMA>(x, x) / x.len() as f32 + eps).sqrt();
-    out.iter_mut().zip(x).zip(weight).for_each(|((o, x), w)| *o = x * scale * w);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! Pieces of kernels that the compiler vectorises when it inlines them into a [`multiversion`]ed function.
 //!
+//! They are loops, not closures: a closure is compiled as a function of its own, without the caller's instruction set,
+//! and is then not inlined into it.
+//!
 //! Sums run in a fixed number of lanes whatever the machine's width, so that a row's result does not depend on which
 //! rows are computed beside it.
 //!
@@ -55,14 +58,26 @@ pub(super) fn sum(x: &[f32]) -> f32 {
             acc[i] += x[i];
         }
     }
-    rest.iter().enumerate().for_each(|(i, x)| acc[i] += x);
+    for (i, x) in rest.iter().enumerate() {
+        acc[i] += x;
+    }
     sum_lanes(acc)
 }
 
 /// y[i] += a * x[i].
 #[inline(always)]
 pub(super) fn axpy<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {
-    y.iter_mut().zip(x).for_each(|(y, &x)| *y = mul_add::<FMA>(a, x, *y));
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = mul_add::<FMA>(a, x, *y);
+    }
+}
+
+/// y[i] *= a.
+#[inline(always)]
+pub(super) fn scale(y: &mut [f32], a: f32) {
+    for y in y {
+        *y *= a;
+    }
 }
 
 /// e^x within 2 units in the last place; 0 below -87.3, infinity above 88.7. (Range reduction and the polynomial as in
@@ -81,8 +96,7 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     let y = mul_add::<FMA>(p * r, r, r) + 1.0;
     // 2^n in two factors: n reaches 128, whose power is no f32.
     let half = (n * 0.5).round_ties_even();
-    let power = |n: f32| f32::from_bits(((n as i32 + 127) << 23) as u32);
-    let result = y * power(half) * power(n - half);
+    let result = y * power_of_two(half) * power_of_two(n - half);
     if x < -87.336_54 {
         0.0
     } else if x > 88.722_83 {
@@ -90,6 +104,12 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
     } else {
         result
     }
+}
+
+/// 2^n for an integer n from -126 to 127.
+#[inline(always)]
+fn power_of_two(n: f32) -> f32 {
+    f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
 /// Hyperbolic tangent within 3e-7.

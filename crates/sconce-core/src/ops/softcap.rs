@@ -31,7 +31,9 @@ multiversion! {
 
 #[inline(always)]
 fn cap_slice_body<const FMA: bool>(x: &mut [f32], cap: f32) {
-    x.iter_mut().for_each(|x| *x = cap * simd::tanh::<FMA>(*x / cap));
+    for x in x {
+        *x = cap * simd::tanh::<FMA>(*x / cap);
+    }
 }
 
 #[cfg(test)]

@@ -32,9 +32,10 @@ fn all_rows_body<const FMA: bool>(target: &Target<'_>, x: &Buffer, dtype: Dtype,
         quant::dequantize(dtype, row, scratch);
         let mut t = 0;
         while t + TILE <= x.rows() {
-            let tokens: [&[f32]; TILE] = std::array::from_fn(|i| x.row(t + i));
-            let sums = dots::<FMA, TILE>(scratch, tokens);
-            (0..TILE).for_each(|i| target.set(t + i, r, sums[i]));
+            let sums = dots::<FMA, TILE>(scratch, [x.row(t), x.row(t + 1), x.row(t + 2), x.row(t + 3)]);
+            for i in 0..TILE {
+                target.set(t + i, r, sums[i]);
+            }
             t += TILE;
         }
         for t in t..x.rows() {
@@ -61,5 +62,9 @@ fn dots<const FMA: bool, const T: usize>(w: &[f32], x: [&[f32]; T]) -> [f32; T] 
             acc[t][i] = simd::mul_add::<FMA>(w, x[t][whole + i], acc[t][i]);
         }
     }
-    acc.map(simd::sum_lanes)
+    let mut sums = [0.0; T];
+    for t in 0..T {
+        sums[t] = simd::sum_lanes(acc[t]);
+    }
+    sums
 }

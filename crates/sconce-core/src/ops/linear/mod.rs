@@ -6,6 +6,7 @@
 //! of x: it depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
 mod dense;
+mod int8;
 mod quantized;
 #[cfg(test)]
 mod tests;

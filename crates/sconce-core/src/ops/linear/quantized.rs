@@ -6,13 +6,14 @@
 use std::cell::RefCell;
 
 use super::Target;
+use super::int8::{self, Int8};
 use crate::backend::cpu::{Buffer, Isa, multiversion};
 use crate::ops::simd;
 use crate::weights::Dtype;
 use crate::weights::quant::{self, Unpacked};
 
 /// Elements of x that share a scale.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 /// Tokens whose sums run side by side.
 const TILE: usize = 4;
 /// Rows of W that are unpacked together, so that a tile of tokens is read from the nearest cache for all of them.
@@ -22,11 +23,11 @@ const ROW_BLOCK: usize = 8;
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRows {
     rows: usize,
-    cols: usize,
+    pub(super) cols: usize,
     /// [rows, cols], -127..=127.
-    q: Vec<i16>,
+    pub(super) q: Vec<i16>,
     /// [rows, cols / 32].
-    scale: Vec<f32>,
+    pub(super) scale: Vec<f32>,
     /// [rows, cols / 16]: scale * sum of q over 16 elements.
     sum16: Vec<f32>,
     /// [rows, cols / 32]: the same over 32.
@@ -62,7 +63,10 @@ multiversion! {
 #[inline(always)]
 fn quantize_body<const FMA: bool>(out: &mut QuantizedRows, x: &[f32]) {
     for (g, x) in x.chunks_exact(GROUP).enumerate() {
-        let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let mut max = 0.0f32;
+        for x in x {
+            max = max.max(x.abs());
+        }
         let (scale, inverse) = if max > 0.0 { (max / 127.0, 127.0 / max) } else { (0.0, 0.0) };
         let q = &mut out.q[g * GROUP..(g + 1) * GROUP];
         let mut sums = [0i32; 2];
@@ -99,55 +103,57 @@ pub(super) fn rows(isa: Isa, target: &Target<'_>, x: &QuantizedRows, dtype: Dtyp
         scratch.q.resize(ROW_BLOCK * x.cols, 0);
         scratch.scale.resize(ROW_BLOCK * groups, 0.0);
         scratch.offset.resize(ROW_BLOCK * groups, 0.0);
+        let task = Task { target, x, dtype, rows };
         if quant::group_len(dtype) == 16 {
-            all_rows_16(isa, target, x, dtype, rows, scratch);
+            all_rows_of_isa::<16>(isa, &task, scratch);
         } else {
-            all_rows_32(isa, target, x, dtype, rows, scratch);
+            all_rows_of_isa::<32>(isa, &task, scratch);
         }
     });
 }
 
-multiversion! {
-    fn all_rows_16(target: &Target<'_>, x: &QuantizedRows, dtype: Dtype, rows: &[u8], scratch: &mut Scratch)
-        = all_rows_16_body
-}
-
-multiversion! {
-    fn all_rows_32(target: &Target<'_>, x: &QuantizedRows, dtype: Dtype, rows: &[u8], scratch: &mut Scratch)
-        = all_rows_32_body
-}
-
-#[inline(always)]
-fn all_rows_16_body<const FMA: bool>(
-    target: &Target<'_>,
-    x: &QuantizedRows,
+/// What one task multiplies.
+struct Task<'a> {
+    target: &'a Target<'a>,
+    x: &'a QuantizedRows,
     dtype: Dtype,
-    rows: &[u8],
-    scratch: &mut Scratch,
-) {
-    all_rows::<FMA, 16>(target, x, dtype, rows, scratch);
+    rows: &'a [u8],
 }
 
-#[inline(always)]
-fn all_rows_32_body<const FMA: bool>(
-    target: &Target<'_>,
-    x: &QuantizedRows,
-    dtype: Dtype,
-    rows: &[u8],
-    scratch: &mut Scratch,
-) {
-    all_rows::<FMA, 32>(target, x, dtype, rows, scratch);
+fn all_rows_of_isa<const G: usize>(isa: Isa, task: &Task<'_>, scratch: &mut Scratch) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn avx2<const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
+            // SAFETY: this function is called only where the machine has the instructions.
+            unsafe { all_rows::<int8::Avx2, true, G>(task, scratch) }
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn avx512<const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
+            // SAFETY: as above.
+            unsafe { all_rows::<int8::Avx512, true, G>(task, scratch) }
+        }
+        match isa {
+            // SAFETY: Isa::detect found these features on this machine.
+            Isa::Avx512 => return unsafe { avx512::<G>(task, scratch) },
+            // SAFETY: as above.
+            Isa::Avx2 => return unsafe { avx2::<G>(task, scratch) },
+            Isa::Baseline => {}
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
+    // SAFETY: every machine has the baseline.
+    unsafe { all_rows::<int8::Baseline, false, G>(task, scratch) }
 }
 
 /// `G`: elements of W that share a scale.
+///
+/// # Safety
+/// The machine has the instructions of `I`.
 #[inline(always)]
-fn all_rows<const FMA: bool, const G: usize>(
-    target: &Target<'_>,
-    x: &QuantizedRows,
-    dtype: Dtype,
-    rows: &[u8],
-    scratch: &mut Scratch,
-) {
+unsafe fn all_rows<I: Int8, const FMA: bool, const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
+    let Task { target, x, dtype, rows } = *task;
     let (cols, groups) = (x.cols, x.cols / G);
     let row_bytes = dtype.row_bytes(cols);
     for (block_idx, block) in rows.chunks(ROW_BLOCK * row_bytes).enumerate() {
@@ -166,14 +172,26 @@ fn all_rows<const FMA: bool, const G: usize>(
                 let w = Row {
                     q: &scratch.q[r * cols..(r + 1) * cols],
                     scale: &scratch.scale[r * groups..(r + 1) * groups],
-                    offset: quant::has_offset(dtype).then(|| &scratch.offset[r * groups..(r + 1) * groups]),
                 };
-                let row = block_idx * ROW_BLOCK + r;
-                if tile == TILE {
-                    let sums = dots::<FMA, G, TILE>(&w, x, t);
-                    (0..TILE).for_each(|i| target.set(t + i, row, sums[i]));
-                } else {
-                    (t..t + tile).for_each(|t| target.set(t, row, dots::<FMA, G, 1>(&w, x, t)[0]));
+                let mut sums = [0.0; TILE];
+                // SAFETY: the caller vouches for the instructions; the tile's tokens are in x, and the row is as long.
+                unsafe {
+                    if tile == TILE {
+                        sums = I::dots::<G, TILE>(&w, x, t);
+                    } else {
+                        for i in 0..tile {
+                            sums[i] = I::dots::<G, 1>(&w, x, t + i)[0];
+                        }
+                    }
+                }
+                for i in 0..tile {
+                    let mut sum = sums[i];
+                    if quant::has_offset(dtype) {
+                        let x_sums = if G == 16 { &x.sum16 } else { &x.sum32 };
+                        let x_sums = &x_sums[(t + i) * groups..(t + i + 1) * groups];
+                        sum += simd::dot::<FMA>(&scratch.offset[r * groups..(r + 1) * groups], x_sums);
+                    }
+                    target.set(t + i, block_idx * ROW_BLOCK + r, sum);
                 }
             }
             t += tile;
@@ -182,42 +200,9 @@ fn all_rows<const FMA: bool, const G: usize>(
 }
 
 /// One unpacked row of W.
-struct Row<'a> {
-    q: &'a [i8],
-    scale: &'a [f32],
-    offset: Option<&'a [f32]>,
-}
-
-/// Lanes of the integer sums: pairs of products are added first, as `vpmaddwd` does.
-const PAIRS: usize = 8;
-
-/// Products of one row with tokens `t..t + T`. Each sum's order is the same whatever T is.
-#[inline(always)]
-fn dots<const FMA: bool, const G: usize, const T: usize>(w: &Row<'_>, x: &QuantizedRows, t: usize) -> [f32; T] {
-    let cols = x.cols;
-    let mut acc = [[0.0f32; PAIRS]; T];
-    for (g, (q, &scale)) in w.q.chunks_exact(G).zip(w.scale).enumerate() {
-        let q: [i16; G] = std::array::from_fn(|i| i16::from(q[i]));
-        for i in 0..T {
-            let start = (t + i) * cols + g * G;
-            let p = &x.q[start..start + G];
-            let factor = scale * x.scale[start / GROUP];
-            let mut sums = [0i32; PAIRS];
-            for j in 0..G / 2 {
-                sums[j % PAIRS] +=
-                    i32::from(q[2 * j]) * i32::from(p[2 * j]) + i32::from(q[2 * j + 1]) * i32::from(p[2 * j + 1]);
-            }
-            for j in 0..PAIRS {
-                acc[i][j] = simd::mul_add::<FMA>(sums[j] as f32, factor, acc[i][j]);
-            }
-        }
-    }
-    std::array::from_fn(|i| {
-        let mut lanes = [0.0; simd::LANES];
-        lanes[..PAIRS].copy_from_slice(&acc[i]);
-        let sum = simd::sum_lanes(lanes);
-        let sums = if G == 16 { &x.sum16 } else { &x.sum32 };
-        let start = (t + i) * cols / G;
-        sum + w.offset.map_or(0.0, |offset| simd::dot::<FMA>(offset, &sums[start..start + cols / G]))
-    })
+pub(super) struct Row<'a> {
+    /// [cols].
+    pub(super) q: &'a [i8],
+    /// [cols / G].
+    pub(super) scale: &'a [f32],
 }

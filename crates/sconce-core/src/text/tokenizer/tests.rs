@@ -37,7 +37,11 @@ fn real_tokenizers_encode_and_decode_as_golden() {
             assert_eq!(tokenizer.encode(text, false).unwrap(), plain, "{name}: {text:?}");
             let whole = [ids(&case["added_by_special"]), plain.clone()].concat();
             assert_eq!(tokenizer.encode(text, true).unwrap(), whole, "{name}: {text:?}");
-            assert_eq!(tokenizer.decode(&plain, true), case["decoded_skip_special"].as_str().unwrap(), "{name}: {text:?}");
+            assert_eq!(
+                tokenizer.decode(&plain, true),
+                case["decoded_skip_special"].as_str().unwrap(),
+                "{name}: {text:?}"
+            );
         }
     }
 }
