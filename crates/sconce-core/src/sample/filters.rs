@@ -7,8 +7,8 @@ use super::numeric::{BLOCK, weight};
 use super::select::Candidate;
 use crate::config::SamplingParams;
 
-/// A logit that every token reaches which can pass the filters on a row of `vocab_size`, top-k aside; `total` is the
-/// row's mass. So little can lie below it that a selection need not look there.
+/// A logit below which no token of a row of `vocab_size` can pass top-p and min-p, of which one at least is at work.
+/// `total` is the row's mass, `max` its greatest logit.
 pub(super) fn logit_floor(params: &SamplingParams, vocab_size: usize, max: f32, total: f64) -> f32 {
     // All tokens of less weight than this together have less mass than top-p leaves out.
     let top_p_share = (1.0 - f64::from(params.top_p)) * total / vocab_size as f64;

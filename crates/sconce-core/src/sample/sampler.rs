@@ -97,8 +97,8 @@ impl Sampler {
         let choice = if params.is_greedy() {
             Choice { token_id: selector.argmax(row, max), whole: None, filtered: None }
         } else {
-            let uniform = uniform(input.seed, input.sequence_index, input.position, 0);
-            choose(selector, row_draw, Row { logits: row, max }, params, uniform)
+            let number = uniform(input.seed, input.sequence_index, input.position, 0);
+            choose(selector, row_draw, Row { logits: row, max }, params, number)
         };
 
         let token_id = choice.token_id;
@@ -159,7 +159,7 @@ struct Row<'a> {
     max: f32,
 }
 
-/// Draws a token by temperature, top-k, top-p and min-p.
+/// Draws the token at `number`, in [0, 1), of what temperature, top-k, top-p and min-p leave of a row.
 ///
 /// Temperature leaves the order of logits as it is, so that top-k goes first, on the few candidates that a selection
 /// finds. Without top-k, a floor below which no token can pass the other filters takes its place.
@@ -168,7 +168,7 @@ fn choose(
     row_draw: &mut RowDraw,
     row: Row<'_>,
     params: &SamplingParams,
-    uniform: f64,
+    number: f64,
 ) -> Choice {
     let Row { logits, max } = row;
     let SamplingParams { temperature, top_p, min_p, .. } = *params;
@@ -183,7 +183,7 @@ fn choose(
         let total = row_draw.weigh(logits, max, temperature);
         whole = Some(Softmax::new(max, temperature, total));
         if top_p >= 1.0 && min_p <= 0.0 {
-            let token_id = row_draw.draw(logits, max, temperature, uniform);
+            let token_id = row_draw.draw(logits, max, temperature, number);
             let token_id = token_id.unwrap_or_else(|| selector.argmax(logits, max));
             return Choice { token_id, whole, filtered: None };
         }
@@ -195,7 +195,7 @@ fn choose(
     filters::keep_top_p(candidates, top_p, total);
     filters::keep_min_p(candidates, min_p);
     let total = filters::mass(candidates);
-    let chosen = filters::draw(candidates, uniform, total);
+    let chosen = filters::draw(candidates, number, total);
     let softmax = Softmax::new(max, temperature, total);
     Choice { token_id: chosen.token_id(), whole, filtered: Some((chosen, softmax)) }
 }
