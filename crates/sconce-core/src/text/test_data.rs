@@ -47,3 +47,12 @@ pub(super) fn shared_tokenizer(name: &str) -> Option<Tokenizer> {
 pub(super) fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
+
+/// Mistral's tokenizer as it was before its space prefix became one at the beginning only.
+pub(super) fn legacy_mistral() -> Option<Tokenizer> {
+    let from = shared("tokenizers/mistral-7b-instruct-v0.2")?;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(from.join("tokenizer.legacy-prepend.json"), dir.path().join("tokenizer.json")).unwrap();
+    std::fs::copy(from.join("tokenizer_config.json"), dir.path().join("tokenizer_config.json")).unwrap();
+    Some(Tokenizer::from_dir(dir.path()).unwrap())
+}

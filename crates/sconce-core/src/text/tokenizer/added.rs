@@ -42,6 +42,11 @@ impl AddedTokens {
     pub(super) fn control(&self) -> &ControlTokens {
         &self.control
     }
+
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &AddedToken> {
+        self.by_id.values()
+    }
 }
 
 /// Marks of a sentence or a turn that some files do not flag as special (Phi-3's `</s>`).
