@@ -1,5 +1,7 @@
 //! Golden data for tests: `shared/` beside the repository, which not every checkout has.
 
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
 use std::path::PathBuf;
 
 use serde_json::Value;

@@ -1,4 +1,5 @@
-//! The `tojson` filter as transformers has it: Python's `json.dumps` with `ensure_ascii=False`, and no escapes for HTML.
+//! The `tojson` filter as transformers has it: Python's `json.dumps` with `ensure_ascii=False`, nothing escaped for
+//! HTML.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};

@@ -96,7 +96,8 @@ fn prepare_content(i: usize, author: Author, message: &mut Map<String, Value>, f
         }
         // An assistant that called tools need not have said anything.
         None | Some(Value::Null) if author == Author::Assistant => {
-            if !message.get("tool_calls").is_some_and(|calls| calls.as_array().is_some_and(|calls| !calls.is_empty())) {
+            let calls = message.get("tool_calls").and_then(Value::as_array);
+            if calls.is_none_or(Vec::is_empty) {
                 return Err(bad("is missing"));
             }
         }

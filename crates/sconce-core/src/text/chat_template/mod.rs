@@ -174,8 +174,9 @@ impl ChatTemplate {
         let mut variables = Map::new();
         variables.extend(tokenizer.named_tokens().map(|(name, token)| (name.to_owned(), token.into())));
         variables.insert("documents".into(), Value::Null);
-        let Value::Object(mut user) = user else {
-            return Err("invariant: users' variables are an object".into());
+        let mut user = match user {
+            Value::Object(user) => user,
+            _ => Map::new(),
         };
         if let Some(Value::Object(kwargs)) = user.remove("template_kwargs") {
             variables.extend(kwargs);

@@ -1,5 +1,7 @@
 //! Tests of [`ChatTemplate`] and of what users' text becomes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -284,7 +286,8 @@ fn templates_are_rendered_as_python_does() {
     );
     check_text("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "a1");
     check_text(
-        "{% set n = namespace(i=0) %}{% for m in [1, 2, 3] %}{% if m == 3 %}{% break %}{% endif %}{% set n.i = m %}{% endfor %}{{ n.i }}",
+        "{% set n = namespace(i=0) %}{% for m in [1, 2, 3] %}{% if m == 3 %}{% break %}{% endif %}\
+         {% set n.i = m %}{% endfor %}{{ n.i }}",
         "2",
     );
     check_text("{% for m in messages %}{% generation %}{{ m.content }}{%- endgeneration %}{% endfor %}|", " x |");

@@ -1,5 +1,7 @@
 //! Tests of [`Detokenizer`].
 
+#![allow(clippy::unwrap_used)]
+
 use serde_json::Value;
 
 use super::Detokenizer;
@@ -13,11 +15,11 @@ fn stream(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32], skip: bool) -> (Ve
     (chunks, detokenizer.finish(tokenizer))
 }
 
-fn check_golden(tokenizer: &Tokenizer, ids: &[u32], golden: &Value) {
+fn check_golden(name: &str, tokenizer: &Tokenizer, ids: &[u32], golden: &Value) {
     let (chunks, rest) = stream(tokenizer, &[], ids, true);
     let expected: Vec<&str> = golden["chunks"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
-    assert_eq!(chunks, expected, "{ids:?}");
-    assert_eq!(rest, golden["flush"].as_str().unwrap(), "{ids:?}");
+    assert_eq!(chunks, expected, "{name}: {ids:?}");
+    assert_eq!(rest, golden["flush"].as_str().unwrap(), "{name}: {ids:?}");
 }
 
 #[test]
@@ -26,8 +28,7 @@ fn fixtures_stream_as_golden() {
         let Some(tokenizer) = shared_tokenizer(name) else { return };
         let golden = shared_json(&format!("{name}/golden/tokenizer.json")).unwrap();
         for case in golden.as_array().unwrap().iter().filter(|case| !case["stream_skip_special"].is_null()) {
-            println!("{name}");
-            check_golden(&tokenizer, &ids(&case["ids"]), &case["stream_skip_special"]);
+            check_golden(name, &tokenizer, &ids(&case["ids"]), &case["stream_skip_special"]);
         }
     }
 }
@@ -41,8 +42,7 @@ fn real_tokenizers_stream_as_golden() {
             None => legacy_mistral().unwrap(),
         };
         for case in cases.as_array().unwrap() {
-            println!("{name}");
-            check_golden(&tokenizer, &ids(&case["ids"]), &case["stream"]);
+            check_golden(name, &tokenizer, &ids(&case["ids"]), &case["stream"]);
         }
     }
 }

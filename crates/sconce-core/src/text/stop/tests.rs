@@ -1,5 +1,7 @@
 //! Tests of [`StopMatcher`].
 
+#![allow(clippy::unwrap_used)]
+
 use proptest::prelude::*;
 
 use super::StopMatcher;

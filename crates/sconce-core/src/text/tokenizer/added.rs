@@ -74,8 +74,8 @@ fn vocabulary(
 /// written by their sealed names is tokenized with the table of sealed names, so every other occurrence of a control
 /// token's spelling is plain text, and all of the text is still tokenized in one go, in its place.
 pub(in crate::text) struct ControlTokens {
-    /// Spellings by first character, longest first, with their sealed names.
-    by_first_char: HashMap<char, Vec<(String, String)>>,
+    /// Spellings in the order of their bytes, with their sealed names.
+    spellings: Vec<(String, String)>,
     sealed: AddedVocabulary,
     any_normalized: bool,
 }
@@ -88,31 +88,39 @@ impl ControlTokens {
     ) -> tokenizers::Result<Self> {
         // Keyed with the system's randomness, so a user cannot write a sealed name.
         let secret = RandomState::new().build_hasher().finish();
-        let mut by_first_char: HashMap<char, Vec<(String, String)>> = HashMap::new();
+        let mut spellings = Vec::new();
         let mut any_normalized = false;
         let mut sealed = Vec::with_capacity(tokens.len());
         for (id, token) in tokens {
             let mut token = token.clone();
-            if let Some(first) = token.content.chars().next().filter(|_| is_control(&token)) {
+            if is_control(&token) && !token.content.is_empty() {
                 let name = format!("\u{fdd0}{secret:016x}.{id}\u{fdd1}");
                 any_normalized |= token.normalized;
                 // What may stand beside the token was settled when the template wrote it.
                 token.single_word = false;
                 let spelling = std::mem::replace(&mut token.content, name.clone());
-                by_first_char.entry(first).or_default().push((spelling, name));
+                spellings.push((spelling, name));
             }
             sealed.push((*id, token));
         }
-        for spellings in by_first_char.values_mut() {
-            spellings.sort_by_key(|(spelling, _)| std::cmp::Reverse(spelling.len()));
-        }
-        Ok(Self { by_first_char, sealed: vocabulary(&sealed, normalizer)?, any_normalized })
+        spellings.sort();
+        Ok(Self { spellings, sealed: vocabulary(&sealed, normalizer)?, any_normalized })
     }
 
     /// The longest control token that `text` begins with: its spelling and its sealed name.
     fn at_start(&self, text: &str) -> Option<(&str, &str)> {
-        let spellings = self.by_first_char.get(&text.chars().next()?)?;
-        spellings.iter().find(|(spelling, _)| text.starts_with(spelling)).map(|(s, n)| (s.as_str(), n.as_str()))
+        let mut text = text.as_bytes();
+        loop {
+            // What `text` begins with is not after it in order, and of such spellings the longest comes last.
+            let num_before = self.spellings.partition_point(|(spelling, _)| spelling.as_bytes() <= text);
+            let (spelling, name) = self.spellings[..num_before].last()?;
+            if text.starts_with(spelling.as_bytes()) {
+                return Some((spelling, name));
+            }
+            // A shorter one is a beginning of this one as well.
+            let num_common = spelling.bytes().zip(text).take_while(|(a, b)| a == *b).count();
+            text = &text[..num_common];
+        }
     }
 
     /// The control tokens in `text` with their offsets: leftmost first, longest where several begin.
@@ -134,13 +142,12 @@ impl ControlTokens {
 
     /// Whether one of the tokens is, less what is neither letter nor digit at its ends, `word`: `<|end|>` of `end`.
     pub(in crate::text) fn any_named(&self, word: &str) -> bool {
-        let spellings = self.by_first_char.values().flatten();
-        spellings.into_iter().any(|(s, _)| s.trim_matches(|c: char| !c.is_alphanumeric()) == word)
+        self.spellings.iter().any(|(s, _)| s.trim_matches(|c: char| !c.is_alphanumeric()) == word)
     }
 
     /// The characters that control tokens begin with.
     pub(in crate::text) fn first_chars(&self) -> BTreeSet<char> {
-        self.by_first_char.keys().copied().collect()
+        self.spellings.iter().filter_map(|(spelling, _)| spelling.chars().next()).collect()
     }
 
     /// Whether a control token is searched for in normalized text, so that it can be spelled in ways unforeseen.

@@ -1,5 +1,7 @@
 //! Tests of [`Tokenizer`](super::Tokenizer).
 
+#![allow(clippy::unwrap_used)]
+
 mod gguf;
 
 use std::path::Path;
