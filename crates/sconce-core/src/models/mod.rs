@@ -53,6 +53,9 @@ pub trait Architecture<B: Backend>: Model<B> + Sized + 'static {
     fn load(loader: &Loader<'_, B>) -> Result<Self>;
 }
 
+/// Loads the weights of an architecture.
+pub type Load<B> = fn(&Loader<'_, B>) -> Result<Box<dyn Model<B>>>;
+
 /// One line of the registry.
 pub struct Entry<B: Backend> {
     /// See [`Architecture::NAME`].
@@ -62,7 +65,7 @@ pub struct Entry<B: Backend> {
     /// See [`Architecture::parse_config`].
     pub parse_config: fn(&RawConfig) -> Result<ModelConfig>,
     /// See [`Architecture::load`].
-    pub load: fn(&Loader<'_, B>) -> Result<Box<dyn Model<B>>>,
+    pub load: Load<B>,
 }
 
 /// The registry.

@@ -4,7 +4,7 @@ mod chat_template;
 mod detokenizer;
 mod stop;
 #[cfg(test)]
-mod test_data;
+mod testing;
 mod tokenizer;
 
 pub use chat_template::{ChatInput, ChatTemplate, RenderedChat};

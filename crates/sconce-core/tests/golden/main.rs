@@ -4,6 +4,8 @@
 //! where it is there, is one model directory with a `golden` folder; a fixture whose architecture is not in the
 //! registry is reported as skipped.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod fixture;
 mod runner;
 

@@ -37,7 +37,10 @@ impl Source {
 
 /// A file that holds nothing but tests.
 fn is_test_path(path: &str) -> bool {
-    path.split('/').any(|part| part == "tests") || path.ends_with("/tests.rs") || path.ends_with("_tests.rs")
+    path.split('/').any(|part| part == "tests")
+        || path.ends_with("/tests.rs")
+        || path.ends_with("_tests.rs")
+        || path.ends_with("/testing.rs")
 }
 
 /// Where `word` stands in `code` as a word of its own: byte offsets.

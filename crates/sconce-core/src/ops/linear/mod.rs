@@ -13,8 +13,6 @@ mod tests;
 
 pub(crate) use quantized::QuantizedRows;
 
-use std::borrow::Cow;
-
 use crate::backend::cpu::{Buffer, Cpu, Matrix, MatrixPart, SharedSlice, memory_dtype};
 use crate::config::WeightDtype;
 use crate::weights::{Dtype, TensorView, quant};
@@ -107,7 +105,7 @@ pub(crate) fn load_part(tensor: &TensorView<'_>, asked: WeightDtype) -> MatrixPa
     MatrixPart { dtype, rows, data }
 }
 
-fn convert(data: &Cow<'_, [u8]>, from: Dtype, to: Dtype, rows: usize, cols: usize) -> Box<[u8]> {
+fn convert(data: &[u8], from: Dtype, to: Dtype, rows: usize, cols: usize) -> Box<[u8]> {
     let mut out = Vec::with_capacity(rows * to.row_bytes(cols));
     let mut row = vec![0.0; cols];
     for src in data.chunks_exact(from.row_bytes(cols)) {

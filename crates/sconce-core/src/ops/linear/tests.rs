@@ -1,5 +1,7 @@
 //! The kernels against the reference, for every type and odd shapes.
 
+use std::borrow::Cow;
+
 use super::*;
 use crate::backend::cpu::Isa;
 use crate::ops::testing::{assert_close, dense_matrix, random};

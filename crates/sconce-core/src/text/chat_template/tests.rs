@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{ChatInput, ChatTemplate};
 use crate::text::Tokenizer;
-use crate::text::test_data::{TOKENIZERS, ids, legacy_mistral, shared, shared_json, shared_tokenizer};
+use crate::text::testing::{TOKENIZERS, ids, legacy_mistral, shared, shared_json, shared_tokenizer};
 
 fn input(messages: &Value) -> ChatInput {
     ChatInput { messages: messages.as_array().unwrap().clone(), ..ChatInput::default() }

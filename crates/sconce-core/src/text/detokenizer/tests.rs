@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::Detokenizer;
 use crate::text::Tokenizer;
-use crate::text::test_data::{TOKENIZERS, ids, legacy_mistral, shared_json, shared_tokenizer};
+use crate::text::testing::{TOKENIZERS, ids, legacy_mistral, shared_json, shared_tokenizer};
 
 /// What each push gives, and what is left at the end.
 fn stream(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32], skip: bool) -> (Vec<String>, String) {

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Tokenizer;
-use crate::text::test_data::{TOKENIZERS, ids, legacy_mistral, shared_json, shared_tokenizer};
+use crate::text::testing::{TOKENIZERS, ids, legacy_mistral, shared_json, shared_tokenizer};
 
 #[test]
 fn fixtures_encode_and_decode_as_golden() {

@@ -1,3 +1,5 @@
+//! Tests of dummy weights.
+
 use super::*;
 
 fn weights(dtype: Dtype) -> DummyWeights {

@@ -1,3 +1,5 @@
+//! Tests of the GGUF reader and writer.
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 

@@ -1,3 +1,5 @@
+//! Tests of the block formats, against candle.
+
 use std::borrow::Cow;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};

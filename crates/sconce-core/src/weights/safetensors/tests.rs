@@ -1,3 +1,5 @@
+//! Tests of the safetensors reader.
+
 use std::time::{Duration, Instant};
 
 use ::safetensors::tensor::{Dtype as StDtype, TensorView as StView};

@@ -1,3 +1,5 @@
+//! Tests of the store, over every kind of file.
+
 use std::path::PathBuf;
 
 use super::super::gguf::names::{Names, Stored};

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::text::Tokenizer;
-use crate::text::test_data::{legacy_mistral, shared_json, shared_tokenizer};
+use crate::text::testing::{legacy_mistral, shared_json, shared_tokenizer};
 use crate::weights::{GgufMetadata, GgufValue};
 
 const TEXTS: [&str; 12] = [
