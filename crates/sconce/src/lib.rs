@@ -24,8 +24,9 @@ pub use sconce_core::config::{
     DeviceKind, EngineConfig, LoadFormat, LogprobsMode, ModelConfig, SamplingParams, WeightDtype,
 };
 pub use sconce_core::engine::{
-    CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, GenerationOutput, GenerationRequest, Logprob,
-    ModelInfo, NoProgress, Progress, Prompt, StopReason, StreamEvent, TokenEvent, TokenLogprobs, TokenStream, Usage,
+    ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,
+    GenerationOutput, GenerationRequest, Logprob, ModelInfo, ModelReport, NoProgress, Progress, Prompt, StopReason,
+    StreamEvent, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage, WeightGroup, inspect,
 };
 pub use sconce_core::text::{ChatInput, ChatTemplate, Tokenizer};
 pub use sconce_core::{Error, ErrorKind, Result};

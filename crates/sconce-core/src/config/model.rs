@@ -107,6 +107,12 @@ impl ModelConfig {
         2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * kv_elem_bytes
     }
 
+    /// The window that no layer sees beyond, in tokens; `None`: some layer sees every earlier token.
+    pub fn greatest_window(&self) -> Option<usize> {
+        let windows: Option<Vec<usize>> = self.sliding_window.iter().copied().collect();
+        windows?.into_iter().max()
+    }
+
     /// Checks what the operations rely on. `path` is for the error.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);

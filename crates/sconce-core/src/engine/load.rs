@@ -1,28 +1,29 @@
 //! [`load`]: files to a running engine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 use super::core::{Engine, State};
+use super::files::ModelFiles;
+use super::footprint::Footprint;
 use super::handle::{EngineHandle, HandleInner};
+use super::inspect::end_token_ids;
 use super::progress::Progress;
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, KvCacheShape, Workspace};
-use crate::config::{DeviceKind, EngineConfig, LoadFormat, ModelConfig, RopeScaling};
+use crate::config::{DeviceKind, EngineConfig, ModelConfig};
 use crate::error::{Error, Result};
-use crate::models::{self, Loader, RawConfig};
+use crate::models::{self, Loader};
 use crate::sched::SchedulerConfig;
-use crate::text::{ChatTemplate, Tokenizer};
-use crate::weights::{Dtype, GgufFile, WeightStore};
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
 const MAX_PROMPT_LOGITS: usize = 32;
 /// Bytes of one element of the KV cache.
-const KV_ELEM_BYTES: usize = 4;
+pub(super) const KV_ELEM_BYTES: usize = 4;
 /// The share of the free memory that the KV pool takes by default: the other half stays for the rest of the machine.
 const KV_MEMORY_SHARE: usize = 2;
 
@@ -35,7 +36,7 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
     }
     let start = Instant::now();
     let backend = CpuBackend::new(config.num_threads);
-    let files = ModelFiles::open::<CpuBackend>(path, config)?;
+    let files = ModelFiles::open(path, config.load_format)?;
     let handle = start_engine(id, backend, files, config, progress)?;
     let info = handle.info();
     tracing::info!(
@@ -51,74 +52,6 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
     Ok(handle)
 }
 
-/// Everything that a model's files say, before its weights are loaded.
-struct ModelFiles {
-    path: PathBuf,
-    raw: RawConfig,
-    config: ModelConfig,
-    store: WeightStore,
-    tokenizer: Tokenizer,
-    chat_template: Option<ChatTemplate>,
-}
-
-impl ModelFiles {
-    fn open<B: Backend>(path: &Path, config: &EngineConfig) -> Result<Self> {
-        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if !metadata.is_dir() {
-            return Self::open_gguf::<B>(path);
-        }
-        if path.join("config.json").exists() {
-            return Self::open_dir::<B>(path, config);
-        }
-        Self::open_gguf::<B>(&only_gguf(path)?)
-    }
-
-    fn open_dir<B: Backend>(dir: &Path, config: &EngineConfig) -> Result<Self> {
-        let raw = RawConfig::from_dir(dir)?;
-        let model_config = (models::find::<B>(&raw)?.parse_config)(&raw)?;
-        let store = match config.load_format {
-            LoadFormat::Auto => WeightStore::open_safetensors(dir)?,
-            LoadFormat::Dummy => WeightStore::dummy(0, Dtype::BF16),
-        };
-        let tokenizer = Tokenizer::from_dir(dir)?;
-        let chat_template = ChatTemplate::from_dir(dir, &tokenizer)?;
-        Ok(Self { path: dir.into(), raw, config: model_config, store, tokenizer, chat_template })
-    }
-
-    fn open_gguf<B: Backend>(path: &Path) -> Result<Self> {
-        let file = GgufFile::open(path)?;
-        let raw = RawConfig::from_gguf(file.metadata(), !file.contains("output.weight"))?;
-        let mut config = (models::find::<B>(&raw)?.parse_config)(&raw)?;
-        let tokenizer = Tokenizer::from_gguf(path, file.metadata())?;
-        let chat_template = ChatTemplate::from_gguf(path, file.metadata(), &tokenizer)?;
-        let store = WeightStore::open_gguf(file, &config)?;
-        if store.contains("rope_freqs.weight") {
-            let len = config.rope.rotary_dim / 2;
-            let tensor = store.get("rope_freqs.weight", &[len])?;
-            let mut factors = vec![0.0; len];
-            crate::weights::quant::dequantize(tensor.dtype, &tensor.data, &mut factors);
-            config.rope.scaling = RopeScaling::Factors(factors);
-        }
-        Ok(Self { path: path.into(), raw, config, store, tokenizer, chat_template })
-    }
-}
-
-/// The one GGUF of a folder without config.json.
-fn only_gguf(dir: &Path) -> Result<PathBuf> {
-    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
-    let mut found: Vec<_> =
-        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect();
-    found.sort();
-    match found.as_slice() {
-        [path] => Ok(path.clone()),
-        [] => Err(Error::file(dir, "holds neither config.json nor a GGUF file")),
-        many => {
-            let names: Vec<_> = many.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
-            Err(Error::file(dir, format!("holds several GGUF files; name one of: {}", names.join(", "))))
-        }
-    }
-}
-
 fn start_engine<B: Backend>(
     id: &str,
     backend: B,
@@ -126,10 +59,13 @@ fn start_engine<B: Backend>(
     config: &EngineConfig,
     progress: &dyn Progress,
 ) -> Result<EngineHandle> {
-    let ModelFiles { path, raw, config: model_config, store, tokenizer, chat_template } = files;
-    model_config.validate(&path)?;
+    let text = files.text();
+    let ModelFiles { raw, config: model_config, store, .. } = files;
+    let (store, (tokenizer, chat_template)) = (store?, text?);
     let wanted_len = wanted_model_len(&model_config, config)?;
-    progress.start(&format!("loading {id}"), Some(store.total_bytes()));
+    // Before the first tensor is read, so that what cannot be loaded is refused at once.
+    let footprint = Footprint::new(&raw, &model_config, &store, config.dtype)?;
+    progress.start(&format!("loading {id}"), Some(footprint.stored_bytes));
     let loader = Loader {
         backend: &backend,
         store: &store,
@@ -155,7 +91,7 @@ fn start_engine<B: Backend>(
         max_model_len: pool.max_model_len,
         num_kv_blocks: pool.num_blocks,
         block_size: config.block_size,
-        weight_bytes: store.total_bytes() as usize,
+        weight_bytes: footprint.memory_bytes() as usize,
         kv_cache_bytes: pool.num_blocks * config.block_size * model_config.kv_bytes_per_token(KV_ELEM_BYTES),
         device: backend.description(),
         config: model_config,
@@ -164,11 +100,9 @@ fn start_engine<B: Backend>(
         max_num_batched_tokens: config.max_num_batched_tokens,
         max_num_seqs: config.max_num_seqs,
         max_prompt_logits: MAX_PROMPT_LOGITS,
+        window: info.config.greatest_window(),
     };
-    let mut eos_token_ids = info.config.eos_token_ids.clone();
-    eos_token_ids.extend(tokenizer.end_token_ids());
-    eos_token_ids.sort_unstable();
-    eos_token_ids.dedup();
+    let eos_token_ids = end_token_ids(&info.config, Some(&tokenizer));
     let (sender, inbox) = mpsc::channel();
     let (tokenizer, status) = (Arc::new(tokenizer), Arc::new(EngineStatus::default()));
     let engine = Engine {
@@ -198,7 +132,7 @@ fn start_engine<B: Backend>(
 }
 
 /// The longest sequence, before it is known what the KV pool holds.
-fn wanted_model_len(model: &ModelConfig, config: &EngineConfig) -> Result<usize> {
+pub(super) fn wanted_model_len(model: &ModelConfig, config: &EngineConfig) -> Result<usize> {
     let limit = model.max_position_embeddings;
     match config.max_model_len {
         Some(len) if len > limit => {

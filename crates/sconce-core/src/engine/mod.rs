@@ -1,7 +1,10 @@
 //! The engine: it owns the model, the KV pool and the scheduler on one thread.
 
 mod core;
+mod files;
+mod footprint;
 mod handle;
+mod inspect;
 mod load;
 mod output;
 mod progress;
@@ -12,7 +15,9 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use footprint::{Footprint, WeightGroup};
 pub use handle::EngineHandle;
+pub use inspect::{ChatTemplateReport, ModelReport, TokenizerReport, inspect};
 pub use load::load;
 pub use output::{
     CompletionOutput, Finish, FinishReason, GenerationOutput, Logprob, StopReason, StreamEvent, TokenEvent,

@@ -89,7 +89,8 @@ fn tokenizer() -> Tokenizer {
 
 fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
     let (backend, config) = (CpuBackend::new(Some(1)), tiny_config());
-    let scheduler_config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1 };
+    let scheduler_config =
+        SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1, window: None };
     let shape = KvCacheShape { num_layers: 0, num_blocks: 16, block_size: 4, num_kv_heads: 1, head_dim: 2 };
     let (sender, inbox) = mpsc::channel();
     let status = Arc::new(EngineStatus::default());

@@ -15,12 +15,20 @@ pub struct BlockCopy {
 #[derive(Debug, Default)]
 pub struct BlockTable {
     blocks: Vec<BlockId>,
+    /// Blocks at the front that were given back: nothing reads them any more. Their entries stay, so that the others
+    /// keep their places, and name blocks that may be somebody else's by now.
+    num_released: usize,
 }
 
 impl BlockTable {
-    /// The blocks, in order of the tokens that they hold.
+    /// The blocks, in order of the tokens that they hold. The first [`BlockTable::num_released`] are not to be used.
     pub fn blocks(&self) -> &[BlockId] {
         &self.blocks
+    }
+
+    /// Blocks at the front that were given back by [`BlockTable::release_before`].
+    pub fn num_released(&self) -> usize {
+        self.num_released
     }
 
     /// Free blocks that [`BlockTable::reserve`] would take.
@@ -47,16 +55,28 @@ impl BlockTable {
         copy
     }
 
-    /// A table that holds the blocks of the first `num_tokens` tokens too.
+    /// A table that holds the blocks of the first `num_tokens` tokens too, but for those that were given back.
     pub fn fork(&self, pool: &mut BlockPool, num_tokens: usize) -> Self {
         let blocks = self.blocks[..pool.blocks_for(num_tokens)].to_vec();
-        blocks.iter().for_each(|&id| pool.retain(id));
-        Self { blocks }
+        let num_released = self.num_released.min(blocks.len());
+        blocks[num_released..].iter().for_each(|&id| pool.retain(id));
+        Self { blocks, num_released }
+    }
+
+    /// Gives back the blocks that hold only tokens before `first`: nothing may read those any more.
+    pub fn release_before(&mut self, pool: &mut BlockPool, first: usize) {
+        let end = (first / pool.block_size()).min(self.blocks.len());
+        if end > self.num_released {
+            self.blocks[self.num_released..end].iter().for_each(|&id| pool.release(id));
+            self.num_released = end;
+        }
     }
 
     /// Gives all blocks back.
     pub fn release(&mut self, pool: &mut BlockPool) {
-        self.blocks.drain(..).rev().for_each(|id| pool.release(id));
+        self.blocks[self.num_released..].iter().rev().for_each(|&id| pool.release(id));
+        self.blocks.clear();
+        self.num_released = 0;
     }
 
     /// Index of the block that a write at `start` would change though others hold it. Only the block that `start`
@@ -94,6 +114,29 @@ mod tests {
         assert_eq!(a.blocks()[0], b.blocks()[0]);
         a.release(&mut pool);
         b.release(&mut pool);
+        assert_eq!(pool.num_used(), 0);
+    }
+
+    #[test]
+    fn what_was_given_back_is_neither_shared_nor_given_back_again() {
+        let mut pool = BlockPool::new(8, 4);
+        let mut a = BlockTable::default();
+        check_reserve(&mut a, &mut pool, 0, 18);
+        let mut before = a.fork(&mut pool, 18);
+        a.release_before(&mut pool, 11);
+        assert_eq!((a.num_released(), a.blocks().len(), pool.num_used()), (2, 5, 5), "the fork still holds all");
+        let mut after = a.fork(&mut pool, 18);
+        assert_eq!((after.num_released(), after.blocks()), (2, a.blocks()));
+        before.release(&mut pool);
+        assert_eq!(pool.num_used(), 3);
+        a.release_before(&mut pool, 3);
+        assert_eq!(a.num_released(), 2, "what is released stays so");
+        check_reserve(&mut after, &mut pool, 18, 3);
+        assert_eq!((after.blocks().len(), pool.num_used()), (6, 5), "a copy and a new block");
+        a.release(&mut pool);
+        assert_eq!((a.num_released(), a.blocks().len(), pool.num_used()), (0, 0, 4));
+        after.release_before(&mut pool, 1000);
+        after.release(&mut pool);
         assert_eq!(pool.num_used(), 0);
     }
 

@@ -4,14 +4,14 @@ use crate::backend::Backend;
 use crate::config::{ModelConfig, WeightDtype};
 use crate::engine::Progress;
 use crate::error::Result;
-use crate::weights::{TensorView, WeightStore, quant};
+use crate::weights::{TensorSource, TensorView};
 
 /// Weights by name, checked against the config, into the backend's forms.
 pub struct Loader<'a, B: Backend> {
     /// The device.
     pub backend: &'a B,
     /// The tensors.
-    pub store: &'a WeightStore,
+    pub store: &'a dyn TensorSource,
     /// The model's config.
     pub config: &'a ModelConfig,
     /// The type that matrices have in memory.
@@ -72,10 +72,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn floats(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let tensor = self.tensor(name, &[len])?;
-        let mut data = vec![0.0; len];
-        quant::dequantize(tensor.dtype, &tensor.data, &mut data);
-        Ok(data)
+        Ok(self.tensor(name, &[len])?.to_f32())
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {

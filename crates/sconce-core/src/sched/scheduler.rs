@@ -15,6 +15,15 @@ pub struct SchedulerConfig {
     pub max_num_seqs: usize,
     /// Most positions whose logits a prompt may ask for in one step, beyond each sequence's last.
     pub max_prompt_logits: usize,
+    /// Every layer's queries see at most so many tokens, their own among them; `None`: a layer sees all.
+    pub window: Option<usize>,
+}
+
+impl SchedulerConfig {
+    /// The first token that queries from `start` on see.
+    fn first_visible(&self, start: usize) -> usize {
+        self.window.map_or(0, |window| (start + 1).saturating_sub(window))
+    }
 }
 
 /// What admission decides about a waiting sequence.
@@ -136,14 +145,18 @@ impl Scheduler {
     fn admission(&mut self, id: GroupId, idx: usize) -> Admission {
         let (group, pool) = (self.groups.get_mut(&id).expect("invariant: listed"), &mut self.pool);
         let prompt_len = group.prompt_len;
-        let running = |s: &&Sequence| s.status == SequenceStatus::Running;
-        let donor = group.sequences.iter().filter(running).max_by_key(|s| s.num_computed_tokens);
-        let shared_len = match donor {
-            Some(donor) if donor.num_computed_tokens < prompt_len => return Admission::AfterSibling,
-            // Not the prompt's last token: its logits may be wanted.
-            Some(_) => (prompt_len - 1) / pool.block_size() * pool.block_size(),
-            None => 0,
-        };
+        let running = || group.sequences.iter().filter(|s| s.status == SequenceStatus::Running);
+        // Not the prompt's last token: its logits may be wanted.
+        let prefix_len = (prompt_len - 1) / pool.block_size() * pool.block_size();
+        // A sibling far beyond the prompt can have given back what is still seen from there.
+        let first_block = self.config.first_visible(prefix_len) / pool.block_size();
+        let has_prefix =
+            |s: &&Sequence| s.num_computed_tokens >= prefix_len && s.block_table.num_released() <= first_block;
+        let donor = running().find(has_prefix);
+        if donor.is_none() && running().any(|s| s.num_computed_tokens < prompt_len) {
+            return Admission::AfterSibling;
+        }
+        let shared_len = donor.map_or(0, |_| prefix_len);
         // All of it must fit, and one block more for each that runs: admitted too early, it would only be preempted.
         let num_tokens = group.sequences[idx].token_ids.len();
         let needed = pool.blocks_for(num_tokens) - pool.blocks_for(shared_len);
@@ -213,10 +226,13 @@ impl Scheduler {
         plan.chunks.push(ScheduledChunk { group: id, index: idx, start, len, logits_from });
     }
 
-    /// Counts the plan's tokens as computed. Call when the step has run.
+    /// Counts the plan's tokens as computed, and gives back blocks that no later token sees. Call when the step has run.
     pub fn commit(&mut self, plan: &StepPlan) {
         for chunk in &plan.chunks {
-            self.sequence_mut(chunk.group, chunk.index).num_computed_tokens = chunk.end();
+            let group = self.groups.get_mut(&chunk.group).expect("invariant: the group has not been removed");
+            let seq = &mut group.sequences[chunk.index];
+            seq.num_computed_tokens = chunk.end();
+            seq.block_table.release_before(&mut self.pool, self.config.first_visible(chunk.end()));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The scheduler against a simulated cache: every slot remembers which token was written to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::kv::BlockPool;
@@ -65,6 +65,7 @@ impl Simulation {
         self.check_contexts(&plan);
         self.scheduler.commit(&plan);
         plan.chunks.iter().for_each(|chunk| self.sample(chunk));
+        self.check_holders();
         self.num_steps += 1;
         let progressed = !plan.chunks.is_empty();
         self.plan = plan;
@@ -89,10 +90,27 @@ impl Simulation {
         for chunk in &plan.chunks {
             let seq = &self.scheduler.group(chunk.group).sequences[chunk.index];
             assert_eq!(chunk.start, seq.num_computed_tokens);
-            for pos in 0..chunk.end() {
+            let first = self.config.window.map_or(0, |window| (chunk.start + 1).saturating_sub(window));
+            assert!(seq.block_table.num_released() * BLOCK_SIZE <= first, "{chunk:?}");
+            for pos in first..chunk.end() {
                 assert_eq!(self.cache[self.slot(chunk, pos)], seq.token_ids[pos], "{chunk:?} position {pos}");
             }
         }
+    }
+
+    /// Whether the pool counts as used just the blocks that some table holds, and no table holds more than it needs.
+    fn check_holders(&self) {
+        let mut held = BTreeSet::new();
+        for &id in self.requests.keys() {
+            for seq in &self.scheduler.group(id).sequences {
+                let live = &seq.block_table.blocks()[seq.block_table.num_released()..];
+                if let Some(window) = self.config.window {
+                    assert!(live.len() <= (window + BLOCK_SIZE - 1).div_ceil(BLOCK_SIZE), "request {id}: {live:?}");
+                }
+                held.extend(live);
+            }
+        }
+        assert_eq!(self.scheduler.pool().num_used(), held.len());
     }
 
     fn sample(&mut self, chunk: &ScheduledChunk) {
@@ -143,13 +161,14 @@ fn token(id: GroupId, idx: usize, pos: usize, prompt_len: usize) -> u32 {
     ((id as usize * 64 + idx) * 4096 + pos) as u32
 }
 
-fn check_random(seed: u64) {
+fn check_random(seed: u64, window: Option<usize>) {
     let mut rng = Lcg(seed);
     let max_num_seqs = 1 + rng.below(8);
     let config = SchedulerConfig {
         max_num_batched_tokens: max_num_seqs + rng.below(24),
         max_num_seqs,
         max_prompt_logits: rng.below(4),
+        window,
     };
     // 15 blocks hold the longest sequence (prompt 40, output 20).
     let mut sim = Simulation::new(15 + rng.below(30), config);
@@ -176,12 +195,32 @@ fn check_random(seed: u64) {
 
 #[test]
 fn random_requests_end_and_never_read_a_wrong_slot() {
-    (0..300).for_each(check_random);
+    (0..300).for_each(|seed| check_random(seed, None));
+}
+
+#[test]
+fn with_a_window_too() {
+    for seed in 0..300 {
+        check_random(seed, Some(1 + seed as usize % 24));
+    }
+}
+
+#[test]
+fn a_window_keeps_few_blocks_however_long_the_sequence() {
+    let config = SchedulerConfig { max_num_batched_tokens: 8, max_num_seqs: 2, max_prompt_logits: 0, window: Some(8) };
+    let mut sim = Simulation::new(64, config);
+    sim.add(0, 100, 2, 100);
+    let mut most = 0;
+    while !sim.requests.is_empty() {
+        assert!(sim.step());
+        most = most.max(sim.scheduler.pool().num_used());
+    }
+    assert!((4..=6).contains(&most), "a window of 2 blocks, twice, and one more each: {most}");
 }
 
 #[test]
 fn a_small_pool_preempts_and_still_ends() {
-    let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 8, max_prompt_logits: 0 };
+    let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 8, max_prompt_logits: 0, window: None };
     let mut sim = Simulation::new(12, config);
     (0..6).for_each(|id| sim.add(id, 6, 2, 30));
     let mut num_preempted = 0;
@@ -195,7 +234,7 @@ fn a_small_pool_preempts_and_still_ends() {
 
 #[test]
 fn the_prompt_is_stored_once_for_all_sequences() {
-    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0 };
+    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
     let mut sim = Simulation::new(64, config);
     sim.add(0, 32, 8, 20);
     sim.step();
@@ -206,7 +245,7 @@ fn the_prompt_is_stored_once_for_all_sequences() {
 
 #[test]
 fn prompt_logits_come_once_and_in_order() {
-    let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 2, max_prompt_logits: 3 };
+    let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 2, max_prompt_logits: 3, window: None };
     let mut scheduler = Scheduler::new(config, BlockPool::new(16, BLOCK_SIZE));
     let mut group = SequenceGroup::new((0..20).collect());
     group.prompt_logits_from = Some(5);

@@ -3,13 +3,15 @@
 use std::sync::OnceLock;
 
 use super::quant::encode;
-use super::{Dtype, TensorView};
+use super::{Dtype, TensorInfo, TensorView};
 use crate::error::{Error, Result};
 
 /// Standard deviation of a matrix's elements.
 const STD: f32 = 0.02;
 /// Elements of the longest block that can be made here.
 const BLOCK_LEN: usize = 32;
+/// Bytes of the widest element.
+const MAX_ELEMENT_BYTES: usize = 4;
 /// Blocks before the random numbers repeat. A prime: rows of any usual length begin at a different
 /// block each, for more rows than vocabularies have, so that no two rows are equal.
 const PAGE_BLOCKS: usize = 262_147;
@@ -34,17 +36,29 @@ impl DummyWeights {
 
     /// The tensor `name`, made to the shape that is asked for.
     pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'static>> {
-        let num_elements = shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len));
-        let too_large = || Error::tensor(super::store::DUMMY_PATH, name, format!("the shape {shape:?} is too large"));
-        let num_elements = num_elements.ok_or_else(too_large)?;
-        // Vectors are not quantized in any file.
-        let vector_dtype = if self.dtype.is_quantized() { Dtype::F32 } else { self.dtype };
-        let (dtype, data) = match Kind::of(name) {
-            Kind::Norm => (vector_dtype, self.constant(vector_dtype, 1.0, num_elements)?),
-            Kind::Bias => (vector_dtype, self.constant(vector_dtype, 0.0, num_elements)?),
-            Kind::Matrix => (self.dtype, self.random(name, shape, num_elements)?),
+        let TensorInfo { dtype, shape } = self.describe(name, shape)?;
+        let num_elements = shape.iter().product();
+        let data = match Kind::of(name) {
+            Kind::Norm => self.constant(dtype, 1.0, num_elements)?,
+            Kind::Bias => self.constant(dtype, 0.0, num_elements)?,
+            Kind::Matrix => self.random(name, &shape, num_elements)?,
         };
-        Ok(TensorView { dtype, shape: shape.to_vec(), data: data.into() })
+        Ok(TensorView { dtype, shape, data: data.into() })
+    }
+
+    /// The same without its data.
+    pub(super) fn describe(&self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
+        let num_elements = shape.iter().try_fold(1usize, |product, &len| product.checked_mul(len));
+        if num_elements.is_none_or(|len| len > isize::MAX as usize / MAX_ELEMENT_BYTES) {
+            let message = format!("the shape {shape:?} is too large");
+            return Err(Error::tensor(super::store::DUMMY_PATH, name, message));
+        }
+        let dtype = match Kind::of(name) {
+            // Vectors are not quantized in any file.
+            Kind::Norm | Kind::Bias if self.dtype.is_quantized() => Dtype::F32,
+            _ => self.dtype,
+        };
+        Ok(TensorInfo { dtype, shape: shape.to_vec() })
     }
 
     fn constant(&self, dtype: Dtype, value: f32, num_elements: usize) -> Result<Vec<u8>> {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::gguf::GgufFile;
 use super::gguf::names::{Names, Place, Stored};
-use super::{Dtype, TensorView, quant};
+use super::{Dtype, TensorInfo, TensorView, quant};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
@@ -56,18 +56,52 @@ impl GgufWeights {
         }
     }
 
-    fn restore<'a>(&self, name: &str, tensor: TensorView<'a>, stored: Stored) -> Result<TensorView<'a>> {
+    /// What [`GgufWeights::tensor`] would give, without its data.
+    pub(super) fn describe(&self, name: &str) -> Result<Result<TensorInfo, Vec<Place>>> {
+        let places = self.names.places(name);
+        let found = places.iter().find_map(|place| Some((self.file.describe(&place.name)?, place)));
+        let Some((mut info, place)) = found else { return Ok(Err(places)) };
+        if place.stored == Stored::PlusOne {
+            info.dtype = Dtype::F32;
+        }
+        if let (Some((first, len)), Some(rows)) = (self.rows_in_fused(place.stored), info.shape.first_mut()) {
+            self.check_rows(&place.name, *rows, first, len)?;
+            *rows = len;
+        }
+        Ok(Ok(info))
+    }
+
+    /// Where the rows of one projection are in a fused tensor: the first and how many.
+    fn rows_in_fused(&self, stored: Stored) -> Option<(usize, usize)> {
         // Saturated, they are more rows than any tensor has.
         let q_rows = self.num_attention_heads.saturating_mul(self.head_dim);
         let k_rows = self.num_key_value_heads.saturating_mul(self.head_dim);
         match stored {
-            Stored::Same => Ok(tensor),
+            Stored::Same | Stored::InterleavedQ | Stored::InterleavedK | Stored::PlusOne => None,
+            Stored::RowsQ => Some((0, q_rows)),
+            Stored::RowsK => Some((q_rows, k_rows)),
+            Stored::RowsV => Some((q_rows.saturating_add(k_rows), k_rows)),
+        }
+    }
+
+    fn check_rows(&self, name: &str, num_rows: usize, first: usize, len: usize) -> Result<()> {
+        let end = first.saturating_add(len);
+        if end <= num_rows {
+            return Ok(());
+        }
+        let message = format!("expected rows {first} to {end}, found {num_rows} rows");
+        Err(Error::tensor(self.file.path(), name, message))
+    }
+
+    fn restore<'a>(&self, name: &str, tensor: TensorView<'a>, stored: Stored) -> Result<TensorView<'a>> {
+        if let Some((first, len)) = self.rows_in_fused(stored) {
+            return self.rows(name, tensor, first, len);
+        }
+        match stored {
             Stored::InterleavedQ => self.deinterleave(name, tensor, self.num_attention_heads),
             Stored::InterleavedK => self.deinterleave(name, tensor, self.num_key_value_heads),
             Stored::PlusOne => Ok(minus_one(tensor)),
-            Stored::RowsQ => self.rows(name, tensor, 0, q_rows),
-            Stored::RowsK => self.rows(name, tensor, q_rows, k_rows),
-            Stored::RowsV => self.rows(name, tensor, q_rows.saturating_add(k_rows), k_rows),
+            Stored::Same | Stored::RowsQ | Stored::RowsK | Stored::RowsV => Ok(tensor),
         }
     }
 
@@ -94,12 +128,8 @@ impl GgufWeights {
     /// Rows `first..first + len` of a fused tensor.
     fn rows<'a>(&self, name: &str, tensor: TensorView<'a>, first: usize, len: usize) -> Result<TensorView<'a>> {
         let (num_rows, row_bytes) = self.rows_of(name, &tensor)?;
-        let end = first.saturating_add(len);
-        if end > num_rows {
-            let message = format!("expected rows {first} to {end}, found {num_rows} rows");
-            return Err(Error::tensor(self.file.path(), name, message));
-        }
-        let bytes = first * row_bytes..end * row_bytes;
+        self.check_rows(name, num_rows, first, len)?;
+        let bytes = first * row_bytes..(first + len) * row_bytes;
         let data = match tensor.data {
             Cow::Borrowed(data) => Cow::Borrowed(&data[bytes]),
             Cow::Owned(data) => Cow::Owned(data[bytes].to_vec()),

@@ -7,10 +7,12 @@ mod gguf;
 mod gguf_weights;
 pub mod gguf_writer;
 mod mapped;
+mod outline;
 pub mod quant;
 mod safetensors;
 mod store;
 
 pub use dtype::Dtype;
 pub use gguf::{GgufFile, GgufMetadata, GgufValue};
+pub use outline::{Outline, TensorInfo, TensorSource};
 pub use store::{TensorView, WeightStore};

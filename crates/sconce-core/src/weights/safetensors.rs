@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ::safetensors::tensor::TensorInfo;
+use ::safetensors::tensor::TensorInfo as HeaderEntry;
 use serde_json::Value;
 
 use super::mapped::MappedFile;
-use super::{Dtype, TensorView};
+use super::{Dtype, TensorInfo, TensorView};
 use crate::error::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
@@ -122,21 +122,25 @@ impl Safetensors {
 
     /// The tensor, if there is one; an error if it is of a type that is not for weights.
     pub(super) fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
-        let Some(Location { file_idx, info }) = self.tensors.get(name) else {
-            return Ok(None);
-        };
-        let file = &self.files[*file_idx];
+        let Some(TensorInfo { dtype, shape }) = self.describe(name)? else { return Ok(None) };
+        let Location { file_idx, info } = &self.tensors[name];
+        let data = self.files[*file_idx].prefetched(info.data.clone());
+        Ok(Some(TensorView { dtype, shape, data: data.into() }))
+    }
+
+    /// The same without its data.
+    pub(super) fn describe(&self, name: &str) -> Result<Option<TensorInfo>> {
+        let Some(Location { file_idx, info }) = self.tensors.get(name) else { return Ok(None) };
         let dtype = match info.dtype {
             ::safetensors::Dtype::F32 => Dtype::F32,
             ::safetensors::Dtype::F16 => Dtype::F16,
             ::safetensors::Dtype::BF16 => Dtype::BF16,
             other => {
                 let message = format!("expected F32, F16 or BF16, found {other:?}");
-                return Err(Error::tensor(file.path(), name, message));
+                return Err(Error::tensor(self.files[*file_idx].path(), name, message));
             }
         };
-        let data = file.prefetched(info.data.clone());
-        Ok(Some(TensorView { dtype, shape: info.shape.clone(), data: data.into() }))
+        Ok(Some(TensorInfo { dtype, shape: info.shape.clone() }))
     }
 }
 
@@ -189,7 +193,7 @@ fn header(path: &Path, bytes: &[u8]) -> Result<(serde_json::Map<String, Value>, 
 
 fn entry(path: &Path, name: &str, value: Value, data_start: usize, file_len: usize) -> Result<Entry> {
     let error = |message: String| Error::tensor(path, name, message);
-    let TensorInfo { dtype, shape, data_offsets: (start, end) } =
+    let HeaderEntry { dtype, shape, data_offsets: (start, end) } =
         serde_json::from_value(value).map_err(|e| error(format!("corrupt header: {e}")))?;
     if start > end || end > file_len - data_start {
         return Err(error(format!(

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use super::dummy::DummyWeights;
 use super::gguf::GgufFile;
+use super::gguf::names::Place;
 use super::gguf_weights::GgufWeights;
 use super::safetensors::Safetensors;
-use super::{Dtype, quant};
+use super::{Dtype, GgufMetadata, TensorInfo, quant};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 
@@ -78,17 +79,30 @@ impl WeightStore {
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let tensor = match &self.source {
             Source::Safetensors(files) => files.tensor(name)?.ok_or_else(|| self.missing(name, &[]))?,
-            Source::Gguf(file) => file.tensor(name)?.map_err(|places| {
-                let looked_for: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
-                self.missing(name, &looked_for)
-            })?,
+            Source::Gguf(file) => file.tensor(name)?.map_err(|places| self.missing(name, &places))?,
             Source::Dummy(dummy) => dummy.tensor(name, shape)?,
         };
-        if tensor.shape != shape {
-            let message = format!("expected the shape {shape:?}, found {:?}", tensor.shape);
-            return Err(Error::tensor(self.path(), name, message));
-        }
+        self.check_shape(name, shape, &tensor.shape)?;
         Ok(tensor)
+    }
+
+    /// What [`WeightStore::get`] would give, checked in the same way, without touching its data.
+    pub fn describe(&self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
+        let info = match &self.source {
+            Source::Safetensors(files) => files.describe(name)?.ok_or_else(|| self.missing(name, &[]))?,
+            Source::Gguf(file) => file.describe(name)?.map_err(|places| self.missing(name, &places))?,
+            Source::Dummy(dummy) => dummy.describe(name, shape)?,
+        };
+        self.check_shape(name, shape, &info.shape)?;
+        Ok(info)
+    }
+
+    fn check_shape(&self, name: &str, expected: &[usize], found: &[usize]) -> Result<()> {
+        if found == expected {
+            return Ok(());
+        }
+        let message = format!("expected the shape {expected:?}, found {found:?}");
+        Err(Error::tensor(self.path(), name, message))
     }
 
     /// Whether the files have such a tensor. Always false for dummy weights, which are made when
@@ -130,8 +144,17 @@ impl WeightStore {
         }
     }
 
-    /// `looked_for`: the names that stand for `name` in this file, where they are others.
-    fn missing(&self, name: &str, looked_for: &[&str]) -> Error {
+    /// The metadata of a GGUF.
+    pub fn gguf_metadata(&self) -> Option<&GgufMetadata> {
+        match &self.source {
+            Source::Gguf(file) => Some(file.file().metadata()),
+            Source::Safetensors(_) | Source::Dummy(_) => None,
+        }
+    }
+
+    /// `places`: where `name` would be in this file, if it is a GGUF.
+    fn missing(&self, name: &str, places: &[Place]) -> Error {
+        let looked_for: Vec<&str> = places.iter().map(|place| place.name.as_str()).collect();
         let mut message = String::from("there is no such tensor");
         if looked_for.iter().any(|other| *other != name) {
             message += &format!(" (looked for {})", looked_for.join(" and "));

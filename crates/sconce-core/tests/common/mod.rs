@@ -58,9 +58,16 @@ fn byte_alphabet() -> impl Iterator<Item = char> {
 }
 
 /// The tiny model, running; `change` adjusts its settings.
+#[allow(dead_code)] // Not every test program uses all of this module.
 pub(crate) fn tiny_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let dir = tempfile::tempdir().unwrap();
     write_tiny_model(dir.path());
+    tiny_engine_of(dir.path(), change)
+}
+
+/// The same of a folder that [`write_tiny_model`] wrote.
+#[allow(dead_code)]
+pub(crate) fn tiny_engine_of(dir: &Path, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let mut config = EngineConfig {
         load_format: LoadFormat::Dummy,
         kv_cache_bytes: Some(4 << 20),
@@ -68,5 +75,5 @@ pub(crate) fn tiny_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
         ..Default::default()
     };
     change(&mut config);
-    engine::load("tiny", dir.path(), &config, &NoProgress).unwrap()
+    engine::load("tiny", dir, &config, &NoProgress).unwrap()
 }

@@ -4,6 +4,7 @@
 mod chat;
 mod engine;
 mod generate;
+mod inspect;
 mod log;
 mod progress;
 mod pull;
@@ -34,6 +35,8 @@ enum Command {
     Generate(generate::Args),
     /// Talk with a model in the terminal.
     Chat(chat::Args),
+    /// Say what a model is, what it needs, and whether it can run, without loading it.
+    Inspect(inspect::Args),
     /// Bring a model from the Hugging Face hub into the cache.
     Pull(pull::Args),
 }
@@ -52,6 +55,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Pull(args) => pull::run(args),
     };
     result.unwrap_or_else(|error| {

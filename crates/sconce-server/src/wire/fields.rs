@@ -52,6 +52,7 @@ const TOKENIZE: u8 = Endpoint::Tokenize as u8;
 const DETOKENIZE: u8 = Endpoint::Detokenize as u8;
 const OPENAI: u8 = COMPLETIONS | CHAT;
 const SAMPLED: u8 = GENERATE | OPENAI;
+const TEMPLATED: u8 = GENERATE | CHAT | TOKENIZE;
 const ALL: u8 = SAMPLED | TOKENIZE | DETOKENIZE;
 
 /// Every field of every request body.
@@ -61,10 +62,11 @@ pub static FIELDS: &[Field] = &[
     // What is to be continued.
     field("prompt", GENERATE | TOKENIZE, |r, v| one_prompt(v).map(|p| r.prompts = Some(vec![p]))),
     field("prompt", COMPLETIONS, |r, v| prompts(v).map(|p| r.prompts = Some(p))),
-    field("messages", GENERATE | CHAT | TOKENIZE, |r, v| messages(v).map(|m| r.messages = Some(m))),
+    field("messages", TEMPLATED, |r, v| messages(v).map(|m| r.messages = Some(m))),
     field("tokens", DETOKENIZE, |r, v| v.store(&mut r.tokens)),
-    field("chat_template_kwargs", CHAT | TOKENIZE, |r, v| object(v).map(|o| r.template_kwargs = o)),
-    field("continue_final_message", CHAT | TOKENIZE, |r, v| v.store(&mut r.continue_final_message)),
+    field("chat_template_kwargs", TEMPLATED, |r, v| object(v).map(|o| r.template_kwargs = o)),
+    field("add_generation_prompt", TEMPLATED, |r, v| v.store(&mut r.add_generation_prompt)),
+    field("continue_final_message", TEMPLATED, |r, v| v.store(&mut r.continue_final_message)),
     field("add_special_tokens", COMPLETIONS | TOKENIZE, |r, v| v.store(&mut r.add_special_tokens)),
     field("truncate_prompt_tokens", SAMPLED, |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n))),
     // How long.

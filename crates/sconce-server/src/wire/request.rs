@@ -28,6 +28,7 @@ pub struct WireRequest {
     pub(super) prompts: Option<Vec<Prompt>>,
     pub(super) messages: Option<Vec<Value>>,
     pub(super) template_kwargs: Map<String, Value>,
+    pub(super) add_generation_prompt: Option<bool>,
     pub(super) continue_final_message: bool,
     pub(super) add_special_tokens: bool,
     pub(super) truncate_prompt_tokens: Option<usize>,
@@ -56,6 +57,7 @@ impl WireRequest {
             prompts: None,
             messages: None,
             template_kwargs: Map::new(),
+            add_generation_prompt: None,
             continue_final_message: false,
             add_special_tokens: true,
             truncate_prompt_tokens: None,
@@ -97,11 +99,35 @@ impl WireRequest {
             (None, None) => return Err(ApiError::invalid("prompt", "prompt: either prompt or messages is required")),
             _ => {}
         }
+        self.check_template()?;
         self.check_lengths()?;
         self.check_logprobs(endpoint)?;
         self.check_beams()?;
         if self.stream_usage.is_some() && !self.stream {
             return Err(ApiError::invalid("stream_options", "stream_options: needs stream to be true"));
+        }
+        Ok(())
+    }
+
+    /// Checks the fields of a conversation's template, and makes `add_generation_prompt` the variable that it is there.
+    fn check_template(&mut self) -> Result<(), ApiError> {
+        const ADD: &str = "add_generation_prompt";
+        let given = [
+            ("chat_template_kwargs", !self.template_kwargs.is_empty()),
+            (ADD, self.add_generation_prompt.is_some()),
+            ("continue_final_message", self.continue_final_message),
+        ];
+        if let (None, Some((name, _))) = (&self.messages, given.iter().find(|(_, is_given)| *is_given)) {
+            return Err(ApiError::invalid(*name, format!("{name}: needs messages")));
+        }
+        if let Some(add) = self.add_generation_prompt {
+            match self.template_kwargs.insert(ADD.into(), add.into()) {
+                Some(other) if other != add => {
+                    let message = format!("{ADD}: is {add}, but {other} in chat_template_kwargs");
+                    return Err(ApiError::invalid(ADD, message));
+                }
+                _ => {}
+            }
         }
         Ok(())
     }

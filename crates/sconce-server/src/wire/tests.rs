@@ -1,6 +1,7 @@
 //! Request bodies: what is accepted, what it becomes, and what the refusals say.
 
-use sconce::{LogprobsMode, Prompt, SamplingParams};
+use sconce::{ChatInput, LogprobsMode, Prompt, SamplingParams};
+use serde_json::{Value, json};
 
 use super::{Endpoint, FIELDS, WireRequest};
 
@@ -218,6 +219,43 @@ fn messages_are_checked() {
 }
 
 /// A chat request with `fields`.
+fn chat_input(endpoint: Endpoint, fields: &str) -> ChatInput {
+    match accept(endpoint, &chat(fields)).take_request().unwrap().prompt {
+        Prompt::Chat(input) => input,
+        other => panic!("{fields}: {other:?}"),
+    }
+}
+
+#[test]
+fn fields_of_the_template_reach_it() {
+    for endpoint in [Endpoint::Generate, Endpoint::Chat, Endpoint::Tokenize] {
+        let plain = chat_input(endpoint, r#""model": "m""#);
+        assert!(plain.template_kwargs.is_empty() && !plain.continue_final_message);
+        for (fields, expected) in [
+            (r#""add_generation_prompt": false"#, json!({"add_generation_prompt": false})),
+            (
+                r#""add_generation_prompt": true, "chat_template_kwargs": {"add_generation_prompt": true}"#,
+                json!({"add_generation_prompt": true}),
+            ),
+            (
+                r#""add_generation_prompt": false, "chat_template_kwargs": {"think": [1]}"#,
+                json!({"think": [1], "add_generation_prompt": false}),
+            ),
+            (r#""chat_template_kwargs": {"think": true}, "add_generation_prompt": null"#, json!({"think": true})),
+        ] {
+            assert_eq!(Value::Object(chat_input(endpoint, fields).template_kwargs), expected, "{fields}");
+        }
+        assert!(chat_input(endpoint, r#""continue_final_message": true"#).continue_final_message);
+        let contrary = r#""add_generation_prompt": false, "chat_template_kwargs": {"add_generation_prompt": true}"#;
+        check_refused_by(endpoint, &chat(contrary), "is false, but true in chat_template_kwargs");
+        check_refused_by(endpoint, &chat(r#""add_generation_prompt": 1"#), "expected true or false");
+        check_refused_by(endpoint, &chat(r#""chat_template_kwargs": []"#), "expected an object");
+    }
+    check_refused(r#""add_generation_prompt": true"#, "needs messages");
+    check_refused(r#""continue_final_message": true"#, "needs messages");
+    check_refused(r#""chat_template_kwargs": {"a": 1}"#, "needs messages");
+}
+
 fn chat(fields: &str) -> String {
     format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], {fields}}}"#)
 }

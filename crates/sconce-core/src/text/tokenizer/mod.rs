@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use tokenizers::{AddedToken, Decoder, Model, OffsetType, PreTokenizer};
+use tokenizers::{AddedToken, Decoder, Model, ModelWrapper, OffsetType, PreTokenizer};
 
 use crate::error::{Error, Result};
 use crate::text::RenderedChat;
@@ -168,8 +168,20 @@ impl Tokenizer {
         self.end_ids.clone()
     }
 
-    /// `bos_token`, `eos_token` and the like, as templates know them.
-    pub(in crate::text) fn named_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// How text becomes tokens, in words: `byte-level BPE`.
+    pub fn kind(&self) -> &'static str {
+        match (self.inner.get_model(), self.spelling) {
+            (ModelWrapper::BPE(_), Spelling::ByteLevel) => "byte-level BPE",
+            (ModelWrapper::BPE(_), Spelling::SentencePiece) => "SentencePiece BPE",
+            (ModelWrapper::BPE(_), Spelling::Plain) => "BPE",
+            (ModelWrapper::Unigram(_), _) => "Unigram",
+            (ModelWrapper::WordPiece(_), _) => "WordPiece",
+            (ModelWrapper::WordLevel(_), _) => "word level",
+        }
+    }
+
+    /// `bos_token`, `eos_token` and the like, as templates know them: the role and the token.
+    pub fn named_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
         self.named.iter().map(|(name, token)| (name.as_str(), token.as_str()))
     }
 

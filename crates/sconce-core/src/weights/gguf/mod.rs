@@ -15,8 +15,8 @@ use std::path::Path;
 pub use metadata::{GgufMetadata, GgufValue};
 use parse::Header;
 
-use super::TensorView;
 use super::mapped::MappedFile;
+use super::{TensorInfo, TensorView};
 use crate::error::Result;
 
 /// An open GGUF file.
@@ -59,6 +59,12 @@ impl GgufFile {
         let tensor = self.header.tensors.get(name)?;
         let data = self.file.prefetched(tensor.data.clone());
         Some(TensorView { dtype: tensor.dtype, shape: tensor.shape.clone(), data: data.into() })
+    }
+
+    /// The type and the shape of the tensor that the file calls `name`.
+    pub fn describe(&self, name: &str) -> Option<TensorInfo> {
+        let tensor = self.header.tensors.get(name)?;
+        Some(TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone() })
     }
 
     /// Bytes of all tensors.

@@ -1,0 +1,104 @@
+//! [`ModelFiles`]: what a model's files say, before its weights are read.
+
+use std::path::{Path, PathBuf};
+
+use crate::backend::cpu::CpuBackend;
+use crate::config::{LoadFormat, ModelConfig, RopeScaling};
+use crate::error::{Error, Result};
+use crate::models::{self, RawConfig};
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::weights::{Dtype, GgufFile, WeightStore};
+
+/// What a model's files say, before its weights are read.
+pub(super) struct ModelFiles {
+    /// The GGUF, or the folder.
+    pub(super) path: PathBuf,
+    pub(super) raw: RawConfig,
+    pub(super) config: ModelConfig,
+    /// The weights, or why there are none.
+    pub(super) store: Result<WeightStore>,
+}
+
+impl ModelFiles {
+    /// Opens a GGUF, or a folder with config.json or with one GGUF. Errors: what keeps the model from being described.
+    pub(super) fn open(path: &Path, load_format: LoadFormat) -> Result<Self> {
+        let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if metadata.is_dir() && path.join("config.json").exists() {
+            return Self::open_dir(path, load_format);
+        }
+        if load_format == LoadFormat::Dummy {
+            let message = format!("dummy weights need a folder with config.json, which {} is not", path.display());
+            return Err(Error::config("load-format", message));
+        }
+        if metadata.is_dir() { Self::open_gguf(&only_gguf(path)?) } else { Self::open_gguf(path) }
+    }
+
+    fn open_dir(dir: &Path, load_format: LoadFormat) -> Result<Self> {
+        let raw = RawConfig::from_dir(dir)?;
+        let config = parse_config(&raw)?;
+        let store = match load_format {
+            LoadFormat::Auto => WeightStore::open_safetensors(dir),
+            LoadFormat::Dummy => Ok(WeightStore::dummy(0, Dtype::BF16)),
+        };
+        Ok(Self { path: dir.into(), raw, config, store })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let file = GgufFile::open(path)?;
+        let raw = RawConfig::from_gguf(file.metadata(), !file.contains("output.weight"))?;
+        let mut config = parse_config(&raw)?;
+        let store = WeightStore::open_gguf(file, &config)?;
+        if store.contains("rope_freqs.weight") {
+            let tensor = store.get("rope_freqs.weight", &[config.rope.rotary_dim / 2])?;
+            config.rope.scaling = RopeScaling::Factors(tensor.to_f32());
+        }
+        Ok(Self { path: path.into(), raw, config, store: Ok(store) })
+    }
+
+    /// The tokenizer, and the chat template if there is one.
+    pub(super) fn text(&self) -> Result<(Tokenizer, Option<ChatTemplate>)> {
+        if let Ok(store) = &self.store
+            && let Some(metadata) = store.gguf_metadata()
+        {
+            let tokenizer = Tokenizer::from_gguf(&self.path, metadata)?;
+            let template = ChatTemplate::from_gguf(&self.path, metadata, &tokenizer)?;
+            return Ok((tokenizer, template));
+        }
+        if !self.has_tokenizer() {
+            let message = "tokenizer.json is not there; the engine needs it, also for prompts of token ids";
+            return Err(Error::file(&self.path, message));
+        }
+        let tokenizer = Tokenizer::from_dir(&self.path)?;
+        let template = ChatTemplate::from_dir(&self.path, &tokenizer)?;
+        Ok((tokenizer, template))
+    }
+
+    /// Whether there is a file that should hold a tokenizer.
+    pub(super) fn has_tokenizer(&self) -> bool {
+        self.path.is_file() || self.path.join("tokenizer.json").exists()
+    }
+}
+
+/// The config of a supported model, checked.
+fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
+    // Which backend is asked makes no difference: all have the same architectures.
+    let config = (models::find::<CpuBackend>(raw)?.parse_config)(raw)?;
+    config.validate(raw.path())?;
+    Ok(config)
+}
+
+/// The one GGUF of a folder without config.json.
+fn only_gguf(dir: &Path) -> Result<PathBuf> {
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+    let mut found: Vec<_> =
+        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect();
+    found.sort();
+    match found.as_slice() {
+        [path] => Ok(path.clone()),
+        [] => Err(Error::file(dir, "holds neither config.json nor a GGUF file")),
+        many => {
+            let names: Vec<_> = many.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
+            Err(Error::file(dir, format!("holds several GGUF files; name one of: {}", names.join(", "))))
+        }
+    }
+}

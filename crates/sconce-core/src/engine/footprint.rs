@@ -1,0 +1,75 @@
+//! [`Footprint`]: what a model's weights come to, before any of them is read.
+
+use crate::backend::cpu::{CpuBackend, memory_dtype};
+use crate::config::{ModelConfig, WeightDtype};
+use crate::engine::NoProgress;
+use crate::error::Result;
+use crate::models::{self, Loader, RawConfig};
+use crate::weights::{Dtype, Outline, TensorInfo, WeightStore};
+
+/// Weights of one type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightGroup {
+    /// The type that they have in memory.
+    pub dtype: Dtype,
+    /// Tensors.
+    pub num_tensors: usize,
+    /// Elements.
+    pub num_parameters: u64,
+    /// Bytes in memory.
+    pub bytes: u64,
+}
+
+/// What a model's weights come to: those that the architecture asks for, whatever else the files hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Footprint {
+    /// By type in memory, the one with the most bytes first.
+    pub groups: Vec<WeightGroup>,
+    /// Bytes as the files store them.
+    pub stored_bytes: u64,
+}
+
+impl Footprint {
+    /// Finds out by loading the architecture from an outline of `store`. Errors: the first tensor that is missing, or
+    /// of another shape or type than the config says.
+    pub(super) fn new(raw: &RawConfig, config: &ModelConfig, store: &WeightStore, dtype: WeightDtype) -> Result<Self> {
+        let outline = Outline::new(store);
+        let loader = Loader {
+            backend: &CpuBackend::new(Some(1)),
+            store: &outline,
+            config,
+            dtype: WeightDtype::Auto,
+            max_model_len: 0,
+            progress: &NoProgress,
+        };
+        (models::find(raw)?.load)(&loader)?;
+        let mut footprint = Self { groups: Vec::new(), stored_bytes: 0 };
+        outline.into_tensors().values().for_each(|tensor| footprint.add(tensor, dtype));
+        footprint.groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
+        Ok(footprint)
+    }
+
+    fn add(&mut self, tensor: &TensorInfo, asked: WeightDtype) {
+        // Norms and biases are kept in f32: they are few.
+        let dtype = if tensor.shape.len() == 1 { Dtype::F32 } else { memory_dtype(tensor.dtype, asked) };
+        let idx = self.groups.iter().position(|group| group.dtype == dtype).unwrap_or_else(|| {
+            self.groups.push(WeightGroup { dtype, num_tensors: 0, num_parameters: 0, bytes: 0 });
+            self.groups.len() - 1
+        });
+        let group = &mut self.groups[idx];
+        group.num_tensors += 1;
+        group.num_parameters += tensor.num_elements();
+        group.bytes += tensor.bytes_as(dtype);
+        self.stored_bytes += tensor.bytes_as(tensor.dtype);
+    }
+
+    /// Parameters of the model.
+    pub fn num_parameters(&self) -> u64 {
+        self.groups.iter().map(|group| group.num_parameters).sum()
+    }
+
+    /// Bytes of the weights in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        self.groups.iter().map(|group| group.bytes).sum()
+    }
+}

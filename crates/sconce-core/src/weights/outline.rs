@@ -1,0 +1,74 @@
+//! [`Outline`]: what a model would load, found out by loading it without data.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::{Dtype, TensorView, WeightStore};
+use crate::error::Result;
+
+/// The type and the shape of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Element or block type.
+    pub dtype: Dtype,
+    /// Lengths, slowest first.
+    pub shape: Vec<usize>,
+}
+
+impl TensorInfo {
+    /// Elements.
+    pub fn num_elements(&self) -> u64 {
+        self.shape.iter().map(|&len| len as u64).product()
+    }
+
+    /// Bytes if the elements were of type `dtype`.
+    pub fn bytes_as(&self, dtype: Dtype) -> u64 {
+        self.num_elements() / dtype.block_len() as u64 * dtype.block_bytes() as u64
+    }
+}
+
+/// Where a model gets its tensors from.
+pub trait TensorSource {
+    /// The tensor, checked against the shape that the model's config asks for.
+    fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>>;
+}
+
+impl TensorSource for WeightStore {
+    fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        WeightStore::get(self, name, shape)
+    }
+}
+
+/// Gives tensors of a store without any of their rows, and takes down which were asked for. A model that is loaded from
+/// it takes no memory, and no data is read; names, types and shapes are checked as if it were loaded in earnest.
+#[derive(Debug)]
+pub struct Outline<'a> {
+    store: &'a WeightStore,
+    tensors: RefCell<BTreeMap<String, TensorInfo>>,
+}
+
+impl<'a> Outline<'a> {
+    /// Nothing asked for yet.
+    pub fn new(store: &'a WeightStore) -> Self {
+        Self { store, tensors: RefCell::default() }
+    }
+
+    /// The tensors that were asked for, by name.
+    pub fn into_tensors(self) -> BTreeMap<String, TensorInfo> {
+        self.tensors.into_inner()
+    }
+}
+
+impl TensorSource for Outline<'_> {
+    fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        let info = self.store.describe(name, shape)?;
+        let mut shape = info.shape.clone();
+        if let Some(rows) = shape.first_mut() {
+            *rows = 0;
+        }
+        let view = TensorView { dtype: info.dtype, shape, data: Cow::Borrowed(&[]) };
+        self.tensors.borrow_mut().insert(name.to_owned(), info);
+        Ok(view)
+    }
+}

@@ -1,0 +1,132 @@
+//! What is said of a model before it is loaded.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::write_tiny_model;
+use sconce_core::Error;
+use sconce_core::config::{EngineConfig, LoadFormat, WeightDtype};
+use sconce_core::engine::{ModelReport, inspect};
+use sconce_core::weights::Dtype;
+use serde_json::{Value, json};
+
+fn dummy() -> EngineConfig {
+    EngineConfig { load_format: LoadFormat::Dummy, ..Default::default() }
+}
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path);
+    if !path.exists() {
+        println!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// The report of the tiny model with `changes` to its config.json.
+fn tiny(changes: Value, config: &EngineConfig) -> Result<ModelReport, Error> {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    let path = dir.path().join("config.json");
+    let mut values: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        values[key] = value.clone();
+    }
+    std::fs::write(&path, values.to_string()).unwrap();
+    inspect(dir.path(), config)
+}
+
+#[test]
+fn a_tiny_model_is_counted() {
+    let report = tiny(json!({}), &dummy()).unwrap();
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    let layer = 64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 96;
+    let (matrices, norms) = (2 * layer + 2 * 258 * 64, 5 * 64);
+    assert_eq!(report.footprint.num_parameters(), matrices + norms);
+    let groups: Vec<_> = report.footprint.groups.iter().map(|g| (g.dtype, g.num_parameters, g.bytes)).collect();
+    assert_eq!(groups, [(Dtype::BF16, matrices, 2 * matrices), (Dtype::F32, norms, 4 * norms)]);
+    assert_eq!(report.footprint.stored_bytes, 2 * (matrices + norms));
+    assert_eq!((report.max_model_len, report.kv_bytes_per_token), (256, 2 * 2 * 2 * 16 * 4));
+    assert_eq!(report.kv_bytes_per_sequence(), 256 * report.kv_bytes_per_token);
+    let tokenizer = report.tokenizer.unwrap();
+    assert_eq!((tokenizer.kind, tokenizer.vocab_size), ("byte-level BPE", 258));
+    assert!(tokenizer.special_tokens.contains(&("bos_token".into(), "<s>".into(), Some(256))));
+    assert_eq!(report.end_tokens, [(257, Some("</s>".into()))]);
+    let template = report.chat_template.unwrap();
+    assert!(template.takes_system_role && template.first_line.starts_with("{% for m in messages %}"), "{template:?}");
+    let report = tiny(json!({}), &EngineConfig { dtype: WeightDtype::F32, ..dummy() }).unwrap();
+    assert_eq!(report.footprint.memory_bytes(), 4 * (matrices + norms));
+}
+
+#[test]
+fn tied_embeddings_are_counted_once() {
+    let count = |changes| tiny(changes, &dummy()).unwrap().footprint.num_parameters();
+    assert_eq!(count(json!({})) - count(json!({"tie_word_embeddings": true})), 258 * 64);
+    assert_eq!(count(json!({"attention_bias": true})) - count(json!({})), 2 * (64 + 32 + 32 + 64));
+}
+
+#[test]
+fn what_cannot_run_is_said() {
+    let refused = |changes: Value, words: &str| {
+        let error = tiny(changes, &dummy()).unwrap_err().to_string();
+        assert!(error.contains("config.json") && error.contains(words), "{error}");
+    };
+    refused(json!({"architectures": ["FlyForCausalLM"]}), "FlyForCausalLM is not supported; supported: Llama");
+    refused(json!({"rope_scaling": {"rope_type": "yarn"}}), "rope_scaling: rope_type \"yarn\" is not supported");
+    refused(json!({"hidden_size": null}), "hidden_size: is missing");
+    refused(json!({"num_attention_heads": 3, "head_dim": 16}), "num_attention_heads");
+
+    let problem = |config: EngineConfig, words: &str| {
+        let report = tiny(json!({}), &config).unwrap();
+        assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+        assert!(report.problems[0].to_string().contains(words), "{}", report.problems[0]);
+        assert!(report.footprint.num_parameters() > 0);
+    };
+    problem(EngineConfig::default(), "neither model.safetensors nor model.safetensors.index.json is there");
+    problem(EngineConfig { max_model_len: Some(257), ..dummy() }, "max-model-len: 257 is beyond");
+}
+
+#[test]
+fn a_file_that_is_no_model_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = inspect(dir.path(), &EngineConfig::default()).unwrap_err();
+    assert!(error.to_string().contains("neither config.json nor a GGUF"), "{error}");
+    let error = inspect(dir.path(), &dummy()).unwrap_err();
+    assert!(error.to_string().contains("load-format: dummy weights need a folder with config.json"), "{error}");
+}
+
+#[test]
+fn public_models_have_the_right_number_of_parameters() {
+    let Some(configs) = shared("configs") else { return };
+    for (name, num_parameters) in [
+        ("gemma-2-9b-it", 9_241_705_984),
+        ("mistral-7b-instruct-v0.2", 7_241_732_096),
+        ("phi-3-mini-4k-instruct", 3_821_079_552),
+        ("llama-3.1-8b-instruct", 8_030_261_248),
+        ("phi-2", 2_779_683_840),
+    ] {
+        let report = inspect(&configs.join(name), &dummy()).unwrap();
+        assert_eq!(report.footprint.num_parameters(), num_parameters, "{name}");
+        assert!(report.problems.is_empty() && report.tokenizer.is_none(), "{name}: {:?}", report.problems);
+        assert!(!report.end_tokens.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn files_are_described_as_they_are() {
+    for name in ["gemma2", "mistral", "mistral-swa", "phi3", "llama", "phi"] {
+        let Some(dir) = shared(&format!("fixtures/{name}")) else { return };
+        let report = inspect(&dir, &EngineConfig::default()).unwrap();
+        assert!(report.problems.is_empty(), "{name}: {:?}", report.problems);
+        let as_dummy = inspect(&dir, &dummy()).unwrap();
+        assert_eq!(report.footprint.num_parameters(), as_dummy.footprint.num_parameters(), "{name}");
+        assert_eq!(report.chat_template.is_some(), name != "phi", "{name}");
+        if let Some(template) = report.chat_template {
+            // Gemma 2 and Mistral refuse a system role; the others write it.
+            assert_eq!(template.takes_system_role, matches!(name, "phi3" | "llama"), "{name}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! `sconce inspect`: what a model is, what it needs, and whether it can run.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use indicatif::{BinaryBytes, HumanCount};
+use sconce::{EngineConfig, LoadFormat, ModelConfig, ModelReport, TokenizerReport, WeightDtype, hub};
+use serde_json::{Map, Value, json};
+
+use super::{Failure, progress};
+
+/// Flags of `sconce inspect`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A GGUF file, a folder, or an id of the Hugging Face hub, which is brought as `sconce pull` does.
+    #[arg(value_name = "PATH|ID")]
+    model: String,
+    /// The type of weights in memory: auto (as stored), f32 or bf16.
+    #[arg(long, default_value = "auto")]
+    dtype: WeightDtype,
+    /// Where weights come from: auto (files) or dummy (config.json alone is looked at).
+    #[arg(long, default_value = "auto")]
+    load_format: LoadFormat,
+    /// The longest sequence in tokens [default: the model's own limit].
+    #[arg(long, value_name = "TOKENS")]
+    max_model_len: Option<usize>,
+    /// Where downloaded models are kept [default: the user's cache].
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `sconce inspect`. It fails where the model cannot run.
+pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
+    let config = EngineConfig {
+        dtype: args.dtype,
+        load_format: args.load_format,
+        max_model_len: args.max_model_len,
+        ..EngineConfig::default()
+    };
+    config.validate()?;
+    let path = hub::resolve(&args.model, args.cache_dir.as_deref(), &*progress::progress())?;
+    let report = match sconce::inspect(&path, &config) {
+        Err(error) if args.json => {
+            let problems = [error.to_string()];
+            writeln!(io::stdout(), "{:#}", json!({"is_supported": false, "problems": problems}))?;
+            return Ok(ExitCode::FAILURE);
+        }
+        report => report?,
+    };
+    if args.json {
+        writeln!(io::stdout(), "{:#}", to_json(&report))?;
+    } else {
+        io::stdout().write_all(to_text(&report).as_bytes())?;
+    }
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The report for people.
+pub(super) fn to_text(report: &ModelReport) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<14} {value}");
+    };
+    let config = &report.config;
+    line("model", report.path.display().to_string());
+    line("architecture", config.architecture.clone());
+    line("parameters", HumanCount(report.footprint.num_parameters()).to_string());
+    line("layers", config.num_hidden_layers.to_string());
+    line(
+        "attention",
+        format!(
+            "{} heads, {} key and value heads, {} wide",
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        ),
+    );
+    line("window", window(config));
+    line("positions", format!("RoPE, theta {}, scaling {:?}", config.rope.rope_theta, config.rope.scaling));
+    line("hidden size", config.hidden_size.to_string());
+    line("MLP", format!("{} wide, {:?}", config.intermediate_size, config.hidden_act));
+    line("vocabulary", vocabulary(config, report.tokenizer.as_ref()));
+    line("context", format!("{} tokens", HumanCount(report.max_model_len as u64)));
+    line("weights", weights(report));
+    line(
+        "KV cache",
+        format!(
+            "{} a token, {} for a sequence of the whole context",
+            BinaryBytes(report.kv_bytes_per_token),
+            BinaryBytes(report.kv_bytes_per_sequence())
+        ),
+    );
+    line("tokenizer", report.tokenizer.as_ref().map_or("none, without which it is not served".into(), tokenizer));
+    line("end tokens", end_tokens(report));
+    line(
+        "chat template",
+        report.chat_template.as_ref().map_or("none".into(), |template| {
+            let verb = if template.takes_system_role { "takes" } else { "does not take" };
+            format!("{verb} a system role; {}", template.first_line)
+        }),
+    );
+    match report.problems.as_slice() {
+        [] => line("supported", "yes".into()),
+        problems => problems.iter().for_each(|problem| line("not supported", problem.to_string())),
+    }
+    text
+}
+
+fn window(config: &ModelConfig) -> String {
+    let windows: Vec<usize> = config.sliding_window.iter().flatten().copied().collect();
+    match windows.iter().max() {
+        None => "none".into(),
+        Some(tokens) if windows.len() == config.num_hidden_layers => format!("{tokens} tokens in every layer"),
+        Some(tokens) => format!("{tokens} tokens in {} layers of {}", windows.len(), config.num_hidden_layers),
+    }
+}
+
+fn vocabulary(config: &ModelConfig, tokenizer: Option<&TokenizerReport>) -> String {
+    match tokenizer {
+        None => config.vocab_size.to_string(),
+        Some(tokenizer) => format!("{}; the tokenizer has {}", config.vocab_size, tokenizer.vocab_size),
+    }
+}
+
+fn weights(report: &ModelReport) -> String {
+    let group = |g: &sconce::WeightGroup| format!("{} {} in {} tensors", BinaryBytes(g.bytes), g.dtype, g.num_tensors);
+    let groups: Vec<String> = report.footprint.groups.iter().map(group).collect();
+    format!("{} in memory: {}", BinaryBytes(report.footprint.memory_bytes()), groups.join(", "))
+}
+
+fn tokenizer(tokenizer: &TokenizerReport) -> String {
+    let special = |(role, token, id): &(String, String, Option<u32>)| {
+        format!("{role} {token}{}", id.map_or(String::new(), |id| format!(" ({id})")))
+    };
+    let special: Vec<String> = tokenizer.special_tokens.iter().map(special).collect();
+    format!("{}; {}", tokenizer.kind, special.join(", "))
+}
+
+fn end_tokens(report: &ModelReport) -> String {
+    let spelled = |(id, token): &(u32, Option<String>)| match token {
+        Some(token) => format!("{token} ({id})"),
+        None => id.to_string(),
+    };
+    let tokens: Vec<String> = report.end_tokens.iter().map(spelled).collect();
+    if tokens.is_empty() { "none".into() } else { tokens.join(", ") }
+}
+
+/// The report for programs. Sizes are in bytes.
+pub(super) fn to_json(report: &ModelReport) -> Value {
+    let config = &report.config;
+    let group = |g: &sconce::WeightGroup| json!({"dtype": g.dtype.to_string(), "tensors": g.num_tensors, "parameters": g.num_parameters, "bytes": g.bytes});
+    let special_token =
+        |(role, token, id): &(String, String, Option<u32>)| (role.clone(), json!({"token": token, "id": id}));
+    json!({
+        "path": report.path.display().to_string(),
+        "architecture": config.architecture,
+        "parameters": report.footprint.num_parameters(),
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "max_model_len": report.max_model_len,
+        "sliding_window": config.sliding_window,
+        "weight_bytes": report.footprint.memory_bytes(),
+        "weights": report.footprint.groups.iter().map(group).collect::<Vec<_>>(),
+        "kv_bytes_per_token": report.kv_bytes_per_token,
+        "kv_bytes_per_sequence": report.kv_bytes_per_sequence(),
+        "tokenizer": report.tokenizer.as_ref().map(|tokenizer| json!({
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "special_tokens": tokenizer.special_tokens.iter().map(special_token).collect::<Map<_, _>>(),
+        })),
+        "end_tokens": report.end_tokens.iter().map(|(id, token)| json!({"id": id, "token": token})).collect::<Vec<_>>(),
+        "chat_template": report.chat_template.as_ref().map(|template| json!({
+            "first_line": template.first_line,
+            "takes_system_role": template.takes_system_role,
+        })),
+        "is_supported": report.problems.is_empty(),
+        "problems": report.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
+}
