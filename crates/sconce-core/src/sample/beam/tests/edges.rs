@@ -40,7 +40,7 @@ fn a_step_forks_drops_and_finishes() {
         &[(0, 5), (0, 6)],
         &[(0, END, 0)],
     );
-    // -1.5 / 2 is the worst, which a better one displaces: its slot is used again.
+    // The end token ranks third of width 2: it does not finish.
     check(&mut search, &[(0, END, -0.5), (0, 1, -0.25), (1, 1, -0.25), (1, END, -9.0)], &[(0, 1), (1, 1)], &[]);
     let best = search.best(3);
     assert_eq!(best[0].source, BeamSource::Running(0));

@@ -33,7 +33,7 @@ impl Model {
     fn logprobs(&self, token_ids: &[u32]) -> Vec<f32> {
         let path = token_ids.iter().fold(1, |hash: u32, &id| hash.wrapping_mul(31).wrapping_add(id + 1));
         let logprob = |id: u32| match (uniform(self.seed, 1, path, id) * 16.0) as u32 {
-            15 if id % 2 == 0 => f32::NAN,
+            15 if id.is_multiple_of(2) => f32::NAN,
             15 => f32::NEG_INFINITY,
             steps => -0.25 * (steps + 1) as f32,
         };
@@ -128,7 +128,7 @@ fn search(model: &Model, params: BeamParams, max_tokens: usize) -> Vec<Found> {
 /// Every combination of parameters at a width.
 fn all_params(width: usize) -> impl Iterator<Item = BeamParams> {
     let lengths = |length| EARLY.map(|early_stopping| (length, early_stopping));
-    let penalties = |(length, early_stopping)| {
+    let penalties = move |(length, early_stopping)| {
         PENALTIES.map(|length_penalty| BeamParams { width, length_penalty, early_stopping, length })
     };
     LENGTHS.into_iter().flat_map(lengths).flat_map(penalties)
