@@ -144,7 +144,7 @@ fn power_of_two(n: f32) -> f32 {
 pub(super) fn tanh<const FMA: bool>(x: f32) -> f32 {
     let square = x * x;
     let mut p = -5.704_988_7e-3;
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_82] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_84] {
         p = mul_add::<FMA>(p, square, c);
     }
     let small = mul_add::<FMA>(p * square, x, x);

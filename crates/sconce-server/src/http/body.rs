@@ -83,7 +83,6 @@ pub async fn read_body(
 }
 
 /// The body's bytes; `None` if there are more than `limit_bytes`.
-
 async fn collect(body: &mut Incoming, limit_bytes: usize) -> Result<Option<Vec<u8>>, ApiError> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
