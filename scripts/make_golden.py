@@ -72,7 +72,7 @@ MODELS = {
     "gemma2": {
         "class": "Gemma2ForCausalLM", "dtype": torch.bfloat16, "seed": 1000,
         "config": {**COMMON, "num_hidden_layers": 4, "head_dim": 12, "query_pre_attn_scalar": 256, "sliding_window": 6,
-                   "attn_logit_softcapping": 3.0, "final_logit_softcapping": 8.0, "hidden_act": "gelu_pytorch_tanh",
+                   "attn_logit_softcapping": 3.0, "final_logit_softcapping": 15.0, "hidden_act": "gelu_pytorch_tanh",
                    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
                    "attention_bias": False},
         "mutations": [{"attn_logit_softcapping": None}, {"final_logit_softcapping": None}, {"sliding_window": 7},

@@ -24,7 +24,7 @@ const LOGITS_TOLERANCE: f32 = 2e-4;
 /// With bf16 weights: the least share of positions whose most probable token is the golden one, and the greatest mean
 /// of KL(golden || found).
 const BF16_MIN_AGREEMENT: f64 = 0.95;
-const BF16_MAX_DIVERGENCE: f64 = 1e-3;
+const BF16_MAX_DIVERGENCE: f64 = 2e-3;
 
 #[test]
 fn logits_equal_the_golden_ones() {
