@@ -117,7 +117,10 @@ MODELS = {
 
 
 def random_weights(model, seed, is_gemma):
-    """Weights that make hidden states of about 1, sharp attention, and logits spread by about 3."""
+    """Weights that make hidden states of about 1, sharp attention, and logits spread by about 3.
+
+    Gemma's tied embedding would repeat the last token for ever, were its blocks not to add much more to it.
+    """
     generator = torch.Generator().manual_seed(seed)
     hidden = model.config.hidden_size
     weights = {}
@@ -125,8 +128,10 @@ def random_weights(model, seed, is_gemma):
         noise = torch.randn(old.shape, generator=generator)
         if name.endswith(".bias"):
             weights[name] = 0.3 * noise
+        elif is_gemma and "norm" in name:
+            weights[name] = 0.2 * noise + (7.0 if "post_" in name else 0.0)
         elif "norm" in name:
-            weights[name] = 0.2 * noise + (0.0 if is_gemma else 1.0)
+            weights[name] = 0.2 * noise + 1.0
         elif "embed" in name:
             weights[name] = noise * (3 / hidden**0.5 if is_gemma else 1.0)
         elif name == "lm_head.weight":
