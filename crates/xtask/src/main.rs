@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod ci;
+mod golden;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ enum Task {
     Tidy,
     /// Run everything that CI runs: format, clippy, tidy, tests, a release build, the Python clients' tests
     Ci,
+    /// Compare the golden fixtures with what transformers computed, as one table
+    Golden,
     /// Build the release binary and run the Python clients' tests against it
     PythonTests {
         /// Arguments for pytest
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Tidy => tidy::run(&root),
         Task::Ci => ci::run(&root),
+        Task::Golden => golden::run(&root),
         Task::PythonTests { args } => ci::python_tests(&root, &args),
     };
     match result {

@@ -8,9 +8,17 @@ use sconce_core::models::{self, RawConfig};
 use serde_json::Value;
 
 pub(crate) struct Fixture {
+    /// Its family and its own name: `golden/llama`.
     pub(crate) name: String,
     pub(crate) dir: PathBuf,
     logits: Vec<u8>,
+}
+
+pub(crate) struct Prompt {
+    /// `completion` or `chat`.
+    pub(crate) kind: String,
+    pub(crate) text: String,
+    pub(crate) input_ids: Vec<u32>,
 }
 
 pub(crate) struct GreedyCase {
@@ -35,7 +43,8 @@ pub(crate) fn supported() -> Vec<Fixture> {
     }
     dirs.sort();
     let open = |dir: PathBuf| {
-        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let part = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+        let name = format!("{}/{}", part(dir.parent().unwrap()), part(&dir));
         let raw = RawConfig::from_dir(&dir).unwrap();
         if models::find::<CpuBackend>(&raw).is_err() {
             println!("skipped: {name} ({} is not supported)", raw.architecture().unwrap());
@@ -48,9 +57,11 @@ pub(crate) fn supported() -> Vec<Fixture> {
 }
 
 impl Fixture {
-    /// Token ids of the prompts.
-    pub(crate) fn prompts(&self) -> Vec<Vec<u32>> {
-        self.json("prompts.json").as_array().unwrap().iter().map(|p| numbers(&p["input_ids"])).collect()
+    pub(crate) fn prompts(&self) -> Vec<Prompt> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let prompt =
+            |p: &Value| Prompt { kind: text(&p["kind"]), text: text(&p["text"]), input_ids: numbers(&p["input_ids"]) };
+        self.json("prompts.json").as_array().unwrap().iter().map(prompt).collect()
     }
 
     /// [tokens, vocab] of a prompt.
@@ -86,7 +97,8 @@ impl Fixture {
         self.json("greedy.json").as_array().unwrap().iter().map(case).collect()
     }
 
-    fn json(&self, name: &str) -> Value {
+    /// A file of the `golden` folder.
+    pub(crate) fn json(&self, name: &str) -> Value {
         serde_json::from_slice(&std::fs::read(self.dir.join("golden").join(name)).unwrap()).unwrap()
     }
 
@@ -97,7 +109,8 @@ impl Fixture {
     }
 }
 
-fn numbers(value: &Value) -> Vec<u32> {
+/// A list of ids; none where it is absent.
+pub(crate) fn numbers(value: &Value) -> Vec<u32> {
     value.as_array().into_iter().flatten().map(|v| v.as_u64().unwrap() as u32).collect()
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    pub(crate) fn new(fixture: &Fixture) -> Self {
+    pub(crate) fn new(fixture: &Fixture, dtype: WeightDtype) -> Self {
         let backend = CpuBackend::new(Some(2));
         let raw = RawConfig::from_dir(&fixture.dir).unwrap();
         let entry = models::find::<CpuBackend>(&raw).unwrap();
@@ -33,7 +33,7 @@ impl Runner {
             backend: &backend,
             store: &store,
             config: &config,
-            dtype: WeightDtype::F32,
+            dtype,
             max_model_len: BLOCK_SIZE * BLOCKS_PER_SEQ,
             progress: &NoProgress,
         };

@@ -1,0 +1,209 @@
+//! A fixture as a GGUF: what llama.cpp's converter would make of its folder, in F32.
+
+use std::collections::HashMap;
+use std::f64::consts::TAU;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use sconce_core::weights::gguf_writer::GgufWriter;
+use sconce_core::weights::{Dtype, GgufValue, quant};
+use serde_json::Value;
+
+use crate::fixture::Fixture;
+
+/// Keys of config.json and, after the architecture's name, those of a GGUF.
+const KEYS: &[(&str, &str)] = &[
+    ("num_hidden_layers", "block_count"),
+    ("max_position_embeddings", "context_length"),
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("layer_norm_eps", "attention.layer_norm_epsilon"),
+    ("sliding_window", "attention.sliding_window"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("rope_theta", "rope.freq_base"),
+    ("vocab_size", "vocab_size"),
+];
+
+/// Parts of tensors' names, those of one architecture first.
+const NAMES: &[(&str, &str, &str)] = &[
+    ("gemma2", "post_attention_layernorm", "post_attention_norm"),
+    ("gemma2", "pre_feedforward_layernorm", "ffn_norm"),
+    ("gemma2", "post_feedforward_layernorm", "post_ffw_norm"),
+    ("", "post_attention_layernorm", "ffn_norm"),
+    ("", "input_layernorm", "attn_norm"),
+    ("", "self_attn.q_proj", "attn_q"),
+    ("", "self_attn.k_proj", "attn_k"),
+    ("", "self_attn.v_proj", "attn_v"),
+    ("", "self_attn.qkv_proj", "attn_qkv"),
+    ("", "self_attn.o_proj", "attn_output"),
+    ("", "self_attn.dense", "attn_output"),
+    ("", "mlp.gate_up_proj", "ffn_up"),
+    ("", "mlp.gate_proj", "ffn_gate"),
+    ("", "mlp.up_proj", "ffn_up"),
+    ("", "mlp.down_proj", "ffn_down"),
+    ("", "mlp.fc1", "ffn_up"),
+    ("", "mlp.fc2", "ffn_down"),
+    ("", "model.layers.", "blk."),
+    ("", "model.embed_tokens", "token_embd"),
+    ("", "model.norm", "output_norm"),
+    ("", "model.final_layernorm", "output_norm"),
+    ("", "lm_head", "output"),
+];
+
+/// Writes `fixture` to `path`, or says why there is no GGUF that means the same.
+pub(crate) fn write(fixture: &Fixture, path: &Path) -> Result<(), &'static str> {
+    let config = json(&fixture.dir.join("config.json"));
+    let arch = match config["architectures"][0].as_str().unwrap() {
+        "MistralForCausalLM" if config["sliding_window"].is_u64() => {
+            return Err("a GGUF says nothing of a llama's sliding window");
+        }
+        "Gemma2ForCausalLM" if config["query_pre_attn_scalar"] != 256 => {
+            return Err("a GGUF says nothing of query_pre_attn_scalar");
+        }
+        "LlamaForCausalLM" | "MistralForCausalLM" => "llama",
+        "Gemma2ForCausalLM" => "gemma2",
+        "Phi3ForCausalLM" => "phi3",
+        "PhiForCausalLM" => "phi2",
+        _ => return Err("no GGUF is known for the architecture"),
+    };
+    let mut writer = GgufWriter::new();
+    write_config(&mut writer, arch, &config);
+    write_tokenizer(&mut writer, arch, &fixture.dir);
+    for file in std::fs::read_dir(&fixture.dir).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.extension().is_some_and(|extension| extension == "safetensors") {
+            write_tensors(&mut writer, arch, &config, &std::fs::read(&file).unwrap());
+        }
+    }
+    if config["rope_scaling"]["rope_type"] == "llama3" {
+        let factors = rope_factors(&config);
+        writer.tensor("rope_freqs.weight", Dtype::F32, &[factors.len()], bytemuck::cast_slice(&factors));
+    }
+    writer.write(path).unwrap();
+    Ok(())
+}
+
+fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
+    writer.set("general.architecture", &GgufValue::String(arch.into()));
+    for (key, gguf_key) in KEYS {
+        let value = match &config[key] {
+            Value::Number(n) if n.is_u64() => GgufValue::Int(n.as_i64().unwrap()),
+            Value::Number(n) => GgufValue::Float(n.as_f64().unwrap()),
+            _ => continue,
+        };
+        writer.set(&format!("{arch}.{gguf_key}"), &value);
+    }
+    if let Some(factor) = config["partial_rotary_factor"].as_f64() {
+        let rotary_dim = (head_dim(config) as f64 * factor) as i64;
+        writer.set(&format!("{arch}.rope.dimension_count"), &GgufValue::Int(rotary_dim));
+    }
+}
+
+fn write_tensors(writer: &mut GgufWriter, arch: &str, config: &Value, file: &[u8]) {
+    for (name, tensor) in SafeTensors::deserialize(file).unwrap().tensors() {
+        let dtype = match tensor.dtype() {
+            safetensors::Dtype::F32 => Dtype::F32,
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::BF16 => Dtype::BF16,
+            other => panic!("{name}: {other:?}"),
+        };
+        let mut data = vec![0.0; tensor.shape().iter().product()];
+        quant::dequantize(dtype, tensor.data(), &mut data);
+        if arch == "llama" && ["q_proj", "k_proj"].iter().any(|part| name.contains(part)) {
+            data = interleave(&data, head_dim(config), tensor.shape()[1]);
+        }
+        if arch == "gemma2" && name.contains("norm") {
+            data.iter_mut().for_each(|x| *x += 1.0);
+        }
+        let is_of = |of: &str| of.is_empty() || of == arch;
+        let rename = |name: String, (of, from, to): &(&str, &str, &str)| {
+            if is_of(of) { name.replace(from, to) } else { name }
+        };
+        let name = NAMES.iter().fold(name, rename);
+        writer.tensor(&name, Dtype::F32, tensor.shape(), bytemuck::cast_slice(&data));
+    }
+}
+
+/// Rows of each head in the order of a RoPE that turns neighbours: the first of either half, the second of either half.
+fn interleave(data: &[f32], head_dim: usize, cols: usize) -> Vec<f32> {
+    let rows = |head: &[f32]| {
+        let row = |i: usize| head[i * cols..][..cols].to_vec();
+        (0..head_dim / 2).flat_map(|i| [row(i), row(head_dim / 2 + i)]).flatten().collect::<Vec<_>>()
+    };
+    data.chunks_exact(head_dim * cols).flat_map(rows).collect()
+}
+
+/// What llama3 scaling divides each frequency by.
+fn rope_factors(config: &Value) -> Vec<f32> {
+    let scaling = |key: &str| config["rope_scaling"][key].as_f64().unwrap();
+    let (factor, low, high) = (scaling("factor"), scaling("low_freq_factor"), scaling("high_freq_factor"));
+    let original_len = scaling("original_max_position_embeddings");
+    let (theta, dim) = (config["rope_theta"].as_f64().unwrap(), head_dim(config));
+    let of_pair = |i: usize| {
+        let wavelength = TAU * theta.powf(2.0 * i as f64 / dim as f64);
+        let smooth = ((original_len / wavelength - low) / (high - low)).clamp(0.0, 1.0);
+        (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
+    };
+    (0..dim / 2).map(of_pair).collect()
+}
+
+fn head_dim(config: &Value) -> usize {
+    let length = |key: &str| config[key].as_u64().map(|len| len as usize);
+    length("head_dim").unwrap_or_else(|| length("hidden_size").unwrap() / length("num_attention_heads").unwrap())
+}
+
+fn write_tokenizer(writer: &mut GgufWriter, arch: &str, dir: &Path) {
+    let (file, config) = (json(&dir.join("tokenizer.json")), json(&dir.join("tokenizer_config.json")));
+    let is_sentence_piece = file["model"]["byte_fallback"] == true;
+    let mut tokens: Vec<(u64, &str, i64)> = Vec::new();
+    for (token, id) in file["model"]["vocab"].as_object().unwrap() {
+        let is_byte = is_sentence_piece && token.len() == 6 && token.starts_with("<0x");
+        tokens.push((id.as_u64().unwrap(), token, if is_byte { 6 } else { 1 }));
+    }
+    let added = file["added_tokens"].as_array().unwrap();
+    tokens.retain(|(id, ..)| added.iter().all(|token| token["id"] != *id));
+    for token in added {
+        let content = token["content"].as_str().unwrap();
+        let is_control = token["special"] == true || content == "</s>";
+        let kind = if is_sentence_piece && content == "<unk>" { 2 } else { 4 - i64::from(is_control) };
+        tokens.push((token["id"].as_u64().unwrap(), content, kind));
+    }
+    tokens.sort_unstable();
+    assert!((0..).zip(&tokens).all(|(i, (id, ..))| i == *id), "{}: ids are not 0, 1, 2, ...", dir.display());
+    let ids: HashMap<&str, u64> = tokens.iter().map(|(id, token, _)| (*token, *id)).collect();
+
+    let mut set = |key: &str, value: GgufValue| {
+        writer.set(&format!("tokenizer.ggml.{key}"), &value);
+    };
+    let merges = file["model"]["merges"].as_array().unwrap();
+    let merges: Vec<[&str; 2]> = merges.iter().map(|m| [0, 1].map(|i| m[i].as_str().unwrap())).collect();
+    if is_sentence_piece {
+        // A merge that comes first has the greater score; single letters come last.
+        let mut scores = vec![-1e9; tokens.len()];
+        for (rank, pair) in merges.iter().enumerate().rev() {
+            scores[ids[pair.concat().as_str()] as usize] = -(rank as f32);
+        }
+        set("scores", GgufValue::Floats(scores));
+        set("add_space_prefix", GgufValue::Bool(arch != "gemma2"));
+    } else {
+        set("merges", GgufValue::Strings(merges.iter().map(|pair| pair.join(" ")).collect()));
+        set("pre", GgufValue::String(if arch == "llama" { "llama-bpe" } else { "phi-2" }.into()));
+    }
+    set("model", GgufValue::String(if is_sentence_piece { "llama" } else { "gpt2" }.into()));
+    set("tokens", GgufValue::Strings(tokens.iter().map(|(_, token, _)| (*token).to_owned()).collect()));
+    set("token_type", GgufValue::Ints(tokens.iter().map(|(.., kind)| *kind).collect()));
+    for (key, role) in [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token")] {
+        set(key, GgufValue::Int(ids[config[role].as_str().unwrap()] as i64));
+    }
+    // What the file adds to a text shows in its post-processor.
+    let adds_bos = file["post_processor"].to_string().contains("SpecialToken");
+    set("add_bos_token", GgufValue::Bool(adds_bos));
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
