@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::kv::BlockPool;
+use crate::kv::{BlockId, BlockPool};
 
 /// A small linear congruential generator, so that a failing seed can be run again.
 struct Lcg(u64);
@@ -100,7 +100,7 @@ impl Simulation {
 
     /// Whether the pool counts as used just the blocks that some table holds, and no table holds more than it needs.
     fn check_holders(&self) {
-        let mut held = BTreeSet::new();
+        let mut held = BTreeSet::<BlockId>::new();
         for &id in self.requests.keys() {
             for seq in &self.scheduler.group(id).sequences {
                 let live = &seq.block_table.blocks()[seq.block_table.num_released()..];
