@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::tiny_engine;
 use sconce_core::ErrorKind;
-use sconce_core::config::SamplingParams;
+use sconce_core::config::{BeamParams, SamplingParams};
 use sconce_core::engine::{
     EngineHandle, EngineStatus, FinishReason, GenerationOutput, GenerationRequest, Prompt, StopReason, StreamEvent,
     TokenStream,
@@ -224,6 +224,9 @@ fn bad_requests_name_their_field() {
     check(params(SamplingParams { temperature: f32::NAN, ..Default::default() }), "temperature");
     check(params(SamplingParams { logit_bias: vec![(300, 1.0)], ..Default::default() }), "logit_bias");
     check(params(SamplingParams { min_tokens: 63, ..Default::default() }), "min_tokens");
+    check(params(SamplingParams { best_of: Some(2), ..Default::default() }), "best_of");
+    let beam = Some(BeamParams::new(2));
+    check(params(SamplingParams { beam, ..Default::default() }), "use_beam_search");
     let truncated = GenerationRequest { truncate_prompt_tokens: Some(40), ..GenerationRequest::tokens(prompt(99, 0)) };
     let output = engine.submit(truncated).unwrap().blocking_collect().unwrap();
     assert_eq!(output.usage.prompt_tokens, 40);

@@ -1,9 +1,11 @@
 //! Settings: of the engine, of a model, of one request.
 
+mod beam;
 mod engine;
 mod model;
 mod sampling;
 
+pub use beam::{BeamLength, BeamParams, EarlyStopping};
 pub use engine::{DeviceKind, EngineConfig, LoadFormat, WeightDtype};
 pub use model::{Activation, ModelConfig, RopeConfig, RopeScaling};
 pub use sampling::{LogprobsMode, SamplingParams};

@@ -124,7 +124,7 @@ impl ModelConfig {
             ));
         }
         let rotary = self.rope.rotary_dim;
-        if rotary % 2 != 0 || rotary > self.head_dim {
+        if !rotary.is_multiple_of(2) || rotary > self.head_dim {
             return error(format!(
                 "rotary dimensions: expected an even number up to the head's {}, found {rotary}",
                 self.head_dim

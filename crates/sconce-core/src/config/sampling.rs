@@ -1,5 +1,6 @@
 //! [`SamplingParams`]: how one request is to be continued, and its validation.
 
+use super::BeamParams;
 use crate::error::{Error, Result};
 
 /// Which distribution reported logprobs are of.
@@ -17,6 +18,11 @@ pub enum LogprobsMode {
 pub struct SamplingParams {
     /// Sequences to return, 1..=[`SamplingParams::MAX_N`].
     pub n: usize,
+    /// Sequences to generate, of which the n best are returned; n..=[`SamplingParams::MAX_N`]. `None`: n. With beams it
+    /// can only say again how wide they are.
+    pub best_of: Option<usize>,
+    /// Beam search in place of sampling.
+    pub beam: Option<BeamParams>,
     /// Most tokens to generate. `None`: the rest of the context.
     pub max_tokens: Option<usize>,
     /// End tokens and stop ids cannot be chosen before this many tokens.
@@ -63,6 +69,8 @@ impl Default for SamplingParams {
     fn default() -> Self {
         Self {
             n: 1,
+            best_of: None,
+            beam: None,
             max_tokens: None,
             min_tokens: 0,
             presence_penalty: 0.0,
@@ -108,6 +116,12 @@ impl SamplingParams {
     /// Checks every field against its range and ids against the vocabulary. The error names the field.
     pub fn validate(&self, vocab_size: usize) -> Result<()> {
         check_count("n", self.n, 1, Self::MAX_N)?;
+        if let Some(best_of) = self.best_of {
+            check_count("best_of", best_of, self.n, Self::MAX_N)?;
+        }
+        if let Some(beam) = &self.beam {
+            beam.validate(self)?;
+        }
         if let Some(max_tokens) = self.max_tokens {
             check_count("max_tokens", max_tokens, 1, usize::MAX)?;
             check_count("min_tokens", self.min_tokens, 0, max_tokens)?;
@@ -139,7 +153,7 @@ impl SamplingParams {
     }
 }
 
-fn check_count(param: &'static str, value: usize, min: usize, max: usize) -> Result<()> {
+pub(super) fn check_count(param: &'static str, value: usize, min: usize, max: usize) -> Result<()> {
     if (min..=max).contains(&value) {
         return Ok(());
     }

@@ -34,6 +34,17 @@ pub(super) struct HandleInner {
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// What the parameters can say and the engine cannot do yet.
+fn refuse_unsupported(params: &SamplingParams) -> Result<()> {
+    if params.beam.is_some() {
+        return Err(Error::invalid("use_beam_search", "use_beam_search: the engine does no beam search yet"));
+    }
+    if params.best_of.is_some_and(|best_of| best_of > params.n) {
+        return Err(Error::invalid("best_of", "best_of: the engine does not generate more than n sequences yet"));
+    }
+    Ok(())
+}
+
 impl EngineHandle {
     pub(super) fn new(inner: HandleInner) -> Self {
         Self { inner: Arc::new(inner) }
@@ -45,6 +56,7 @@ impl EngineHandle {
         let inner = &*self.inner;
         let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens } = request;
         params.validate(inner.info.config.vocab_size)?;
+        refuse_unsupported(&params)?;
         let param = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let mut prompt = self.tokenize(prompt, add_special_tokens)?;
         if let Some(len) = truncate_prompt_tokens {

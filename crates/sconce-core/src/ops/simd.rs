@@ -30,38 +30,65 @@ pub(super) fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
     acc[0]
 }
 
+/// acc[i] += a[i] * b[i], lane by lane.
+#[inline(always)]
+pub(super) fn add_products<const FMA: bool>(acc: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    #[cfg(target_arch = "x86_64")]
+    if FMA {
+        use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_loadu_ps, _mm256_storeu_ps};
+        // The compiler turns the plain loop into pairs of lanes, four times slower.
+        // SAFETY: FMA stands only in functions compiled for AVX2 and FMA; the arrays have 16 elements each.
+        unsafe {
+            let (acc, a, b) = (acc.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+            let low = _mm256_fmadd_ps(_mm256_loadu_ps(a), _mm256_loadu_ps(b), _mm256_loadu_ps(acc));
+            let high =
+                _mm256_fmadd_ps(_mm256_loadu_ps(a.add(8)), _mm256_loadu_ps(b.add(8)), _mm256_loadu_ps(acc.add(8)));
+            _mm256_storeu_ps(acc, low);
+            _mm256_storeu_ps(acc.add(8), high);
+        }
+        return;
+    }
+    for i in 0..LANES {
+        acc[i] = mul_add::<FMA>(a[i], b[i], acc[i]);
+    }
+}
+
 /// Sum of a[i] * b[i].
 #[inline(always)]
 pub(super) fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     let mut acc = [0.0; LANES];
-    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
-    for (a, b) in a_chunks.zip(b_chunks) {
-        for i in 0..LANES {
-            acc[i] = mul_add::<FMA>(a[i], b[i], acc[i]);
-        }
+    let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks(), b.as_chunks());
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        add_products::<FMA>(&mut acc, a, b);
     }
-    for (i, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        acc[i] = mul_add::<FMA>(*a, *b, acc[i]);
+    sum_lanes(acc) + dot_rest::<FMA>(a_rest, b_rest)
+}
+
+/// The same of fewer elements than lanes, one after the other: lanes that are indexed would leave the registers.
+#[inline(always)]
+pub(super) fn dot_rest<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = 0.0;
+    for (&a, &b) in a.iter().zip(b) {
+        sum = mul_add::<FMA>(a, b, sum);
     }
-    sum_lanes(acc)
+    sum
 }
 
 /// Sum of x[i].
 #[inline(always)]
 pub(super) fn sum(x: &[f32]) -> f32 {
     let mut acc = [0.0; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let rest = chunks.remainder();
+    let (chunks, rest) = x.as_chunks::<LANES>();
     for x in chunks {
         for i in 0..LANES {
             acc[i] += x[i];
         }
     }
-    for (i, x) in rest.iter().enumerate() {
-        acc[i] += x;
+    let mut sum = 0.0;
+    for x in rest {
+        sum += x;
     }
-    sum_lanes(acc)
+    sum_lanes(acc) + sum
 }
 
 /// y[i] += a * x[i].
@@ -112,14 +139,18 @@ fn power_of_two(n: f32) -> f32 {
     f32::from_bits(((n as i32 + 127) << 23) as u32)
 }
 
-/// Hyperbolic tangent within 3e-7.
+/// Hyperbolic tangent within 3e-7, relatively. (The polynomial as in Moshier's Cephes `tanhf`.)
 #[inline(always)]
 pub(super) fn tanh<const FMA: bool>(x: f32) -> f32 {
-    // Near 0 the quotient below would cancel; the series' next term is under 1e-8 there.
     let square = x * x;
-    let small = x * mul_add::<FMA>(square, mul_add::<FMA>(square, 2.0 / 15.0, -1.0 / 3.0), 1.0);
+    let mut p = -5.704_988_7e-3;
+    for c in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_84] {
+        p = mul_add::<FMA>(p, square, c);
+    }
+    let small = mul_add::<FMA>(p * square, x, x);
     let large = 1.0 - 2.0 / (exp::<FMA>(2.0 * x) + 1.0);
-    if x.abs() < 0.06 { small } else { large }
+    // The quotient cancels near 0, the polynomial serves only there.
+    if x.abs() < 0.625 { small } else { large }
 }
 
 #[cfg(test)]

@@ -5,8 +5,10 @@
 //! (seed, sequence index, position): not of the machine, of what was sampled before, or of who shares the batch.
 //!
 //! The way of one row: [`LogitsProcessor`] edits it in place (min_tokens mask, logit_bias, penalties), then the
-//! [`Sampler`] takes the best token, or draws one from what temperature, top-k, top-p and min-p leave.
+//! [`Sampler`] takes the best token, or draws one from what temperature, top-k, top-p and min-p leave. With beams the row
+//! becomes log-probabilities first ([`log_softmax`]), its best tokens ([`top_candidates`]) go to the [`BeamSearch`].
 
+mod beam;
 mod filters;
 mod logprobs;
 mod numeric;
@@ -17,6 +19,9 @@ mod sampler;
 mod select;
 mod softmax;
 
+pub use beam::{
+    BeamCandidate, BeamHypothesis, BeamLimits, BeamSearch, BeamSource, BeamStep, FinishKind, FinishedBeam, NextBeam,
+};
 pub use logprobs::{log_softmax, top_candidates};
 pub use penalties::TokenCounts;
 pub use processors::LogitsProcessor;

@@ -19,7 +19,8 @@ use super::error::ApiError;
 /// The body of every response.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// How many times the limit is read and thrown away so that the sender, who listens only after writing, hears the 413.
+/// How many times the limit is read and thrown away after a 413, so that a sender who listens only after writing hears
+/// it.
 const MAX_DISCARDED_LIMITS: usize = 8;
 
 /// A body of known bytes.
@@ -59,34 +60,52 @@ pub async fn read_body(
         return Err(ApiError::encoded(encoding));
     }
     let waits_for_permission = request.headers().contains_key(EXPECT);
-    let body = request.into_body();
+    let mut body = request.into_body();
     let declared = hyper::body::Body::size_hint(&body).lower();
-    if declared > limit_bytes as u64 && waits_for_permission {
-        return Err(ApiError::too_large(limit_bytes));
+    let collected = if declared > limit_bytes as u64 {
+        Ok(None)
+    } else {
+        tokio::time::timeout(time_limit, collect(&mut body, limit_bytes))
+            .await
+            .unwrap_or_else(|_| Err(ApiError::timeout(time_limit)))
+    };
+    match collected? {
+        Some(bytes) => Ok(bytes),
+        None => {
+            // The answer goes out at once, while the rest of the body still comes in.
+            if !waits_for_permission {
+                let most = limit_bytes.saturating_mul(MAX_DISCARDED_LIMITS);
+                tokio::spawn(tokio::time::timeout(time_limit, discard(body, most)));
+            }
+            Err(ApiError::too_large(limit_bytes))
+        }
     }
-    tokio::time::timeout(time_limit, collect(body, limit_bytes))
-        .await
-        .unwrap_or_else(|_| Err(ApiError::timeout(time_limit)))
 }
 
-async fn collect(mut body: Incoming, limit_bytes: usize) -> Result<Vec<u8>, ApiError> {
+/// The body's bytes; `None` if there are more than `limit_bytes`.
+async fn collect(body: &mut Incoming, limit_bytes: usize) -> Result<Option<Vec<u8>>, ApiError> {
     let mut bytes = Vec::new();
-    let mut num_bytes = 0_usize;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| ApiError::bad_body(format!("the body could not be read: {e}")))?;
         // Trailers are no data.
         let Ok(data) = frame.into_data() else { continue };
-        num_bytes += data.len();
-        if num_bytes <= limit_bytes {
-            bytes.extend_from_slice(&data);
-        } else {
-            bytes = Vec::new();
-            if num_bytes > limit_bytes.saturating_mul(MAX_DISCARDED_LIMITS) {
-                break;
-            }
+        if bytes.len() + data.len() > limit_bytes {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(Some(bytes))
+}
+
+/// Reads what still comes, up to `most` bytes, and throws it away.
+async fn discard(mut body: Incoming, most: usize) {
+    let mut num_bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        num_bytes += frame.data_ref().map_or(0, Bytes::len);
+        if num_bytes > most {
+            return;
         }
     }
-    if num_bytes > limit_bytes { Err(ApiError::too_large(limit_bytes)) } else { Ok(bytes) }
 }
 
 /// `body`, which keeps `guard` until it is sent or dropped.

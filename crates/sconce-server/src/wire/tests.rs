@@ -82,6 +82,7 @@ fn every_sampling_field_reaches_the_parameters() {
         prompt_logprobs: Some(3),
         logprobs_mode: LogprobsMode::Processed,
         logit_bias: vec![(17, -1.5)],
+        ..SamplingParams::default()
     };
     assert_eq!(params(body), expected);
 }

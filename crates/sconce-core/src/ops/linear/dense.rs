@@ -47,24 +47,18 @@ fn all_rows_body<const FMA: bool>(target: &Target<'_>, x: &Buffer, dtype: Dtype,
 /// Products of one row with T tokens. Each sum's order is the same whatever T is.
 #[inline(always)]
 fn dots<const FMA: bool, const T: usize>(w: &[f32], x: [&[f32]; T]) -> [f32; T] {
-    let mut acc = [[0.0f32; LANES]; T];
-    let whole = w.len() / LANES * LANES;
-    for (c, w) in w[..whole].chunks_exact(LANES).enumerate() {
+    let mut acc = [[0.0; LANES]; T];
+    let (w_chunks, w_rest) = w.as_chunks::<LANES>();
+    for (c, w) in w_chunks.iter().enumerate() {
         for t in 0..T {
-            let x = &x[t][c * LANES..(c + 1) * LANES];
-            for i in 0..LANES {
-                acc[t][i] = simd::mul_add::<FMA>(w[i], x[i], acc[t][i]);
-            }
-        }
-    }
-    for (i, &w) in w[whole..].iter().enumerate() {
-        for t in 0..T {
-            acc[t][i] = simd::mul_add::<FMA>(w, x[t][whole + i], acc[t][i]);
+            let (x, _) = x[t][c * LANES..].as_chunks::<LANES>();
+            simd::add_products::<FMA>(&mut acc[t], w, &x[0]);
         }
     }
     let mut sums = [0.0; T];
     for t in 0..T {
-        sums[t] = simd::sum_lanes(acc[t]);
+        let x_rest = &x[t][w.len() - w_rest.len()..];
+        sums[t] = simd::sum_lanes(acc[t]) + simd::dot_rest::<FMA>(w_rest, x_rest);
     }
     sums
 }

@@ -1,4 +1,4 @@
-//! Products of one unpacked row of quantized weights with inputs in 8 bits, for each instruction set.
+//! Products of one unpacked row of 8-bit weights with inputs in 16 bits, for each instruction set.
 //!
 //! In every one a token's sum is taken in the same order whatever the number of tokens beside it: two accumulators
 //! take the groups in turn.

@@ -1,8 +1,8 @@
 //! `linear`: out = x . W^T + bias, W in any type that weight files store.
 //!
-//! Float weights are multiplied in f32. For quantized ones the CPU's kernel quantizes the inputs too, to 8 bits in
-//! groups of 32, so that the products are integers (as llama.cpp does it); the error that this adds is below the
-//! weights' own and is measured in the tests. Each output element is a sum in a fixed order over one row of W and one
+//! Float weights are multiplied in f32. For quantized ones the CPU's kernel quantizes the inputs too, to 16 bits in
+//! groups of 32, so that the products are integers: `vpmaddwd` takes 16 bits at no cost over 8, and at 16 the error is
+//! that of f32 (8 bits, as llama.cpp has them, move the starter model's log-probabilities by 0.09 on average). Each output element is a sum in a fixed order over one row of W and one
 //! of x: it depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
 mod dense;

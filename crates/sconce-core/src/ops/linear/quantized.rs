@@ -1,4 +1,4 @@
-//! Rows of quantized weights times inputs quantized to 8 bits.
+//! Rows of quantized weights times inputs quantized to 16 bits.
 //!
 //! With w[i] = scale[g] * q[i] + offset[g] and x[i] = d[h] * p[i]:
 //! sum of w[i] * x[i] = sum over g of scale[g] * d[h] * sum(q[i] * p[i]) + offset[g] * d[h] * sum(p[i]).
@@ -19,12 +19,16 @@ const TILE: usize = 4;
 /// Rows of W that are unpacked together, so that a tile of tokens is read from the nearest cache for all of them.
 const ROW_BLOCK: usize = 8;
 
-/// Input rows quantized to 8 bits: x[i] = scale[i / 32] * q[i]. Kept as i16, which the products want.
+/// The greatest quantized input. A group's products with 8-bit weights add up to at most 32 * 128 * 32767, which an
+/// i32 holds.
+const MAX_INPUT: f32 = 32767.0;
+
+/// Input rows quantized to 16 bits: x[i] = scale[i / 32] * q[i].
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRows {
     rows: usize,
     pub(super) cols: usize,
-    /// [rows, cols], -127..=127.
+    /// [rows, cols], -32767..=32767.
     pub(super) q: Vec<i16>,
     /// [rows, cols / 32].
     pub(super) scale: Vec<f32>,
@@ -67,7 +71,7 @@ fn quantize_body<const FMA: bool>(out: &mut QuantizedRows, x: &[f32]) {
         for x in x {
             max = max.max(x.abs());
         }
-        let (scale, inverse) = if max > 0.0 { (max / 127.0, 127.0 / max) } else { (0.0, 0.0) };
+        let (scale, inverse) = if max > 0.0 { (max / MAX_INPUT, MAX_INPUT / max) } else { (0.0, 0.0) };
         let q = &mut out.q[g * GROUP..(g + 1) * GROUP];
         let mut sums = [0i32; 2];
         for (half, sum) in sums.iter_mut().enumerate() {

@@ -1,0 +1,89 @@
+//! Operations of the CPU backend at the starter model's shapes: `cargo bench -p sconce-benches`.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use sconce_core::backend::cpu::{Buffer, CpuBackend};
+use sconce_core::backend::{AttentionSpec, Backend, Batch, KvCacheShape};
+use sconce_core::config::{Activation, WeightDtype};
+use sconce_core::weights::{Dtype, WeightStore};
+
+const HIDDEN: usize = 576;
+const INTERMEDIATE: usize = 1536;
+const BLOCK_SIZE: usize = 16;
+
+fn input(rows: usize, cols: usize) -> Buffer {
+    Buffer::from_vec((0..rows * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.02).collect(), cols)
+}
+
+/// Bytes of weights a second for few rows; FLOPs a second for many.
+fn linear(c: &mut Criterion) {
+    let backend = CpuBackend::new(None);
+    let mut group = c.benchmark_group(format!("linear, {}", backend.description()));
+    for dtype in [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q8_0, Dtype::BF16, Dtype::F32] {
+        let store = WeightStore::dummy(1, dtype);
+        let tensor = store
+            .get("model.layers.0.mlp.up_proj.weight", &[2 * INTERMEDIATE, HIDDEN])
+            .expect("invariant: dummy weights have every tensor");
+        let bytes = tensor.data.len() as u64;
+        let weight = backend.matrix(&[tensor], None, WeightDtype::Auto).expect("invariant: the CPU has the memory");
+        for rows in [1, 8, 128] {
+            let x = input(rows, HIDDEN);
+            let mut out = backend.buffer(rows, 2 * INTERMEDIATE).expect("invariant: the CPU has the memory");
+            let flops = (2 * rows * HIDDEN * 2 * INTERMEDIATE) as u64;
+            group.throughput(if rows == 1 { Throughput::Bytes(bytes) } else { Throughput::Elements(flops) });
+            group.bench_function(BenchmarkId::new(dtype.name(), rows), |b| {
+                b.iter(|| backend.linear(&mut out, black_box(&x), &weight));
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Bytes of keys and values a second, for one query on a long context.
+fn attention(c: &mut Criterion) {
+    let backend = CpuBackend::new(None);
+    let mut group = c.benchmark_group("attention, 9 heads of 64 on 3 key heads");
+    let spec = AttentionSpec {
+        layer: 0,
+        num_heads: 9,
+        num_kv_heads: 3,
+        head_dim: 64,
+        scale: 0.125,
+        softcap: None,
+        window: None,
+    };
+    for (context, queries) in [(512, 1), (8192, 1), (512, 512)] {
+        let num_blocks = context / BLOCK_SIZE;
+        let shape = KvCacheShape { num_layers: 1, num_blocks, block_size: BLOCK_SIZE, num_kv_heads: 3, head_dim: 64 };
+        let kv = backend.kv_cache(shape).expect("invariant: the CPU has the memory");
+        let mut batch = Batch::default();
+        let blocks: Vec<u32> = (0..num_blocks as u32).collect();
+        batch.push(&vec![0; queries], &blocks, context - queries, context, BLOCK_SIZE);
+        let qkv = input(queries, spec.qkv_dim());
+        let mut out = backend.buffer(queries, 9 * 64).expect("invariant: the CPU has the memory");
+        group.throughput(Throughput::Bytes((context * 2 * 3 * 64 * 4) as u64));
+        group.bench_function(BenchmarkId::new(format!("context {context}"), queries), |b| {
+            b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, &spec));
+        });
+    }
+    group.finish();
+}
+
+fn elementwise(c: &mut Criterion) {
+    let backend = CpuBackend::new(None);
+    let mut group = c.benchmark_group("rows of the starter model");
+    let (x, gate_up) = (input(128, HIDDEN), input(128, 2 * INTERMEDIATE));
+    let weight = vec![1.0; HIDDEN];
+    let mut out = backend.buffer(128, HIDDEN).expect("invariant: the CPU has the memory");
+    let mut mlp = backend.buffer(128, INTERMEDIATE).expect("invariant: the CPU has the memory");
+    group.throughput(Throughput::Elements(128));
+    group.bench_function("rms_norm", |b| b.iter(|| backend.rms_norm(&mut out, black_box(&x), &weight, 1e-5)));
+    group.bench_function("gate_act_mul", |b| {
+        b.iter(|| backend.gate_act_mul(&mut mlp, black_box(&gate_up), Activation::Silu));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, linear, attention, elementwise);
+criterion_main!(benches);
