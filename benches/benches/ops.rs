@@ -26,7 +26,7 @@ fn linear(c: &mut Criterion) {
             .get("model.layers.0.mlp.up_proj.weight", &[2 * INTERMEDIATE, HIDDEN])
             .expect("invariant: dummy weights have every tensor");
         let bytes = tensor.data.len() as u64;
-        let weight = backend.matrix(&[tensor], None, WeightDtype::Auto).expect("invariant: the CPU has the memory");
+        let weight = backend.matrix(vec![tensor], None, WeightDtype::Auto).expect("invariant: the CPU has the memory");
         for rows in [1, 8, 128] {
             let x = input(rows, HIDDEN);
             let mut out = backend.buffer(rows, 2 * INTERMEDIATE).expect("invariant: the CPU has the memory");

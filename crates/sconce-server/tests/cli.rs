@@ -4,6 +4,8 @@
 use std::net::TcpListener;
 use std::process::{Command, Output};
 
+use serde_json::{Value, json};
+
 fn sconce(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sconce")).args(args).env_remove("RUST_LOG").output().unwrap()
 }
@@ -40,4 +42,81 @@ fn flags_that_do_not_parse() {
 fn settings_that_cannot_be() {
     check(&["serve", "--port", "0", "--model", "m", "--max-num-seqs", "0"], 1, "max-num-seqs: must be at least 1");
     check(&["generate", "--model", "m", "--block-size", "3", "hi"], 1, "block-size: must be a power of two");
+}
+
+/// A folder with nothing but the config.json of a small Mistral, with `changes`.
+fn config_folder(changes: Value) -> tempfile::TempDir {
+    let mut config = json!({
+        "architectures": ["MistralForCausalLM"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256, "vocab_size": 100,
+        "sliding_window": 32, "eos_token_id": 2,
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// `sconce inspect` of that folder: the exit code, stdout and stderr.
+fn inspect(changes: Value, flags: &[&str]) -> (i32, String, String) {
+    let dir = config_folder(changes);
+    let output = sconce(&[&["inspect", dir.path().to_str().unwrap()], flags].concat());
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn a_config_alone_is_inspected() {
+    let parameters = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64) + 2 * 100 * 64 + 64;
+    let (code, stdout, stderr) = inspect(json!({}), &["--load-format", "dummy", "--json"]);
+    assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    for (key, expected) in [
+        ("architecture", json!("MistralForCausalLM")),
+        ("parameters", json!(parameters)),
+        ("head_dim", json!(16)),
+        ("sliding_window", json!([32, 32])),
+        ("kv_bytes_per_sequence", json!(256 * 2 * 2 * 2 * 16 * 4)),
+        ("tokenizer", Value::Null),
+        ("end_tokens", json!([{"id": 2, "token": null}])),
+        ("is_supported", json!(true)),
+        ("problems", json!([])),
+    ] {
+        assert_eq!(report[key], expected, "{key}");
+    }
+    let (code, stdout, _) = inspect(json!({}), &["--load-format", "dummy", "--dtype", "f32", "--max-model-len", "99"]);
+    assert_eq!(code, 0, "{stdout}");
+    for words in ["parameters     74,560", "32 tokens in every layer", "F32", "99 tokens", "there is no tokenizer.json"]
+    {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+}
+
+#[test]
+fn what_cannot_run_fails_the_inspection() {
+    let (code, stdout, _) = inspect(json!({}), &[]);
+    assert_eq!(code, 1);
+    assert!(stdout.contains("parameters") && stdout.contains("neither model.safetensors"), "{stdout}");
+    let unknown = json!({"architectures": ["FlyForCausalLM"]});
+    let (code, stdout, stderr) = inspect(unknown.clone(), &[]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("architecture FlyForCausalLM is not supported; supported: "), "{stderr}");
+    let (code, stdout, stderr) = inspect(unknown, &["--json"]);
+    assert_eq!((code, stderr.as_str()), (1, ""));
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["is_supported"], false);
+    assert!(report["problems"][0].as_str().unwrap().contains("FlyForCausalLM"), "{report}");
+    let scaled = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}});
+    let (code, _, stderr) = inspect(scaled, &["--load-format", "dummy"]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("rope_scaling: rope_type \"yarn\" is not supported"), "{stderr}");
+}
+
+#[test]
+fn a_model_without_a_tokenizer_is_not_run() {
+    let dir = config_folder(json!({}));
+    let path = dir.path().to_str().unwrap();
+    check(&["generate", "--model", path, "--load-format", "dummy", "hi"], 1, "tokenizer.json is not there");
 }

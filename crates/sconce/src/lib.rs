@@ -21,7 +21,8 @@ pub mod hub;
 
 pub use engine::{Engine, EngineBuilder};
 pub use sconce_core::config::{
-    DeviceKind, EngineConfig, LoadFormat, LogprobsMode, ModelConfig, SamplingParams, WeightDtype,
+    Activation, DeviceKind, EngineConfig, LoadFormat, LogprobsMode, ModelConfig, RopeConfig, RopeScaling,
+    SamplingParams, WeightDtype,
 };
 pub use sconce_core::engine::{
     ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,

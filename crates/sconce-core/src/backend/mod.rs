@@ -103,8 +103,8 @@ pub trait Backend: Send + Sized + 'static {
     /// A vector.
     fn vector(&self, data: &[f32]) -> Result<Self::Vector>;
     /// Matrices of the same number of columns over each other, [sum of rows, cols], with an optional bias as long as
-    /// all rows.
-    fn matrix(&self, parts: &[TensorView<'_>], bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix>;
+    /// all rows. Parts that own their data are not copied where the backend can keep them as they are.
+    fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix>;
     /// An empty cache.
     fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache>;
     /// Cosines and sines of positions `0..max_len`.

@@ -46,7 +46,7 @@ impl<B: Backend> Loader<'_, B> {
             Bias::Present => Some(self.bias(parts)?),
             Bias::Absent => None,
         };
-        self.backend.matrix(&tensors, bias.as_deref(), self.dtype)
+        self.backend.matrix(tensors, bias.as_deref(), self.dtype)
     }
 
     /// `name`, a vector.

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use indicatif::{BinaryBytes, HumanCount};
-use sconce::{EngineConfig, LoadFormat, ModelConfig, ModelReport, TokenizerReport, WeightDtype, hub};
+use sconce::{
+    Activation, EngineConfig, LoadFormat, ModelConfig, ModelReport, RopeConfig, RopeScaling, TokenizerReport,
+    WeightDtype, WeightGroup, hub,
+};
 use serde_json::{Map, Value, json};
 
 use super::{Failure, progress};
@@ -79,9 +82,9 @@ pub(super) fn to_text(report: &ModelReport) -> String {
         ),
     );
     line("window", window(config));
-    line("positions", format!("RoPE, theta {}, scaling {:?}", config.rope.rope_theta, config.rope.scaling));
+    line("positions", positions(config));
     line("hidden size", config.hidden_size.to_string());
-    line("MLP", format!("{} wide, {:?}", config.intermediate_size, config.hidden_act));
+    line("MLP", format!("{} wide, {}", config.intermediate_size, activation(config)));
     line("vocabulary", vocabulary(config, report.tokenizer.as_ref()));
     line("context", format!("{} tokens", HumanCount(report.max_model_len as u64)));
     line("weights", weights(report));
@@ -93,7 +96,10 @@ pub(super) fn to_text(report: &ModelReport) -> String {
             BinaryBytes(report.kv_bytes_per_sequence())
         ),
     );
-    line("tokenizer", report.tokenizer.as_ref().map_or("none, without which it is not served".into(), tokenizer));
+    line(
+        "tokenizer",
+        report.tokenizer.as_ref().map_or("none: there is no tokenizer.json, which the engine needs".into(), tokenizer),
+    );
     line("end tokens", end_tokens(report));
     line(
         "chat template",
@@ -118,6 +124,26 @@ fn window(config: &ModelConfig) -> String {
     }
 }
 
+fn positions(config: &ModelConfig) -> String {
+    let RopeConfig { rope_theta, rotary_dim, scaling } = &config.rope;
+    let scaling = match scaling {
+        RopeScaling::Default => "not scaled".into(),
+        RopeScaling::Linear { factor } => format!("scaled linearly by {factor}"),
+        RopeScaling::Llama3 { factor, original_max_position_embeddings, .. } => {
+            format!("scaled by {factor} as Llama 3, from {original_max_position_embeddings} tokens")
+        }
+        RopeScaling::Factors(_) => "scaled by factors of the file".into(),
+    };
+    format!("RoPE of {rotary_dim} dimensions, theta {rope_theta}, {scaling}")
+}
+
+fn activation(config: &ModelConfig) -> &'static str {
+    match config.hidden_act {
+        Activation::Silu => "SiLU",
+        Activation::GeluTanh => "GELU (tanh)",
+    }
+}
+
 fn vocabulary(config: &ModelConfig, tokenizer: Option<&TokenizerReport>) -> String {
     match tokenizer {
         None => config.vocab_size.to_string(),
@@ -126,7 +152,7 @@ fn vocabulary(config: &ModelConfig, tokenizer: Option<&TokenizerReport>) -> Stri
 }
 
 fn weights(report: &ModelReport) -> String {
-    let group = |g: &sconce::WeightGroup| format!("{} {} in {} tensors", BinaryBytes(g.bytes), g.dtype, g.num_tensors);
+    let group = |g: &WeightGroup| format!("{} {} in {} tensors", BinaryBytes(g.bytes), g.dtype, g.num_tensors);
     let groups: Vec<String> = report.footprint.groups.iter().map(group).collect();
     format!("{} in memory: {}", BinaryBytes(report.footprint.memory_bytes()), groups.join(", "))
 }
@@ -151,7 +177,7 @@ fn end_tokens(report: &ModelReport) -> String {
 /// The report for programs. Sizes are in bytes.
 pub(super) fn to_json(report: &ModelReport) -> Value {
     let config = &report.config;
-    let group = |g: &sconce::WeightGroup| json!({"dtype": g.dtype.to_string(), "tensors": g.num_tensors, "parameters": g.num_parameters, "bytes": g.bytes});
+    let group = |g: &WeightGroup| json!({"dtype": g.dtype.to_string(), "tensors": g.num_tensors, "parameters": g.num_parameters, "bytes": g.bytes});
     let special_token =
         |(role, token, id): &(String, String, Option<u32>)| (role.clone(), json!({"token": token, "id": id}));
     json!({

@@ -66,9 +66,9 @@ impl Backend for CpuBackend {
         Ok(data.to_vec())
     }
 
-    fn matrix(&self, parts: &[TensorView<'_>], bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Matrix> {
+    fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Matrix> {
         let cols = parts[0].shape[1];
-        let parts = parts.iter().map(|part| ops::linear::load_part(part, dtype)).collect();
+        let parts = parts.into_iter().map(|part| ops::linear::load_part(part, dtype)).collect();
         Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
     }
 

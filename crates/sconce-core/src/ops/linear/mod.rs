@@ -95,12 +95,14 @@ impl Target<'_> {
 }
 
 /// A weight as it is kept in memory: as stored, or converted.
-pub(crate) fn load_part(tensor: &TensorView<'_>, asked: WeightDtype) -> MatrixPart {
+pub(crate) fn load_part(tensor: TensorView<'_>, asked: WeightDtype) -> MatrixPart {
     let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
     let dtype = memory_dtype(tensor.dtype, asked);
-    let data = match &tensor.data {
-        data if dtype == tensor.dtype => data.as_ref().into(),
-        data => convert(data, tensor.dtype, dtype, rows, cols),
+    let data = if dtype == tensor.dtype {
+        // No copy of what was made for this: the page faults of a second one take as long as the first.
+        tensor.data.into_owned().into_boxed_slice()
+    } else {
+        convert(&tensor.data, tensor.dtype, dtype, rows, cols)
     };
     MatrixPart { dtype, rows, data }
 }

@@ -136,7 +136,7 @@ fn conversion_at_load_keeps_the_values() {
     let mut expected = vec![0.0; 3 * 256];
     quant::dequantize(Dtype::Q5K, &part.data, &mut expected);
     for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3)] {
-        let converted = load_part(&view, asked);
+        let converted = load_part(view.clone(), asked);
         let mut found = vec![0.0; 3 * 256];
         quant::dequantize(converted.dtype, &converted.data, &mut found);
         assert_close(&found, &expected, tolerance);
