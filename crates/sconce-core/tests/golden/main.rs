@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod beams;
 mod compare;
 mod engine;
 mod fixture;
@@ -111,4 +112,10 @@ fn bf16_weights_keep_the_distribution() {
         assert!(mean <= BF16_MAX_DIVERGENCE, "{}: the mean divergence is {mean:.1e}", fixture.name);
         Ok(format!("{:.0} %, KL {mean:.0e}", 100.0 * agreement))
     });
+}
+
+/// The search alone, driven by the model's logits.
+#[test]
+fn beam_hypotheses_equal_the_golden_ones() {
+    check_all("beams", beams::check);
 }
