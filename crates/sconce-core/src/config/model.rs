@@ -123,6 +123,9 @@ impl ModelConfig {
                 attention::MAX_GROUP
             ));
         }
+        if self.head_dim == 0 {
+            return error(format!("head_dim: {} hidden elements are too few for {heads} heads", self.hidden_size));
+        }
         let rotary = self.rope.rotary_dim;
         if !rotary.is_multiple_of(2) || rotary > self.head_dim {
             return error(format!(

@@ -9,6 +9,8 @@ mod mistral;
 mod phi;
 mod phi3;
 mod raw_config;
+#[cfg(test)]
+mod tests;
 
 pub use loader::{Bias, Loader};
 pub use raw_config::RawConfig;

@@ -1,0 +1,103 @@
+//! Configs of every architecture: both generations of keys, what absent and null mean, and errors that name the key.
+
+use serde_json::{Value, json};
+
+use super::{RawConfig, find};
+use crate::backend::cpu::CpuBackend;
+use crate::config::{Activation, ModelConfig, RopeScaling};
+use crate::error::Result;
+
+/// A config of the architecture with the required keys, and `changes` over it; a change to "absent" removes the key.
+fn parse(architecture: &str, changes: Value) -> Result<ModelConfig> {
+    let mut config = json!({
+        "architectures": [architecture],
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [7, 9]}"#).unwrap();
+    let raw = RawConfig::from_dir(dir.path())?;
+    (find::<CpuBackend>(&raw)?.parse_config)(&raw)
+}
+
+fn check_error(architecture: &str, changes: Value, words: &[&str]) {
+    let error = parse(architecture, changes).unwrap_err().to_string();
+    assert!(words.iter().all(|w| error.contains(w)) && error.contains("config.json"), "{error}");
+}
+
+#[test]
+fn absent_keys_have_the_defaults_of_their_class() {
+    let llama = parse("LlamaForCausalLM", json!({})).unwrap();
+    assert_eq!((llama.head_dim, llama.num_key_value_heads, llama.tie_word_embeddings), (16, 4, false));
+    assert_eq!((llama.hidden_act, llama.rope.rope_theta, llama.norm_eps), (Activation::Silu, 1e4, 1e-6));
+
+    let mistral = parse("MistralForCausalLM", json!({})).unwrap();
+    assert_eq!((mistral.num_key_value_heads, &mistral.sliding_window), (8, &vec![Some(4096); 4]));
+
+    let gemma = parse("Gemma2ForCausalLM", json!({})).unwrap();
+    assert_eq!((gemma.head_dim, gemma.num_key_value_heads, gemma.tie_word_embeddings), (256, 4, true));
+    assert_eq!((gemma.attn_logit_softcapping, gemma.final_logit_softcapping), (Some(50.0), Some(30.0)));
+    assert_eq!((gemma.hidden_act, gemma.attention_scale), (Activation::GeluTanh, 1.0 / 16.0));
+    assert_eq!(gemma.sliding_window, [Some(4096), None, Some(4096), None]);
+
+    let phi3 = parse("Phi3ForCausalLM", json!({})).unwrap();
+    assert_eq!((&phi3.sliding_window, phi3.rope.rotary_dim), (&vec![None; 4], 16));
+
+    let phi = parse("PhiForCausalLM", json!({"partial_rotary_factor": 0.25})).unwrap();
+    assert_eq!((phi.rope.rotary_dim, phi.hidden_act), (4, Activation::GeluTanh));
+}
+
+#[test]
+fn null_is_not_absent() {
+    let mistral = parse("MistralForCausalLM", json!({"sliding_window": null, "num_key_value_heads": null})).unwrap();
+    assert_eq!((mistral.num_key_value_heads, &mistral.sliding_window), (4, &vec![None; 4]));
+    let gemma = parse("Gemma2ForCausalLM", json!({"attn_logit_softcapping": null, "sliding_window": 8})).unwrap();
+    assert_eq!((gemma.attn_logit_softcapping, gemma.sliding_window[0]), (None, Some(8)));
+}
+
+#[test]
+fn both_generations_of_keys_are_read() {
+    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192});
+    let old = json!({"rope_theta": 5e5, "rope_scaling": scaling});
+    let mut parameters = scaling.clone();
+    parameters["rope_theta"] = json!(5e5);
+    let new = json!({"rope_parameters": parameters, "dtype": "bfloat16"});
+    let (old, new) = (parse("LlamaForCausalLM", old).unwrap(), parse("LlamaForCausalLM", new).unwrap());
+    assert_eq!(old, new);
+    assert!(matches!(new.rope.scaling, RopeScaling::Llama3 { original_max_position_embeddings: 8192, .. }));
+    let linear = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
+    assert_eq!(parse("LlamaForCausalLM", linear).unwrap().rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    let types = json!({"layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]});
+    assert_eq!(parse("Gemma2ForCausalLM", types).unwrap().sliding_window, [None, None, Some(4096), None]);
+}
+
+#[test]
+fn end_ids_are_the_union_of_both_files() {
+    let config = parse("LlamaForCausalLM", json!({"eos_token_id": 2, "bos_token_id": 1})).unwrap();
+    assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2, 7, 9]));
+}
+
+#[test]
+fn errors_name_the_key() {
+    check_error("GPT2LMHeadModel", json!({}), &["GPT2LMHeadModel", "LlamaForCausalLM"]);
+    check_error("LlamaForCausalLM", json!({"hidden_size": null}), &["hidden_size", "missing"]);
+    check_error("LlamaForCausalLM", json!({"num_attention_heads": 0}), &["num_attention_heads", "found 0"]);
+    check_error("LlamaForCausalLM", json!({"vocab_size": "many"}), &["vocab_size", "many"]);
+    check_error("LlamaForCausalLM", json!({"rope_theta": -1.0}), &["rope_theta"]);
+    check_error("LlamaForCausalLM", json!({"hidden_act": "relu"}), &["hidden_act", "relu"]);
+    check_error("LlamaForCausalLM", json!({"eos_token_id": [-1]}), &["eos_token_id"]);
+    let narrow = parse("LlamaForCausalLM", json!({"hidden_size": 2})).unwrap();
+    assert!(narrow.validate("config.json".as_ref()).unwrap_err().to_string().contains("head_dim"));
+    check_error("Phi3ForCausalLM", json!({"rope_scaling": {"type": "longrope"}}), &["rope_scaling", "longrope"]);
+    check_error("PhiForCausalLM", json!({"qk_layernorm": true}), &["qk_layernorm"]);
+    check_error("PhiForCausalLM", json!({"partial_rotary_factor": 1.5}), &["partial_rotary_factor"]);
+    check_error("Gemma2ForCausalLM", json!({"layer_types": ["full_attention"]}), &["layer_types"]);
+}
