@@ -22,9 +22,9 @@ pub struct Workspace<B: Backend> {
     pub mlp_act: B::Buffer,
     /// [R, hidden_size]: the residual stream's rows whose logits are wanted.
     pub last_residual: B::Buffer,
-    /// [R, hidden_size]: the same of `delta`, then the normalised input of the head.
+    /// [R, hidden_size]: the same rows of `delta`.
     pub last_delta: B::Buffer,
-    /// [R, hidden_size].
+    /// [R, hidden_size]: the normalised input of the head.
     pub last_normed: B::Buffer,
     /// [R, vocab_size].
     pub logits: B::Buffer,

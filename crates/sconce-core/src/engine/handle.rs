@@ -138,7 +138,10 @@ impl EngineHandle {
         let (events, receiver) = unbounded_channel();
         let stream = TokenStream::new(receiver, prompt, params.n);
         let request = QueuedRequest { prompt: stream.prompt(), params, events };
-        inner.inbox.send(Inbox::Request(Box::new(request))).map_err(|_| stopped())?;
+        if inner.inbox.send(Inbox::Request(Box::new(request))).is_err() {
+            inner.status.num_unfinished_requests.fetch_sub(1, Ordering::SeqCst);
+            return Err(stopped());
+        }
         Ok(stream)
     }
 

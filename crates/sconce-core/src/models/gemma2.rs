@@ -71,6 +71,7 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
 }
 
 impl<B: Backend> Architecture<B> for Gemma2<B> {
+    type Model = Self;
     const NAME: &'static str = "Gemma2ForCausalLM";
     const GGUF_NAME: Option<&'static str> = Some("gemma2");
 

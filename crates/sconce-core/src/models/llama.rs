@@ -58,6 +58,7 @@ pub(super) fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
 }
 
 impl<B: Backend> Architecture<B> for Llama<B> {
+    type Model = Self;
     const NAME: &'static str = "LlamaForCausalLM";
     const GGUF_NAME: Option<&'static str> = Some("llama");
 

@@ -2,15 +2,16 @@
 //! window. In GGUF files it goes by the name `llama`.
 
 use super::llama::{self, Llama};
-use super::{Architecture, Loader, Model, RawConfig, Step};
+use super::{Architecture, Loader, RawConfig};
 use crate::backend::Backend;
 use crate::config::ModelConfig;
 use crate::error::Result;
 
-/// A loaded model.
-pub(super) struct Mistral<B: Backend>(Llama<B>);
+/// The architecture.
+pub(super) struct Mistral;
 
-impl<B: Backend> Architecture<B> for Mistral<B> {
+impl<B: Backend> Architecture<B> for Mistral {
+    type Model = Llama<B>;
     const NAME: &'static str = "MistralForCausalLM";
     const GGUF_NAME: Option<&'static str> = None;
 
@@ -27,25 +28,7 @@ impl<B: Backend> Architecture<B> for Mistral<B> {
         Ok(config)
     }
 
-    fn load(loader: &Loader<'_, B>) -> Result<Self> {
-        Llama::load(loader).map(Self)
-    }
-}
-
-impl<B: Backend> Model<B> for Mistral<B> {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-
-    fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
-        self.0.embed(step)
-    }
-
-    fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
-        self.0.layer(idx, step)
-    }
-
-    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
-        self.0.head(step)
+    fn load(loader: &Loader<'_, B>) -> Result<Llama<B>> {
+        <Llama<B> as Architecture<B>>::load(loader)
     }
 }

@@ -44,7 +44,9 @@ pub trait Model<B: Backend>: Send {
 }
 
 /// How an architecture is described and loaded.
-pub trait Architecture<B: Backend>: Model<B> + Sized + 'static {
+pub trait Architecture<B: Backend> {
+    /// What is loaded: several architectures can be the same model with other configs or other stored weights.
+    type Model: Model<B> + 'static;
     /// The class name in config.json's `architectures`.
     const NAME: &'static str;
     /// `general.architecture` in a GGUF, where llama.cpp has it.
@@ -52,7 +54,7 @@ pub trait Architecture<B: Backend>: Model<B> + Sized + 'static {
     /// Normalises config.json (a GGUF's metadata comes under the same keys).
     fn parse_config(raw: &RawConfig) -> Result<ModelConfig>;
     /// Loads the weights.
-    fn load(loader: &Loader<'_, B>) -> Result<Self>;
+    fn load(loader: &Loader<'_, B>) -> Result<Self::Model>;
 }
 
 /// Loads the weights of an architecture.
@@ -74,19 +76,19 @@ pub struct Entry<B: Backend> {
 pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
     vec![
         entry::<B, llama::Llama<B>>(),
-        entry::<B, mistral::Mistral<B>>(),
+        entry::<B, mistral::Mistral>(),
         entry::<B, gemma2::Gemma2<B>>(),
-        entry::<B, phi3::Phi3<B>>(),
+        entry::<B, phi3::Phi3>(),
         entry::<B, phi::Phi<B>>(),
     ]
 }
 
-fn entry<B: Backend, M: Architecture<B>>() -> Entry<B> {
+fn entry<B: Backend, A: Architecture<B>>() -> Entry<B> {
     Entry {
-        name: M::NAME,
-        gguf_name: M::GGUF_NAME,
-        parse_config: M::parse_config,
-        load: |loader| Ok(Box::new(M::load(loader)?)),
+        name: A::NAME,
+        gguf_name: A::GGUF_NAME,
+        parse_config: A::parse_config,
+        load: |loader| Ok(Box::new(A::load(loader)?)),
     }
 }
 

@@ -69,6 +69,7 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
 }
 
 impl<B: Backend> Architecture<B> for Phi<B> {
+    type Model = Self;
     const NAME: &'static str = "PhiForCausalLM";
     const GGUF_NAME: Option<&'static str> = Some("phi2");
 

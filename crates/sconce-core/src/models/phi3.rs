@@ -3,15 +3,16 @@
 //! is refused by the config.
 
 use super::llama::{self, Llama};
-use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
+use super::{Architecture, Bias, Loader, RawConfig};
 use crate::backend::Backend;
 use crate::config::ModelConfig;
 use crate::error::Result;
 
-/// A loaded model.
-pub(super) struct Phi3<B: Backend>(Llama<B>);
+/// The architecture.
+pub(super) struct Phi3;
 
-impl<B: Backend> Architecture<B> for Phi3<B> {
+impl<B: Backend> Architecture<B> for Phi3 {
+    type Model = Llama<B>;
     const NAME: &'static str = "Phi3ForCausalLM";
     const GGUF_NAME: Option<&'static str> = Some("phi3");
 
@@ -28,8 +29,8 @@ impl<B: Backend> Architecture<B> for Phi3<B> {
         Ok(config)
     }
 
-    fn load(loader: &Loader<'_, B>) -> Result<Self> {
-        Llama::load_with(loader, load_layer).map(Self)
+    fn load(loader: &Loader<'_, B>) -> Result<Llama<B>> {
+        Llama::load_with(loader, load_layer)
     }
 }
 
@@ -46,22 +47,4 @@ fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<llama::L
         gate_up: matrix("mlp.gate_up_proj", 2 * inter, hidden)?,
         down: matrix("mlp.down_proj", hidden, inter)?,
     })
-}
-
-impl<B: Backend> Model<B> for Phi3<B> {
-    fn config(&self) -> &ModelConfig {
-        self.0.config()
-    }
-
-    fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
-        self.0.embed(step)
-    }
-
-    fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
-        self.0.layer(idx, step)
-    }
-
-    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
-        self.0.head(step)
-    }
 }
