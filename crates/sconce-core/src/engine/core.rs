@@ -238,7 +238,7 @@ fn begin_sampling(
     }
     request.send_prompt_logprobs();
     request.fork();
-    scheduler.fork(chunk.group, request.num_computed());
+    scheduler.branch(chunk.group, &vec![0; request.num_computed()]);
     0..request.num_computed()
 }
 

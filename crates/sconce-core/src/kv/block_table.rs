@@ -1,6 +1,7 @@
 //! [`BlockTable`]: the KV blocks of one sequence, in order of its tokens.
 
 use super::block_pool::{BlockId, BlockPool};
+use super::prefix_cache::{CachedBlock, PrefixId};
 
 /// The contents of block `src` are to be copied to block `dst`, in all layers, before the step's first write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct BlockTable {
     /// Blocks at the front that were given back: nothing reads them any more. Their entries stay, so that the others
     /// keep their places, and name blocks that may be somebody else's by now.
     num_released: usize,
+    /// Of each full block that the prefix cache has been told of, in order: its tokens and all before it.
+    prefixes: Vec<PrefixId>,
 }
 
 impl BlockTable {
@@ -60,7 +63,29 @@ impl BlockTable {
         let blocks = self.blocks[..pool.blocks_for(num_tokens)].to_vec();
         let num_released = self.num_released.min(blocks.len());
         blocks[num_released..].iter().for_each(|&id| pool.retain(id));
-        Self { blocks, num_released }
+        let mut prefixes = self.prefixes.clone();
+        prefixes.truncate(num_tokens / pool.block_size());
+        Self { blocks, num_released, prefixes }
+    }
+
+    /// A table that holds blocks that [`BlockPool::find_prefix`] has just found.
+    pub fn of_cached(pool: &mut BlockPool, found: &[CachedBlock]) -> Self {
+        found.iter().for_each(|cached| pool.take_cached(cached.block));
+        let blocks = found.iter().map(|cached| cached.block).collect();
+        Self { blocks, num_released: 0, prefixes: found.iter().map(|cached| cached.prefix).collect() }
+    }
+
+    /// Lets the full blocks of `computed`, the tokens whose keys and values are written, be found by others. Does
+    /// nothing without a prefix cache.
+    pub fn cache_full_blocks(&mut self, pool: &mut BlockPool, computed: &[u32]) {
+        if !pool.has_prefix_cache() {
+            return;
+        }
+        let block_size = pool.block_size();
+        for (idx, tokens) in computed.chunks_exact(block_size).enumerate().skip(self.prefixes.len()) {
+            let before = self.prefixes.last().copied().unwrap_or(PrefixId::EMPTY);
+            self.prefixes.push(pool.cache_block(before, tokens, self.blocks[idx]));
+        }
     }
 
     /// Gives back the blocks that hold only tokens before `first`: nothing may read those any more.
@@ -76,6 +101,7 @@ impl BlockTable {
     pub fn release(&mut self, pool: &mut BlockPool) {
         self.blocks[self.num_released..].iter().rev().for_each(|&id| pool.release(id));
         self.blocks.clear();
+        self.prefixes.clear();
         self.num_released = 0;
     }
 
@@ -138,6 +164,62 @@ mod tests {
         after.release_before(&mut pool, 1000);
         after.release(&mut pool);
         assert_eq!(pool.num_used(), 0);
+    }
+
+    #[test]
+    fn full_blocks_are_found_until_they_are_handed_out_the_oldest_first() {
+        let tokens: Vec<u32> = (0..12).collect();
+        let mut pool = BlockPool::new(6, 4).with_prefix_cache();
+        let mut a = BlockTable::default();
+        check_reserve(&mut a, &mut pool, 0, 11);
+        a.cache_full_blocks(&mut pool, &tokens[..11]);
+        let found = |pool: &mut BlockPool, tokens: &[u32]| {
+            pool.find_prefix(tokens).iter().map(|cached| cached.block).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&mut pool, &tokens), a.blocks()[..2], "the third is not full");
+        assert_eq!(found(&mut pool, &tokens[..7]), a.blocks()[..1]);
+        assert!(found(&mut pool, &tokens[4..]).is_empty(), "the same tokens at another place");
+        let blocks = a.blocks().to_vec();
+        a.release(&mut pool);
+        assert_eq!((pool.num_used(), found(&mut pool, &tokens)), (0, blocks[..2].to_vec()));
+
+        // Held by one who found it, and by two.
+        let cached = pool.find_prefix(&tokens);
+        let mut b = BlockTable::of_cached(&mut pool, &cached);
+        assert_eq!((pool.num_used(), b.blocks()), (2, &blocks[..2]));
+        let mut c = BlockTable::of_cached(&mut pool, &cached[..1]);
+        assert!(pool.is_shared(blocks[0]) && !pool.is_shared(blocks[1]));
+        c.release(&mut pool);
+        b.release(&mut pool);
+
+        // Blocks that cannot be found go first, then the end of the chain.
+        let mut d = BlockTable::default();
+        check_reserve(&mut d, &mut pool, 0, 16);
+        assert_eq!(found(&mut pool, &tokens), blocks[..2]);
+        check_reserve(&mut d, &mut pool, 16, 4);
+        assert_eq!(found(&mut pool, &tokens), blocks[..1]);
+        check_reserve(&mut d, &mut pool, 20, 4);
+        assert!(found(&mut pool, &tokens).is_empty());
+        d.release(&mut pool);
+        assert_eq!(pool.num_used(), 0);
+    }
+
+    #[test]
+    fn of_two_blocks_with_the_same_tokens_the_first_is_found() {
+        let tokens: Vec<u32> = (0..8).collect();
+        let mut pool = BlockPool::new(8, 4).with_prefix_cache();
+        let (mut a, mut b) = (BlockTable::default(), BlockTable::default());
+        for table in [&mut a, &mut b] {
+            check_reserve(table, &mut pool, 0, 8);
+            table.cache_full_blocks(&mut pool, &tokens[..4]);
+        }
+        // The chain goes on after either.
+        b.cache_full_blocks(&mut pool, &tokens);
+        let found = pool.find_prefix(&tokens);
+        assert_eq!([found[0].block, found[1].block], [a.blocks()[0], b.blocks()[1]]);
+        a.release(&mut pool);
+        b.release(&mut pool);
+        assert_eq!((pool.num_used(), pool.find_prefix(&tokens).len()), (0, 2));
     }
 
     #[test]

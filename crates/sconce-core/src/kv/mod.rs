@@ -2,6 +2,9 @@
 
 mod block_pool;
 mod block_table;
+mod free_list;
+mod prefix_cache;
 
 pub use block_pool::{BlockId, BlockPool};
 pub use block_table::{BlockCopy, BlockTable};
+pub use prefix_cache::{CachedBlock, PrefixId};

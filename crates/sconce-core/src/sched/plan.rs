@@ -39,6 +39,8 @@ pub struct StepPlan {
     pub copies: Vec<BlockCopy>,
     /// Sequences that lost their blocks while this step was planned.
     pub num_preempted: usize,
+    /// Tokens of prompts that begin in this step and that were in the prefix cache.
+    pub num_cached_tokens: usize,
 }
 
 impl StepPlan {
@@ -47,6 +49,7 @@ impl StepPlan {
         self.chunks.clear();
         self.copies.clear();
         self.num_preempted = 0;
+        self.num_cached_tokens = 0;
     }
 
     /// Tokens computed by the step.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::plan::{ScheduledChunk, StepPlan};
 use super::sequence::{GroupId, Sequence, SequenceGroup, SequenceStatus};
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, BlockTable, CachedBlock};
 
 /// Limits of one step.
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +28,20 @@ impl SchedulerConfig {
 
 /// What admission decides about a waiting sequence.
 enum Admission {
-    /// It runs; full blocks of the prompt that a sibling holds are shared already.
+    /// It runs. Full blocks that a sibling or the prefix cache holds are shared already.
     Run,
-    /// It waits for a sibling that is computing their prompt.
+    /// It waits for a sibling that is computing what both begin with.
     AfterSibling,
     /// There is no room; nobody younger is admitted either.
     NoRoom,
+}
+
+/// Computed blocks with which a waiting sequence can begin.
+enum Prefix {
+    /// Those of a sibling, so many tokens.
+    Sibling(usize, usize),
+    /// Those of the prefix cache.
+    Cached(Vec<CachedBlock>),
 }
 
 /// Shares the token budget and the KV blocks among the requests.
@@ -41,6 +49,9 @@ enum Admission {
 /// A sequence's priority is its (group, index): the oldest always gets what it needs, taking blocks from the youngest,
 /// which is recomputed later. So the oldest always ends, and nobody starves, as long as the pool holds one sequence of
 /// the greatest length.
+///
+/// Beams go on together or not at all: one whose logits have been taken keeps its blocks, and gives them up when
+/// nothing else can run. However small the pool, a search goes on, if need be beam by beam.
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
@@ -99,7 +110,8 @@ impl Scheduler {
     /// Plans the next step: a token for every running sequence, then prompts with what is left of the budget, oldest first.
     pub fn schedule(&mut self, plan: &mut StepPlan) {
         plan.clear();
-        let running = self.sequences_with(SequenceStatus::Running);
+        let mut running = self.sequences_with(SequenceStatus::Running);
+        running.retain(|&(id, idx)| self.sequence(id, idx).num_pending() > 0);
         // What is left when every running sequence has its one token: prompts share it.
         let mut extra = self.config.max_num_batched_tokens - running.len();
         let mut prompt_logits = self.config.max_prompt_logits;
@@ -118,6 +130,14 @@ impl Scheduler {
             let budget = self.config.max_num_batched_tokens - plan.num_tokens();
             self.admit(plan, budget, prompt_logits);
         }
+        // Where nothing runs but beams that wait for siblings, these get what the others hold, the youngest's first.
+        while plan.chunks.is_empty()
+            && let Some((id, idx)) = self.youngest_running()
+        {
+            self.preempt(id, idx);
+            plan.num_preempted += 1;
+            self.admit(plan, self.config.max_num_batched_tokens, prompt_logits);
+        }
     }
 
     /// Admits waiting sequences, oldest first, until the budget, the sequences or the blocks run out.
@@ -126,7 +146,7 @@ impl Scheduler {
             if budget == 0 || self.num_running == self.config.max_num_seqs {
                 return;
             }
-            match self.admission(id, idx) {
+            match self.admission(id, idx, plan) {
                 Admission::NoRoom => return,
                 Admission::AfterSibling => continue,
                 Admission::Run => {}
@@ -141,41 +161,71 @@ impl Scheduler {
         }
     }
 
-    /// Decides about a waiting sequence, and shares the prompt's full blocks of a sibling that has them.
-    fn admission(&mut self, id: GroupId, idx: usize) -> Admission {
+    /// Decides about a waiting sequence, and shares the computed blocks with which it can begin.
+    fn admission(&mut self, id: GroupId, idx: usize, plan: &mut StepPlan) -> Admission {
+        let Some(prefix) = self.find_prefix(id, idx) else { return Admission::AfterSibling };
         let (group, pool) = (self.groups.get_mut(&id).expect("invariant: listed"), &mut self.pool);
-        let prompt_len = group.prompt_len;
-        let running = || group.sequences.iter().filter(|s| s.status == SequenceStatus::Running);
-        // Not the prompt's last token: its logits may be wanted.
-        let prefix_len = (prompt_len - 1) / pool.block_size() * pool.block_size();
-        // A sibling far beyond the prompt can have given back what is still seen from there.
-        let first_block = self.config.first_visible(prefix_len) / pool.block_size();
-        let has_prefix =
-            |s: &&Sequence| s.num_computed_tokens >= prefix_len && s.block_table.num_released() <= first_block;
-        let donor = running().find(has_prefix);
-        if donor.is_none() && running().any(|s| s.num_computed_tokens < prompt_len) {
-            return Admission::AfterSibling;
-        }
-        let shared_len = donor.map_or(0, |_| prefix_len);
+        let block_size = pool.block_size();
+        let (prefix_len, num_taken) = match &prefix {
+            Prefix::Sibling(_, len) => (*len, 0),
+            Prefix::Cached(found) => {
+                (found.len() * block_size, found.iter().filter(|cached| pool.is_free(cached.block)).count())
+            }
+        };
         // All of it must fit, and one block more for each that runs: admitted too early, it would only be preempted.
         let num_tokens = group.sequences[idx].token_ids.len();
-        let needed = pool.blocks_for(num_tokens) - pool.blocks_for(shared_len);
+        let needed = pool.blocks_for(num_tokens) - prefix_len / block_size;
         let reserve = self.num_running.min(pool.num_total().saturating_sub(needed));
-        if pool.num_free() < needed + reserve {
+        if pool.num_free() < num_taken + needed + reserve {
             return Admission::NoRoom;
         }
-        if let Some(donor) = donor {
-            let table = donor.block_table.fork(pool, shared_len);
-            group.sequences[idx].block_table = table;
-            group.sequences[idx].num_computed_tokens = shared_len;
+        let table = match prefix {
+            Prefix::Sibling(sibling, len) => group.sequences[sibling].block_table.fork(pool, len),
+            Prefix::Cached(found) => BlockTable::of_cached(pool, &found),
+        };
+        group.sequences[idx].block_table = table;
+        group.sequences[idx].num_computed_tokens = prefix_len;
+        if group.num_cached_tokens.is_none() {
+            group.num_cached_tokens = Some(prefix_len);
+            plan.num_cached_tokens += prefix_len;
         }
         Admission::Run
+    }
+
+    /// The longest prefix of a waiting sequence that is computed. `None`: a sibling will soon have computed more of it.
+    fn find_prefix(&mut self, id: GroupId, idx: usize) -> Option<Prefix> {
+        let group = &self.groups[&id];
+        let block_size = self.pool.block_size();
+        let token_ids = &group.sequences[idx].token_ids;
+        // Not the last token, whose logits are wanted, and no position of the prompt whose logits are.
+        let most = (token_ids.len() - 1).min(group.wanted_prompt_logits().unwrap_or(usize::MAX));
+        let (mut best, mut soon) = (None, 0);
+        for (sibling, seq) in group.sequences.iter().enumerate() {
+            if seq.status != SequenceStatus::Running {
+                continue;
+            }
+            let len = group.common_len(idx, sibling).min(most) / block_size * block_size;
+            // A sibling far beyond the prefix can have given back what is still seen from there.
+            let has_all = seq.block_table.num_released() <= self.config.first_visible(len) / block_size;
+            if seq.num_computed_tokens < len {
+                soon = soon.max(len);
+            } else if has_all && best.is_none_or(|(_, best_len)| len > best_len) {
+                best = Some((sibling, len));
+            }
+        }
+        let found = self.pool.find_prefix(&token_ids[..most]);
+        let cached_len = found.len() * block_size;
+        match best {
+            _ if soon > cached_len.max(best.map_or(0, |(_, len)| len)) => None,
+            Some((sibling, len)) if len > cached_len => Some(Prefix::Sibling(sibling, len)),
+            _ => Some(Prefix::Cached(found)),
+        }
     }
 
     /// Shortens a chunk whose prompt logits are wanted to what one step can give.
     fn chunk_len(&self, id: GroupId, idx: usize, len: usize, prompt_logits: &mut usize) -> usize {
         let group = &self.groups[&id];
-        let Some(from) = group.prompt_logits_from.filter(|&from| from < group.prompt_len) else { return len };
+        let Some(from) = group.wanted_prompt_logits() else { return len };
         let start = group.sequences[idx].num_computed_tokens;
         // The chunk's last position is within every sequence's share.
         let before = from.saturating_sub(start);
@@ -195,8 +245,8 @@ impl Scheduler {
                 plan.copies.extend(seq.block_table.reserve(&mut self.pool, start, len));
                 return true;
             }
-            let victim = self.youngest_running();
-            self.preempt(victim);
+            let victim = self.youngest_running().expect("invariant: the sequence that needs room is running");
+            self.preempt(victim.0, victim.1);
             plan.num_preempted += 1;
             if victim == (id, idx) {
                 return false;
@@ -204,14 +254,14 @@ impl Scheduler {
         }
     }
 
-    fn youngest_running(&self) -> (GroupId, usize) {
+    fn youngest_running(&self) -> Option<(GroupId, usize)> {
         let last = |g: &SequenceGroup| g.sequences.iter().rposition(|s| s.status == SequenceStatus::Running);
-        let found = self.groups.iter().rev().find_map(|(&id, g)| last(g).map(|idx| (id, idx)));
-        found.expect("invariant: the sequence that needs room is running")
+        self.groups.iter().rev().find_map(|(&id, g)| last(g).map(|idx| (id, idx)))
     }
 
-    fn preempt(&mut self, (id, idx): (GroupId, usize)) {
-        self.leave_running(id, idx, SequenceStatus::Waiting);
+    fn preempt(&mut self, id: GroupId, idx: usize) {
+        let is_computed = self.sequence(id, idx).num_pending() == 0;
+        self.leave_running(id, idx, if is_computed { SequenceStatus::Parked } else { SequenceStatus::Waiting });
     }
 
     fn push_chunk(&self, plan: &mut StepPlan, id: GroupId, idx: usize, len: usize) {
@@ -220,18 +270,20 @@ impl Scheduler {
         let (start, end) = (seq.num_computed_tokens, seq.num_computed_tokens + len);
         let is_last = end == seq.token_ids.len();
         let mut logits_from = if is_last { end - 1 } else { end };
-        if let Some(from) = group.prompt_logits_from.filter(|&from| from < group.prompt_len) {
+        if let Some(from) = group.wanted_prompt_logits() {
             logits_from = logits_from.min(from.max(start));
         }
         plan.chunks.push(ScheduledChunk { group: id, index: idx, start, len, logits_from });
     }
 
-    /// Counts the plan's tokens as computed, and gives back blocks that no later token sees. Call when the step has run.
+    /// Counts the plan's tokens as computed, lets full blocks be found by others, and gives back those that no later
+    /// token sees. Call when the step has run.
     pub fn commit(&mut self, plan: &StepPlan) {
         for chunk in &plan.chunks {
             let group = self.groups.get_mut(&chunk.group).expect("invariant: the group has not been removed");
             let seq = &mut group.sequences[chunk.index];
             seq.num_computed_tokens = chunk.end();
+            seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..chunk.end()]);
             seq.block_table.release_before(&mut self.pool, self.config.first_visible(chunk.end()));
         }
     }
@@ -241,15 +293,18 @@ impl Scheduler {
         self.sequence_mut(id, idx).token_ids.push(token_id);
     }
 
-    /// Makes the group's first sequence `n`: the others get its tokens, and share its blocks while there is a place
-    /// among the running. Call when the prompt is computed and nothing has been generated.
-    pub fn fork(&mut self, id: GroupId, n: usize) {
+    /// Replaces the group's sequences: the i-th continues what `parents[i]` was. It has its tokens, and shares its blocks
+    /// while there is a place among the running. Blocks that no child shares are free at once.
+    ///
+    /// A parent that has been computed to its end shares all it has: the first child to write its last block copies it.
+    pub fn branch(&mut self, id: GroupId, parents: &[usize]) {
         let group = self.groups.get_mut(&id).expect("invariant: the group has not been removed");
-        debug_assert_eq!(group.sequences.len(), 1, "invariant: a group is forked once");
-        for _ in 1..n {
-            let parent = &group.sequences[0];
+        let mut old = std::mem::take(&mut group.sequences);
+        self.num_running -= old.iter().filter(|s| s.status == SequenceStatus::Running).count();
+        for &parent in parents {
+            let parent = &old[parent];
             let mut child = Sequence::new(parent.token_ids.clone());
-            if self.num_running < self.config.max_num_seqs && parent.status == SequenceStatus::Running {
+            if parent.status == SequenceStatus::Running && self.num_running < self.config.max_num_seqs {
                 child.block_table = parent.block_table.fork(&mut self.pool, parent.num_computed_tokens);
                 child.num_computed_tokens = parent.num_computed_tokens;
                 child.status = SequenceStatus::Running;
@@ -257,6 +312,7 @@ impl Scheduler {
             }
             group.sequences.push(child);
         }
+        old.iter_mut().for_each(|parent| parent.block_table.release(&mut self.pool));
     }
 
     /// Ends a sequence; its blocks are free at once.

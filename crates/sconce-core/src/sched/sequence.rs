@@ -10,8 +10,10 @@ pub type GroupId = u64;
 pub enum SequenceStatus {
     /// It holds no blocks, and nothing of it is computed.
     Waiting,
-    /// It holds blocks.
+    /// It holds blocks. Where all of it is computed, as can be in a beam search, it waits for its siblings.
     Running,
+    /// It holds no blocks and needs none: its logits have been taken, and it waits for its siblings.
+    Parked,
     /// It has ended and holds no blocks.
     Finished,
 }
@@ -41,7 +43,8 @@ impl Sequence {
     }
 }
 
-/// One request: sequences that begin with the same prompt. It starts with one, and is forked when the prompt is computed.
+/// One request: sequences that begin with the same prompt. It starts with one, which branches when the prompt is
+/// computed, and in a beam search after every token.
 #[derive(Debug)]
 pub struct SequenceGroup {
     /// The sequences, by index.
@@ -50,13 +53,27 @@ pub struct SequenceGroup {
     pub prompt_len: usize,
     /// Logits of the prompt are wanted from this position on; `None`: not wanted.
     pub prompt_logits_from: Option<usize>,
+    /// Tokens of the prompt that were in the prefix cache when it first ran; `None`: it has not run yet.
+    pub num_cached_tokens: Option<usize>,
 }
 
 impl SequenceGroup {
     /// A group of one waiting sequence.
     pub fn new(prompt_ids: Vec<u32>) -> Self {
         let prompt_len = prompt_ids.len();
-        Self { sequences: vec![Sequence::new(prompt_ids)], prompt_len, prompt_logits_from: None }
+        Self { sequences: vec![Sequence::new(prompt_ids)], prompt_len, prompt_logits_from: None, num_cached_tokens: None }
+    }
+
+    /// The first prompt position whose logits are still wanted, if any.
+    pub fn wanted_prompt_logits(&self) -> Option<usize> {
+        self.prompt_logits_from.filter(|&from| from < self.prompt_len)
+    }
+
+    /// Tokens with which sequences `a` and `b` both begin.
+    pub fn common_len(&self, a: usize, b: usize) -> usize {
+        let (a, b) = (&self.sequences[a].token_ids, &self.sequences[b].token_ids);
+        let (a, b) = (a.iter().skip(self.prompt_len), b.iter().skip(self.prompt_len));
+        self.prompt_len + a.zip(b).take_while(|(a, b)| a == b).count()
     }
 
     /// Whether all sequences have ended.

@@ -16,9 +16,17 @@ impl Lcg {
 }
 
 struct Request {
-    n: usize,
+    kind: Kind,
     max_tokens: usize,
     forked: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    /// So many sequences, each of which goes on by itself.
+    Sampled(usize),
+    /// Beams of this width, of which `num_ready` have given their logits.
+    Beams { width: usize, num_ready: usize },
 }
 
 /// Runs steps as the engine does, on a cache of token ids instead of keys and values.
@@ -29,26 +37,42 @@ struct Simulation {
     requests: BTreeMap<GroupId, Request>,
     plan: StepPlan,
     num_steps: usize,
+    rng: Lcg,
+    /// Tokens of beams, each of which is different.
+    last_token: u32,
+    num_cached_tokens: usize,
 }
 
 const BLOCK_SIZE: usize = 4;
 
 impl Simulation {
     fn new(num_blocks: usize, config: SchedulerConfig) -> Self {
+        Self::with_pool(BlockPool::new(num_blocks, BLOCK_SIZE), config)
+    }
+
+    fn with_pool(pool: BlockPool, config: SchedulerConfig) -> Self {
+        let num_blocks = pool.num_total();
         Self {
-            scheduler: Scheduler::new(config, BlockPool::new(num_blocks, BLOCK_SIZE)),
+            scheduler: Scheduler::new(config, pool),
             config,
             cache: vec![u32::MAX; num_blocks * BLOCK_SIZE],
             requests: BTreeMap::new(),
             plan: StepPlan::default(),
             num_steps: 0,
+            rng: Lcg(num_blocks as u64),
+            last_token: 1 << 30,
+            num_cached_tokens: 0,
         }
     }
 
     fn add(&mut self, id: GroupId, prompt_len: usize, n: usize, max_tokens: usize) {
+        self.add_kind(id, prompt_len, Kind::Sampled(n), max_tokens);
+    }
+
+    fn add_kind(&mut self, id: GroupId, prompt_len: usize, kind: Kind, max_tokens: usize) {
         let prompt = (0..prompt_len).map(|pos| token(id, 0, pos, prompt_len)).collect();
         self.scheduler.add(id, SequenceGroup::new(prompt));
-        self.requests.insert(id, Request { n, max_tokens, forked: false });
+        self.requests.insert(id, Request { kind, max_tokens, forked: false });
     }
 
     /// One step; returns whether anything was computed.
@@ -66,6 +90,7 @@ impl Simulation {
         self.scheduler.commit(&plan);
         plan.chunks.iter().for_each(|chunk| self.sample(chunk));
         self.check_holders();
+        self.num_cached_tokens += plan.num_cached_tokens;
         self.num_steps += 1;
         let progressed = !plan.chunks.is_empty();
         self.plan = plan;
@@ -119,11 +144,31 @@ impl Simulation {
             return;
         }
         let request = self.requests.get_mut(&id).unwrap();
-        let (n, max_tokens) = (request.n, request.max_tokens);
-        let prompt_len = self.scheduler.group(id).prompt_len;
+        match request.kind {
+            Kind::Sampled(n) => {
+                let is_first = !std::mem::replace(&mut request.forked, true);
+                self.sample_each(id, idx, is_first.then_some(n));
+            }
+            Kind::Beams { width, num_ready } => {
+                let num_ready = num_ready + 1;
+                let is_last = num_ready == self.scheduler.group(id).sequences.len();
+                request.kind = Kind::Beams { width, num_ready: if is_last { 0 } else { num_ready } };
+                if is_last {
+                    self.step_beams(id, width);
+                }
+            }
+        }
+        if self.scheduler.group(id).is_finished() {
+            self.check_output(id);
+            self.remove(id);
+        }
+    }
+
+    fn sample_each(&mut self, id: GroupId, idx: usize, branches: Option<usize>) {
+        let (max_tokens, prompt_len) = (self.requests[&id].max_tokens, self.scheduler.group(id).prompt_len);
         let mut indices = vec![idx];
-        if !std::mem::replace(&mut request.forked, true) {
-            self.scheduler.fork(id, n);
+        if let Some(n) = branches {
+            self.scheduler.branch(id, &vec![0; n]);
             indices = (0..n).collect();
         }
         for idx in indices {
@@ -134,15 +179,26 @@ impl Simulation {
                 self.scheduler.finish(id, idx);
             }
         }
-        if self.scheduler.group(id).is_finished() {
-            self.check_output(id);
-            self.remove(id);
+    }
+
+    /// Beams go on as children of random parents, at most `width`, at times fewer.
+    fn step_beams(&mut self, id: GroupId, width: usize) {
+        let group = self.scheduler.group(id);
+        let (num_parents, num_generated) = (group.sequences.len(), group.sequences[0].token_ids.len() - group.prompt_len);
+        let is_last = num_generated + 1 >= self.requests[&id].max_tokens;
+        let num_children = if is_last { 0 } else { width - self.rng.below(2).min(width - 1) };
+        let parents: Vec<usize> = (0..num_children).map(|_| self.rng.below(num_parents)).collect();
+        self.scheduler.branch(id, &parents);
+        for idx in 0..num_children {
+            self.last_token += 1;
+            self.scheduler.push_token(id, idx, self.last_token);
         }
     }
 
     fn check_output(&self, id: GroupId) {
         let group = self.scheduler.group(id);
-        assert_eq!(group.sequences.len(), self.requests[&id].n);
+        let Kind::Sampled(n) = self.requests[&id].kind else { return };
+        assert_eq!(group.sequences.len(), n);
         for (idx, seq) in group.sequences.iter().enumerate() {
             let expected = (0..seq.token_ids.len()).map(|pos| token(id, idx, pos, group.prompt_len));
             assert!(seq.token_ids.iter().copied().eq(expected), "request {id} sequence {idx}");
@@ -155,10 +211,13 @@ impl Simulation {
     }
 }
 
-/// The token that stands at a position: of the prompt the same for all sequences of a request.
+/// The token that stands at a position. Prompts are the same for every fourth request, and from the fifth token on for
+/// every second.
 fn token(id: GroupId, idx: usize, pos: usize, prompt_len: usize) -> u32 {
-    let idx = if pos < prompt_len { 0 } else { idx };
-    ((id as usize * 64 + idx) * 4096 + pos) as u32
+    if pos < prompt_len {
+        return (id as usize % if pos < 4 { 4 } else { 2 } * 4096 + pos) as u32;
+    }
+    ((4 + id as usize * 64 + idx) * 4096 + pos) as u32
 }
 
 fn check_random(seed: u64, window: Option<usize>) {
@@ -171,12 +230,18 @@ fn check_random(seed: u64, window: Option<usize>) {
         window,
     };
     // 15 blocks hold the longest sequence (prompt 40, output 20).
-    let mut sim = Simulation::new(15 + rng.below(30), config);
+    let mut pool = BlockPool::new(15 + rng.below(30), BLOCK_SIZE);
+    if seed % 2 == 1 {
+        pool = pool.with_prefix_cache();
+    }
+    let mut sim = Simulation::with_pool(pool, config);
     let mut next_id = 0;
     let mut num_left = 30;
     while num_left > 0 || !sim.requests.is_empty() {
         if num_left > 0 && rng.below(3) == 0 {
-            sim.add(next_id, 1 + rng.below(40), 1 + rng.below(5), 1 + rng.below(20));
+            let width = 1 + rng.below(5);
+            let kind = if rng.below(2) == 0 { Kind::Sampled(width) } else { Kind::Beams { width, num_ready: 0 } };
+            sim.add_kind(next_id, 1 + rng.below(40), kind, 1 + rng.below(20));
             next_id += 1;
             num_left -= 1;
         }
@@ -191,6 +256,7 @@ fn check_random(seed: u64, window: Option<usize>) {
     }
     assert_eq!(sim.scheduler.pool().num_used(), 0, "seed {seed}");
     assert_eq!((sim.scheduler.num_running(), sim.scheduler.num_waiting()), (0, 0), "seed {seed}");
+    assert!(seed % 2 == 1 || sim.num_cached_tokens == 0, "seed {seed}: there is no prefix cache");
 }
 
 #[test]
@@ -241,6 +307,69 @@ fn the_prompt_is_stored_once_for_all_sequences() {
     assert_eq!(sim.scheduler.pool().num_used(), 8);
     sim.step();
     assert_eq!(sim.scheduler.pool().num_used(), 8 + 8, "the prompt's 8 blocks and one block a sequence");
+}
+
+#[test]
+fn beams_share_what_they_have_in_common_and_drop_the_rest_at_once() {
+    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let mut scheduler = Scheduler::new(config, BlockPool::new(32, BLOCK_SIZE));
+    scheduler.add(0, SequenceGroup::new((0..10).collect()));
+    let mut plan = StepPlan::default();
+    let mut step = |scheduler: &mut Scheduler, parents: &[usize], expected_used: usize| {
+        scheduler.schedule(&mut plan);
+        scheduler.commit(&plan);
+        scheduler.branch(0, parents);
+        (0..parents.len()).for_each(|idx| scheduler.push_token(0, idx, idx as u32));
+        assert_eq!(scheduler.pool().num_used(), expected_used, "{parents:?}");
+        plan.copies.len()
+    };
+    // 2 full blocks and one with 2 tokens, which all four share until they write to it.
+    assert_eq!(step(&mut scheduler, &[0, 0, 0, 0], 3), 0);
+    assert_eq!(step(&mut scheduler, &[0, 1, 2, 3], 6), 3, "the last to write owns what the others have copied");
+    assert_eq!(step(&mut scheduler, &[2, 2], 3), 0, "two children of one parent, the others' blocks are free");
+    assert_eq!(step(&mut scheduler, &[0, 1], 5), 0, "the last block was full");
+    scheduler.branch(0, &[]);
+    assert!(scheduler.group(0).is_finished());
+    assert_eq!(scheduler.pool().num_used(), 0);
+}
+
+#[test]
+fn a_search_wider_than_the_pool_or_the_batch_goes_on_beam_by_beam() {
+    for (num_blocks, max_num_seqs) in [(10, 8), (60, 2), (10, 1)] {
+        let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs, max_prompt_logits: 0, window: None };
+        let mut sim = Simulation::new(num_blocks, config);
+        sim.add_kind(0, 20, Kind::Beams { width: 4, num_ready: 0 }, 20);
+        sim.add(1, 20, 2, 20);
+        while !sim.requests.is_empty() {
+            assert!(sim.step());
+        }
+        assert_eq!(sim.scheduler.pool().num_used(), 0);
+    }
+}
+
+#[test]
+fn a_prompt_that_is_cached_is_not_computed_again() {
+    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
+    let mut check = |id: GroupId, prompt_len: usize, num_cached: usize| {
+        let before = sim.num_cached_tokens;
+        sim.add(id, prompt_len, 2, 3);
+        assert!(sim.step());
+        assert_eq!(sim.plan.num_tokens(), prompt_len - num_cached);
+        while !sim.requests.is_empty() {
+            assert!(sim.step());
+        }
+        assert_eq!(sim.num_cached_tokens - before, num_cached, "request {id}");
+        assert_eq!(sim.scheduler.pool().num_used(), 0);
+    };
+    check(0, 22, 0);
+    check(4, 22, 20);
+    check(8, 20, 16); // the last token is computed for its logits
+    check(12, 10, 8);
+    check(16, 30, 20);
+    check(17, 30, 0); // another first block, though the rest is the same as that of
+    check(19, 30, 0);
+    check(20, 31, 28);
 }
 
 #[test]
