@@ -4,9 +4,9 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::tiny_engine;
+use common::{BLOCK_BYTES, prompt, tiny_engine, used_blocks, wait_until};
 use sconce_core::ErrorKind;
 use sconce_core::config::{BeamParams, SamplingParams};
 use sconce_core::engine::{
@@ -15,13 +15,6 @@ use sconce_core::engine::{
 };
 use sconce_core::text::ChatInput;
 use serde_json::json;
-
-/// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in f32.
-const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 4;
-
-fn prompt(len: usize, seed: usize) -> Vec<u32> {
-    (0..len).map(|i| ((i * 31 + seed * 17) % 250) as u32).collect()
-}
 
 /// 16 requests of different lengths and parameters: greedy, seeded, with filters, penalties, n, logprobs.
 fn requests() -> Vec<GenerationRequest> {
@@ -53,18 +46,6 @@ fn run_alone(engine: &EngineHandle) -> Vec<GenerationOutput> {
 fn run_together(engine: &EngineHandle) -> Vec<GenerationOutput> {
     let streams: Vec<_> = requests().into_iter().map(|r| engine.submit(r).unwrap()).collect();
     streams.into_iter().map(|s| s.blocking_collect().unwrap()).collect()
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-fn used_blocks(engine: &EngineHandle) -> usize {
-    EngineStatus::get(&engine.status().num_used_blocks)
 }
 
 #[test]
@@ -224,8 +205,8 @@ fn bad_requests_name_their_field() {
     check(params(SamplingParams { temperature: f32::NAN, ..Default::default() }), "temperature");
     check(params(SamplingParams { logit_bias: vec![(300, 1.0)], ..Default::default() }), "logit_bias");
     check(params(SamplingParams { min_tokens: 63, ..Default::default() }), "min_tokens");
-    check(params(SamplingParams { best_of: Some(2), ..Default::default() }), "best_of");
-    let beam = Some(BeamParams::new(2));
+    check(params(SamplingParams { n: 2, best_of: Some(1), ..Default::default() }), "best_of");
+    let beam = Some(BeamParams::new(1));
     check(params(SamplingParams { beam, ..Default::default() }), "use_beam_search");
     let truncated = GenerationRequest { truncate_prompt_tokens: Some(40), ..GenerationRequest::tokens(prompt(99, 0)) };
     let output = engine.submit(truncated).unwrap().blocking_collect().unwrap();

@@ -96,6 +96,8 @@ pub struct EngineConfig {
     pub max_num_seqs: usize,
     /// Most requests that wait in the inbox before submit answers `Overloaded`.
     pub max_waiting: usize,
+    /// Whether the KV blocks of earlier prompts and answers are used again by requests that begin with the same tokens.
+    pub prefix_cache: bool,
     /// Threads that compute. `None`: one a physical core that this process may use.
     pub num_threads: Option<usize>,
 }
@@ -112,6 +114,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             max_num_seqs: 128,
             max_waiting: 1024,
+            prefix_cache: true,
             num_threads: None,
         }
     }

@@ -8,14 +8,14 @@ use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::Duration;
 
 use super::Inbox;
-use super::running::{Limits, RunningRequest};
+use super::running::{Growth, Limits, RunningRequest, Tools};
 use super::status::EngineStatus;
 use crate::backend::{Backend, Batch, Workspace};
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::models::{Model, Step};
 use crate::sample::Sampler;
-use crate::sched::{GroupId, ScheduledChunk, Scheduler, SchedulerConfig, SequenceGroup, StepPlan};
+use crate::sched::{GroupId, Scheduler, SchedulerConfig, SequenceGroup, StepPlan};
 use crate::text::Tokenizer;
 
 /// How long an idle engine sleeps between two signs of life.
@@ -38,34 +38,48 @@ pub(super) struct Engine<B: Backend> {
 /// What a failed step may leave half changed, and a restart makes anew.
 pub(super) struct State {
     scheduler_config: SchedulerConfig,
-    num_blocks: usize,
-    block_size: usize,
+    cache_config: CacheConfig,
     scheduler: Scheduler,
     requests: BTreeMap<GroupId, RunningRequest>,
     next_id: GroupId,
     plan: StepPlan,
     batch: Batch,
     sampler: Sampler,
+    growth: Growth,
+}
+
+/// The KV cache as the scheduler sees it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CacheConfig {
+    pub(super) num_blocks: usize,
+    pub(super) block_size: usize,
+    pub(super) has_prefix_cache: bool,
+}
+
+impl CacheConfig {
+    fn pool(self) -> BlockPool {
+        let pool = BlockPool::new(self.num_blocks, self.block_size);
+        if self.has_prefix_cache { pool.with_prefix_cache() } else { pool }
+    }
 }
 
 impl State {
-    pub(super) fn new(config: SchedulerConfig, num_blocks: usize, block_size: usize, vocab_size: usize) -> Self {
+    pub(super) fn new(config: SchedulerConfig, cache_config: CacheConfig, vocab_size: usize) -> Self {
         Self {
             scheduler_config: config,
-            num_blocks,
-            block_size,
-            scheduler: Scheduler::new(config, BlockPool::new(num_blocks, block_size)),
+            cache_config,
+            scheduler: Scheduler::new(config, cache_config.pool()),
             requests: BTreeMap::new(),
             next_id: 0,
             plan: StepPlan::default(),
             batch: Batch::default(),
             sampler: Sampler::new(vocab_size),
+            growth: Growth::default(),
         }
     }
 
     fn reset(&mut self) {
-        let pool = BlockPool::new(self.num_blocks, self.block_size);
-        self.scheduler = Scheduler::new(self.scheduler_config, pool);
+        self.scheduler = Scheduler::new(self.scheduler_config, self.cache_config.pool());
         self.requests.clear();
     }
 }
@@ -87,7 +101,7 @@ impl<B: Backend> Engine<B> {
             }
             self.publish();
         }
-        self.state.requests.values().for_each(RunningRequest::abort);
+        self.state.requests.values_mut().for_each(RunningRequest::abort);
         self.finish_requests(self.state.requests.len());
         self.state.reset();
         self.publish();
@@ -139,6 +153,7 @@ impl<B: Backend> Engine<B> {
         let State { scheduler, plan, batch, .. } = &mut self.state;
         scheduler.schedule(plan);
         add_to(&self.status.num_preemptions, plan.num_preempted);
+        add_to(&self.status.num_cached_prompt_tokens, plan.num_cached_tokens);
         fill_batch(batch, plan, scheduler);
         if plan.chunks.is_empty() {
             return Err(Error::internal("nothing could be scheduled though requests wait"));
@@ -162,39 +177,40 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// Reads the logits and takes every sequence one token further.
+    /// Reads the logits, takes the sequences one token further, and tells the callers.
     fn sample(&mut self) -> Result<()> {
         let vocab_size = self.model.config().vocab_size;
         let logits = self.backend.read(&self.ws.logits)?;
         let mut rows = logits.chunks_exact(vocab_size);
-        let mut num_finished = 0;
-        for chunk in &self.state.plan.chunks {
-            let scheduler = &mut self.state.scheduler;
-            let request =
-                self.state.requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
+        let State { scheduler, requests, plan, sampler, growth, .. } = &mut self.state;
+        let mut tools = Tools { sampler, tokenizer: &self.tokenizer };
+        for chunk in &plan.chunks {
+            let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
             for pos in chunk.logits_from..chunk.end() {
                 let row = rows.next().expect("invariant: a row a wanted position");
-                request.push_prompt_logits(&mut self.state.sampler, row, pos);
-                if pos + 1 < scheduler.group(chunk.group).sequences[chunk.index].token_ids.len() {
-                    continue;
-                }
-                for idx in begin_sampling(scheduler, request, chunk) {
-                    let sampled = request.sample(&mut self.state.sampler, row, idx);
-                    scheduler.push_token(chunk.group, idx, sampled.token_id);
-                    add_to(&self.status.num_generated_tokens, 1);
-                    if request.push_token(&self.tokenizer, idx, sampled) {
-                        scheduler.finish(chunk.group, idx);
-                    }
+                request.push_prompt_logits(tools.sampler, row, pos);
+                if pos + 1 == scheduler.group(chunk.group).sequences[chunk.index].token_ids.len() {
+                    request.push_logits(&mut tools, row, chunk.index, growth);
+                    add_to(&self.status.num_generated_tokens, growth.tokens.len());
+                    grow(scheduler, chunk.group, growth);
                 }
             }
             if let Some(from) = &mut scheduler.group_mut(chunk.group).prompt_logits_from {
                 *from = (*from).max(chunk.end());
             }
-            if scheduler.group(chunk.group).is_finished() {
-                request.send_done();
+        }
+        let mut num_finished = 0;
+        for chunk in &plan.chunks {
+            // A group has several chunks; after its end it has no request.
+            let Some(request) = requests.get_mut(&chunk.group) else { continue };
+            let group = scheduler.group(chunk.group);
+            if group.is_finished() {
+                request.send_done(group.num_cached_tokens.unwrap_or(0));
                 scheduler.remove(chunk.group);
-                self.state.requests.remove(&chunk.group);
+                requests.remove(&chunk.group);
                 num_finished += 1;
+            } else {
+                request.send_snapshot();
             }
         }
         self.finish_requests(num_finished);
@@ -227,19 +243,17 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// The sequences that the chunk's last logits continue: its own, or all of the group when its prompt is done.
-fn begin_sampling(
-    scheduler: &mut Scheduler,
-    request: &mut RunningRequest,
-    chunk: &ScheduledChunk,
-) -> std::ops::Range<usize> {
-    if chunk.end() > scheduler.group(chunk.group).prompt_len {
-        return chunk.index..chunk.index + 1;
+/// Makes the scheduler's group what the request's has become.
+fn grow(scheduler: &mut Scheduler, id: GroupId, growth: &Growth) {
+    if let Some(parents) = &growth.parents {
+        scheduler.branch(id, parents);
     }
-    request.send_prompt_logprobs();
-    request.fork();
-    scheduler.branch(chunk.group, &vec![0; request.num_computed()]);
-    0..request.num_computed()
+    for token in &growth.tokens {
+        scheduler.push_token(id, token.index, token.token_id);
+        if token.is_last {
+            scheduler.finish(id, token.index);
+        }
+    }
 }
 
 fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler) {

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
 
+use super::Inbox;
 use super::request::{GenerationRequest, Prompt};
+use super::running::{Caller, QueuedRequest};
 use super::status::{EngineStatus, ModelInfo};
 use super::stream::{PromptInfo, TokenStream};
-use super::{Inbox, QueuedRequest};
 use crate::config::SamplingParams;
 use crate::error::{Error, Result};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -34,17 +35,6 @@ pub(super) struct HandleInner {
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the parameters can say and the engine cannot do yet.
-fn refuse_unsupported(params: &SamplingParams) -> Result<()> {
-    if params.beam.is_some() {
-        return Err(Error::invalid("use_beam_search", "use_beam_search: the engine does no beam search yet"));
-    }
-    if params.best_of.is_some_and(|best_of| best_of > params.n) {
-        return Err(Error::invalid("best_of", "best_of: the engine does not generate more than n sequences yet"));
-    }
-    Ok(())
-}
-
 impl EngineHandle {
     pub(super) fn new(inner: HandleInner) -> Self {
         Self { inner: Arc::new(inner) }
@@ -56,7 +46,6 @@ impl EngineHandle {
         let inner = &*self.inner;
         let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens } = request;
         params.validate(inner.info.config.vocab_size)?;
-        refuse_unsupported(&params)?;
         let param = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let mut prompt = self.tokenize(prompt, add_special_tokens)?;
         if let Some(len) = truncate_prompt_tokens {
@@ -137,7 +126,8 @@ impl EngineHandle {
         }
         let (events, receiver) = unbounded_channel();
         let stream = TokenStream::new(receiver, prompt, params.n);
-        let request = QueuedRequest { prompt: stream.prompt(), params, events };
+        let caller = Caller { events, gate: stream.gate() };
+        let request = QueuedRequest { prompt: stream.prompt(), params, caller };
         if inner.inbox.send(Inbox::Request(Box::new(request))).is_err() {
             inner.status.num_unfinished_requests.fetch_sub(1, Ordering::SeqCst);
             return Err(stopped());

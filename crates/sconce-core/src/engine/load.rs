@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
-use super::core::{Engine, State};
+use super::core::{CacheConfig, Engine, State};
 use super::files::ModelFiles;
 use super::footprint::Footprint;
 use super::handle::{EngineHandle, HandleInner};
@@ -102,6 +102,11 @@ fn start_engine<B: Backend>(
         max_prompt_logits: MAX_PROMPT_LOGITS,
         window: info.config.greatest_window(),
     };
+    let cache_config = CacheConfig {
+        num_blocks: pool.num_blocks,
+        block_size: config.block_size,
+        has_prefix_cache: config.prefix_cache,
+    };
     let eos_token_ids = end_token_ids(&info.config, Some(&tokenizer));
     let (sender, inbox) = mpsc::channel();
     let (tokenizer, status) = (Arc::new(tokenizer), Arc::new(EngineStatus::default()));
@@ -115,7 +120,7 @@ fn start_engine<B: Backend>(
         limits: Limits { eos_token_ids, max_model_len: info.max_model_len },
         status: Arc::clone(&status),
         inbox,
-        state: State::new(scheduler_config, pool.num_blocks, config.block_size, info.config.vocab_size),
+        state: State::new(scheduler_config, cache_config, info.config.vocab_size),
     };
     let thread = std::thread::Builder::new().name("sconce-engine".into()).spawn(move || engine.run());
     let thread = thread.map_err(|e| Error::internal(format!("the engine's thread could not be started: {e}")))?;

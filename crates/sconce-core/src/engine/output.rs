@@ -66,6 +66,13 @@ pub struct TokenEvent {
     pub finish: Option<Finish>,
 }
 
+impl TokenEvent {
+    /// An event that adds nothing.
+    pub(super) fn empty(index: usize) -> Self {
+        Self { index, token_ids: vec![], text: String::new(), logprobs: vec![], finish: None }
+    }
+}
+
 /// How a sequence ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finish {
@@ -73,8 +80,17 @@ pub struct Finish {
     pub reason: FinishReason,
     /// On what, where the request named it.
     pub stop_reason: Option<StopReason>,
-    /// Sum of the chosen tokens' logprobs.
+    /// Sum of the chosen tokens' logprobs; in a beam search, of those that it adds up: after penalties and bias.
     pub cumulative_logprob: f64,
+    /// What a beam search ranks by: cumulative logprob / length^length_penalty. `None` without one.
+    pub beam_score: Option<f64>,
+}
+
+impl Finish {
+    /// An end for `reason`, of a sequence that has no logprobs.
+    pub(super) fn new(reason: FinishReason) -> Self {
+        Self { reason, stop_reason: None, cumulative_logprob: 0.0, beam_score: None }
+    }
 }
 
 /// Token counts of one request.
@@ -82,7 +98,7 @@ pub struct Finish {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Generated tokens, over all sequences.
+    /// Tokens of all sequences that are returned.
     pub completion_tokens: usize,
     /// Tokens of the prompt that were found in the prefix cache.
     pub cached_tokens: usize,
@@ -95,6 +111,9 @@ pub enum StreamEvent {
     PromptLogprobs(Vec<Option<TokenLogprobs>>),
     /// A sequence grew or ended.
     Token(TokenEvent),
+    /// In place of `Token` where more is generated than returned, with best_of above n and in a beam search: the best n
+    /// as they stand, best first, in place of all that were sent before. The last one before `Done` is the answer.
+    Best(Vec<CompletionOutput>),
     /// Every sequence has ended.
     Done(Usage),
 }
@@ -114,12 +133,28 @@ pub struct CompletionOutput {
     pub finish: Option<Finish>,
 }
 
+impl CompletionOutput {
+    /// Adds what an event tells of this sequence.
+    pub fn push(&mut self, event: TokenEvent) {
+        self.text.push_str(&event.text);
+        self.token_ids.extend(event.token_ids);
+        self.logprobs.extend(event.logprobs);
+        self.finish = event.finish.or(self.finish.take());
+    }
+
+    /// What it was ranked by.
+    fn score(&self) -> f64 {
+        self.finish.as_ref().map_or(f64::NEG_INFINITY, |f| f.beam_score.unwrap_or(f.cumulative_logprob))
+    }
+}
+
 /// The answer to one request.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GenerationOutput {
     /// Log-probabilities of the prompt, if asked for.
     pub prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
-    /// The sequences; in order of their index while they grow, best first (by cumulative logprob) once all have ended.
+    /// The sequences; in order of their index while they grow, best first (by beam score or cumulative logprob) once all
+    /// have ended. A beam search of few possible continuations can find fewer than n.
     pub outputs: Vec<CompletionOutput>,
     /// Token counts; zero until the end.
     pub usage: Usage,
@@ -136,18 +171,11 @@ impl GenerationOutput {
     pub fn apply(&mut self, event: StreamEvent) {
         match event {
             StreamEvent::PromptLogprobs(logprobs) => self.prompt_logprobs = Some(logprobs),
-            StreamEvent::Token(event) => {
-                let output = &mut self.outputs[event.index];
-                output.text.push_str(&event.text);
-                output.token_ids.extend(event.token_ids);
-                output.logprobs.extend(event.logprobs);
-                output.finish = event.finish.or(output.finish.take());
-            }
+            StreamEvent::Token(event) => self.outputs[event.index].push(event),
+            StreamEvent::Best(outputs) => self.outputs = outputs,
             StreamEvent::Done(usage) => {
                 self.usage = usage;
-                let score =
-                    |o: &CompletionOutput| o.finish.as_ref().map_or(f64::NEG_INFINITY, |f| f.cumulative_logprob);
-                self.outputs.sort_by(|a, b| score(b).total_cmp(&score(a)));
+                self.outputs.sort_by(|a, b| b.score().total_cmp(&a.score()));
             }
         }
     }

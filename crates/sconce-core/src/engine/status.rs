@@ -45,7 +45,9 @@ pub struct EngineStatus {
     pub num_preemptions: AtomicUsize,
     /// Prompt tokens of the requests taken up.
     pub num_prompt_tokens: AtomicUsize,
-    /// Tokens generated.
+    /// Of these, tokens that were found in the prefix cache.
+    pub num_cached_prompt_tokens: AtomicUsize,
+    /// Tokens generated; in a beam search, of all beams that go on.
     pub num_generated_tokens: AtomicUsize,
     /// Requests ended, cancelled ones among them.
     pub num_finished_requests: AtomicUsize,
@@ -69,6 +71,7 @@ impl Default for EngineStatus {
             num_steps: AtomicUsize::new(0),
             num_preemptions: AtomicUsize::new(0),
             num_prompt_tokens: AtomicUsize::new(0),
+            num_cached_prompt_tokens: AtomicUsize::new(0),
             num_generated_tokens: AtomicUsize::new(0),
             num_finished_requests: AtomicUsize::new(0),
             num_cancelled_requests: AtomicUsize::new(0),

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::output::{GenerationOutput, StreamEvent};
+use super::running::SnapshotGate;
 use crate::error::{Error, Result};
 
 /// A prompt's tokens, and its text where it was given as text.
@@ -21,6 +22,7 @@ pub(super) struct PromptInfo {
 pub struct TokenStream {
     events: UnboundedReceiver<Result<StreamEvent>>,
     prompt: Arc<PromptInfo>,
+    gate: Arc<SnapshotGate>,
     num_sequences: usize,
     is_done: bool,
 }
@@ -31,11 +33,20 @@ impl TokenStream {
         prompt: PromptInfo,
         num_sequences: usize,
     ) -> Self {
-        Self { events, prompt: Arc::new(prompt), num_sequences, is_done: false }
+        Self { events, prompt: Arc::new(prompt), gate: Arc::default(), num_sequences, is_done: false }
     }
 
     pub(super) fn prompt(&self) -> Arc<PromptInfo> {
         Arc::clone(&self.prompt)
+    }
+
+    pub(super) fn gate(&self) -> Arc<SnapshotGate> {
+        Arc::clone(&self.gate)
+    }
+
+    /// Asks for no [`Best`](StreamEvent::Best) but the last one, the answer.
+    pub fn skip_snapshots(&self) {
+        self.gate.close();
     }
 
     /// The prompt's token ids, after truncation.
@@ -77,6 +88,7 @@ impl TokenStream {
 
     /// Everything, at the end.
     pub async fn collect(mut self) -> Result<GenerationOutput> {
+        self.skip_snapshots();
         let mut output = GenerationOutput::new(self.num_sequences);
         while let Some(event) = self.next().await {
             output.apply(event?);
@@ -86,6 +98,7 @@ impl TokenStream {
 
     /// The same, waiting on this thread. Panics inside an async runtime.
     pub fn blocking_collect(mut self) -> Result<GenerationOutput> {
+        self.skip_snapshots();
         let mut output = GenerationOutput::new(self.num_sequences);
         while let Some(event) = self.blocking_next() {
             output.apply(event?);
@@ -98,6 +111,9 @@ impl TokenStream {
         let ended = || Err(Error::Unavailable { message: "the engine has stopped".into() });
         let event = event.unwrap_or_else(ended);
         self.is_done = matches!(event, Ok(StreamEvent::Done(_)) | Err(_));
+        if matches!(event, Ok(StreamEvent::Best(_))) {
+            self.gate.arrived();
+        }
         Some(event)
     }
 }

@@ -6,8 +6,8 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::Inbox;
-use super::core::{Engine, State};
-use super::running::{Limits, QueuedRequest};
+use super::core::{CacheConfig, Engine, State};
+use super::running::{Caller, Limits, QueuedRequest};
 use super::status::EngineStatus;
 use super::stream::{PromptInfo, TokenStream};
 use crate::backend::cpu::CpuBackend;
@@ -92,6 +92,7 @@ fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
     let scheduler_config =
         SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1, window: None };
     let shape = KvCacheShape { num_layers: 0, num_blocks: 16, block_size: 4, num_kv_heads: 1, head_dim: 2 };
+    let cache_config = CacheConfig { num_blocks: 16, block_size: 4, has_prefix_cache: true };
     let (sender, inbox) = mpsc::channel();
     let status = Arc::new(EngineStatus::default());
     let engine = Engine {
@@ -104,7 +105,7 @@ fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
         limits: Limits { eos_token_ids: vec![], max_model_len: 64 },
         status: Arc::clone(&status),
         inbox,
-        state: State::new(scheduler_config, 16, 4, VOCAB_SIZE),
+        state: State::new(scheduler_config, cache_config, VOCAB_SIZE),
     };
     std::thread::spawn(move || engine.run());
     (sender, status)
@@ -116,7 +117,8 @@ fn submit(inbox: &mpsc::Sender<Inbox>, status: &EngineStatus, prompt: &[u32]) ->
     let stream = TokenStream::new(receiver, prompt, 1);
     let params = SamplingParams { max_tokens: Some(5), temperature: 0.0, ..Default::default() };
     status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
-    let request = QueuedRequest { prompt: stream.prompt(), params, events };
+    let caller = Caller { events, gate: stream.gate() };
+    let request = QueuedRequest { prompt: stream.prompt(), params, caller };
     inbox.send(Inbox::Request(Box::new(request))).unwrap();
     stream
 }

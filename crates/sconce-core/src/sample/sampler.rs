@@ -124,6 +124,41 @@ impl Sampler {
         }
     }
 
+    /// Adds to `out` the `k` best tokens to follow a beam, best first. There may be fewer.
+    ///
+    /// Their [`Sampled::logprob`] is what a beam search adds up: the model's own, edited as the request asks (in the
+    /// order of transformers' beam search: what the edits leave is not normalized again). Temperature and filters have
+    /// no part in it. Under [`LogprobsMode::Processed`] it is also what is reported.
+    pub fn beam_candidates(&mut self, logits: &[f32], input: &SampleInput<'_>, k: usize, out: &mut Vec<Sampled>) {
+        let Self { edited, selector, .. } = self;
+        let raw = Softmax::of_row(logits, selector.scan(logits), 1.0);
+        let processor = LogitsProcessor::new(input);
+        // Logprobs have the order of logits: unless they are edited, only those of the best are computed.
+        let (row, softmax) = if processor.is_neutral() {
+            (logits, raw)
+        } else {
+            edited.clear();
+            edited.extend(logits.iter().map(|&logit| raw.logprob(logit)));
+            processor.apply(edited);
+            (edited.as_slice(), Softmax::IDENTITY)
+        };
+        let begin = out.len();
+        out.extend(selector.top(row, k).iter().map(|candidate| Sampled {
+            token_id: candidate.token_id(),
+            logprob: softmax.logprob(candidate.logit()),
+            logprobs: None,
+        }));
+        if let Some(num_top) = input.params.logprobs {
+            let (row, softmax) = match input.params.logprobs_mode {
+                LogprobsMode::Raw => (logits, raw),
+                LogprobsMode::Processed => (row, softmax),
+            };
+            for sampled in &mut out[begin..] {
+                sampled.logprobs = Some(logprobs::of_row(selector, row, softmax, sampled.token_id, num_top));
+            }
+        }
+    }
+
     /// The report on a token of the prompt: `logits` are those of the position before it. It is always of the model's
     /// own distribution. A token outside the row has the logprob -inf.
     pub fn prompt_logprobs(&mut self, logits: &[f32], chosen: u32, num_top: usize) -> TokenLogprobs {

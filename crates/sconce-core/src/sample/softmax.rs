@@ -12,6 +12,9 @@ pub(super) struct Softmax {
 }
 
 impl Softmax {
+    /// Of rows that are log-probabilities already.
+    pub(super) const IDENTITY: Self = Self { max: 0.0, temperature: 1.0, log_total: 0.0 };
+
     /// Of tokens whose weights relative to the logit `max` at `temperature` sum to `total`.
     pub(super) fn new(max: f32, temperature: f32, total: f64) -> Self {
         Self { max, temperature, log_total: total.ln() }
@@ -20,7 +23,7 @@ impl Softmax {
     /// Of a whole row whose greatest logit is `max`. A row without a number gives every token the logprob -inf.
     pub(super) fn of_row(row: &[f32], max: f32, temperature: f32) -> Self {
         if max == f32::NEG_INFINITY {
-            return Self { max: 0.0, temperature, log_total: 0.0 };
+            return Self { temperature, ..Self::IDENTITY };
         }
         let total = row.chunks(BLOCK).map(|block| block_mass(block, max, temperature)).sum();
         Self::new(max, temperature, total)

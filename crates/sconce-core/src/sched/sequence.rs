@@ -61,7 +61,12 @@ impl SequenceGroup {
     /// A group of one waiting sequence.
     pub fn new(prompt_ids: Vec<u32>) -> Self {
         let prompt_len = prompt_ids.len();
-        Self { sequences: vec![Sequence::new(prompt_ids)], prompt_len, prompt_logits_from: None, num_cached_tokens: None }
+        Self {
+            sequences: vec![Sequence::new(prompt_ids)],
+            prompt_len,
+            prompt_logits_from: None,
+            num_cached_tokens: None,
+        }
     }
 
     /// The first prompt position whose logits are still wanted, if any.

@@ -184,7 +184,8 @@ impl Simulation {
     /// Beams go on as children of random parents, at most `width`, at times fewer.
     fn step_beams(&mut self, id: GroupId, width: usize) {
         let group = self.scheduler.group(id);
-        let (num_parents, num_generated) = (group.sequences.len(), group.sequences[0].token_ids.len() - group.prompt_len);
+        let (num_parents, num_generated) =
+            (group.sequences.len(), group.sequences[0].token_ids.len() - group.prompt_len);
         let is_last = num_generated + 1 >= self.requests[&id].max_tokens;
         let num_children = if is_last { 0 } else { width - self.rng.below(2).min(width - 1) };
         let parents: Vec<usize> = (0..num_children).map(|_| self.rng.below(num_parents)).collect();

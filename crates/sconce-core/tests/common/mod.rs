@@ -1,9 +1,10 @@
 //! A tiny model with random weights and a byte tokenizer, written to a folder.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use sconce_core::config::{EngineConfig, LoadFormat};
-use sconce_core::engine::{self, EngineHandle, NoProgress};
+use sconce_core::engine::{self, EngineHandle, EngineStatus, NoProgress};
 use serde_json::{Map, Value, json};
 
 /// Tokens of the byte alphabet; `<s>` and `</s>` follow.
@@ -76,4 +77,28 @@ pub(crate) fn tiny_engine_of(dir: &Path, change: impl Fn(&mut EngineConfig)) -> 
     };
     change(&mut config);
     engine::load("tiny", dir, &config, &NoProgress).unwrap()
+}
+
+/// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in f32.
+#[allow(dead_code)]
+pub(crate) const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 4;
+
+/// Tokens that differ from seed to seed.
+#[allow(dead_code)]
+pub(crate) fn prompt(len: usize, seed: usize) -> Vec<u32> {
+    (0..len).map(|i| ((i * 31 + seed * 17) % 250) as u32).collect()
+}
+
+#[allow(dead_code)]
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[allow(dead_code)]
+pub(crate) fn used_blocks(engine: &EngineHandle) -> usize {
+    EngineStatus::get(&engine.status().num_used_blocks)
 }

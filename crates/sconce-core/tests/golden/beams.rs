@@ -1,15 +1,11 @@
 //! Beam search on tiny random models against that of transformers: the same hypotheses in the same order.
-//!
-//! No engine: the model runs whole sequences, so that what is tested is the search alone.
 
-use std::collections::HashMap;
-
-use sconce_core::config::{BeamParams, EarlyStopping, WeightDtype};
-use sconce_core::sample::{self, BeamCandidate, BeamLimits, BeamSearch, FinishKind, Selector};
+use sconce_core::config::{BeamParams, EarlyStopping, SamplingParams};
+use sconce_core::engine::{FinishReason, GenerationRequest};
 use serde_json::Value;
 
+use crate::engine;
 use crate::fixture::Fixture;
-use crate::runner::Runner;
 
 const SCORE_TOLERANCE: f64 = 1e-3;
 
@@ -55,67 +51,49 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
     serde_json::from_slice::<Value>(&bytes).unwrap().as_array().unwrap().iter().map(case).collect()
 }
 
-/// A model whose answers are remembered, for the cases of a fixture ask for the same sequences again and again.
-struct Model {
-    runner: Runner,
-    logprobs: HashMap<Vec<u32>, Vec<f32>>,
-}
-
-impl Model {
-    /// Logprobs of the token after a sequence.
-    fn logprobs(&mut self, sequence: &[u32]) -> &[f32] {
-        let runner = &mut self.runner;
-        self.logprobs.entry(sequence.to_vec()).or_insert_with(|| {
-            let logits = runner.logits(&[sequence], sequence.len()).remove(0);
-            let mut row = logits[logits.len() / sequence.len() * (sequence.len() - 1)..].to_vec();
-            sample::log_softmax(&mut row);
-            row
-        })
+impl Case {
+    fn request(&self, prompt: &[u32]) -> GenerationRequest {
+        let params = SamplingParams {
+            n: self.results.len(),
+            beam: Some(self.params),
+            max_tokens: Some(self.max_tokens),
+            // The end tokens of a case are all that ends it.
+            ignore_eos: true,
+            stop_token_ids: self.end_token_ids.clone(),
+            logprobs: Some(0),
+            ..Default::default()
+        };
+        GenerationRequest::tokens(prompt).with_params(params)
     }
 }
 
-fn search(model: &mut Model, prompt: &[u32], case: &Case) -> Vec<Hypothesis> {
-    let (prompt_len, num_end_token_ids) = (prompt.len(), case.end_token_ids.len());
-    let limits = BeamLimits { prompt_len, max_tokens: case.max_tokens, num_end_token_ids };
-    let mut search = BeamSearch::new(case.params, limits);
-    let mut selector = Selector::new(0);
-    let (mut top, mut candidates) = (Vec::new(), Vec::new());
-    let mut beams = vec![prompt.to_vec()];
-    while !search.is_done() {
-        candidates.clear();
-        for (parent, beam) in beams.iter().enumerate() {
-            sample::top_candidates(model.logprobs(beam), search.num_candidates(), &mut selector, &mut top);
-            candidates.extend(top.iter().map(|&(token_id, logprob)| BeamCandidate { parent, token_id, logprob }));
-        }
-        let step = search
-            .step(&candidates, |_, token_id| case.end_token_ids.contains(&token_id).then_some(FinishKind::EndToken));
-        beams = step.beams.iter().map(|beam| [beams[beam.parent].as_slice(), &[beam.token_id]].concat()).collect();
-    }
-    let hypothesis = |h: sample::BeamHypothesis| Hypothesis {
-        token_ids: search.token_ids(h.source),
-        score: h.score,
-        is_stopped: h.finish == Some(FinishKind::EndToken),
-    };
-    search.best(case.results.len()).into_iter().map(hypothesis).collect()
-}
-
-/// Every case's hypotheses: how many cases there are.
+/// Runs every case, all at once: how many there are, and the greatest error of a score.
 pub(crate) fn check(fixture: &Fixture) -> Result<String, &'static str> {
-    let mut model = Model { runner: Runner::new(fixture, WeightDtype::F32), logprobs: HashMap::new() };
     let prompts = fixture.prompts();
     let cases = cases(fixture);
     if cases.is_empty() {
         return Err("there are no cases");
     }
-    for (i, case) in cases.iter().enumerate() {
-        let found = search(&mut model, &prompts[case.prompt].input_ids, case);
+    let engine = engine::load(fixture, &fixture.dir);
+    let submit = |case: &Case| engine.submit(case.request(&prompts[case.prompt].input_ids)).unwrap();
+    let streams: Vec<_> = cases.iter().map(submit).collect();
+    let mut worst = 0.0_f64;
+    for (i, (stream, case)) in streams.into_iter().zip(&cases).enumerate() {
         let name = format!("{} beam case {i}", fixture.name);
+        let found = stream.blocking_collect().unwrap().outputs;
         assert_eq!(found.len(), case.results.len(), "{name}");
         for (found, expected) in found.iter().zip(&case.results) {
             assert_eq!(found.token_ids, expected.token_ids, "{name}");
-            assert_eq!(found.is_stopped, expected.is_stopped, "{name}: {found:?}");
-            assert!((found.score - expected.score).abs() <= SCORE_TOLERANCE, "{name}: {found:?}, {expected:?}");
+            let finish = found.finish.as_ref().unwrap();
+            assert_eq!(finish.reason == FinishReason::Stop, expected.is_stopped, "{name}: {finish:?}");
+            let error = (finish.beam_score.unwrap() - expected.score).abs();
+            assert!(error <= SCORE_TOLERANCE, "{name}: {finish:?}, {expected:?}");
+            worst = worst.max(error);
+            // The score is that of the tokens' own logprobs.
+            let sum: f64 = found.logprobs.iter().map(|l| f64::from(l.chosen.logprob)).sum();
+            let score = sum / (found.token_ids.len() as f64).powf(f64::from(case.params.length_penalty));
+            assert!((finish.beam_score.unwrap() - score).abs() <= 1e-9, "{name}: {finish:?}, {score}");
         }
     }
-    Ok(format!("{0}/{0}", cases.len()))
+    Ok(format!("{0}/{0}, {worst:.0e}", cases.len()))
 }

@@ -12,7 +12,7 @@ use crate::report::check_all;
 
 const LOGPROB_TOLERANCE: f32 = 1e-3;
 
-fn load(fixture: &Fixture, path: &Path) -> EngineHandle {
+pub(crate) fn load(fixture: &Fixture, path: &Path) -> EngineHandle {
     let config = EngineConfig {
         dtype: WeightDtype::F32,
         kv_cache_bytes: Some(16 << 20),

@@ -114,7 +114,6 @@ fn bf16_weights_keep_the_distribution() {
     });
 }
 
-/// The search alone, driven by the model's logits.
 #[test]
 fn beam_hypotheses_equal_the_golden_ones() {
     check_all("beams", beams::check);

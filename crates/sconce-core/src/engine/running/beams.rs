@@ -1,0 +1,149 @@
+//! [`Beams`]: a request that is answered by beam search.
+
+use super::sequence::SequenceState;
+use super::{Growth, NewToken, RequestContext, Tools};
+use crate::config::BeamParams;
+use crate::engine::output::{CompletionOutput, Finish, FinishReason};
+use crate::sample::{BeamCandidate, BeamLimits, BeamSearch, BeamSource, FinishKind, Sampled};
+
+/// A beam search, and what belongs to its beams.
+///
+/// The logits of the beams come one by one, and not always in the same step: what can follow each is kept until it is
+/// known of all. Which tokens those are and what becomes of them depends on nothing else.
+pub(super) struct Beams {
+    search: BeamSearch,
+    /// The beams that run, best first.
+    running: Vec<Beam>,
+    /// The hypotheses that have finished, by slot.
+    finished: Vec<CompletionOutput>,
+    /// What can follow the beams whose logits have come.
+    candidates: Vec<BeamCandidate>,
+    /// Of each candidate: the token, and what is to be reported of it.
+    sampled: Vec<Sampled>,
+    /// Beams whose logits have come.
+    num_ready: usize,
+    has_changed: bool,
+}
+
+#[derive(Clone)]
+struct Beam {
+    state: SequenceState,
+    output: CompletionOutput,
+}
+
+impl Beams {
+    pub(super) fn new(context: &RequestContext, params: BeamParams) -> Self {
+        let limits = BeamLimits {
+            prompt_len: context.prompt.token_ids.len(),
+            max_tokens: context.max_tokens(),
+            num_end_token_ids: context.end_token_ids.len(),
+        };
+        Self {
+            search: BeamSearch::new(params, limits),
+            running: vec![Beam { state: SequenceState::new(context), output: CompletionOutput::default() }],
+            finished: Vec::new(),
+            candidates: Vec::new(),
+            sampled: Vec::new(),
+            num_ready: 0,
+            has_changed: false,
+        }
+    }
+
+    /// Takes the logits after the last token of beam `idx`. When those of all have come, the search goes on.
+    pub(super) fn push_logits(
+        &mut self,
+        context: &RequestContext,
+        tools: &mut Tools<'_>,
+        logits: &[f32],
+        idx: usize,
+        growth: &mut Growth,
+    ) {
+        let input = self.running[idx].state.sample_input(context, idx);
+        let num_before = self.sampled.len();
+        tools.sampler.beam_candidates(logits, &input, self.search.num_candidates(), &mut self.sampled);
+        self.candidates.extend(self.sampled[num_before..].iter().map(|sampled| BeamCandidate {
+            parent: idx,
+            token_id: sampled.token_id,
+            logprob: sampled.logprob,
+        }));
+        self.num_ready += 1;
+        if self.num_ready == self.running.len() {
+            self.step(context, tools, growth);
+            self.num_ready = 0;
+            self.candidates.clear();
+            self.sampled.clear();
+            self.has_changed = true;
+        }
+    }
+
+    fn step(&mut self, context: &RequestContext, tools: &Tools<'_>, growth: &mut Growth) {
+        let Self { search, running, candidates, sampled, .. } = self;
+        let step = search.step(candidates, |parent, token_id| ends(context, tools, &running[parent], token_id));
+        let find = |parent: usize, token_id: u32| {
+            let at = candidates.iter().position(|c| c.parent == parent && c.token_id == token_id);
+            sampled[at.expect("invariant: a beam goes on with one of its candidates")].clone()
+        };
+        for ended in &step.finished {
+            let Beam { mut state, mut output } = running[ended.parent].clone();
+            output.push(match ended.token_id {
+                Some(token_id) => state.push(context, tools, find(ended.parent, token_id)),
+                None => state.end(context, tools, FinishReason::Length),
+            });
+            if self.finished.len() <= ended.slot {
+                self.finished.resize(ended.slot + 1, CompletionOutput::default());
+            }
+            self.finished[ended.slot] = output;
+        }
+        let mut next = Vec::with_capacity(step.beams.len());
+        for (index, &beam) in step.beams.iter().enumerate() {
+            let Beam { mut state, mut output } = running[beam.parent].clone();
+            output.push(state.push(context, tools, find(beam.parent, beam.token_id)));
+            next.push(Beam { state, output });
+            growth.tokens.push(NewToken { index, token_id: beam.token_id, is_last: false });
+        }
+        growth.parents = Some(step.beams.iter().map(|beam| beam.parent).collect());
+        self.running = next;
+    }
+
+    /// Whether the best have changed since it was last asked.
+    pub(super) fn take_change(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
+    }
+
+    /// The best `n` hypotheses, best first: once the search is over, the answer. There may be fewer.
+    pub(super) fn outputs(&self, n: usize) -> Vec<CompletionOutput> {
+        let output = |(index, hypothesis): (usize, crate::sample::BeamHypothesis)| {
+            let mut output = match hypothesis.source {
+                BeamSource::Running(idx) => self.running[idx].output.clone(),
+                BeamSource::Finished(slot) => self.finished[slot].clone(),
+            };
+            output.index = index;
+            if let Some(finish) = &mut output.finish {
+                finish.beam_score = Some(hypothesis.score);
+            }
+            output
+        };
+        self.search.best(n).into_iter().enumerate().map(output).collect()
+    }
+
+    /// Ends every beam that runs.
+    pub(super) fn abort(&mut self) {
+        for Beam { state, output } in &mut self.running {
+            let cumulative_logprob = state.cumulative_logprob;
+            output.finish = Some(Finish { cumulative_logprob, ..Finish::new(FinishReason::Abort) });
+        }
+    }
+}
+
+/// Whether a beam ends with a token, and how.
+fn ends(context: &RequestContext, tools: &Tools<'_>, beam: &Beam, token_id: u32) -> Option<FinishKind> {
+    if let Some(kind) = context.end_kind(token_id) {
+        return Some(kind);
+    }
+    if context.params.stop.is_empty() {
+        return None;
+    }
+    let sampled = Sampled { token_id, logprob: 0.0, logprobs: None };
+    let finish = beam.state.clone().push(context, tools, sampled).finish?;
+    (finish.reason == FinishReason::Stop).then_some(FinishKind::Stop)
+}

@@ -1,0 +1,193 @@
+//! [`RunningRequest`]: what the engine knows of a request beside its tokens: how to go on, and what to tell the caller.
+
+mod beams;
+mod caller;
+mod context;
+mod sampling;
+mod sequence;
+
+use std::sync::Arc;
+
+pub(super) use caller::{Caller, SnapshotGate};
+pub(super) use context::{Limits, RequestContext};
+
+use super::output::{StreamEvent, TokenLogprobs, Usage};
+use super::stream::PromptInfo;
+use crate::config::SamplingParams;
+use crate::error::Error;
+use crate::sample::Sampler;
+use crate::text::Tokenizer;
+use beams::Beams;
+use sampling::Sampling;
+
+/// A request on its way through the inbox.
+pub(crate) struct QueuedRequest {
+    pub(super) prompt: Arc<PromptInfo>,
+    pub(super) params: SamplingParams,
+    pub(super) caller: Caller,
+}
+
+/// A request that the scheduler knows.
+pub(super) struct RunningRequest {
+    context: RequestContext,
+    caller: Caller,
+    decoding: Decoding,
+    has_begun: bool,
+    prompt_logprobs: Vec<Option<TokenLogprobs>>,
+}
+
+/// How a request goes on.
+enum Decoding {
+    /// Sequences that are sampled, each for itself.
+    Sampling(Sampling),
+    /// A beam search.
+    Beams(Box<Beams>),
+}
+
+/// What is needed to go on from logits.
+pub(super) struct Tools<'a> {
+    pub(super) sampler: &'a mut Sampler,
+    pub(super) tokenizer: &'a Tokenizer,
+}
+
+/// How a group of sequences grew by one token.
+#[derive(Debug, Default)]
+pub(super) struct Growth {
+    /// The group's sequences were replaced before: each continues what stood at this index. `None`: they were not.
+    pub(super) parents: Option<Vec<usize>>,
+    /// The tokens that were added.
+    pub(super) tokens: Vec<NewToken>,
+}
+
+/// A token that was added to a sequence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewToken {
+    /// The sequence's index in its group.
+    pub(super) index: usize,
+    pub(super) token_id: u32,
+    /// Whether the sequence ends with it.
+    pub(super) is_last: bool,
+}
+
+impl Growth {
+    fn clear(&mut self) {
+        self.parents = None;
+        self.tokens.clear();
+    }
+}
+
+impl RunningRequest {
+    pub(super) fn new(request: QueuedRequest, limits: &Limits) -> Self {
+        let QueuedRequest { prompt, params, caller } = request;
+        let context = RequestContext::new(prompt, params, limits);
+        let decoding = match context.params.beam {
+            Some(beam) => Decoding::Beams(Box::new(Beams::new(&context, beam))),
+            None => Decoding::Sampling(Sampling::new(&context)),
+        };
+        let prompt_logprobs = context.params.prompt_logprobs.map_or(Vec::new(), |_| vec![None]);
+        Self { context, caller, decoding, has_begun: false, prompt_logprobs }
+    }
+
+    pub(super) fn prompt_ids(&self) -> &[u32] {
+        &self.context.prompt.token_ids
+    }
+
+    pub(super) fn wants_prompt_logprobs(&self) -> bool {
+        self.context.params.prompt_logprobs.is_some()
+    }
+
+    /// Whether the caller has gone.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.caller.has_gone()
+    }
+
+    /// Takes the logits after prompt position `pos`.
+    pub(super) fn push_prompt_logits(&mut self, sampler: &mut Sampler, logits: &[f32], pos: usize) {
+        let Some(num_top) = self.context.params.prompt_logprobs else { return };
+        let token_ids = &self.context.prompt.token_ids;
+        if pos + 1 >= token_ids.len() || self.prompt_logprobs.len() != pos + 1 {
+            return;
+        }
+        let logprobs = sampler.prompt_logprobs(logits, token_ids[pos + 1], num_top);
+        self.prompt_logprobs.push(Some(logprobs));
+    }
+
+    /// Takes the logits after the last token of sequence `idx`, and says how the group grows. It does not where the
+    /// beams of a search have to wait for one another.
+    pub(super) fn push_logits(&mut self, tools: &mut Tools<'_>, logits: &[f32], idx: usize, growth: &mut Growth) {
+        growth.clear();
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        if is_first && self.wants_prompt_logprobs() {
+            self.caller.send(StreamEvent::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
+        }
+        let Self { context, caller, decoding, .. } = self;
+        match decoding {
+            Decoding::Sampling(sampling) => {
+                if is_first {
+                    growth.parents = Some(sampling.fork());
+                }
+                // Where they have just become several, all go on from the same logits.
+                let indices = if is_first { 0..sampling.num_sequences() } else { idx..idx + 1 };
+                for idx in indices {
+                    growth.tokens.push(sampling.push_logits(context, caller, tools, logits, idx));
+                }
+            }
+            Decoding::Beams(beams) => beams.push_logits(context, tools, logits, idx, growth),
+        }
+    }
+
+    /// Shows the best so far, where that is what the caller gets, and where it has changed.
+    pub(super) fn send_snapshot(&mut self) {
+        let n = self.context.params.n;
+        let is_wanted = || self.caller.wants_snapshot();
+        let snapshot = match &mut self.decoding {
+            Decoding::Sampling(sampling) => sampling.take_change() && is_wanted(),
+            Decoding::Beams(beams) => beams.take_change() && is_wanted(),
+        };
+        if snapshot {
+            self.caller.send_snapshot(self.ranked_outputs(n).unwrap_or_default());
+        }
+    }
+
+    /// The best `n` as they stand; `None` where sequences are told of token by token.
+    fn ranked_outputs(&self, n: usize) -> Option<Vec<super::CompletionOutput>> {
+        match &self.decoding {
+            Decoding::Sampling(sampling) => sampling.ranked_outputs(n),
+            Decoding::Beams(beams) => Some(beams.outputs(n)),
+        }
+    }
+
+    /// Tells the caller that every sequence has ended.
+    pub(super) fn send_done(&self, num_cached_tokens: usize) {
+        let n = self.context.params.n;
+        let outputs = self.ranked_outputs(n);
+        let completion_tokens = match (&outputs, &self.decoding) {
+            (Some(outputs), _) => outputs.iter().map(|o| o.token_ids.len()).sum(),
+            (None, Decoding::Sampling(sampling)) => sampling.num_generated() * n / sampling.num_sequences(),
+            (None, Decoding::Beams(_)) => 0,
+        };
+        if let Some(outputs) = outputs {
+            self.caller.send(StreamEvent::Best(outputs));
+        }
+        let prompt_tokens = self.context.prompt.token_ids.len();
+        self.caller.send(StreamEvent::Done(Usage {
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens: num_cached_tokens,
+        }));
+    }
+
+    /// Ends all sequences for a reason that is not their own.
+    pub(super) fn abort(&mut self) {
+        match &mut self.decoding {
+            Decoding::Sampling(sampling) => sampling.abort(&self.context, &self.caller),
+            Decoding::Beams(beams) => beams.abort(),
+        }
+        self.send_done(0);
+    }
+
+    /// Ends the request with an error.
+    pub(super) fn fail(&self, error: Error) {
+        self.caller.fail(error);
+    }
+}

@@ -1,0 +1,113 @@
+//! [`Sampling`]: a request whose sequences are sampled, each for itself.
+
+use super::sequence::SequenceState;
+use super::{Caller, NewToken, RequestContext, Tools};
+use crate::engine::output::{CompletionOutput, Finish, FinishReason, StreamEvent, TokenEvent};
+
+/// A request whose sequences are sampled, each for itself.
+pub(super) struct Sampling {
+    /// One until the prompt is computed.
+    sequences: Vec<SequenceState>,
+    /// How many there are to be: one where all would be equal.
+    num_sequences: usize,
+    /// Where more are generated than returned: what each has said. The caller gets the best of them.
+    ranked: Option<Ranked>,
+}
+
+struct Ranked {
+    outputs: Vec<CompletionOutput>,
+    has_changed: bool,
+}
+
+impl Sampling {
+    pub(super) fn new(context: &RequestContext) -> Self {
+        let params = &context.params;
+        let best_of = params.best_of.unwrap_or(params.n);
+        let num_sequences = if params.is_greedy() { 1 } else { best_of };
+        let outputs = || vec![CompletionOutput::default(); best_of];
+        Self {
+            sequences: vec![SequenceState::new(context)],
+            num_sequences,
+            ranked: (num_sequences > params.n).then(|| Ranked { outputs: outputs(), has_changed: false }),
+        }
+    }
+
+    /// Sequences that are computed, once the prompt is.
+    pub(super) fn num_sequences(&self) -> usize {
+        self.num_sequences
+    }
+
+    /// Tokens of all sequences that are computed.
+    pub(super) fn num_generated(&self) -> usize {
+        self.sequences.iter().map(|s| s.num_generated).sum()
+    }
+
+    /// Makes the first sequence's state that of all, and returns what each continues.
+    pub(super) fn fork(&mut self) -> Vec<usize> {
+        let state = self.sequences[0].clone();
+        self.sequences.resize(self.num_sequences, state);
+        vec![0; self.num_sequences]
+    }
+
+    /// Takes the logits after the last token of sequence `idx`, and tells the caller what came of them.
+    pub(super) fn push_logits(
+        &mut self,
+        context: &RequestContext,
+        caller: &Caller,
+        tools: &mut Tools<'_>,
+        logits: &[f32],
+        idx: usize,
+    ) -> NewToken {
+        let state = &mut self.sequences[idx];
+        let sampled = tools.sampler.sample(logits, &state.sample_input(context, idx));
+        let token_id = sampled.token_id;
+        let event = TokenEvent { index: idx, ..state.push(context, tools, sampled) };
+        let is_last = event.finish.is_some();
+        self.tell(context, caller, event);
+        NewToken { index: idx, token_id, is_last }
+    }
+
+    /// Tells the caller of a sequence, and of all that are the same as it; or keeps it to be ranked.
+    fn tell(&mut self, context: &RequestContext, caller: &Caller, event: TokenEvent) {
+        if let Some(ranked) = &mut self.ranked {
+            ranked.has_changed = true;
+            return ranked.outputs[event.index].push(event);
+        }
+        for index in 1..if self.num_sequences == 1 { context.params.n } else { 1 } {
+            caller.send(StreamEvent::Token(TokenEvent { index, ..event.clone() }));
+        }
+        caller.send(StreamEvent::Token(event));
+    }
+
+    /// Whether the ranking has changed since it was last asked for.
+    pub(super) fn take_change(&mut self) -> bool {
+        self.ranked.as_mut().is_some_and(|ranked| std::mem::take(&mut ranked.has_changed))
+    }
+
+    /// The best `n` by cumulative logprob, best first; `None` where all are returned.
+    pub(super) fn ranked_outputs(&self, n: usize) -> Option<Vec<CompletionOutput>> {
+        let outputs = &self.ranked.as_ref()?.outputs;
+        let score = |idx: &usize| self.sequences.get(*idx).map_or(0.0, |s| s.cumulative_logprob);
+        let mut order: Vec<usize> = (0..outputs.len()).collect();
+        order.sort_by(|a, b| score(b).total_cmp(&score(a)));
+        let best = order.into_iter().take(n).enumerate();
+        Some(best.map(|(index, idx)| CompletionOutput { index, ..outputs[idx].clone() }).collect())
+    }
+
+    /// Ends every sequence that has not ended.
+    pub(super) fn abort(&mut self, context: &RequestContext, caller: &Caller) {
+        let num_told = if self.ranked.is_some() { self.num_sequences } else { context.params.n };
+        for index in 0..num_told {
+            let cumulative_logprob = self.sequences.get(index).map_or(0.0, |s| s.cumulative_logprob);
+            let finish = Finish { cumulative_logprob, ..Finish::new(FinishReason::Abort) };
+            match &mut self.ranked {
+                Some(ranked) => {
+                    ranked.outputs[index].finish.get_or_insert(finish);
+                }
+                None => {
+                    caller.send(StreamEvent::Token(TokenEvent { finish: Some(finish), ..TokenEvent::empty(index) }))
+                }
+            }
+        }
+    }
+}

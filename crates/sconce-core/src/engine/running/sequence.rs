@@ -1,0 +1,106 @@
+//! [`SequenceState`]: what one sequence has said so far.
+
+use super::{RequestContext, Tools};
+use crate::engine::output::{Finish, FinishReason, StopReason, TokenEvent};
+use crate::sample::{SampleInput, Sampled, TokenCounts};
+use crate::text::{Detokenizer, StopMatcher};
+
+/// What one sequence has said so far.
+#[derive(Clone)]
+pub(super) struct SequenceState {
+    counts: TokenCounts,
+    detokenizer: Detokenizer,
+    stop_matcher: StopMatcher,
+    pub(super) cumulative_logprob: f64,
+    pub(super) num_generated: usize,
+}
+
+impl SequenceState {
+    /// A sequence that has generated nothing.
+    pub(super) fn new(context: &RequestContext) -> Self {
+        let (prompt_ids, params) = (&context.prompt.token_ids, &context.params);
+        Self {
+            counts: TokenCounts::new(prompt_ids),
+            detokenizer: Detokenizer::new(prompt_ids, params.skip_special_tokens, params.spaces_between_special_tokens),
+            stop_matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
+            cumulative_logprob: 0.0,
+            num_generated: 0,
+        }
+    }
+
+    /// What the next token of the sequence, the `index`-th of its request, is chosen by.
+    pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, index: usize) -> SampleInput<'a> {
+        SampleInput {
+            params: &context.params,
+            counts: &self.counts,
+            seed: context.seed,
+            sequence_index: index as u32,
+            position: self.num_generated as u32,
+            end_token_ids: &context.end_token_ids,
+        }
+    }
+
+    /// Takes the next token of the sequence, and tells what it adds.
+    pub(super) fn push(&mut self, context: &RequestContext, tools: &Tools<'_>, sampled: Sampled) -> TokenEvent {
+        let (params, id) = (&context.params, sampled.token_id);
+        let is_end = context.end_kind(id).is_some();
+        self.counts.push(id);
+        self.num_generated += 1;
+        self.cumulative_logprob += f64::from(sampled.logprob);
+        let mut text = String::new();
+        let mut matched = None;
+        // The token that ends a sequence is no part of its text, unless stop texts are to be kept too.
+        if !is_end || params.include_stop_str_in_output {
+            let piece = self.detokenizer.push(tools.tokenizer, id);
+            matched = self.push_text(&piece, params.min_tokens, &mut text);
+        }
+        let reason = if is_end || matched.is_some() {
+            Some(FinishReason::Stop)
+        } else {
+            (self.num_generated >= context.max_tokens()).then_some(FinishReason::Length)
+        };
+        if reason.is_some() && matched.is_none() {
+            matched = self.flush(context, tools, &mut text);
+        }
+        let stop_token = params.stop_token_ids.contains(&id).then_some(StopReason::Token(id));
+        let finish = reason.map(|reason| Finish {
+            reason: if matched.is_some() { FinishReason::Stop } else { reason },
+            stop_reason: matched.map(StopReason::Text).or(stop_token),
+            cumulative_logprob: self.cumulative_logprob,
+            beam_score: None,
+        });
+        TokenEvent { index: 0, token_ids: vec![id], text, logprobs: sampled.logprobs.into_iter().collect(), finish }
+    }
+
+    /// Ends the sequence as it is.
+    pub(super) fn end(&mut self, context: &RequestContext, tools: &Tools<'_>, reason: FinishReason) -> TokenEvent {
+        let mut text = String::new();
+        let matched = self.flush(context, tools, &mut text);
+        let finish = Finish {
+            reason: if matched.is_some() { FinishReason::Stop } else { reason },
+            stop_reason: matched.map(StopReason::Text),
+            cumulative_logprob: self.cumulative_logprob,
+            beam_score: None,
+        };
+        TokenEvent { index: 0, token_ids: vec![], text, logprobs: vec![], finish: Some(finish) }
+    }
+
+    /// Shows what was held back, as far as no stop text is in it.
+    fn flush(&mut self, context: &RequestContext, tools: &Tools<'_>, text: &mut String) -> Option<String> {
+        let rest = self.detokenizer.finish(tools.tokenizer);
+        let matched = self.push_text(&rest, context.params.min_tokens, text);
+        if matched.is_none() {
+            self.stop_matcher.finish(text);
+        }
+        matched
+    }
+
+    /// Shows `piece` as far as no stop text may begin in it. Stop texts count from `min_tokens` on.
+    fn push_text(&mut self, piece: &str, min_tokens: usize, out: &mut String) -> Option<String> {
+        if self.num_generated < min_tokens {
+            out.push_str(piece);
+            return None;
+        }
+        self.stop_matcher.push(piece, out)
+    }
+}
