@@ -148,6 +148,14 @@ impl CompletionOutput {
     }
 }
 
+impl From<CompletionOutput> for TokenEvent {
+    /// The event that adds all of a sequence.
+    fn from(output: CompletionOutput) -> Self {
+        let CompletionOutput { index, text, token_ids, logprobs, finish } = output;
+        Self { index, token_ids, text, logprobs, finish }
+    }
+}
+
 /// The answer to one request.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct GenerationOutput {

@@ -6,7 +6,7 @@ use hyper::{Response, StatusCode};
 use sconce::{FinishReason, StreamEvent, Usage};
 use serde_json::{Value, json};
 
-use super::events::{collect, submit};
+use super::events::{collect, deltas, submit};
 use super::logprobs::{self, TokenBytes, token_bytes};
 use super::stream::{Encoder, stream};
 use super::{Head, usage_json};
@@ -32,7 +32,7 @@ pub(super) async fn answer(
             include_usage: request.stream_usage == Some(true),
             usage: Usage::default(),
         };
-        return Ok(stream(vec![submitted.events], chunks));
+        return Ok(stream(vec![deltas(submitted.events)], chunks));
     }
     let (_, mut output) = collect(submitted).await?;
     output.outputs.sort_by_key(|o| o.index);
@@ -84,8 +84,8 @@ impl Encoder for Chunks {
 
     fn event(&mut self, _prompt: usize, event: StreamEvent, out: &mut Vec<u8>) {
         let token = match event {
-            // Refused where a chat is streamed.
-            StreamEvent::PromptLogprobs(_) => return,
+            // The former are refused where a chat is streamed, the latter made deltas before.
+            StreamEvent::PromptLogprobs(_) | StreamEvent::Best(_) => return,
             StreamEvent::Done(usage) => return self.usage = usage,
             StreamEvent::Token(token) => token,
         };

@@ -7,7 +7,7 @@ use hyper::{Response, StatusCode};
 use sconce::{CompletionOutput, FinishReason, StreamEvent, TokenLogprobs, Usage};
 use serde_json::{Value, json};
 
-use super::events::{Submitted, collect, submit};
+use super::events::{Submitted, collect, deltas, submit};
 use super::logprobs::{self, CompletionLogprobs, TokenBytes, token_bytes};
 use super::stream::{Encoder, stream};
 use super::{Head, add_usage, usage_json};
@@ -35,7 +35,7 @@ pub(super) async fn answer(
     }
     if request.stream {
         let chunks = Chunks::new(form, &submitted, request.stream_usage == Some(true));
-        return Ok(stream(submitted.into_iter().map(|s| s.events).collect(), chunks));
+        return Ok(stream(submitted.into_iter().map(|s| deltas(s.events)).collect(), chunks));
     }
     let answers = try_join_all(submitted.into_iter().map(collect)).await?;
     let mut usage = Usage::default();
@@ -152,6 +152,7 @@ impl Encoder for Chunks {
         let prompt = &mut self.prompts[prompt_index];
         let token = match event {
             StreamEvent::PromptLogprobs(logprobs) => return prompt.logprobs = Some(logprobs),
+            StreamEvent::Best(_) => return, // made deltas before
             StreamEvent::Done(usage) => return self.usage = add_usage(self.usage, usage),
             StreamEvent::Token(token) => token,
         };

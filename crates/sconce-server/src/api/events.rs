@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::stream::{BoxStream, StreamExt, unfold};
-use sconce::{Error, GenerationOutput, GenerationRequest, StreamEvent, TokenStream};
+use futures_util::stream::{BoxStream, StreamExt, iter, unfold};
+use sconce::{CompletionOutput, Error, GenerationOutput, GenerationRequest, StreamEvent, TokenStream};
 
 use crate::http::{ApiError, Exchange};
 use crate::state::Served;
@@ -30,10 +30,30 @@ pub(super) async fn submit(
     served: &Arc<Served>,
     request: GenerationRequest,
 ) -> Result<Submitted, ApiError> {
+    submit_with(exchange, served, request, Snapshots::Skipped).await
+}
+
+/// Whether the best so far are wanted before the answer, where they are what the engine tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Snapshots {
+    Wanted,
+    Skipped,
+}
+
+/// The same, with snapshots or without.
+pub(super) async fn submit_with(
+    exchange: &Arc<Exchange>,
+    served: &Arc<Served>,
+    request: GenerationRequest,
+    snapshots: Snapshots,
+) -> Result<Submitted, ApiError> {
     let served = served.clone();
     let skip_special_tokens = request.params.skip_special_tokens;
     let submitted = blocking(move || {
         let stream = served.engine.stream(request)?;
+        if snapshots == Snapshots::Skipped {
+            stream.skip_snapshots();
+        }
         let prompt_token_ids = stream.prompt_token_ids().to_vec();
         let prompt_text = match stream.prompt_text() {
             Some(text) => text.to_owned(),
@@ -68,12 +88,34 @@ fn events(stream: TokenStream, meter: Meter) -> Events {
                 meter.tokens(token.index, token.token_ids.len());
                 false
             }
+            Ok(StreamEvent::Best(outputs)) => {
+                meter.best(outputs);
+                false
+            }
             Ok(event) => matches!(event, StreamEvent::Done(_)),
             Err(_) => true,
         };
         Some((event, (!is_last).then_some((stream, meter))))
     })
     .boxed()
+}
+
+/// The same events where sequences are replaced as a whole: only what stays in the end, as if it came all at once. For
+/// forms that can add to what they have sent and not take it back.
+pub(super) fn deltas(events: Events) -> Events {
+    let mut answer = Vec::new();
+    let delta = move |event| match event {
+        Ok(StreamEvent::Best(outputs)) => {
+            answer = outputs;
+            Vec::new()
+        }
+        Ok(StreamEvent::Done(usage)) => {
+            let whole = std::mem::take(&mut answer).into_iter().map(|o| Ok(StreamEvent::Token(o.into())));
+            whole.chain([Ok(StreamEvent::Done(usage))]).collect()
+        }
+        event => vec![event],
+    };
+    events.map(delta).flat_map(iter).boxed()
 }
 
 /// Collects the whole answer.
@@ -90,11 +132,20 @@ struct Meter {
     exchange: Arc<Exchange>,
     /// When each sequence last grew.
     last: Vec<Option<Instant>>,
+    /// Tokens of the best, where they are sent as a whole.
+    num_best_tokens: usize,
 }
 
 impl Meter {
     fn new(exchange: Arc<Exchange>) -> Self {
-        Self { exchange, last: Vec::new() }
+        Self { exchange, last: Vec::new(), num_best_tokens: 0 }
+    }
+
+    /// The best so far stand for what was sent before.
+    fn best(&mut self, outputs: &[CompletionOutput]) {
+        let num_tokens: usize = outputs.iter().map(|o| o.token_ids.len()).sum();
+        let before = std::mem::replace(&mut self.num_best_tokens, num_tokens);
+        self.tokens(0, num_tokens.saturating_sub(before));
     }
 
     fn tokens(&mut self, index: usize, num_tokens: usize) {

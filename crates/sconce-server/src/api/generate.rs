@@ -6,7 +6,7 @@ use hyper::{Response, StatusCode};
 use sconce::{CompletionOutput, GenerationOutput, StopReason, StreamEvent};
 use serde_json::{Value, json};
 
-use super::events::{Submitted, collect, submit};
+use super::events::{Snapshots, Submitted, collect, submit_with};
 use super::logprobs::{self, TokenBytes, token_bytes};
 use super::stream::{Encoder, stream};
 use super::{Head, usage_json};
@@ -23,7 +23,8 @@ pub(super) async fn answer(
     let head = Head::new(exchange, served, &mut request);
     let has_messages = request.has_messages();
     let request_stream = request.stream;
-    let submitted = submit(exchange, served, request.take_request()?).await?;
+    let snapshots = if request_stream { Snapshots::Wanted } else { Snapshots::Skipped };
+    let submitted = submit_with(exchange, served, request.take_request()?, snapshots).await?;
     let prefix = if has_messages { String::new() } else { submitted.prompt_text.clone() };
     let form = Form { head, prefix, token_bytes: token_bytes(served) };
     if request_stream {
@@ -73,7 +74,7 @@ impl Form {
             [] => Value::Null,
             logprobs => logprobs::of_output(&self.token_bytes, logprobs),
         };
-        json!({
+        let mut value = json!({
             "index": output.index,
             "text": output.text,
             "token_ids": output.token_ids,
@@ -81,7 +82,11 @@ impl Form {
             "stop_reason": stop_reason,
             "cumulative_logprob": finish.map(|f| f.cumulative_logprob),
             "logprobs": logprobs,
-        })
+        });
+        if let Some(score) = finish.and_then(|f| f.beam_score) {
+            value["beam_score"] = json!(score);
+        }
+        value
     }
 }
 

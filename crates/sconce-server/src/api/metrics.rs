@@ -22,12 +22,15 @@ const ENGINE: &[(&str, &str, &str, Figure)] = &[
     ("sconce_kv_blocks_total", "gauge", "KV blocks in the pool.", |s| get(&s.num_total_blocks)),
     ("sconce_steps_total", "counter", "Steps run.", |s| get(&s.num_steps)),
     ("sconce_preemptions_total", "counter", "Sequences that lost their KV blocks to others.", |s| get(&s.num_preemptions)),
-    ("sconce_prompt_tokens_total", "counter", "Prompt tokens computed.", |s| get(&s.num_prompt_tokens)),
+    ("sconce_prompt_tokens_total", "counter", "Prompt tokens of the requests taken up.", |s| get(&s.num_prompt_tokens)),
+    ("sconce_cached_prompt_tokens_total", "counter", "Prompt tokens that were found in the prefix cache.", |s| get(&s.num_cached_prompt_tokens)),
     ("sconce_generated_tokens_total", "counter", "Tokens generated.", |s| get(&s.num_generated_tokens)),
     ("sconce_finished_requests_total", "counter", "Requests that the engine ended.", |s| get(&s.num_finished_requests)),
     ("sconce_cancelled_requests_total", "counter", "Requests whose client went away.", |s| get(&s.num_cancelled_requests)),
     ("vllm:num_requests_running", "gauge", "Sequences that hold KV blocks.", |s| get(&s.num_running)),
     ("vllm:num_requests_waiting", "gauge", "Sequences and requests that wait.", |s| get(&s.num_waiting)),
+    ("vllm:prefix_cache_queries_total", "counter", "Prompt tokens of the requests taken up.", |s| get(&s.num_prompt_tokens)),
+    ("vllm:prefix_cache_hits_total", "counter", "Prompt tokens that were found in the prefix cache.", |s| get(&s.num_cached_prompt_tokens)),
     ("vllm:kv_cache_usage_perc", "gauge", "Share of the KV blocks in use, 0 to 1.", kv_usage),
 ];
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use futures_util::stream::{StreamExt, iter};
 use sconce::{
-    Error, Finish, FinishReason, GenerationOutput, Logprob, StopReason, StreamEvent, TokenEvent, TokenLogprobs, Usage,
+    CompletionOutput, Error, Finish, FinishReason, GenerationOutput, Logprob, StopReason, StreamEvent, TokenEvent,
+    TokenLogprobs, Usage,
 };
 use serde_json::{Value, json};
 
-use super::events::{Events, Submitted};
+use super::events::{Events, Submitted, deltas};
 use super::logprobs::{CompletionLogprobs, TokenBytes, of_chat, of_output};
 use super::stream::{Encoder, encoded};
 use super::{Head, chat, completions, generate};
@@ -22,7 +23,7 @@ fn token(index: usize, text: &str) -> Event {
 
 fn last(index: usize, text: &str, reason: FinishReason, cumulative_logprob: f64) -> Event {
     let stop_reason = (reason == FinishReason::Stop).then(|| StopReason::Text("!".into()));
-    let finish = Some(Finish { reason, stop_reason, cumulative_logprob });
+    let finish = Some(Finish { reason, stop_reason, cumulative_logprob, beam_score: None });
     let logprobs = Vec::new();
     Ok(StreamEvent::Token(TokenEvent { index, token_ids: vec![8], text: text.into(), logprobs, finish }))
 }
@@ -102,6 +103,31 @@ async fn generate_streams_cumulative_records() {
     assert_eq!(last["usage"]["total_tokens"], 8);
     assert_eq!((&last["model"], &last["id"]), (&json!("m"), &json!("cmpl-1")));
     assert!(records[..records.len() - 1].iter().all(|r| r.get("usage").is_none()));
+}
+
+fn best(outputs: &[(&str, f64)]) -> Event {
+    let output = |(index, &(text, score)): (usize, &(&str, f64))| {
+        let reason = FinishReason::Length;
+        let finish = Some(Finish { reason, stop_reason: None, cumulative_logprob: -9.0, beam_score: Some(score) });
+        CompletionOutput { index, text: text.into(), token_ids: vec![7, 8], logprobs: vec![], finish }
+    };
+    Ok(StreamEvent::Best(outputs.iter().enumerate().map(output).collect()))
+}
+
+#[tokio::test]
+async fn the_best_so_far_replace_one_another_and_the_last_are_the_answer() {
+    let events = || vec![best(&[("x", -1.0)]), best(&[("ab", -2.0), ("xy", -3.0)]), best(&[("ac", -1.5)]), done(4)];
+    let streamed = records(&body(vec![slow(events())], generate_records(2)).await);
+    let texts: Vec<_> = streamed.iter().map(|r| r["text"].clone()).collect();
+    assert_eq!(texts, [json!(["Px"]), json!(["Pab", "Pxy"]), json!(["Pac"]), json!(["Pac"])]);
+    let last = streamed.last().unwrap();
+    assert_eq!((&last["outputs"][0]["beam_score"], &last["usage"]["completion_tokens"]), (&json!(-1.5), &json!(4)));
+
+    // A form that can only add says nothing until it is certain.
+    let chunks = sse(&body(vec![deltas(slow(events()))], chat_chunks(2, false)).await);
+    let contents: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert_eq!(contents, "ac");
+    assert_eq!(chunks[chunks.len() - 2]["choices"][0]["finish_reason"], "length");
 }
 
 #[tokio::test]
@@ -194,7 +220,8 @@ async fn echo_begins_with_the_prompt_and_its_logprobs() {
     let mut grown =
         TokenEvent { index: 0, token_ids: vec![3], text: "d".into(), logprobs: vec![position(3)], finish: None };
     let first = Ok(StreamEvent::Token(grown.clone()));
-    grown.finish = Some(Finish { reason: FinishReason::Length, stop_reason: None, cumulative_logprob: -2.0 });
+    grown.finish =
+        Some(Finish { reason: FinishReason::Length, stop_reason: None, cumulative_logprob: -2.0, beam_score: None });
     let second = Ok(StreamEvent::Token(grown));
     let chunks = completions::Chunks::new(completion_form(true, 1), &[submitted(1)], false);
     let events = sse(&body(vec![slow(vec![prompt, first, second, done(2)])], chunks).await);

@@ -38,6 +38,9 @@ pub(super) struct EngineArgs {
     /// Most requests that wait before new ones are refused.
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_waiting)]
     max_waiting: usize,
+    /// Compute every prompt anew, also where an earlier one began alike.
+    #[arg(long)]
+    no_prefix_cache: bool,
     /// Threads that compute [default: one a physical core].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -59,6 +62,7 @@ impl EngineArgs {
             max_num_batched_tokens: self.max_num_batched_tokens,
             max_num_seqs: self.max_num_seqs,
             max_waiting: self.max_waiting,
+            prefix_cache: !self.no_prefix_cache,
             num_threads: self.threads,
         }
     }

@@ -1,5 +1,7 @@
 //! [`FIELDS`]: every field of every request body, one line each. A field that is not here is refused.
 
+use sconce::{BeamLength, EarlyStopping};
+
 use super::messages::{messages, no_tools, only_text_format, tool_choice};
 use super::prompt::{one_prompt, prompts};
 use super::request::WireRequest;
@@ -79,11 +81,11 @@ pub static FIELDS: &[Field] = &[
     field("ignore_eos", SAMPLED, |r, v| v.store(&mut r.params.ignore_eos)),
     // How many.
     field("n", SAMPLED, |r, v| v.store(&mut r.params.n)),
-    field("best_of", SAMPLED, |r, v| v.store(&mut r.best_of)),
+    field("best_of", SAMPLED, |r, v| v.store(&mut r.params.best_of)),
     field("use_beam_search", SAMPLED, |r, v| v.store(&mut r.use_beam_search)),
     field("length_penalty", SAMPLED, |r, v| v.store(&mut r.length_penalty)),
-    field("early_stopping", SAMPLED, |r, v| early_stopping(v).map(|on| r.early_stopping = on)),
-    field("beam_length", SAMPLED, |r, v| beam_length(v).map(|vllm| r.vllm_beam_length = vllm)),
+    field("early_stopping", SAMPLED, |r, v| early_stopping(v).map(|when| r.early_stopping = when)),
+    field("beam_length", SAMPLED, |r, v| beam_length(v).map(|length| r.beam_length = length)),
     // Which tokens.
     field("temperature", SAMPLED, |r, v| v.store(&mut r.params.temperature)),
     field("top_p", SAMPLED, |r, v| v.store(&mut r.params.top_p)),
@@ -177,19 +179,19 @@ fn top_k(v: FieldValue) -> Result<Option<usize>, ApiError> {
     }
 }
 
-/// Whether the field says anything but "not early".
-fn early_stopping(v: FieldValue) -> Result<bool, ApiError> {
-    if v.value == "never" {
-        return Ok(true);
+fn early_stopping(v: FieldValue) -> Result<EarlyStopping, ApiError> {
+    match (v.value.as_bool(), v.value.as_str()) {
+        (Some(false), _) => Ok(EarlyStopping::False),
+        (Some(true), _) => Ok(EarlyStopping::True),
+        (_, Some("never")) => Ok(EarlyStopping::Never),
+        _ => Err(v.expected("true, false or \"never\"")),
     }
-    v.value.as_bool().ok_or_else(|| v.expected("true, false or \"never\""))
 }
 
-/// Whether the field asks for vLLM's rule.
-fn beam_length(v: FieldValue) -> Result<bool, ApiError> {
+fn beam_length(v: FieldValue) -> Result<BeamLength, ApiError> {
     match v.value.as_str() {
-        Some("hf") => Ok(false),
-        Some("vllm") => Ok(true),
+        Some("hf") => Ok(BeamLength::Generated),
+        Some("vllm") => Ok(BeamLength::PromptAndGenerated),
         _ => Err(v.expected("\"hf\" or \"vllm\"")),
     }
 }

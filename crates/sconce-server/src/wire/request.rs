@@ -1,6 +1,6 @@
 //! [`WireRequest`]: a request body, read field by field and checked as a whole.
 
-use sconce::{ChatInput, GenerationRequest, Prompt, SamplingParams};
+use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest, Prompt, SamplingParams};
 use serde_json::{Map, Value};
 
 use super::fields::{Endpoint, FIELDS};
@@ -35,12 +35,10 @@ pub struct WireRequest {
     pub(super) max_completion_tokens: Option<usize>,
     pub(super) chat_logprobs: bool,
     pub(super) top_logprobs: Option<usize>,
-    pub(super) best_of: Option<usize>,
     pub(super) use_beam_search: bool,
     pub(super) length_penalty: f32,
-    /// Whether `early_stopping` is anything but false.
-    pub(super) early_stopping: bool,
-    pub(super) vllm_beam_length: bool,
+    pub(super) early_stopping: EarlyStopping,
+    pub(super) beam_length: BeamLength,
 }
 
 impl WireRequest {
@@ -64,11 +62,10 @@ impl WireRequest {
             max_completion_tokens: None,
             chat_logprobs: false,
             top_logprobs: None,
-            best_of: None,
             use_beam_search: false,
             length_penalty: 1.0,
-            early_stopping: false,
-            vllm_beam_length: false,
+            early_stopping: EarlyStopping::default(),
+            beam_length: BeamLength::default(),
         }
     }
 
@@ -165,26 +162,22 @@ impl WireRequest {
         Ok(())
     }
 
-    fn check_beams(&self) -> Result<(), ApiError> {
+    /// Makes the fields of a beam search one, or refuses them where there is none.
+    fn check_beams(&mut self) -> Result<(), ApiError> {
+        let Self { params, length_penalty, early_stopping, beam_length, .. } = self;
         if self.use_beam_search {
-            return Err(ApiError::invalid("use_beam_search", "use_beam_search: beam search is not supported yet"));
-        }
-        let n = self.params.n;
-        match self.best_of {
-            Some(best_of) if best_of < n => {
-                let message = format!("best_of: must be at least n, which is {n}; found {best_of}");
-                return Err(ApiError::invalid("best_of", message));
-            }
-            Some(best_of) if best_of > n => {
-                let message = format!("best_of: more than n is not supported yet; n is {n}, found {best_of}");
-                return Err(ApiError::invalid("best_of", message));
-            }
-            _ => {}
+            params.beam = Some(BeamParams {
+                width: params.best_of.unwrap_or(params.n),
+                length_penalty: *length_penalty,
+                early_stopping: *early_stopping,
+                length: *beam_length,
+            });
+            return Ok(());
         }
         let neutral = [
-            ("length_penalty", "1", self.length_penalty == 1.0),
-            ("early_stopping", "false", !self.early_stopping),
-            ("beam_length", "\"hf\"", !self.vllm_beam_length),
+            ("length_penalty", "1", *length_penalty == 1.0),
+            ("early_stopping", "false", *early_stopping == EarlyStopping::False),
+            ("beam_length", "\"hf\"", *beam_length == BeamLength::Generated),
         ];
         for (name, value, is_neutral) in neutral {
             if !is_neutral {

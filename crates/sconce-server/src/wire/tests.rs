@@ -1,6 +1,6 @@
 //! Request bodies: what is accepted, what it becomes, and what the refusals say.
 
-use sconce::{ChatInput, LogprobsMode, Prompt, SamplingParams};
+use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, LogprobsMode, Prompt, SamplingParams};
 use serde_json::{Value, json};
 
 use super::{Endpoint, FIELDS, WireRequest};
@@ -62,6 +62,7 @@ fn every_sampling_field_reaches_the_parameters() {
         "logprobs_mode": "processed", "logit_bias": {"17": -1.5}"#;
     let expected = SamplingParams {
         n: 3,
+        best_of: Some(3),
         max_tokens: Some(5),
         min_tokens: 2,
         presence_penalty: 0.5,
@@ -147,16 +148,34 @@ fn unknown_fields_are_named() {
 }
 
 #[test]
-fn beams_are_refused_and_their_neutral_values_are_not() {
-    check_refused(r#""use_beam_search": true, "n": 2"#, "not supported yet");
-    check_refused(r#""best_of": 2"#, "best_of: more than n is not supported yet");
-    check_refused(r#""best_of": 1, "n": 2"#, "must be at least n");
+fn the_fields_of_a_beam_search_make_one() {
+    let check = |fields: &str, expected: BeamParams| {
+        assert_eq!(params(&format!(r#""use_beam_search": true, {fields}"#)).beam, Some(expected), "{fields}");
+    };
+    check(r#""n": 3"#, BeamParams::new(3));
+    check(r#""n": 2, "best_of": 5"#, BeamParams::new(5));
+    check(r#""best_of": 2"#, BeamParams::new(2));
+    let four = BeamParams { length_penalty: -0.5, early_stopping: EarlyStopping::Never, ..BeamParams::new(4) };
+    check(r#""n": 4, "length_penalty": -0.5, "early_stopping": "never""#, four);
+    let two = BeamParams {
+        early_stopping: EarlyStopping::True,
+        length: BeamLength::PromptAndGenerated,
+        ..BeamParams::new(2)
+    };
+    check(r#""n": 2, "early_stopping": true, "beam_length": "vllm""#, two);
+    check(r#""n": 2, "early_stopping": false, "beam_length": "hf""#, BeamParams::new(2));
+}
+
+#[test]
+fn without_a_beam_search_its_fields_are_neutral() {
     check_refused(r#""length_penalty": 2"#, "must be 1 without use_beam_search");
     check_refused(r#""early_stopping": true"#, "must be false without");
     check_refused(r#""early_stopping": "never""#, "must be false without");
     check_refused(r#""early_stopping": "soon""#, "\"never\"");
     check_refused(r#""beam_length": "vllm""#, "must be \"hf\" without");
-    assert_eq!(params(r#""best_of": 2, "n": 2"#).n, 2);
+    check_refused(r#""beam_length": "long""#, "\"vllm\"");
+    assert_eq!(params(r#""use_beam_search": false, "length_penalty": 1"#).beam, None);
+    assert_eq!(params(r#""best_of": 5, "n": 2"#).best_of, Some(5));
 }
 
 #[test]
