@@ -22,7 +22,8 @@ fn main() -> sconce::Result<()> {
                 }
             }
             StreamEvent::Done(usage) => println!("[{} tokens]", usage.completion_tokens),
-            StreamEvent::PromptLogprobs(_) => {}
+            // Neither is asked for.
+            StreamEvent::PromptLogprobs(_) | StreamEvent::Best(_) => {}
         }
         // Standard output waits for a line to end: a story should not. A closed pipe ends the program at the next print.
         let _ = std::io::stdout().flush();

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release -p sconce-benches --bin beams [-- MODEL]`; without a model, the starter model.
 
+#![allow(clippy::print_stdout)] // a table is what it makes
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 

@@ -49,7 +49,7 @@ fn request_of_any_kind(i: usize) -> GenerationRequest {
         frequency_penalty: 0.2,
         stop: vec!["q".into(), format!("{}z", i % 10)],
         stop_token_ids: vec![(i * 7 % 256) as u32],
-        logprobs: (i % 5 == 0).then_some(2),
+        logprobs: i.is_multiple_of(5).then_some(2),
         logit_bias: if i % 7 == 3 { vec![(33, 2.0), (200, -5.0)] } else { vec![] },
         ..Default::default()
     };
