@@ -1,17 +1,15 @@
 //! `embed`: rows of the embedding table, in f32, times a scale (Gemma's sqrt(hidden); 1 elsewhere).
 
 use crate::backend::cpu::{Buffer, Matrix};
-use crate::weights::quant;
+use crate::ops::linear;
 
 /// out[t] = table[token_ids[t]] * scale. `out`: [num_tokens, hidden]; quantized rows are dequantized.
 pub fn reference(out: &mut Buffer, table: &Matrix, token_ids: &[u32], scale: f32) {
     assert_eq!(out.cols(), table.cols, "invariant: equal widths");
     let part = &table.parts[0];
-    let row_bytes = part.dtype.row_bytes(table.cols);
     out.set_rows(token_ids.len());
     for (row, &id) in out.data_mut().chunks_exact_mut(table.cols).zip(token_ids) {
-        let start = id as usize * row_bytes;
-        quant::dequantize(part.dtype, &part.data[start..start + row_bytes], row);
+        linear::dequantize_row(part, id as usize, row);
         row.iter_mut().for_each(|x| *x *= scale);
     }
 }

@@ -1,6 +1,6 @@
 //! Helpers of the ops' tests.
 
-use crate::backend::cpu::{Matrix, MatrixPart};
+use crate::backend::cpu::{Matrix, MatrixPart, PartData};
 use crate::weights::Dtype;
 
 /// Reproducible numbers in [-1, 1).
@@ -18,7 +18,7 @@ pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
 /// A matrix of f32 rows.
 pub(crate) fn dense_matrix(data: &[f32], cols: usize) -> Matrix {
     let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let part = MatrixPart { dtype: Dtype::F32, rows: data.len() / cols, data: bytes };
+    let part = MatrixPart { dtype: Dtype::F32, rows: data.len() / cols, data: PartData::Rows(bytes) };
     Matrix { parts: vec![part], cols, bias: None }
 }
 

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use super::memory;
 use super::pool::ThreadPool;
 use super::storage::{Buffer, KvCache, Matrix, RopeTable};
-use super::{Isa, topology};
+use super::{InputBits, Isa, topology};
 use crate::backend::{AttentionSpec, Backend, Batch, KvCacheShape};
 use crate::config::{Activation, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
@@ -17,12 +17,20 @@ use crate::weights::{Dtype, TensorView};
 pub(crate) struct Cpu {
     pub(crate) pool: ThreadPool,
     pub(crate) isa: Isa,
+    pub(crate) input_bits: InputBits,
     pub(crate) quantized: ops::linear::QuantizedRows,
+    pub(crate) planes: ops::linear::Planes,
 }
 
 impl Cpu {
     pub(crate) fn new(num_threads: usize, isa: Isa) -> Self {
-        Self { pool: ThreadPool::new(num_threads), isa, quantized: Default::default() }
+        Self {
+            pool: ThreadPool::new(num_threads),
+            isa,
+            input_bits: InputBits::default(),
+            quantized: Default::default(),
+            planes: Default::default(),
+        }
     }
 }
 
@@ -68,7 +76,8 @@ impl Backend for CpuBackend {
 
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Matrix> {
         let cols = parts[0].shape[1];
-        let parts = parts.into_iter().map(|part| ops::linear::load_part(part, dtype)).collect();
+        let Cpu { pool, isa, .. } = &mut *self.cpu.borrow_mut();
+        let parts = parts.into_iter().map(|part| ops::linear::load_part(pool, *isa, part, dtype)).collect();
         Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
     }
 

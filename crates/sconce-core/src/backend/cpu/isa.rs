@@ -9,6 +9,18 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+    /// The same with VNNI: integer products of bytes.
+    Avx512Vnni,
+}
+
+/// How exactly the inputs of quantized weights are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InputBits {
+    /// As exactly as f32 products would be.
+    #[default]
+    Sixteen,
+    /// At half the work in prompts, with a visible error. For weights that are packed; others take 16.
+    Eight,
 }
 
 impl Isa {
@@ -23,7 +35,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
-                return Self::Avx512;
+                return if is_x86_feature_detected!("avx512vnni") { Self::Avx512Vnni } else { Self::Avx512 };
             }
             if avx2 {
                 return Self::Avx2;
@@ -38,6 +50,7 @@ impl Isa {
             Self::Baseline => vec![Self::Baseline],
             Self::Avx2 => vec![Self::Baseline, Self::Avx2],
             Self::Avx512 => vec![Self::Baseline, Self::Avx2, Self::Avx512],
+            Self::Avx512Vnni => vec![Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Vnni],
         }
     }
 
@@ -47,6 +60,7 @@ impl Isa {
             Self::Baseline => "baseline",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512 vnni",
         }
     }
 }
@@ -69,7 +83,9 @@ macro_rules! multiversion {
                 }
                 match isa {
                     // SAFETY: Isa::detect found these features on this machine.
-                    $crate::backend::cpu::Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::backend::cpu::Isa::Avx512 | $crate::backend::cpu::Isa::Avx512Vnni => {
+                        return unsafe { avx512($($arg),*) }
+                    }
                     // SAFETY: as above.
                     $crate::backend::cpu::Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::backend::cpu::Isa::Baseline => {}

@@ -9,9 +9,9 @@ mod topology;
 
 pub use backend::CpuBackend;
 pub(crate) use backend::{Cpu, memory_dtype};
-pub use isa::Isa;
+pub use isa::{InputBits, Isa};
 pub use pool::ThreadPool;
-pub use storage::{Buffer, KvCache, Matrix, MatrixPart, RopeTable};
+pub use storage::{Buffer, KvCache, Matrix, MatrixPart, PartData, RopeTable};
 
 pub(crate) use isa::multiversion;
 pub(crate) use pool::SharedSlice;

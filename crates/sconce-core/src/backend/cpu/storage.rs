@@ -1,6 +1,7 @@
 //! What the CPU backend keeps: activations, weights, the KV cache.
 
 use crate::backend::KvCacheShape;
+use crate::ops::linear::Panels;
 use crate::weights::Dtype;
 
 /// f32 activations, [rows, cols].
@@ -62,8 +63,17 @@ pub struct MatrixPart {
     pub dtype: Dtype,
     /// Rows.
     pub rows: usize,
-    /// The rows, each `dtype.row_bytes(cols)` bytes.
-    pub data: Box<[u8]>,
+    /// The elements.
+    pub data: PartData,
+}
+
+/// How the elements of a [`MatrixPart`] are kept.
+#[derive(Debug)]
+pub enum PartData {
+    /// Row after row as in a file, each `dtype.row_bytes(cols)` bytes.
+    Rows(Box<[u8]>),
+    /// Packed for the machine's integer products.
+    Panels(Panels),
 }
 
 /// Weights of a linear operation: parts over each other, which may differ in type.

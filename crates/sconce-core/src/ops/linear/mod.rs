@@ -1,19 +1,27 @@
 //! `linear`: out = x . W^T + bias, W in any type that weight files store.
 //!
-//! Float weights are multiplied in f32. For quantized ones the CPU's kernel quantizes the inputs too, to 16 bits in
-//! groups of 32, so that the products are integers: `vpmaddwd` takes 16 bits at no cost over 8, and at 16 the error is
-//! that of f32 (8 bits, as llama.cpp has them, move the starter model's log-probabilities by 0.09 on average). Each output element is a sum in a fixed order over one row of W and one
-//! of x: it depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
+//! Float weights are multiplied in f32. For quantized ones the CPU's kernels quantize the inputs too, in groups of 32, so
+//! that the products are integers. At 16 bits the error is that of f32; at 8, as llama.cpp has them, the starter model's
+//! log-probabilities move by 0.09 on average. Where the machine has `vpdpbusd` the weights are packed once at load
+//! ([`Panels`]), and 16 bits are two planes of 8; elsewhere, and for the rarer formats, rows are unpacked for each call
+//! and multiplied by `vpmaddwd`. Each output element is a sum in a fixed order over one row of W and one of x: it
+//! depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
 mod dense;
 mod int8;
+mod panels;
+mod planes;
 mod quantized;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
+pub use panels::Panels;
+pub(crate) use planes::Planes;
 pub(crate) use quantized::QuantizedRows;
 
-use crate::backend::cpu::{Buffer, Cpu, Matrix, MatrixPart, SharedSlice, memory_dtype};
+use crate::backend::cpu::{Buffer, Cpu, Isa, Matrix, MatrixPart, PartData, SharedSlice, ThreadPool, memory_dtype};
 use crate::config::WeightDtype;
 use crate::weights::{Dtype, TensorView, quant};
 
@@ -24,7 +32,7 @@ pub fn reference(out: &mut Buffer, x: &Buffer, weight: &Matrix) {
     let (mut row, mut offset) = (vec![0.0; weight.cols], 0);
     for part in &weight.parts {
         for r in 0..part.rows {
-            quant::dequantize(part.dtype, part_row(part, weight.cols, r), &mut row);
+            dequantize_row(part, r, &mut row);
             for t in 0..x.rows() {
                 let sum: f64 = row.iter().zip(x.row(t)).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
                 let bias = weight.bias.as_ref().map_or(0.0, |b| b[offset + r]);
@@ -41,33 +49,68 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) 
     assert_eq!((x.cols(), out.cols()), (weight.cols, weight.rows()), "invariant: shapes fit");
     out.set_rows(x.rows());
     let (out_cols, isa) = (out.cols(), cpu.isa);
-    if weight.parts.iter().any(|p| p.dtype.is_quantized()) {
+    let is_packed = |part: &MatrixPart| matches!(part.data, PartData::Panels(_));
+    if weight.parts.iter().any(is_packed) {
+        cpu.planes.fill(&mut cpu.pool, isa, cpu.input_bits, x);
+    }
+    if weight.parts.iter().any(|part| part.dtype.is_quantized() && !is_packed(part)) {
         cpu.quantized.fill(isa, x);
     }
-    let (pool, quantized) = (&mut cpu.pool, &cpu.quantized);
     let shared = SharedSlice::new(out.data_mut());
     let mut offset = 0;
     for part in &weight.parts {
-        let task_rows = rows_per_task(part.rows, pool.num_threads());
-        pool.run(part.rows.div_ceil(task_rows), &|task| {
-            let start = task * task_rows;
-            let target = Target {
-                out: shared,
-                out_cols,
-                first_col: offset + start,
-                bias: weight.bias.as_deref().map(|b| &b[offset + start..]),
-            };
-            let num_rows = task_rows.min(part.rows - start);
-            let row_bytes = part.dtype.row_bytes(weight.cols);
-            let rows = &part.data[start * row_bytes..(start + num_rows) * row_bytes];
-            if part.dtype.is_quantized() {
-                quantized::rows(isa, &target, quantized, part.dtype, rows);
-            } else {
-                dense::rows(isa, &target, x, part.dtype, rows);
+        let target = |start: usize| Target {
+            out: shared,
+            out_cols,
+            first_col: offset + start,
+            end_col: offset + part.rows,
+            bias: weight.bias.as_deref().map(|b| &b[offset + start..]),
+        };
+        match &part.data {
+            PartData::Rows(data) => {
+                let task_rows = rows_per_task(part.rows, cpu.pool.num_threads());
+                let quantized = &cpu.quantized;
+                cpu.pool.run(part.rows.div_ceil(task_rows), &|task| {
+                    let start = task * task_rows;
+                    let num_rows = task_rows.min(part.rows - start);
+                    let row_bytes = part.dtype.row_bytes(weight.cols);
+                    let rows = &data[start * row_bytes..(start + num_rows) * row_bytes];
+                    if part.dtype.is_quantized() {
+                        quantized::rows(isa, &target(start), quantized, part.dtype, rows);
+                    } else {
+                        dense::rows(isa, &target(start), x, part.dtype, rows);
+                    }
+                });
             }
-        });
+            PartData::Panels(panels) => {
+                let num_panels = part.rows.div_ceil(panels::ROWS);
+                let task_panels = panels_per_task(num_panels, cpu.pool.num_threads());
+                let planes = &cpu.planes;
+                cpu.pool.run(num_panels.div_ceil(task_panels), &|task| {
+                    let first = task * task_panels;
+                    let count = task_panels.min(num_panels - first);
+                    multiply_panels(&target(first * panels::ROWS), panels, first, count, planes);
+                });
+            }
+        }
         offset += part.rows;
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn multiply_panels(target: &Target<'_>, weight: &Panels, first: usize, count: usize, x: &Planes) {
+    // SAFETY: weights are packed only where Isa::detect found the instructions.
+    unsafe { vnni::multiply(target, weight, first, count, x) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn multiply_panels(_: &Target<'_>, _: &Panels, _: usize, _: usize, _: &Planes) {
+    unreachable!("weights are packed only on x86-64")
+}
+
+/// Tasks enough that the threads end together, and no more: each costs a little.
+fn panels_per_task(num_panels: usize, num_threads: usize) -> usize {
+    num_panels.div_ceil(num_threads * 6).max(1)
 }
 
 /// Enough tasks that the threads end together, and rows enough in each that the inputs are read from the cache.
@@ -80,6 +123,8 @@ struct Target<'a> {
     out: SharedSlice<'a, f32>,
     out_cols: usize,
     first_col: usize,
+    /// One past the last column of the part.
+    end_col: usize,
     /// From the task's first row on.
     bias: Option<&'a [f32]>,
 }
@@ -92,19 +137,46 @@ impl Target<'_> {
         let cell = unsafe { self.out.range(t * self.out_cols + self.first_col + row, 1) };
         cell[0] = value + self.bias.map_or(0.0, |b| b[row]);
     }
+
+    /// Where token `t` times rows `row..row + 16` of the task's weights go, as far as there are such rows, and the bias
+    /// there.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn cells(&self, t: usize, row: usize) -> (&mut [f32], Option<&[f32]>) {
+        let col = self.first_col + row;
+        // SAFETY: tasks have disjoint rows of W, hence disjoint columns of `out`.
+        let cells = unsafe { self.out.range(t * self.out_cols + col, panels::ROWS.min(self.end_col - col)) };
+        let bias = self.bias.map(|bias| &bias[row..row + cells.len()]);
+        (cells, bias)
+    }
 }
 
-/// A weight as it is kept in memory: as stored, or converted.
-pub(crate) fn load_part(tensor: TensorView<'_>, asked: WeightDtype) -> MatrixPart {
+/// A weight as it is kept in memory: as stored, converted, or packed for the machine's products.
+pub(crate) fn load_part(pool: &mut ThreadPool, isa: Isa, tensor: TensorView<'_>, asked: WeightDtype) -> MatrixPart {
     let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
     let dtype = memory_dtype(tensor.dtype, asked);
+    if isa == Isa::Avx512Vnni && Panels::supports(dtype) && dtype == tensor.dtype {
+        let data = PartData::Panels(Panels::pack(pool, dtype, rows, cols, &tensor.data));
+        return MatrixPart { dtype, rows, data };
+    }
     let data = if dtype == tensor.dtype {
         // No copy of what was made for this: the page faults of a second one take as long as the first.
         tensor.data.into_owned().into_boxed_slice()
     } else {
         convert(&tensor.data, tensor.dtype, dtype, rows, cols)
     };
-    MatrixPart { dtype, rows, data }
+    MatrixPart { dtype, rows, data: PartData::Rows(data) }
+}
+
+/// One row of a part in f32, however it is kept.
+pub(crate) fn dequantize_row(part: &MatrixPart, row: usize, out: &mut [f32]) {
+    match &part.data {
+        PartData::Rows(data) => {
+            let row_bytes = part.dtype.row_bytes(out.len());
+            quant::dequantize(part.dtype, &data[row * row_bytes..(row + 1) * row_bytes], out);
+        }
+        PartData::Panels(panels) => panels.dequantize_row(row, out),
+    }
 }
 
 fn convert(data: &[u8], from: Dtype, to: Dtype, rows: usize, cols: usize) -> Box<[u8]> {
@@ -119,9 +191,4 @@ fn convert(data: &[u8], from: Dtype, to: Dtype, rows: usize, cols: usize) -> Box
         }
     }
     out.into()
-}
-
-fn part_row(part: &MatrixPart, cols: usize, row: usize) -> &[u8] {
-    let row_bytes = part.dtype.row_bytes(cols);
-    &part.data[row * row_bytes..(row + 1) * row_bytes]
 }

@@ -139,7 +139,7 @@ fn all_rows_of_isa<const G: usize>(isa: Isa, task: &Task<'_>, scratch: &mut Scra
         }
         match isa {
             // SAFETY: Isa::detect found these features on this machine.
-            Isa::Avx512 => return unsafe { avx512::<G>(task, scratch) },
+            Isa::Avx512 | Isa::Avx512Vnni => return unsafe { avx512::<G>(task, scratch) },
             // SAFETY: as above.
             Isa::Avx2 => return unsafe { avx2::<G>(task, scratch) },
             Isa::Baseline => {}

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::*;
-use crate::backend::cpu::Isa;
+use crate::backend::cpu::{InputBits, Isa};
 use crate::ops::testing::{assert_close, dense_matrix, random};
 
 const QUANTIZED: [Dtype; 10] = [
@@ -37,21 +37,43 @@ fn random_part(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> MatrixPart 
         Dtype::Q6K => set(208),
         Dtype::F32 | Dtype::F16 | Dtype::BF16 => unreachable!("not quantized"),
     }
-    MatrixPart { dtype, rows, data: data.into() }
+    MatrixPart { dtype, rows, data: PartData::Rows(data.into()) }
 }
 
-/// The kernels against the reference. Quantized kernels see the inputs in 16 bits, so the reference gets them so too.
+fn bytes(part: &MatrixPart) -> &[u8] {
+    match &part.data {
+        PartData::Rows(data) => data,
+        PartData::Panels(_) => panic!("the part is packed"),
+    }
+}
+
+/// The matrix as it is loaded where the machine has `isa`.
+fn loaded(isa: Isa, matrix: Matrix) -> Matrix {
+    let Matrix { parts, cols, bias } = matrix;
+    let load = |part: MatrixPart| {
+        let view = TensorView { dtype: part.dtype, shape: vec![part.rows, cols], data: Cow::Borrowed(bytes(&part)) };
+        load_part(&mut ThreadPool::new(2), isa, view, WeightDtype::Auto)
+    };
+    Matrix { parts: parts.into_iter().map(load).collect(), cols, bias }
+}
+
+/// The kernels against the reference. Quantized kernels see the inputs in 16 or 8 bits, so the reference gets them so
+/// too.
 fn check(isa: Isa, weight: &Matrix, rows: usize) {
     let x = Buffer::from_vec(random(rows * weight.cols, 9), weight.cols);
     let (mut expected, mut found) = (Buffer::new(rows, weight.rows()), Buffer::new(rows, weight.rows()));
-    let mut context = Cpu::new(2, isa);
-    cpu(&mut context, &mut found, &x, weight);
-    if weight.parts[0].dtype.is_quantized() {
-        reference(&mut expected, &context.quantized.dequantize(), weight);
-    } else {
-        reference(&mut expected, &x, weight);
+    for input_bits in [InputBits::Sixteen, InputBits::Eight] {
+        let mut context = Cpu { input_bits, ..Cpu::new(2, isa) };
+        cpu(&mut context, &mut found, &x, weight);
+        match &weight.parts[0] {
+            MatrixPart { data: PartData::Panels(_), .. } => {
+                reference(&mut expected, &context.planes.dequantize(), weight);
+            }
+            part if part.dtype.is_quantized() => reference(&mut expected, &context.quantized.dequantize(), weight),
+            _ => reference(&mut expected, &x, weight),
+        }
+        assert_close(found.data(), expected.data(), 1e-5);
     }
-    assert_close(found.data(), expected.data(), 1e-5);
 }
 
 #[test]
@@ -67,7 +89,7 @@ fn dense_kernels_equal_the_reference() {
                     _ => half::f16::from_f32(x).to_le_bytes(),
                 };
                 let data = random(rows * cols, 4).iter().flat_map(to_bits).collect();
-                let parts = vec![MatrixPart { dtype, rows, data }];
+                let parts = vec![MatrixPart { dtype, rows, data: PartData::Rows(data) }];
                 check(isa, &Matrix { parts, cols, bias: None }, n);
             }
         }
@@ -81,7 +103,8 @@ fn quantized_kernels_equal_the_reference() {
             for (n, rows, blocks) in [(0, 3, 1), (1, 1, 1), (3, 5, 3), (9, 33, 2), (6, 130, 5)] {
                 let cols = blocks * dtype.block_len();
                 let part = random_part(dtype, rows, cols, 6);
-                check(isa, &Matrix { parts: vec![part], cols, bias: Some(random(rows, 7).into()) }, n);
+                let matrix = Matrix { parts: vec![part], cols, bias: Some(random(rows, 7).into()) };
+                check(isa, &loaded(isa, matrix), n);
             }
         }
     }
@@ -109,22 +132,46 @@ fn parts_of_different_types_stand_over_each_other() {
         random_part(Dtype::Q6K, 9, 512, 2),
         random_part(Dtype::Q8_0, 1, 512, 3),
     ];
-    check(Isa::detect(), &Matrix { parts, cols: 512, bias: None }, 5);
+    check(Isa::detect(), &loaded(Isa::detect(), Matrix { parts, cols: 512, bias: None }), 5);
 }
 
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
-    let mut context = Cpu::new(2, Isa::detect());
-    let dense = dense_matrix(&random(40 * 96, 4), 96);
-    let quantized = Matrix { parts: vec![random_part(Dtype::Q4_1, 40, 96, 6)], cols: 96, bias: None };
-    for matrix in [dense, quantized] {
-        let x = Buffer::from_vec(random(11 * 96, 9), 96);
-        let mut together = Buffer::new(11, 40);
-        cpu(&mut context, &mut together, &x, &matrix);
-        for t in 0..11 {
-            let mut alone = Buffer::new(1, 40);
-            cpu(&mut context, &mut alone, &Buffer::from_vec(x.row(t).to_vec(), 96), &matrix);
-            assert_eq!(alone.row(0), together.row(t));
+    let quantized = |dtype: Dtype| {
+        let cols = 3 * dtype.block_len();
+        Matrix { parts: vec![random_part(dtype, 40, cols, 6)], cols, bias: None }
+    };
+    for isa in Isa::available() {
+        for matrix in [dense_matrix(&random(40 * 96, 4), 96)].into_iter().chain(QUANTIZED.map(quantized)) {
+            let matrix = loaded(isa, matrix);
+            for input_bits in [InputBits::Sixteen, InputBits::Eight] {
+                let mut context = Cpu { input_bits, ..Cpu::new(2, isa) };
+                let x = Buffer::from_vec(random(31 * matrix.cols, 9), matrix.cols);
+                let mut together = Buffer::new(31, 40);
+                cpu(&mut context, &mut together, &x, &matrix);
+                for t in 0..31 {
+                    let mut alone = Buffer::new(1, 40);
+                    cpu(&mut context, &mut alone, &Buffer::from_vec(x.row(t).to_vec(), matrix.cols), &matrix);
+                    assert_eq!(alone.row(0), together.row(t), "{:?} {isa:?}", matrix.parts[0].dtype);
+                }
+            }
+        }
+    }
+}
+
+/// Packed or not: what the embedding looks up.
+#[test]
+fn packed_rows_come_back_bit_by_bit() {
+    for dtype in QUANTIZED {
+        let (rows, cols) = (37, 3 * dtype.block_len());
+        let part = random_part(dtype, rows, cols, 8);
+        let mut expected = vec![0.0; rows * cols];
+        quant::dequantize(dtype, bytes(&part), &mut expected);
+        let matrix = loaded(Isa::detect(), Matrix { parts: vec![part], cols, bias: None });
+        for (r, expected) in expected.chunks_exact(cols).enumerate() {
+            let mut found = vec![0.0; cols];
+            dequantize_row(&matrix.parts[0], r, &mut found);
+            assert_eq!(found, expected, "{dtype} row {r}");
         }
     }
 }
@@ -132,13 +179,13 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
 #[test]
 fn conversion_at_load_keeps_the_values() {
     let part = random_part(Dtype::Q5K, 3, 256, 1);
-    let view = TensorView { dtype: Dtype::Q5K, shape: vec![3, 256], data: Cow::Borrowed(&part.data) };
+    let view = TensorView { dtype: Dtype::Q5K, shape: vec![3, 256], data: Cow::Borrowed(bytes(&part)) };
     let mut expected = vec![0.0; 3 * 256];
-    quant::dequantize(Dtype::Q5K, &part.data, &mut expected);
+    quant::dequantize(Dtype::Q5K, bytes(&part), &mut expected);
     for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3)] {
-        let converted = load_part(view.clone(), asked);
+        let converted = load_part(&mut ThreadPool::new(1), Isa::Baseline, view.clone(), asked);
         let mut found = vec![0.0; 3 * 256];
-        quant::dequantize(converted.dtype, &converted.data, &mut found);
+        quant::dequantize(converted.dtype, bytes(&converted), &mut found);
         assert_close(&found, &expected, tolerance);
     }
 }

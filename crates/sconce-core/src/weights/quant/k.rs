@@ -60,19 +60,31 @@ pub(super) fn unpack_q3_k(row: &[u8], out: Unpacked<'_>) {
     }
 }
 
-/// Scales and offsets of Q4_K and Q5_K: d, dmin, and eight 6-bit pairs in 12 bytes.
+/// The eight 6-bit pairs (scale, offset) of a Q4_K or Q5_K block, in 12 bytes after d and dmin.
 ///
 /// Pairs 0..4 are the low six bits of bytes 0..4 (scale) and 4..8 (offset). Pairs 4..8 have their
 /// low four bits in bytes 8..12 (scale low, offset high) and their upper two in the bits left over.
 #[inline(always)]
+pub(super) fn six_bit_pairs<const N: usize>(block: &[u8; N]) -> ([u8; 8], [u8; 8]) {
+    let packed: &[u8; 12] = bytes_at(block, 4);
+    let (mut scale, mut offset) = ([0; 8], [0; 8]);
+    for g in 0..4 {
+        scale[g] = packed[g] & 0x3f;
+        offset[g] = packed[g + 4] & 0x3f;
+        scale[g + 4] = (packed[g + 8] & 0x0f) | (packed[g] >> 6 << 4);
+        offset[g + 4] = (packed[g + 8] >> 4) | (packed[g + 4] >> 6 << 4);
+    }
+    (scale, offset)
+}
+
+/// Scales and offsets of Q4_K and Q5_K: d times the first of each pair, -dmin times the second.
+#[inline(always)]
 fn scales_and_offsets<const N: usize>(block: &[u8; N], scale: &mut [f32; 8], offset: &mut [f32; 8]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-    let packed: &[u8; 12] = bytes_at(block, 4);
-    for g in 0..4 {
-        scale[g] = d * f32::from(packed[g] & 0x3f);
-        offset[g] = -(dmin * f32::from(packed[g + 4] & 0x3f));
-        scale[g + 4] = d * f32::from((packed[g + 8] & 0x0f) | (packed[g] >> 6 << 4));
-        offset[g + 4] = -(dmin * f32::from((packed[g + 8] >> 4) | (packed[g + 4] >> 6 << 4)));
+    let (scales, offsets) = six_bit_pairs(block);
+    for g in 0..8 {
+        scale[g] = d * f32::from(scales[g]);
+        offset[g] = -(dmin * f32::from(offsets[g]));
     }
 }
 

@@ -75,6 +75,45 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
     }
 }
 
+/// What the scales of one block are made of, bit by bit as the file has them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct BlockScales {
+    /// The f16 that all scales of the block are multiples of.
+    pub(crate) d: u16,
+    /// The f16 that all offsets are multiples of (Q4_1: the offset itself); 0 without offsets.
+    pub(crate) m: u16,
+    /// Factors of d, one a group: 6 bits (Q4_K) or a signed byte (Q6_K); 1 where d is the scale itself.
+    pub(crate) scale: [u8; 16],
+    /// Factors of m, one a group: 6 bits (Q4_K).
+    pub(crate) offset: [u8; 8],
+}
+
+/// The scales of a block of Q4_0, Q4_1, Q8_0, Q4_K or Q6_K.
+///
+/// # Panics
+///
+/// For other formats.
+pub(crate) fn block_scales(dtype: Dtype, block: &[u8]) -> BlockScales {
+    let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
+    let plain = BlockScales { d: half(0), scale: [1; 16], ..BlockScales::default() };
+    match dtype {
+        Dtype::Q4_0 | Dtype::Q8_0 => plain,
+        Dtype::Q4_1 => BlockScales { m: half(2), ..plain },
+        Dtype::Q4K => {
+            let block: &[u8; 144] = block.first_chunk().expect("invariant: a block is as long as its layout");
+            let (pairs, offset) = k::six_bit_pairs(block);
+            let mut scale = [0; 16];
+            scale[..8].copy_from_slice(&pairs);
+            BlockScales { d: half(0), m: half(2), scale, offset }
+        }
+        Dtype::Q6K => {
+            let scale = *block[192..].first_chunk().expect("invariant: a block is as long as its layout");
+            BlockScales { d: half(208), scale, ..BlockScales::default() }
+        }
+        _ => unreachable!("{dtype} has scales of another form"),
+    }
+}
+
 /// `data` of any type as f32, as many elements as both slices hold.
 ///
 /// Plain floats are converted exactly. For blocks the product and the sum are rounded one by one,
@@ -134,7 +173,7 @@ fn half_at<const N: usize>(block: &[u8; N], at: usize) -> f32 {
 /// operations in line. Scales of K formats are often subnormal halves: no subnormal f32 arises on the
 /// way, which would cost a hundred cycles.
 #[inline(always)]
-fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     /// What f32 adds to a half's exponent.
     const REBIAS: u32 = 112 << 23;
     /// The least normal half.
