@@ -13,6 +13,18 @@ pub struct BatchSequence {
     pub table_start: usize,
 }
 
+/// Adjacent sequences, of one token each, whose block tables begin with the same blocks: attention can read those once
+/// for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SharedPrefix {
+    /// The first of the sequences.
+    pub first_seq: usize,
+    /// How many there are, at least 2.
+    pub num_seqs: usize,
+    /// The blocks that all of them begin with, at least 1.
+    pub num_blocks: usize,
+}
+
 /// The inputs of one step. Reused from step to step.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
@@ -28,6 +40,8 @@ pub struct Batch {
     pub block_tables: Vec<u32>,
     /// [num_logits]: rows whose logits are wanted.
     pub logit_rows: Vec<u32>,
+    /// Sequences that begin alike, as [`Batch::find_shared_prefixes`] has found them.
+    pub shared_prefixes: Vec<SharedPrefix>,
 }
 
 impl Batch {
@@ -44,6 +58,38 @@ impl Batch {
         self.sequences.clear();
         self.block_tables.clear();
         self.logit_rows.clear();
+        self.shared_prefixes.clear();
+    }
+
+    /// Fills `shared_prefixes`: call it when all sequences are there. Without it attention reads each one's blocks.
+    ///
+    /// Two neighbours are joined unless one of them shares more than twice as much with its other neighbour: the beams of
+    /// a request, with their long prompt, are not to be cut down to the few blocks that the next request has in common
+    /// with them.
+    pub fn find_shared_prefixes(&mut self) {
+        self.shared_prefixes.clear();
+        let (mut before, mut common) = (0, self.common_blocks(0));
+        for idx in 0..self.sequences.len() {
+            // Blocks in common with the one before, with the next, and of the next with the one after it.
+            let after = self.common_blocks(idx + 1);
+            if common > 0 && 2 * common >= before.max(after) {
+                match self.shared_prefixes.last_mut().filter(|run| run.first_seq + run.num_seqs == idx + 1) {
+                    Some(run) => (run.num_seqs, run.num_blocks) = (run.num_seqs + 1, run.num_blocks.min(common)),
+                    None => {
+                        self.shared_prefixes.push(SharedPrefix { first_seq: idx, num_seqs: 2, num_blocks: common });
+                    }
+                }
+            }
+            (before, common) = (common, after);
+        }
+    }
+
+    /// Blocks with which sequence `idx` and the next both begin, where both have one token in the step.
+    fn common_blocks(&self, idx: usize) -> usize {
+        let [a, b] = [idx, idx + 1].map(|idx| self.sequences.get(idx).filter(|seq| seq.query_len == 1));
+        let (Some(a), Some(b)) = (a, b) else { return 0 };
+        let tables = [&self.block_tables[a.table_start..b.table_start], &self.block_tables[b.table_start..]];
+        tables[0].iter().zip(tables[1]).take_while(|(a, b)| a == b).count()
     }
 
     /// Adds tokens `start..end` of a sequence whose `blocks` reach to `end`; logits are wanted from `logits_from` on.
@@ -61,5 +107,47 @@ impl Batch {
         self.block_tables.extend_from_slice(&blocks[..end.div_ceil(block_size)]);
         let query_len = tokens.len();
         self.sequences.push(BatchSequence { query_start, query_len, context_len: end, table_start });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(tables: &[&[u32]], expected: &[(usize, usize, usize)]) {
+        let mut batch = Batch::default();
+        for table in tables {
+            batch.push(&[0], table, table.len() * 4 - 1, 0, 4);
+        }
+        batch.find_shared_prefixes();
+        let found: Vec<_> = batch.shared_prefixes.iter().map(|p| (p.first_seq, p.num_seqs, p.num_blocks)).collect();
+        assert_eq!(found, expected, "{tables:?}");
+    }
+
+    #[test]
+    fn neighbours_that_begin_alike_are_joined() {
+        check(&[], &[]);
+        check(&[&[1, 2]], &[]);
+        check(&[&[1, 2], &[3, 4]], &[]);
+        check(&[&[1, 2], &[1, 3], &[1, 2]], &[(0, 3, 1)]);
+        check(&[&[1, 2, 3], &[1, 2, 4], &[5], &[6, 7], &[6, 8]], &[(0, 2, 2), (3, 2, 1)]);
+    }
+
+    #[test]
+    fn a_long_prefix_is_not_cut_by_a_neighbour_with_a_short_one() {
+        let (a, b, c): (&[u32], &[u32], &[u32]) = (&[1, 9], &[1, 2, 3, 4, 5], &[1, 2, 3, 4, 6]);
+        check(&[a, b, c, c], &[(1, 3, 4)]);
+        check(&[b, c, a, a], &[(0, 2, 4), (2, 2, 2)]);
+        // Not much shorter: one run.
+        check(&[&[1, 2, 3, 7], b, c], &[(0, 3, 3)]);
+    }
+
+    #[test]
+    fn prompts_are_not_joined() {
+        let mut batch = Batch::default();
+        batch.push(&[0; 3], &[1], 0, 0, 4);
+        batch.push(&[0], &[1, 2], 4, 0, 4);
+        batch.find_shared_prefixes();
+        assert!(batch.shared_prefixes.is_empty());
     }
 }

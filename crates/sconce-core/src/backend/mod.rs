@@ -7,7 +7,7 @@ mod batch;
 pub mod cpu;
 mod workspace;
 
-pub use batch::{Batch, BatchSequence};
+pub use batch::{Batch, BatchSequence, SharedPrefix};
 pub use workspace::Workspace;
 
 use crate::config::{Activation, ModelConfig, RopeConfig, WeightDtype};
@@ -34,6 +34,21 @@ impl KvCacheShape {
     /// Elements of one block of one layer's keys (or values).
     pub fn block_len(&self) -> usize {
         self.block_size * self.num_kv_heads * self.head_dim
+    }
+
+    /// Where a head's keys or values of one block begin in its layer.
+    pub fn tile_start(&self, block: u32, head: usize) -> usize {
+        (block as usize * self.num_kv_heads + head) * self.block_size * self.head_dim
+    }
+
+    /// Where dimension `d` of the key at `offset` in a block stands among a head's keys of the block.
+    pub fn key_offset(&self, offset: usize, d: usize) -> usize {
+        d * self.block_size + offset
+    }
+
+    /// The same of values.
+    pub fn value_offset(&self, offset: usize, d: usize) -> usize {
+        offset * self.head_dim + d
     }
 }
 

@@ -264,6 +264,7 @@ fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler) {
         let block_size = scheduler.pool().block_size();
         batch.push(tokens, seq.block_table.blocks(), chunk.start, chunk.logits_from, block_size);
     }
+    batch.find_shared_prefixes();
 }
 
 fn add_to(counter: &AtomicUsize, count: usize) {

@@ -1,9 +1,12 @@
 //! `rope_append_kv`: turns q and k by their positions (RoPE, Su et al. 2021; the two-halves layout of Hugging Face's
 //! `rotate_half`) and writes k and v to the paged cache. Bounded by memory: each element of q, k, v is moved once.
 
-use crate::backend::cpu::{Buffer, KvCache, RopeTable};
-use crate::backend::{AttentionSpec, Batch};
+use crate::backend::cpu::{Buffer, Cpu, KvCache, RopeTable, SharedSlice, multiversion};
+use crate::backend::{AttentionSpec, Batch, KvCacheShape};
 use crate::config::{RopeConfig, RopeScaling};
+
+/// Tokens that one task turns.
+const TASK_TOKENS: usize = 16;
 
 /// Cosines and sines of positions `0..max_len`. Angles are products in f32, as transformers computes them.
 pub fn table(config: &RopeConfig, max_len: usize) -> RopeTable {
@@ -47,24 +50,87 @@ fn scale_frequency(freq: f32, idx: usize, scaling: &RopeScaling) -> f32 {
 /// `kv[spec.layer]` at the batch's slots.
 pub fn reference(qkv: &mut Buffer, kv: &mut KvCache, rope: &RopeTable, batch: &Batch, spec: &AttentionSpec) {
     assert_eq!(qkv.cols(), spec.qkv_dim(), "invariant: q, k and v of all heads");
-    let dim = spec.head_dim;
+    let (dim, shape) = (spec.head_dim, kv.shape);
     let (q_len, k_len) = (spec.num_heads * dim, spec.num_kv_heads * dim);
-    let (block_size, half) = (kv.shape.block_size, rope.rotary_dim / 2);
+    let (block_size, half) = (shape.block_size, rope.rotary_dim / 2);
     for (t, row) in qkv.data_mut().chunks_exact_mut(spec.qkv_dim()).enumerate() {
         let pos = batch.positions[t] as usize;
         let (cos, sin) = (&rope.cos[pos * half..(pos + 1) * half], &rope.sin[pos * half..(pos + 1) * half]);
         row[..q_len + k_len].chunks_exact_mut(dim).for_each(|head| rotate(head, cos, sin));
         let (block, offset) = (batch.slot_mapping[t] / block_size as u32, batch.slot_mapping[t] as usize % block_size);
-        for head in 0..spec.num_kv_heads {
-            let dst = kv.tile_start(block, head) + offset * dim;
-            let (k, v) = (q_len + head * dim, q_len + k_len + head * dim);
-            kv.k[spec.layer][dst..dst + dim].copy_from_slice(&row[k..k + dim]);
-            kv.v[spec.layer][dst..dst + dim].copy_from_slice(&row[v..v + dim]);
+        for (head, d) in (0..spec.num_kv_heads).flat_map(|head| (0..dim).map(move |d| (head, d))) {
+            let (tile, i) = (shape.tile_start(block, head), q_len + head * dim + d);
+            kv.k[spec.layer][tile + shape.key_offset(offset, d)] = row[i];
+            kv.v[spec.layer][tile + shape.value_offset(offset, d)] = row[k_len + i];
         }
     }
 }
 
+/// The same over the threads, some tokens each.
+pub(crate) fn cpu(
+    cpu: &mut Cpu,
+    qkv: &mut Buffer,
+    kv: &mut KvCache,
+    rope: &RopeTable,
+    batch: &Batch,
+    spec: &AttentionSpec,
+) {
+    assert_eq!(qkv.cols(), spec.qkv_dim(), "invariant: q, k and v of all heads");
+    let (num_tokens, qkv_dim, isa) = (qkv.rows(), spec.qkv_dim(), cpu.isa);
+    let shape = kv.shape;
+    let rows = SharedSlice::new(qkv.data_mut());
+    let (keys, values) = (SharedSlice::new(&mut kv.k[spec.layer]), SharedSlice::new(&mut kv.v[spec.layer]));
+    cpu.pool.run(num_tokens.div_ceil(TASK_TOKENS), &|task| {
+        for t in task * TASK_TOKENS..num_tokens.min((task + 1) * TASK_TOKENS) {
+            // SAFETY: this task alone has row t.
+            let row = unsafe { rows.range(t * qkv_dim, qkv_dim) };
+            turn(isa, row, batch.positions[t] as usize, rope, spec);
+            append(row, batch.slot_mapping[t] as usize, keys, values, &shape, spec);
+        }
+    });
+}
+
+multiversion! {
+    fn turn(row: &mut [f32], pos: usize, rope: &RopeTable, spec: &AttentionSpec) = turn_body
+}
+
+#[inline(always)]
+fn turn_body<const FMA: bool>(row: &mut [f32], pos: usize, rope: &RopeTable, spec: &AttentionSpec) {
+    let half = rope.rotary_dim / 2;
+    let (cos, sin) = (&rope.cos[pos * half..(pos + 1) * half], &rope.sin[pos * half..(pos + 1) * half]);
+    for head in row[..(spec.num_heads + spec.num_kv_heads) * spec.head_dim].chunks_exact_mut(spec.head_dim) {
+        rotate(head, cos, sin);
+    }
+}
+
+/// Writes a token's keys and values to its slot.
+fn append(
+    row: &[f32],
+    slot: usize,
+    keys: SharedSlice<'_, f32>,
+    values: SharedSlice<'_, f32>,
+    shape: &KvCacheShape,
+    spec: &AttentionSpec,
+) {
+    let (dim, block_size) = (spec.head_dim, shape.block_size);
+    let (block, offset) = ((slot / block_size) as u32, slot % block_size);
+    let (q_len, k_len) = (spec.num_heads * dim, spec.num_kv_heads * dim);
+    for head in 0..spec.num_kv_heads {
+        let tile = shape.tile_start(block, head);
+        let (k, v) = (&row[q_len + head * dim..][..dim], &row[q_len + k_len + head * dim..][..dim]);
+        for (d, &k) in k.iter().enumerate() {
+            // SAFETY: each token has a slot of its own.
+            let cell = unsafe { keys.range(tile + shape.key_offset(offset, d), 1) };
+            cell[0] = k;
+        }
+        // SAFETY: as above.
+        let cells = unsafe { values.range(tile + shape.value_offset(offset, 0), dim) };
+        cells.copy_from_slice(v);
+    }
+}
+
 /// Turns the pairs (i, i + half) of one head; dimensions beyond 2 * half pass through.
+#[inline(always)]
 fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let half = cos.len();
     let (low, rest) = head.split_at_mut(half);
@@ -78,7 +144,7 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::KvCacheShape;
+    use crate::backend::cpu::Isa;
     use crate::ops::testing::{assert_close, random};
 
     #[test]
@@ -132,11 +198,37 @@ mod tests {
         let mut qkv = Buffer::from_vec(random(24, 5), 24);
         reference(&mut qkv, &mut kv, &rope, &batch, &spec);
         for head in 0..2 {
-            let start = kv.tile_start(1, head) + 4;
-            assert_eq!(kv.k[1][start..start + 4], qkv.row(0)[8 + head * 4..12 + head * 4]);
-            assert_eq!(kv.v[1][start..start + 4], random(24, 5)[16 + head * 4..20 + head * 4]);
+            let tile = shape.tile_start(1, head);
+            for d in 0..4 {
+                assert_eq!(kv.k[1][tile + shape.key_offset(1, d)], qkv.row(0)[8 + head * 4 + d]);
+                assert_eq!(kv.v[1][tile + shape.value_offset(1, d)], random(24, 5)[16 + head * 4 + d]);
+            }
         }
         assert!(kv.k[0].iter().all(|&x| x == 0.0));
         assert_eq!(kv.k[1].iter().filter(|&&x| x != 0.0).count(), 8);
+    }
+
+    #[test]
+    fn kernel_equals_reference() {
+        for (num_heads, num_kv_heads, head_dim, rotary_dim) in [(2, 2, 4, 4), (6, 2, 20, 8), (3, 1, 64, 64)] {
+            let (scale, softcap, window) = (1.0, None, None);
+            let spec = AttentionSpec { layer: 0, num_heads, num_kv_heads, head_dim, scale, softcap, window };
+            let shape = KvCacheShape { num_layers: 1, num_blocks: 16, block_size: 4, num_kv_heads, head_dim };
+            let rope = table(&RopeConfig { rope_theta: 1e4, rotary_dim, scaling: RopeScaling::Default }, 64);
+            for tokens in [0, 1, 37] {
+                let mut batch = Batch::default();
+                batch.push(&vec![7; tokens], &(0..16).rev().collect::<Vec<_>>(), 3, 64, 4);
+                let data = random(tokens * spec.qkv_dim(), 5);
+                let mut expected = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
+                reference(&mut expected.0, &mut expected.1, &rope, &batch, &spec);
+                for isa in Isa::available() {
+                    let mut found = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
+                    cpu(&mut Cpu::new(2, isa), &mut found.0, &mut found.1, &rope, &batch, &spec);
+                    assert_close(found.0.data(), expected.0.data(), 1e-6);
+                    assert_close(&found.1.k[0], &expected.1.k[0], 1e-6);
+                    assert_eq!(found.1.v, expected.1.v);
+                }
+            }
+        }
     }
 }

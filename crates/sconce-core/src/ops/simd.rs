@@ -91,22 +91,6 @@ pub(super) fn sum(x: &[f32]) -> f32 {
     sum_lanes(acc) + sum
 }
 
-/// y[i] += a * x[i].
-#[inline(always)]
-pub(super) fn axpy<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y = mul_add::<FMA>(a, x, *y);
-    }
-}
-
-/// y[i] *= a.
-#[inline(always)]
-pub(super) fn scale(y: &mut [f32], a: f32) {
-    for y in y {
-        *y *= a;
-    }
-}
-
 /// e^x within 2 units in the last place; 0 below -87.3, infinity above 88.7. (Range reduction and the polynomial as in
 /// Moshier's Cephes `expf`.)
 #[inline(always)]

@@ -20,6 +20,7 @@ pub(crate) struct Cpu {
     pub(crate) input_bits: InputBits,
     pub(crate) quantized: ops::linear::QuantizedRows,
     pub(crate) planes: ops::linear::Planes,
+    pub(crate) attention: ops::attention::Plan,
 }
 
 impl Cpu {
@@ -30,6 +31,7 @@ impl Cpu {
             input_bits: InputBits::default(),
             quantized: Default::default(),
             planes: Default::default(),
+            attention: Default::default(),
         }
     }
 }
@@ -144,7 +146,7 @@ impl Backend for CpuBackend {
         batch: &Batch,
         spec: &AttentionSpec,
     ) -> Result<()> {
-        ops::rope_append_kv::reference(qkv, kv, rope, batch, spec);
+        ops::rope_append_kv::cpu(&mut self.cpu.borrow_mut(), qkv, kv, rope, batch, spec);
         Ok(())
     }
 

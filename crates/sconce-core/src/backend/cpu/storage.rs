@@ -105,8 +105,8 @@ pub struct RopeTable {
     pub rotary_dim: usize,
 }
 
-/// Keys and values in f32: a layer is [num_blocks, num_kv_heads, block_size, head_dim], so that attention reads a
-/// head's keys of one block in one stretch.
+/// Keys and values in f32. A layer's values are [num_blocks, num_kv_heads, block_size, head_dim], its keys [num_blocks,
+/// num_kv_heads, head_dim, block_size]: attention multiplies one dimension of many keys at a time.
 #[derive(Debug)]
 pub struct KvCache {
     /// Keys of each layer.
@@ -122,11 +122,5 @@ impl KvCache {
     pub fn new(shape: KvCacheShape) -> Self {
         let layers = || (0..shape.num_layers).map(|_| vec![0.0; shape.num_blocks * shape.block_len()]).collect();
         Self { k: layers(), v: layers(), shape }
-    }
-
-    /// Where a head's rows of one block begin in its layer.
-    pub fn tile_start(&self, block: u32, head: usize) -> usize {
-        let shape = &self.shape;
-        (block as usize * shape.num_kv_heads + head) * shape.block_size * shape.head_dim
     }
 }

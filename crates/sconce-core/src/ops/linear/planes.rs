@@ -111,10 +111,12 @@ fn quantize_8_body<const FMA: bool>(out: PlanesMut<'_>, x: &[f32]) {
 #[inline(always)]
 fn quantize_body<const HAS_LO: bool>(out: PlanesMut<'_>, x: &[f32], greatest: f32) {
     for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
-        let mut max = 0.0f32;
+        // Magnitudes have the order of their bits, and a maximum of integers is a vector operation.
+        let mut max_bits = 0;
         for x in x {
-            max = max.max(x.abs());
+            max_bits = max_bits.max(x.to_bits() & 0x7fff_ffff);
         }
+        let max = f32::from_bits(max_bits);
         let (scale, inverse) = if max > 0.0 { (max / greatest, greatest / max) } else { (0.0, 0.0) };
         let hi: &mut [i8; GROUP] = (&mut out.hi[g * GROUP..(g + 1) * GROUP]).try_into().expect("invariant: 32 columns");
         let lo: &mut [i8; GROUP] = (&mut out.lo[g * GROUP..(g + 1) * GROUP]).try_into().expect("invariant: 32 columns");

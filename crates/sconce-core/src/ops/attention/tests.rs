@@ -1,0 +1,158 @@
+//! The kernel against the reference, and against itself in other batches.
+
+use super::*;
+use crate::backend::KvCacheShape;
+use crate::backend::cpu::Isa;
+use crate::ops::testing::{assert_close, random};
+
+/// A batch of sequences (context, query tokens); `tables` are their blocks.
+fn batch_of(lens: &[(usize, usize)], tables: &[Vec<u32>], block_size: usize) -> Batch {
+    let mut batch = Batch::default();
+    for (&(context, query), table) in lens.iter().zip(tables) {
+        batch.push(&vec![0; query], &table[..context.div_ceil(block_size)], context - query, context, block_size);
+    }
+    batch.find_shared_prefixes();
+    batch
+}
+
+/// Blocks in no order, none of them of two sequences but for the first `shared`, which are of all.
+fn tables_of(lens: &[(usize, usize)], block_size: usize, shared: usize) -> Vec<Vec<u32>> {
+    let mut next = 0;
+    let mut table = |context: usize, first: &[u32]| {
+        let own = (first.len()..context.div_ceil(block_size)).map(|_| {
+            next += 1;
+            next * 37 % 1021
+        });
+        first.iter().copied().chain(own).collect::<Vec<u32>>()
+    };
+    let first = table(shared * block_size, &[]);
+    lens.iter().map(|&(context, _)| table(context, &first[..shared.min((context - 1) / block_size)])).collect()
+}
+
+fn cache(spec: &AttentionSpec, block_size: usize) -> KvCache {
+    let (num_kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
+    let mut kv = KvCache::new(KvCacheShape { num_layers: 2, num_blocks: 1021, block_size, num_kv_heads, head_dim });
+    let len = kv.k[0].len();
+    kv.k[spec.layer] = random(len, 1);
+    kv.v[spec.layer] = random(len, 2);
+    kv
+}
+
+fn queries(spec: &AttentionSpec, batch: &Batch) -> Buffer {
+    let data = random(batch.num_tokens() * spec.qkv_dim(), 3).iter().map(|x| x * 4.0).collect();
+    Buffer::from_vec(data, spec.qkv_dim())
+}
+
+fn run(context: &mut Cpu, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) -> Buffer {
+    let mut out = Buffer::new(batch.num_tokens(), spec.num_heads * spec.head_dim);
+    cpu(context, &mut out, qkv, kv, batch, spec);
+    out
+}
+
+fn spec(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> AttentionSpec {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    AttentionSpec { layer: 1, num_heads, num_kv_heads, head_dim, scale, softcap: None, window: None }
+}
+
+fn check(spec: AttentionSpec, lens: &[(usize, usize)], block_size: usize, shared: usize) {
+    let kv = cache(&spec, block_size);
+    let tables = tables_of(lens, block_size, shared);
+    let mut batch = batch_of(lens, &tables, block_size);
+    let qkv = queries(&spec, &batch);
+    let mut expected = Buffer::new(batch.num_tokens(), spec.num_heads * spec.head_dim);
+    reference(&mut expected, &qkv, &kv, &batch, &spec);
+    for isa in Isa::available() {
+        let mut context = Cpu::new(2, isa);
+        let found = run(&mut context, &qkv, &kv, &batch, &spec);
+        assert_close(found.data(), expected.data(), 1e-5);
+        // Each sequence alone, and without the knowledge of what is shared: the same bits.
+        for (seq, (&lens, table)) in batch.sequences.iter().zip(lens.iter().zip(&tables)) {
+            let alone = batch_of(&[lens], std::slice::from_ref(table), block_size);
+            let rows = seq.query_start * spec.qkv_dim()..(seq.query_start + seq.query_len) * spec.qkv_dim();
+            let qkv = Buffer::from_vec(qkv.data()[rows].to_vec(), spec.qkv_dim());
+            let alone = run(&mut context, &qkv, &kv, &alone, &spec);
+            let start = seq.query_start * alone.cols();
+            assert_eq!(alone.data(), &found.data()[start..start + alone.data().len()], "{isa:?} {seq:?}");
+        }
+        let runs = std::mem::take(&mut batch.shared_prefixes);
+        assert_eq!(run(&mut context, &qkv, &kv, &batch, &spec).data(), found.data(), "{isa:?}");
+        batch.shared_prefixes = runs;
+    }
+}
+
+#[test]
+fn kernel_equals_reference() {
+    let lens = [(1, 1), (8, 8), (9, 1), (23, 7), (90, 1), (77, 77), (130, 2)];
+    for (num_heads, num_kv_heads) in [(4, 4), (6, 2), (5, 1), (20, 1)] {
+        for head_dim in [20, 24, 64, 80, 128, 256] {
+            let spec = spec(num_heads, num_kv_heads, head_dim);
+            check(spec, &lens, 16, 0);
+            check(AttentionSpec { window: Some(9), ..spec }, &lens, 16, 0);
+            check(AttentionSpec { window: Some(1), softcap: Some(2.0), ..spec }, &lens, 16, 0);
+        }
+    }
+}
+
+#[test]
+fn blocks_of_every_size() {
+    let lens = [(1, 1), (9, 1), (23, 7), (77, 77), (300, 1)];
+    for block_size in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+        check(spec(6, 2, 20), &lens, block_size, 0);
+        check(AttentionSpec { window: Some(70), ..spec(6, 2, 20) }, &lens, block_size, 0);
+    }
+}
+
+#[test]
+fn sequences_that_share_blocks_read_them_together() {
+    let lens = [(200, 1), (203, 1), (161, 1), (300, 1), (170, 1), (163, 1), (165, 1)];
+    for (num_heads, num_kv_heads) in [(3, 3), (6, 2), (5, 1), (32, 4)] {
+        let spec = spec(num_heads, num_kv_heads, 32);
+        for shared in [1, 4, 7, 10] {
+            check(spec, &lens, 16, shared);
+            check(AttentionSpec { window: Some(100), softcap: Some(3.0), ..spec }, &lens, 16, shared);
+        }
+        check(spec, &lens, 4, 39);
+    }
+    // Beside a prompt, and another group.
+    let lens = [(40, 40), (90, 1), (91, 1), (92, 1), (64, 5), (90, 1), (90, 1)];
+    check(spec(6, 2, 24), &lens, 16, 5);
+}
+
+/// One long sequence is shared among the threads; beside others it is not.
+#[test]
+fn parts_of_a_long_context_come_to_the_same() {
+    let lens = [(2 * PART_LEN + 77, 1)];
+    check(spec(3, 1, 32), &lens, 16, 0);
+    check(AttentionSpec { window: Some(PART_LEN + 5), ..spec(3, 1, 32) }, &lens, 16, 0);
+    let lens = [(3 * PART_LEN, 2), (3 * PART_LEN + 1, 1), (5, 1), (PART_LEN, 1), (PART_LEN + 1, 1)];
+    check(spec(3, 1, 32), &lens, 16, 0);
+    check(spec(8, 4, 16), &lens, 16, 0);
+    check(spec(8, 4, 16), &[(1500, 1), (1400, 1), (1300, 1)], 16, 70);
+}
+
+#[test]
+fn chunks_of_a_prompt_come_to_the_same() {
+    let spec = spec(6, 2, 64);
+    let kv = cache(&spec, 16);
+    let tables = tables_of(&[(600, 600)], 16, 0);
+    let whole = batch_of(&[(600, 600)], &tables, 16);
+    let qkv = queries(&spec, &whole);
+    for isa in Isa::available() {
+        let mut context = Cpu::new(2, isa);
+        let expected = run(&mut context, &qkv, &kv, &whole, &spec);
+        let mut start = 0;
+        for len in [1, 2, 97, 300, 200] {
+            let chunk = batch_of(&[(start + len, len)], &tables, 16);
+            let rows = qkv.data()[start * spec.qkv_dim()..(start + len) * spec.qkv_dim()].to_vec();
+            let found = run(&mut context, &Buffer::from_vec(rows, spec.qkv_dim()), &kv, &chunk, &spec);
+            let cols = found.cols();
+            assert_eq!(found.data(), &expected.data()[start * cols..(start + len) * cols], "{isa:?} from {start}");
+            start += len;
+        }
+    }
+}
+
+#[test]
+fn an_empty_step_has_nothing_to_attend() {
+    check(spec(2, 1, 16), &[], 16, 0);
+}
