@@ -1,7 +1,7 @@
 //! [`Planes`]: inputs in one or two planes of signed bytes, for products with unsigned codes.
 
 use super::panels::GROUP;
-use crate::backend::cpu::{Buffer, InputBits, Isa, SharedSlice, ThreadPool, multiversion};
+use crate::backend::cpu::{Buffer, InputBits, Isa, SharedSlice, ThreadPool};
 
 /// The greatest input in two planes: 256 * 127 + 127.
 const MAX_16: f32 = 32639.0;
@@ -61,10 +61,12 @@ impl Planes {
                     sum32: sum32.range(group, num_groups),
                 }
             };
-            match bits {
-                InputBits::Sixteen => quantize_16(isa, out, x),
-                InputBits::Eight => quantize_8(isa, out, x),
+            #[cfg(target_arch = "x86_64")]
+            if isa == Isa::Avx512Vnni {
+                // SAFETY: Isa::detect found the instructions on this machine.
+                return unsafe { x86::quantize(bits, out, x) };
             }
+            quantize(bits, out, x);
         });
     }
 
@@ -90,60 +92,106 @@ struct PlanesMut<'a> {
     sum32: &'a mut [i32],
 }
 
-multiversion! {
-    fn quantize_16(out: PlanesMut<'_>, x: &[f32]) = quantize_16_body
-}
-
-multiversion! {
-    fn quantize_8(out: PlanesMut<'_>, x: &[f32]) = quantize_8_body
-}
-
-#[inline(always)]
-fn quantize_16_body<const FMA: bool>(out: PlanesMut<'_>, x: &[f32]) {
-    quantize_body::<true>(out, x, MAX_16);
-}
-
-#[inline(always)]
-fn quantize_8_body<const FMA: bool>(out: PlanesMut<'_>, x: &[f32]) {
-    quantize_body::<false>(out, x, MAX_8);
-}
-
-#[inline(always)]
-fn quantize_body<const HAS_LO: bool>(out: PlanesMut<'_>, x: &[f32], greatest: f32) {
+/// The plain form.
+fn quantize(bits: InputBits, out: PlanesMut<'_>, x: &[f32]) {
     for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
-        // Magnitudes have the order of their bits, and a maximum of integers is a vector operation.
-        let mut max_bits = 0;
-        for x in x {
-            max_bits = max_bits.max(x.to_bits() & 0x7fff_ffff);
+        let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let (scale, inverse) = scale_of(bits, max);
+        let q = x.map(|x| (x * inverse).round_ties_even() as i32);
+        for (i, q) in q.into_iter().enumerate() {
+            // In 16 bits the low byte is a signed number, and what is left a multiple of 256.
+            (out.hi[g * GROUP + i], out.lo[g * GROUP + i]) = match bits {
+                InputBits::Sixteen => (((q + 128) >> 8) as i8, q as i8),
+                InputBits::Eight => (q as i8, 0),
+            };
         }
-        let max = f32::from_bits(max_bits);
-        let (scale, inverse) = if max > 0.0 { (max / greatest, greatest / max) } else { (0.0, 0.0) };
-        let hi: &mut [i8; GROUP] = (&mut out.hi[g * GROUP..(g + 1) * GROUP]).try_into().expect("invariant: 32 columns");
-        let lo: &mut [i8; GROUP] = (&mut out.lo[g * GROUP..(g + 1) * GROUP]).try_into().expect("invariant: 32 columns");
-        let mut q = [0i32; GROUP];
-        for i in 0..GROUP {
-            q[i] = (x[i] * inverse).round_ties_even() as i32;
-        }
-        let mut sums = [0i32; 2];
-        for i in 0..16 {
-            sums[0] += q[i];
-            sums[1] += q[16 + i];
-        }
-        if HAS_LO {
-            for i in 0..GROUP {
-                // The low byte as a signed number; what is left is a multiple of 256.
-                lo[i] = q[i] as i8;
-                hi[i] = ((q[i] + 128) >> 8) as i8;
-            }
-        } else {
-            for i in 0..GROUP {
-                hi[i] = q[i] as i8;
-            }
-        }
-        out.scale[g] = scale;
-        out.sum16[2 * g] = sums[0];
-        out.sum16[2 * g + 1] = sums[1];
+        let sums = [q[..16].iter().sum(), q[16..].iter().sum::<i32>()];
+        out.sum16[2 * g..2 * g + 2].copy_from_slice(&sums);
         out.sum32[g] = sums[0] + sums[1];
+        out.scale[g] = scale;
         out.scaled_sum[g] = scale * (sums[0] + sums[1]) as f32;
+    }
+}
+
+/// A group's scale, and its inverse.
+#[inline(always)]
+fn scale_of(bits: InputBits, max: f32) -> (f32, f32) {
+    let greatest = match bits {
+        InputBits::Sixteen => MAX_16,
+        InputBits::Eight => MAX_8,
+    };
+    if max > 0.0 { (max / greatest, greatest / max) } else { (0.0, 0.0) }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{GROUP, InputBits, PlanesMut, scale_of};
+
+    /// The same with vectors of 16.
+    ///
+    /// # Safety
+    /// The machine has AVX-512 F, BW, DQ and VL.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    pub(super) unsafe fn quantize(bits: InputBits, out: PlanesMut<'_>, x: &[f32]) {
+        for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
+            let (hi, lo) = (&mut out.hi[g * GROUP..(g + 1) * GROUP], &mut out.lo[g * GROUP..(g + 1) * GROUP]);
+            // SAFETY: a group has 32 inputs, and 32 places in each plane.
+            let sums = unsafe {
+                let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
+                let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])));
+                let (scale, inverse) = scale_of(bits, max);
+                out.scale[g] = scale;
+                let inverse = _mm512_set1_ps(inverse);
+                let mut sums = [0; 2];
+                for half in 0..2 {
+                    // Rounds to the nearest, halves to the even.
+                    let q = _mm512_cvtps_epi32(_mm512_mul_ps(x[half], inverse));
+                    sums[half] = _mm512_reduce_add_epi32(q);
+                    let (hi, lo) = (hi.as_mut_ptr().add(16 * half), lo.as_mut_ptr().add(16 * half));
+                    if bits == InputBits::Sixteen {
+                        let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(q, _mm512_set1_epi32(128)));
+                        _mm_storeu_si128(hi.cast(), _mm512_cvtepi32_epi8(high));
+                        _mm_storeu_si128(lo.cast(), _mm512_cvtepi32_epi8(q));
+                    } else {
+                        _mm_storeu_si128(hi.cast(), _mm512_cvtepi32_epi8(q));
+                    }
+                }
+                sums
+            };
+            out.sum16[2 * g..2 * g + 2].copy_from_slice(&sums);
+            out.sum32[g] = sums[0] + sums[1];
+            out.scaled_sum[g] = out.scale[g] * (sums[0] + sums[1]) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::random;
+
+    #[test]
+    fn all_forms_are_equal_and_keep_their_bits() {
+        let mut data = random(9 * 96, 3);
+        data[64..96].fill(0.0);
+        data[100] = 50.0;
+        let x = Buffer::from_vec(data, 96);
+        for (bits, greatest) in [(InputBits::Sixteen, MAX_16), (InputBits::Eight, MAX_8)] {
+            let mut plain = Planes::default();
+            plain.fill(&mut ThreadPool::new(1), Isa::Baseline, bits, &x);
+            for (x, found) in x.data().chunks_exact(GROUP).zip(plain.dequantize().data().chunks_exact(GROUP)) {
+                let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= 0.51 * max / greatest));
+            }
+            for isa in Isa::available() {
+                let mut found = Planes::default();
+                found.fill(&mut ThreadPool::new(2), isa, bits, &x);
+                assert_eq!((&found.hi, &found.lo, &found.scale), (&plain.hi, &plain.lo, &plain.scale), "{isa:?}");
+                assert_eq!((&found.sum16, &found.sum32), (&plain.sum16, &plain.sum32), "{isa:?}");
+                assert_eq!(found.scaled_sum, plain.scaled_sum, "{isa:?}");
+            }
+        }
     }
 }

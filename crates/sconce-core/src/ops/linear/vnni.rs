@@ -14,6 +14,10 @@ use crate::weights::Dtype;
 /// Bytes of inputs that a pass over a task's panels goes through: they stay in the second cache.
 const CHUNK_BYTES: usize = 256 << 10;
 
+/// Groups that a lone token's weights are asked for ahead of their use: short tasks leave the machine's own guesses
+/// no time to settle.
+const AHEAD: usize = 16;
+
 /// Formats as const parameters.
 const Q4_0: u8 = 0;
 const Q4_1: u8 = 1;
@@ -116,6 +120,16 @@ unsafe fn tile<const F: u8, const PLANES: usize, const T: usize>(task: &Task<'_>
     for g in 0..groups {
         // SAFETY: the panel has codes and scales of every group, and each token has inputs, scales and sums of it.
         unsafe {
+            if T == 1 {
+                for j in 0..lines_of(dtype) {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add((g + AHEAD) * lines_of(dtype) + j).cast());
+                }
+                let ahead = (g + AHEAD) / groups_a_block * ROWS;
+                _mm_prefetch::<_MM_HINT_T0>(scales.d.wrapping_add(ahead).cast());
+                if F == Q4_1 || F == Q4_K {
+                    _mm_prefetch::<_MM_HINT_T0>(scales.m.wrapping_add(ahead).cast());
+                }
+            }
             let codes = load_codes::<F>(codes.add(g * lines_of(dtype)));
             let (scale, offset) = scales.load::<F>(g, g / groups_a_block);
             for i in 0..T {
