@@ -7,6 +7,10 @@
 //!
 //! Loops are written over fixed arrays of lanes, in operations that every compiler target does alike.
 
+use std::sync::LazyLock;
+
+use crate::backend::cpu::{Isa, multiversion};
+
 /// Lanes that the loops below are unrolled to; a multiple of every SIMD width.
 const LANES: usize = 16;
 /// Tokens that share one maximum or one sum, where a walk over a row can skip the uninteresting ones.
@@ -48,8 +52,62 @@ pub(super) fn weight(logit: f32, max: f32, temperature: f32) -> f32 {
     if weight < GRID { (weight + GRID) - GRID } else { weight }
 }
 
+/// The widest vectors of this machine. What they compute is the same on all.
+static ISA: LazyLock<Isa> = LazyLock::new(Isa::detect);
+
+/// The sum of the weights of a row. Exact.
+pub(super) fn row_mass(row: &[f32], max: f32, temperature: f32) -> f64 {
+    row_mass_of_isa(*ISA, row, max, temperature)
+}
+
+/// Adds to `masses` the sum of the weights of each block of a row.
+pub(super) fn block_masses(row: &[f32], max: f32, temperature: f32, masses: &mut Vec<f64>) {
+    block_masses_of_isa(*ISA, row, max, temperature, masses);
+}
+
+/// Adds to `maxima` the greatest logit of each block of a row.
+pub(super) fn block_maxima(row: &[f32], maxima: &mut Vec<f32>) {
+    block_maxima_of_isa(*ISA, row, maxima);
+}
+
+multiversion! {
+    fn row_mass_of_isa(row: &[f32], max: f32, temperature: f32) -> f64 = row_mass_body
+}
+
+multiversion! {
+    fn block_masses_of_isa(row: &[f32], max: f32, temperature: f32, masses: &mut Vec<f64>) = block_masses_body
+}
+
+multiversion! {
+    fn block_maxima_of_isa(row: &[f32], maxima: &mut Vec<f32>) = block_maxima_body
+}
+
+#[inline(always)]
+fn row_mass_body<const FMA: bool>(row: &[f32], max: f32, temperature: f32) -> f64 {
+    let mut total = 0.0;
+    for block in row.chunks(BLOCK) {
+        total += block_mass(block, max, temperature);
+    }
+    total
+}
+
+#[inline(always)]
+fn block_masses_body<const FMA: bool>(row: &[f32], max: f32, temperature: f32, masses: &mut Vec<f64>) {
+    for block in row.chunks(BLOCK) {
+        masses.push(block_mass(block, max, temperature));
+    }
+}
+
+#[inline(always)]
+fn block_maxima_body<const FMA: bool>(row: &[f32], maxima: &mut Vec<f32>) {
+    for block in row.chunks(BLOCK) {
+        maxima.push(block_max(block));
+    }
+}
+
 /// The sum of the weights of at most [`BLOCK`] tokens. Exact.
-pub(super) fn block_mass(block: &[f32], max: f32, temperature: f32) -> f64 {
+#[inline(always)]
+fn block_mass(block: &[f32], max: f32, temperature: f32) -> f64 {
     // Weights first, then the sum: each loop by itself is one that compilers vectorise.
     let mut weights = [0.0; BLOCK];
     for (slot, &logit) in weights.iter_mut().zip(block) {
@@ -65,16 +123,20 @@ pub(super) fn block_mass(block: &[f32], max: f32, temperature: f32) -> f64 {
 }
 
 /// The greatest logit of a block, as [`clean`] sees it; -inf where there is none.
+#[inline(always)]
 pub(super) fn block_max(block: &[f32]) -> f32 {
-    let greater = |a: f32, b: f32| if b > a { b } else { a };
     let mut maxima = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = block.as_chunks::<LANES>();
     for chunk in chunks {
         for (max, &logit) in maxima.iter_mut().zip(chunk) {
-            *max = greater(*max, logit);
+            *max = if logit > *max { logit } else { *max };
         }
     }
-    clean(maxima.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &logit| greater(max, logit)))
+    let mut max = f32::NEG_INFINITY;
+    for &logit in maxima.iter().chain(rest) {
+        max = if logit > max { logit } else { max };
+    }
+    clean(max)
 }
 
 #[cfg(test)]

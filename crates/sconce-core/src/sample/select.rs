@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::numeric::{BLOCK, block_max, clean};
+use super::numeric::{BLOCK, block_max, block_maxima, clean};
 
 /// One token of a row that may be chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,7 +65,7 @@ impl Selector {
     /// or -inf.
     pub(super) fn scan(&mut self, row: &[f32]) -> f32 {
         self.block_maxima.clear();
-        self.block_maxima.extend(row.chunks(BLOCK).map(block_max));
+        block_maxima(row, &mut self.block_maxima);
         block_max(&self.block_maxima)
     }
 

@@ -1,7 +1,7 @@
 //! [`Softmax`]: log-probabilities of a row, and the draw from a whole row.
 
 use super::filters::draw_target;
-use super::numeric::{BLOCK, block_mass, clean, weight};
+use super::numeric::{BLOCK, block_masses, clean, row_mass, weight};
 
 /// The softmax of a row, or of what filters left of it.
 #[derive(Debug, Clone, Copy)]
@@ -25,8 +25,7 @@ impl Softmax {
         if max == f32::NEG_INFINITY {
             return Self { temperature, ..Self::IDENTITY };
         }
-        let total = row.chunks(BLOCK).map(|block| block_mass(block, max, temperature)).sum();
-        Self::new(max, temperature, total)
+        Self::new(max, temperature, row_mass(row, max, temperature))
     }
 
     /// Whether logits go in as they are.
@@ -56,7 +55,7 @@ impl RowDraw {
     /// Takes in a row whose greatest logit is `max`, which is finite, and returns its mass.
     pub(super) fn weigh(&mut self, row: &[f32], max: f32, temperature: f32) -> f64 {
         self.block_masses.clear();
-        self.block_masses.extend(row.chunks(BLOCK).map(|block| block_mass(block, max, temperature)));
+        block_masses(row, max, temperature, &mut self.block_masses);
         self.block_masses.iter().sum()
     }
 
