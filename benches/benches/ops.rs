@@ -70,6 +70,43 @@ fn attention(c: &mut Criterion) {
     group.finish();
 }
 
+/// Sequences with a prompt of 1024 tokens in common and 64 of their own: read together, and each for itself.
+fn shared_prefix(c: &mut Criterion) {
+    const PREFIX: usize = 1024;
+    const OWN: usize = 64;
+    let backend = CpuBackend::new(None);
+    let mut group = c.benchmark_group("attention, a prefix of 1024 tokens in common");
+    for (name, num_heads, num_kv_heads, head_dim) in
+        [("9 heads of 64 on 3", 9, 3, 64), ("32 heads of 128 on 8", 32, 8, 128)]
+    {
+        let spec =
+            AttentionSpec { layer: 0, num_heads, num_kv_heads, head_dim, scale: 0.1, softcap: None, window: None };
+        for num_seqs in [4, 16] {
+            let num_blocks = (PREFIX + num_seqs * OWN) / BLOCK_SIZE;
+            let shape = KvCacheShape { num_layers: 1, num_blocks, block_size: BLOCK_SIZE, num_kv_heads, head_dim };
+            let kv = backend.kv_cache(shape).expect("invariant: the CPU has the memory");
+            let mut batch = Batch::default();
+            for seq in 0..num_seqs {
+                let own = (PREFIX + seq * OWN) / BLOCK_SIZE;
+                let blocks: Vec<u32> =
+                    (0..PREFIX / BLOCK_SIZE).chain(own..own + OWN / BLOCK_SIZE).map(|b| b as u32).collect();
+                batch.push(&[0], &blocks, PREFIX + OWN - 1, PREFIX + OWN, BLOCK_SIZE);
+            }
+            let qkv = input(num_seqs, spec.qkv_dim());
+            let mut out = backend.buffer(num_seqs, num_heads * head_dim).expect("invariant: the CPU has the memory");
+            for way in ["apart", "together"] {
+                if way == "together" {
+                    batch.find_shared_prefixes();
+                }
+                group.bench_function(BenchmarkId::new(format!("{name}, {num_seqs} sequences"), way), |b| {
+                    b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, &spec));
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
 fn elementwise(c: &mut Criterion) {
     let backend = CpuBackend::new(None);
     let mut group = c.benchmark_group("rows of the starter model");
@@ -85,5 +122,5 @@ fn elementwise(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, attention, elementwise);
+criterion_group!(benches, linear, attention, shared_prefix, elementwise);
 criterion_main!(benches);

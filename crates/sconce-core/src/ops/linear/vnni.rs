@@ -75,63 +75,94 @@ unsafe fn run<const F: u8, const PLANES: usize>(task: &Task<'_>) {
     let chunk_rows = (CHUNK_BYTES / (PLANES * task.x.cols)).next_multiple_of(8).max(8);
     for start in (0..task.x.rows).step_by(chunk_rows) {
         let end = task.x.rows.min(start + chunk_rows);
-        for panel in task.first..task.first + task.count {
-            let mut t = start;
-            // SAFETY: tokens up to `end` and the panel exist.
+        let (mut panel, panels_end) = (task.first, task.first + task.count);
+        while panel < panels_end {
+            // SAFETY: tokens up to `end` and the panels exist.
             unsafe {
-                while t + 8 <= end {
-                    tile::<F, PLANES, 8>(task, panel, t);
-                    t += 8;
-                }
-                if t + 4 <= end {
-                    tile::<F, PLANES, 4>(task, panel, t);
-                    t += 4;
-                }
-                if t + 2 <= end {
-                    tile::<F, PLANES, 2>(task, panel, t);
-                    t += 2;
-                }
-                if t < end {
-                    tile::<F, PLANES, 1>(task, panel, t);
+                if panel + 2 <= panels_end && end - start >= 4 {
+                    panels::<F, PLANES, 2>(task, panel, start, end);
+                    panel += 2;
+                } else {
+                    panels::<F, PLANES, 1>(task, panel, start, end);
+                    panel += 1;
                 }
             }
         }
     }
 }
 
-/// One panel times tokens `t0..t0 + T`.
+/// `P` panels times tokens `t..end`.
 ///
 /// # Safety
-/// The machine has the instructions; the weights have the panel, the inputs the tokens.
+/// The machine has the instructions; the weights have the panels, the inputs the tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile<const F: u8, const PLANES: usize, const T: usize>(task: &Task<'_>, panel: usize, t0: usize) {
+unsafe fn panels<const F: u8, const PLANES: usize, const P: usize>(
+    task: &Task<'_>,
+    panel: usize,
+    mut t: usize,
+    end: usize,
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        if P == 1 {
+            while t + 8 <= end {
+                tile::<F, PLANES, P, 8>(task, panel, t);
+                t += 8;
+            }
+        }
+        while t + 4 <= end {
+            tile::<F, PLANES, P, 4>(task, panel, t);
+            t += 4;
+        }
+        if t + 2 <= end {
+            tile::<F, PLANES, P, 2>(task, panel, t);
+            t += 2;
+        }
+        if t < end {
+            tile::<F, PLANES, P, 1>(task, panel, t);
+        }
+    }
+}
+
+/// `P` panels times tokens `t0..t0 + T`.
+///
+/// # Safety
+/// The machine has the instructions; the weights have the panels, the inputs the tokens.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile<const F: u8, const PLANES: usize, const P: usize, const T: usize>(
+    task: &Task<'_>,
+    panel: usize,
+    t0: usize,
+) {
     let Task { weight, x, target, first, .. } = *task;
     let (dtype, groups) = (const { dtype_of(F) }, x.cols / GROUP);
     let groups_a_block = dtype.block_len() / GROUP;
     let blocks = groups / groups_a_block;
-    let codes = weight.codes_of(panel).as_ptr();
-    let scales = Scales {
-        d: weight.d[panel * blocks * ROWS..].as_ptr(),
-        m: weight.m.as_ptr().wrapping_add(panel * blocks * ROWS),
-        factors: weight.factors.as_ptr().wrapping_add(panel * groups * factors_of(dtype)),
-    };
-    let mut acc = [_mm512_setzero_ps(); T];
+    let mut codes = [std::ptr::null(); P];
+    let mut scales = [Scales::default(); P];
+    for p in 0..P {
+        codes[p] = weight.codes_of(panel + p).as_ptr();
+        scales[p] = Scales {
+            d: weight.d[(panel + p) * blocks * ROWS..].as_ptr(),
+            m: weight.m.as_ptr().wrapping_add((panel + p) * blocks * ROWS),
+            factors: weight.factors.as_ptr().wrapping_add((panel + p) * groups * factors_of(dtype)),
+        };
+    }
+    let mut acc = [[_mm512_setzero_ps(); T]; P];
     for g in 0..groups {
-        // SAFETY: the panel has codes and scales of every group, and each token has inputs, scales and sums of it.
+        // SAFETY: the panels have codes and scales of every group, and each token has inputs, scales and sums of it.
         unsafe {
-            if T == 1 {
-                for j in 0..lines_of(dtype) {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add((g + AHEAD) * lines_of(dtype) + j).cast());
-                }
-                let ahead = (g + AHEAD) / groups_a_block * ROWS;
-                _mm_prefetch::<_MM_HINT_T0>(scales.d.wrapping_add(ahead).cast());
-                if F == Q4_1 || F == Q4_K {
-                    _mm_prefetch::<_MM_HINT_T0>(scales.m.wrapping_add(ahead).cast());
-                }
+            if T == 1 && P == 1 {
+                prefetch::<F>(codes[0], &scales[0], g + AHEAD);
             }
-            let codes = load_codes::<F>(codes.add(g * lines_of(dtype)));
-            let (scale, offset) = scales.load::<F>(g, g / groups_a_block);
+            let mut code = [[_mm512_setzero_si512(); 8]; P];
+            let mut scale = [([_mm512_setzero_ps(); 2], _mm512_setzero_ps()); P];
+            for p in 0..P {
+                code[p] = load_codes::<F>(codes[p].add(g * lines_of(dtype)));
+                scale[p] = scales[p].load::<F>(g, g / groups_a_block);
+            }
             for i in 0..T {
                 let (at, col) = ((t0 + i) * groups + g, (t0 + i) * x.cols + g * GROUP);
                 let (hi, lo) = (x.hi.as_ptr().add(col), x.lo.as_ptr().add(col));
@@ -139,28 +170,57 @@ unsafe fn tile<const F: u8, const PLANES: usize, const T: usize>(task: &Task<'_>
                 if F == Q6_K {
                     for half in 0..2 {
                         let sum = *x.sum16.get_unchecked(2 * at + half);
-                        let dots = dots::<F, PLANES, 4>(&codes[4 * half..], hi.add(16 * half), lo.add(16 * half), sum);
-                        acc[i] = _mm512_fmadd_ps(dots, _mm512_mul_ps(scale[half], x_scale), acc[i]);
+                        let (hi, lo) = (hi.add(16 * half), lo.add(16 * half));
+                        let dots = dots::<F, PLANES, P, 4>(&code, 4 * half, hi, lo, sum);
+                        for p in 0..P {
+                            let scale = _mm512_mul_ps(scale[p].0[half], x_scale);
+                            acc[p][i] = _mm512_fmadd_ps(dots[p], scale, acc[p][i]);
+                        }
                     }
                 } else {
-                    let dots = dots::<F, PLANES, 8>(&codes, hi, lo, *x.sum32.get_unchecked(at));
-                    acc[i] = _mm512_fmadd_ps(dots, _mm512_mul_ps(scale[0], x_scale), acc[i]);
+                    let dots = dots::<F, PLANES, P, 8>(&code, 0, hi, lo, *x.sum32.get_unchecked(at));
+                    for p in 0..P {
+                        let scale = _mm512_mul_ps(scale[p].0[0], x_scale);
+                        acc[p][i] = _mm512_fmadd_ps(dots[p], scale, acc[p][i]);
+                    }
                 }
                 if F == Q4_1 || F == Q4_K {
                     let x_sum = _mm512_set1_ps(*x.scaled_sum.get_unchecked(at));
-                    acc[i] = _mm512_fmadd_ps(offset, x_sum, acc[i]);
+                    for p in 0..P {
+                        acc[p][i] = _mm512_fmadd_ps(scale[p].1, x_sum, acc[p][i]);
+                    }
                 }
             }
         }
     }
-    for (i, acc) in acc.into_iter().enumerate() {
-        let (out, bias) = target.cells(t0 + i, (panel - first) * ROWS);
-        let mask = ((1u32 << out.len().min(ROWS)) - 1) as u16;
-        // SAFETY: the mask has no more lanes than `out`, and than the bias.
-        unsafe {
-            let bias = bias.map_or(_mm512_setzero_ps(), |b| _mm512_maskz_loadu_ps(mask, b.as_ptr()));
-            _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_add_ps(acc, bias));
+    for (p, acc) in acc.into_iter().enumerate() {
+        for (i, acc) in acc.into_iter().enumerate() {
+            let (out, bias) = target.cells(t0 + i, (panel + p - first) * ROWS);
+            let mask = ((1u32 << out.len().min(ROWS)) - 1) as u16;
+            // SAFETY: the mask has no more lanes than `out`, and than the bias.
+            unsafe {
+                let bias = bias.map_or(_mm512_setzero_ps(), |b| _mm512_maskz_loadu_ps(mask, b.as_ptr()));
+                _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_add_ps(acc, bias));
+            }
         }
+    }
+}
+
+/// Asks for the weights of a group, which need not exist.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn prefetch<const F: u8>(codes: *const Line, scales: &Scales, g: usize) {
+    let dtype = const { dtype_of(F) };
+    let block = g / (dtype.block_len() / GROUP) * ROWS;
+    for j in 0..lines_of(dtype) {
+        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(g * lines_of(dtype) + j).cast());
+    }
+    _mm_prefetch::<_MM_HINT_T0>(scales.d.wrapping_add(block).cast());
+    if F == Q4_1 || F == Q4_K {
+        _mm_prefetch::<_MM_HINT_T0>(scales.m.wrapping_add(block).cast());
+    }
+    if F == Q4_K || F == Q6_K {
+        _mm_prefetch::<_MM_HINT_T0>(scales.factors.wrapping_add(g * factors_of(dtype)).cast());
     }
 }
 
@@ -203,10 +263,17 @@ unsafe fn load_codes<const F: u8>(lines: *const Line) -> [__m512i; 8] {
 }
 
 /// A panel's scales.
+#[derive(Clone, Copy)]
 struct Scales {
     d: *const u16,
     m: *const u16,
     factors: *const u8,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self { d: std::ptr::null(), m: std::ptr::null(), factors: std::ptr::null() }
+    }
 }
 
 impl Scales {
@@ -241,35 +308,44 @@ impl Scales {
     }
 }
 
-/// Sums of (code - zero point) * q over 4 * `QUADS` columns. `x_sum`: the sum of q there.
+/// Sums of (code - zero point) * q over 4 * `QUADS` columns from quad `first` on. `x_sum`: the sum of q there.
 ///
 /// # Safety
 /// The machine has the instructions; the planes have the columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn dots<const F: u8, const PLANES: usize, const QUADS: usize>(
-    codes: &[__m512i],
+unsafe fn dots<const F: u8, const PLANES: usize, const P: usize, const QUADS: usize>(
+    codes: &[[__m512i; 8]; P],
+    first: usize,
     hi: *const i8,
     lo: *const i8,
     x_sum: i32,
-) -> __m512 {
-    let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+) -> [__m512; P] {
+    let (mut high, mut low) = ([_mm512_setzero_si512(); P], [_mm512_setzero_si512(); P]);
     for j in 0..QUADS {
         // SAFETY: the caller vouches for the columns.
         unsafe {
             let four = _mm512_set1_epi32(hi.add(4 * j).cast::<i32>().read_unaligned());
-            high = _mm512_dpbusd_epi32(high, codes[j], four);
+            for p in 0..P {
+                high[p] = _mm512_dpbusd_epi32(high[p], codes[p][first + j], four);
+            }
             if PLANES == 2 {
                 let four = _mm512_set1_epi32(lo.add(4 * j).cast::<i32>().read_unaligned());
-                low = _mm512_dpbusd_epi32(low, codes[j], four);
+                for p in 0..P {
+                    low[p] = _mm512_dpbusd_epi32(low[p], codes[p][first + j], four);
+                }
             }
         }
     }
-    let mut sum = if PLANES == 2 { _mm512_add_epi32(_mm512_slli_epi32(high, 8), low) } else { high };
     let zero_point = const { zero_point(dtype_of(F)) };
-    if zero_point > 0 {
-        // |q| * 128 * 32 is within an i32.
-        sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(x_sum * zero_point));
+    let mut dots = [_mm512_setzero_ps(); P];
+    for p in 0..P {
+        let mut sum = if PLANES == 2 { _mm512_add_epi32(_mm512_slli_epi32(high[p], 8), low[p]) } else { high[p] };
+        if zero_point > 0 {
+            // |q| * 128 * 32 is within an i32.
+            sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(x_sum * zero_point));
+        }
+        dots[p] = _mm512_cvtepi32_ps(sum);
     }
-    _mm512_cvtepi32_ps(sum)
+    dots
 }
