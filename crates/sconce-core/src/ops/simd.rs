@@ -120,7 +120,10 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
 /// 2^n for an integer n from -126 to 127.
 #[inline(always)]
 fn power_of_two(n: f32) -> f32 {
-    f32::from_bits(((n as i32 + 127) << 23) as u32)
+    /// Adding it leaves an integer in the low bits: a conversion to i32, which compilers do not vectorise because it
+    /// saturates, is not needed.
+    const ROUND: f32 = 12_582_912.0;
+    f32::from_bits(((n + ROUND).to_bits() << 23).wrapping_add(1.0f32.to_bits()))
 }
 
 /// Hyperbolic tangent within 3e-7, relatively. (The polynomial as in Moshier's Cephes `tanhf`.)

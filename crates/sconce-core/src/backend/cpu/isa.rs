@@ -82,9 +82,9 @@ macro_rules! multiversion {
                     $body::<true>($($arg),*)
                 }
                 match isa {
-                    // SAFETY: Isa::detect found these features on this machine.
                     $crate::backend::cpu::Isa::Avx512 | $crate::backend::cpu::Isa::Avx512Vnni => {
-                        return unsafe { avx512($($arg),*) }
+                        // SAFETY: Isa::detect found these features on this machine.
+                        return unsafe { avx512($($arg),*) };
                     }
                     // SAFETY: as above.
                     $crate::backend::cpu::Isa::Avx2 => return unsafe { avx2($($arg),*) },

@@ -9,6 +9,7 @@
 //! its own: its result depends neither on its tile nor on how its prompt was cut into chunks. Bounded by the cache's
 //! bytes when decoding, by FLOPs (4 * head_dim a query head and key) in prompts.
 
+mod products;
 #[cfg(test)]
 mod tests;
 mod tile;

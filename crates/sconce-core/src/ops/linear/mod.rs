@@ -119,6 +119,7 @@ fn rows_per_task(rows: usize, num_threads: usize) -> usize {
 }
 
 /// Where a task's results go: columns `first_col..` of every row of `out`.
+#[derive(Clone, Copy)]
 struct Target<'a> {
     out: SharedSlice<'a, f32>,
     out_cols: usize,
@@ -129,7 +130,7 @@ struct Target<'a> {
     bias: Option<&'a [f32]>,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
     /// Writes row `row` of the task's weights times token `t`.
     #[inline(always)]
     fn set(&self, t: usize, row: usize, value: f32) {
@@ -140,11 +141,14 @@ impl Target<'_> {
 
     /// Where token `t` times rows `row..row + 16` of the task's weights go, as far as there are such rows, and the bias
     /// there.
+    ///
+    /// # Safety
+    /// Nobody else holds these cells.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn cells(&self, t: usize, row: usize) -> (&mut [f32], Option<&[f32]>) {
+    unsafe fn cells(self, t: usize, row: usize) -> (&'a mut [f32], Option<&'a [f32]>) {
         let col = self.first_col + row;
-        // SAFETY: tasks have disjoint rows of W, hence disjoint columns of `out`.
+        // SAFETY: the caller's, and tasks have disjoint rows of W, hence disjoint columns of `out`.
         let cells = unsafe { self.out.range(t * self.out_cols + col, panels::ROWS.min(self.end_col - col)) };
         let bias = self.bias.map(|bias| &bias[row..row + cells.len()]);
         (cells, bias)

@@ -195,10 +195,10 @@ unsafe fn tile<const F: u8, const PLANES: usize, const P: usize, const T: usize>
     }
     for (p, acc) in acc.into_iter().enumerate() {
         for (i, acc) in acc.into_iter().enumerate() {
-            let (out, bias) = target.cells(t0 + i, (panel + p - first) * ROWS);
-            let mask = ((1u32 << out.len().min(ROWS)) - 1) as u16;
-            // SAFETY: the mask has no more lanes than `out`, and than the bias.
+            // SAFETY: the task's own cells, of which no others are held here; the mask has no more lanes than there are.
             unsafe {
+                let (out, bias) = target.cells(t0 + i, (panel + p - first) * ROWS);
+                let mask = ((1u32 << out.len().min(ROWS)) - 1) as u16;
                 let bias = bias.map_or(_mm512_setzero_ps(), |b| _mm512_maskz_loadu_ps(mask, b.as_ptr()));
                 _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_add_ps(acc, bias));
             }
