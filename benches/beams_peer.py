@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Beam search beside transformers' on the same weights in the same run.
 
-    cargo build --release && python3 benches/beams_peer.py [--binary PATH] [--threads N] [--requests N]
+    cargo build --release && python3 benches/beams_peer.py --gguf PATH [--binary PATH] [--threads N] [--requests N]
 
 Needs torch, transformers and gguf (pip install torch transformers gguf). The weights are the starter model's: sconce
 reads the GGUF, transformers the same file dequantized, in bf16 (its fastest here) and in f32. Sconce answers N
