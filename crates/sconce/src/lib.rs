@@ -21,8 +21,8 @@ pub mod hub;
 
 pub use engine::{Engine, EngineBuilder};
 pub use sconce_core::config::{
-    Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, LoadFormat, LogprobsMode, ModelConfig,
-    RopeConfig, RopeScaling, SamplingParams, WeightDtype,
+    Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, LoadFormat, LogprobsMode,
+    MatmulPrecision, ModelConfig, RopeConfig, RopeScaling, SamplingParams, WeightDtype,
 };
 pub use sconce_core::engine::{
     ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,

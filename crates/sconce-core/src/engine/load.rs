@@ -35,7 +35,7 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
         return Err(Error::config("device", "cuda is not supported by this build; use cpu"));
     }
     let start = Instant::now();
-    let backend = CpuBackend::new(config.num_threads);
+    let backend = CpuBackend::new(config.num_threads).with_matmul_precision(config.matmul_precision);
     let files = ModelFiles::open(path, config.load_format)?;
     let handle = start_engine(id, backend, files, config, progress)?;
     let info = handle.info();

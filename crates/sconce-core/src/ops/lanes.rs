@@ -5,12 +5,16 @@
 //! [`Lanes::fma`], which rounds twice where the machine has no fused operation.
 
 use crate::ops::simd::LANES;
+use crate::weights::quant::f16_to_f32;
 
 /// 16 numbers.
 ///
 /// # Safety
 /// Every function: the machine has the instruction set; pointers are good for as many numbers as are read or written.
 pub(super) trait Lanes: Copy {
+    /// How many registers of 16 numbers the machine has.
+    const NUM_REGISTERS: usize;
+
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(src: *const f32) -> Self;
     /// The first `n`, below 16; zeros in the other lanes.
@@ -23,10 +27,18 @@ pub(super) trait Lanes: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn max(self, other: Self) -> Self;
+    /// 16 halves.
+    unsafe fn load_f16(src: *const u16) -> Self;
+    /// 16 pairs of bf16: the firsts and the seconds.
+    unsafe fn load_bf16_pairs(src: *const u32) -> (Self, Self);
+    /// Asks for a line of memory, which need not exist.
+    fn prefetch(_src: *const u8) {}
 }
 
 /// What every machine has.
 impl Lanes for [f32; LANES] {
+    const NUM_REGISTERS: usize = 8;
+
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         [x; LANES]
@@ -93,6 +105,19 @@ impl Lanes for [f32; LANES] {
         }
         self
     }
+
+    #[inline(always)]
+    unsafe fn load_f16(src: *const u16) -> Self {
+        // SAFETY: the caller vouches for 16 numbers.
+        unsafe { src.cast::<[u16; LANES]>().read_unaligned() }.map(f16_to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(src: *const u32) -> (Self, Self) {
+        // SAFETY: the caller vouches for 16 pairs.
+        let pairs = unsafe { src.cast::<[u32; LANES]>().read_unaligned() };
+        (pairs.map(|pair| f32::from_bits(pair << 16)), pairs.map(|pair| f32::from_bits(pair & 0xffff_0000)))
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -116,6 +141,8 @@ mod x86 {
     }
 
     impl Lanes for Avx2 {
+        const NUM_REGISTERS: usize = 8;
+
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: the caller vouches for the instructions, here and below.
@@ -178,6 +205,36 @@ mod x86 {
             // SAFETY: as above.
             unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
         }
+
+        #[inline(always)]
+        unsafe fn load_f16(src: *const u16) -> Self {
+            // SAFETY: and for 16 numbers.
+            unsafe {
+                let (low, high) = (_mm_loadu_si128(src.cast()), _mm_loadu_si128(src.add(8).cast()));
+                Self(_mm256_cvtph_ps(low), _mm256_cvtph_ps(high))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(src: *const u32) -> (Self, Self) {
+            // SAFETY: and for 16 pairs.
+            unsafe {
+                let (low, high) = (_mm256_loadu_si256(src.cast()), _mm256_loadu_si256(src.add(8).cast()));
+                let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+                let first = (_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high));
+                let second = (_mm256_and_si256(low, upper), _mm256_and_si256(high, upper));
+                (
+                    Self(_mm256_castsi256_ps(first.0), _mm256_castsi256_ps(first.1)),
+                    Self(_mm256_castsi256_ps(second.0), _mm256_castsi256_ps(second.1)),
+                )
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch(src: *const u8) {
+            // SAFETY: every x86-64 has it, and no address is wrong.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(src.cast()) }
+        }
     }
 
     /// AVX-512: one register.
@@ -185,6 +242,8 @@ mod x86 {
     pub(crate) struct Avx512(__m512);
 
     impl Lanes for Avx512 {
+        const NUM_REGISTERS: usize = 32;
+
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: the caller vouches for the instructions, here and below.
@@ -237,6 +296,28 @@ mod x86 {
         unsafe fn max(self, other: Self) -> Self {
             // SAFETY: as above.
             unsafe { Self(_mm512_max_ps(self.0, other.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(src: *const u16) -> Self {
+            // SAFETY: and for 16 numbers.
+            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(src.cast()))) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(src: *const u32) -> (Self, Self) {
+            // SAFETY: and for 16 pairs.
+            unsafe {
+                let pairs = _mm512_loadu_si512(src.cast());
+                let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                (Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))), Self(_mm512_castsi512_ps(second)))
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch(src: *const u8) {
+            // SAFETY: every x86-64 has it, and no address is wrong.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(src.cast()) }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Helpers of the ops' tests.
 
-use crate::backend::cpu::{Matrix, MatrixPart, PartData};
+use crate::backend::cpu::{Matrix, MatrixPart, PartData, ThreadPool};
+use crate::ops::linear::FloatPanels;
 use crate::weights::Dtype;
 
 /// Reproducible numbers in [-1, 1).
@@ -17,9 +18,19 @@ pub(crate) fn random(len: usize, seed: u64) -> Vec<f32> {
 
 /// A matrix of f32 rows.
 pub(crate) fn dense_matrix(data: &[f32], cols: usize) -> Matrix {
-    let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let part = MatrixPart { dtype: Dtype::F32, rows: data.len() / cols, data: PartData::Rows(bytes) };
-    Matrix { parts: vec![part], cols, bias: None }
+    float_matrix(Dtype::F32, data, cols)
+}
+
+/// A matrix of rows of a float type.
+pub(crate) fn float_matrix(dtype: Dtype, data: &[f32], cols: usize) -> Matrix {
+    let to_bytes = |&x: &f32| match dtype {
+        Dtype::BF16 => half::bf16::from_f32(x).to_le_bytes().to_vec(),
+        Dtype::F16 => half::f16::from_f32(x).to_le_bytes().to_vec(),
+        _ => x.to_le_bytes().to_vec(),
+    };
+    let (rows, bytes) = (data.len() / cols, data.iter().flat_map(to_bytes).collect::<Vec<u8>>());
+    let panels = FloatPanels::pack(&mut ThreadPool::new(1), dtype, rows, cols, &bytes);
+    Matrix { parts: vec![MatrixPart { dtype, rows, data: PartData::FloatPanels(panels) }], cols, bias: None }
 }
 
 /// Asserts equality within `tolerance`, relative to the greatest expected magnitude.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sconce::{DeviceKind, Engine, EngineConfig, LoadFormat, Progress, Result, WeightDtype};
+use sconce::{DeviceKind, Engine, EngineConfig, LoadFormat, MatmulPrecision, Progress, Result, WeightDtype};
 
 use super::size::parse_bytes;
 
@@ -17,6 +17,9 @@ pub(super) struct EngineArgs {
     /// The type of weights in memory: auto (as stored), f32 or bf16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
+    /// How exactly inputs are multiplied with weights: exact, or fast (8 bits, or bf16 for bf16 weights).
+    #[arg(long, default_value = "exact")]
+    matmul_precision: MatmulPrecision,
     /// Where weights come from: auto (files) or dummy (random, for measuring).
     #[arg(long, default_value = "auto")]
     load_format: LoadFormat,
@@ -55,6 +58,7 @@ impl EngineArgs {
         EngineConfig {
             device: self.device,
             dtype: self.dtype,
+            matmul_precision: self.matmul_precision,
             load_format: self.load_format,
             max_model_len: self.max_model_len,
             kv_cache_bytes: self.kv_cache_bytes,

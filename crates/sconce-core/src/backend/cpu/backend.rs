@@ -5,9 +5,9 @@ use std::cell::RefCell;
 use super::memory;
 use super::pool::ThreadPool;
 use super::storage::{Buffer, KvCache, Matrix, RopeTable};
-use super::{InputBits, Isa, topology};
+use super::{Isa, topology};
 use crate::backend::{AttentionSpec, Backend, Batch, KvCacheShape};
-use crate::config::{Activation, RopeConfig, WeightDtype};
+use crate::config::{Activation, MatmulPrecision, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops;
@@ -17,9 +17,11 @@ use crate::weights::{Dtype, TensorView};
 pub(crate) struct Cpu {
     pub(crate) pool: ThreadPool,
     pub(crate) isa: Isa,
-    pub(crate) input_bits: InputBits,
+    pub(crate) precision: MatmulPrecision,
     pub(crate) quantized: ops::linear::QuantizedRows,
     pub(crate) planes: ops::linear::Planes,
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) bf16: ops::linear::Bf16Rows,
     pub(crate) attention: ops::attention::Plan,
 }
 
@@ -28,9 +30,11 @@ impl Cpu {
         Self {
             pool: ThreadPool::new(num_threads),
             isa,
-            input_bits: InputBits::default(),
+            precision: MatmulPrecision::default(),
             quantized: Default::default(),
             planes: Default::default(),
+            #[cfg(target_arch = "x86_64")]
+            bf16: Default::default(),
             attention: Default::default(),
         }
     }
@@ -46,6 +50,12 @@ impl CpuBackend {
     pub fn new(num_threads: Option<usize>) -> Self {
         let num_threads = num_threads.unwrap_or_else(topology::default_num_threads);
         Self { cpu: RefCell::new(Cpu::new(num_threads, Isa::detect())) }
+    }
+
+    /// The same with another precision of products with weights.
+    pub fn with_matmul_precision(self, precision: MatmulPrecision) -> Self {
+        self.cpu.borrow_mut().precision = precision;
+        self
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`Isa`]: which SIMD the machine has, and functions compiled once for each.
 
 /// The widest instruction set that the machine has and that kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// What every machine of the architecture has (SSE2 on x86-64, NEON on aarch64).
     Baseline,
@@ -11,16 +11,8 @@ pub enum Isa {
     Avx512,
     /// The same with VNNI: integer products of bytes.
     Avx512Vnni,
-}
-
-/// How exactly the inputs of quantized weights are taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum InputBits {
-    /// As exactly as f32 products would be.
-    #[default]
-    Sixteen,
-    /// At half the work in prompts, with a visible error. For weights that are packed; others take 16.
-    Eight,
+    /// The same with BF16: products of bf16 pairs.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -35,7 +27,12 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
-                return if is_x86_feature_detected!("avx512vnni") { Self::Avx512Vnni } else { Self::Avx512 };
+                let (vnni, bf16) = (is_x86_feature_detected!("avx512vnni"), is_x86_feature_detected!("avx512bf16"));
+                return match (vnni, bf16) {
+                    (true, true) => Self::Avx512Bf16,
+                    (true, false) => Self::Avx512Vnni,
+                    _ => Self::Avx512,
+                };
             }
             if avx2 {
                 return Self::Avx2;
@@ -46,12 +43,8 @@ impl Isa {
 
     /// The instruction sets that this machine can run, for tests of each.
     pub fn available() -> Vec<Self> {
-        match Self::detect() {
-            Self::Baseline => vec![Self::Baseline],
-            Self::Avx2 => vec![Self::Baseline, Self::Avx2],
-            Self::Avx512 => vec![Self::Baseline, Self::Avx2, Self::Avx512],
-            Self::Avx512Vnni => vec![Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Vnni],
-        }
+        let all = [Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+        all.into_iter().filter(|&isa| isa <= Self::detect()).collect()
     }
 
     /// The name that users see.
@@ -61,6 +54,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512 vnni",
+            Self::Avx512Bf16 => "avx512 vnni bf16",
         }
     }
 }
@@ -81,14 +75,13 @@ macro_rules! multiversion {
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
                     $body::<true>($($arg),*)
                 }
-                match isa {
-                    $crate::backend::cpu::Isa::Avx512 | $crate::backend::cpu::Isa::Avx512Vnni => {
-                        // SAFETY: Isa::detect found these features on this machine.
-                        return unsafe { avx512($($arg),*) };
-                    }
+                if isa >= $crate::backend::cpu::Isa::Avx512 {
+                    // SAFETY: Isa::detect found these features on this machine.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if isa == $crate::backend::cpu::Isa::Avx2 {
                     // SAFETY: as above.
-                    $crate::backend::cpu::Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::backend::cpu::Isa::Baseline => {}
+                    return unsafe { avx2($($arg),*) };
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]

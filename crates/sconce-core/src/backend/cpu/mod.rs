@@ -9,7 +9,7 @@ mod topology;
 
 pub use backend::CpuBackend;
 pub(crate) use backend::{Cpu, memory_dtype};
-pub use isa::{InputBits, Isa};
+pub use isa::Isa;
 pub use pool::ThreadPool;
 pub use storage::{Buffer, KvCache, Matrix, MatrixPart, PartData, RopeTable};
 

@@ -1,7 +1,7 @@
 //! What the CPU backend keeps: activations, weights, the KV cache.
 
 use crate::backend::KvCacheShape;
-use crate::ops::linear::Panels;
+use crate::ops::linear::{FloatPanels, Panels};
 use crate::weights::Dtype;
 
 /// f32 activations, [rows, cols].
@@ -70,10 +70,12 @@ pub struct MatrixPart {
 /// How the elements of a [`MatrixPart`] are kept.
 #[derive(Debug)]
 pub enum PartData {
-    /// Row after row as in a file, each `dtype.row_bytes(cols)` bytes.
+    /// Quantized row after row as in a file, each `dtype.row_bytes(cols)` bytes.
     Rows(Box<[u8]>),
-    /// Packed for the machine's integer products.
+    /// Quantized and packed for the machine's integer products.
     Panels(Panels),
+    /// Of a float type, packed.
+    FloatPanels(FloatPanels),
 }
 
 /// Weights of a linear operation: parts over each other, which may differ in type.

@@ -148,12 +148,13 @@ pub(super) fn attend(isa: Isa, call: &Call<'_>, tile: &Tile, head: usize, part: 
             // SAFETY: as above.
             unsafe { attend_part::<Avx512, true>(task, scratch) }
         }
-        match isa {
+        if isa >= Isa::Avx512 {
             // SAFETY: Isa::detect found these features on this machine.
-            Isa::Avx512 | Isa::Avx512Vnni => return unsafe { avx512(&task, scratch) },
+            return unsafe { avx512(&task, scratch) };
+        }
+        if isa == Isa::Avx2 {
             // SAFETY: as above.
-            Isa::Avx2 => return unsafe { avx2(&task, scratch) },
-            Isa::Baseline => {}
+            return unsafe { avx2(&task, scratch) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -1,13 +1,17 @@
 //! `linear`: out = x . W^T + bias, W in any type that weight files store.
 //!
-//! Float weights are multiplied in f32. For quantized ones the CPU's kernels quantize the inputs too, in groups of 32, so
-//! that the products are integers. At 16 bits the error is that of f32; at 8, as llama.cpp has them, the starter model's
-//! log-probabilities move by 0.09 on average. Where the machine has `vpdpbusd` the weights are packed once at load
-//! ([`Panels`]), and 16 bits are two planes of 8; elsewhere, and for the rarer formats, rows are unpacked for each call
-//! and multiplied by `vpmaddwd`. Each output element is a sum in a fixed order over one row of W and one of x: it
-//! depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
+//! Float weights are packed once at load ([`FloatPanels`]) and multiplied in f32. For quantized ones the CPU's kernels
+//! quantize the inputs too, in groups of 32, so that the products are integers. At 16 bits the error is that of f32; at 8,
+//! as llama.cpp has them, the starter model's log-probabilities move by 0.09 on average. Where the machine has `vpdpbusd`
+//! these weights are packed too ([`Panels`]), and 16 bits are two planes of 8; elsewhere, and for the rarer formats, rows
+//! are unpacked for each call and multiplied by `vpmaddwd`. [`MatmulPrecision::Fast`](crate::config::MatmulPrecision)
+//! takes one plane, and bf16 inputs for bf16 weights. Each output element is a sum in a fixed order over one row of W and
+//! one of x: it depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
-mod dense;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+mod float;
+mod float_panels;
 mod int8;
 mod panels;
 mod planes;
@@ -17,11 +21,16 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use bf16::Bf16Rows;
+pub use float_panels::FloatPanels;
 pub use panels::Panels;
 pub(crate) use planes::Planes;
 pub(crate) use quantized::QuantizedRows;
 
 use crate::backend::cpu::{Buffer, Cpu, Isa, Matrix, MatrixPart, PartData, SharedSlice, ThreadPool, memory_dtype};
+#[cfg(target_arch = "x86_64")]
+use crate::config::MatmulPrecision;
 use crate::config::WeightDtype;
 use crate::weights::{Dtype, TensorView, quant};
 
@@ -51,10 +60,18 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) 
     let (out_cols, isa) = (out.cols(), cpu.isa);
     let is_packed = |part: &MatrixPart| matches!(part.data, PartData::Panels(_));
     if weight.parts.iter().any(is_packed) {
-        cpu.planes.fill(&mut cpu.pool, isa, cpu.input_bits, x);
+        cpu.planes.fill(&mut cpu.pool, isa, cpu.precision, x);
     }
-    if weight.parts.iter().any(|part| part.dtype.is_quantized() && !is_packed(part)) {
+    if weight.parts.iter().any(|part| matches!(part.data, PartData::Rows(_))) {
         cpu.quantized.fill(isa, x);
+    }
+    #[cfg(target_arch = "x86_64")]
+    let in_bf16 = cpu.precision == MatmulPrecision::Fast
+        && isa >= Isa::Avx512Bf16
+        && weight.parts.iter().any(|part| part.dtype == Dtype::BF16);
+    #[cfg(target_arch = "x86_64")]
+    if in_bf16 {
+        cpu.bf16.fill(&mut cpu.pool, x);
     }
     let shared = SharedSlice::new(out.data_mut());
     let mut offset = 0;
@@ -75,26 +92,43 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) 
                     let num_rows = task_rows.min(part.rows - start);
                     let row_bytes = part.dtype.row_bytes(weight.cols);
                     let rows = &data[start * row_bytes..(start + num_rows) * row_bytes];
-                    if part.dtype.is_quantized() {
-                        quantized::rows(isa, &target(start), quantized, part.dtype, rows);
-                    } else {
-                        dense::rows(isa, &target(start), x, part.dtype, rows);
-                    }
+                    quantized::rows(isa, &target(start), quantized, part.dtype, rows);
                 });
             }
             PartData::Panels(panels) => {
-                let num_panels = part.rows.div_ceil(panels::ROWS);
-                let task_panels = panels_per_task(num_panels, cpu.pool.num_threads());
                 let planes = &cpu.planes;
-                cpu.pool.run(num_panels.div_ceil(task_panels), &|task| {
-                    let first = task * task_panels;
-                    let count = task_panels.min(num_panels - first);
+                for_panels(&mut cpu.pool, part.rows, &|first, count| {
                     multiply_panels(&target(first * panels::ROWS), panels, first, count, planes);
+                });
+            }
+            PartData::FloatPanels(panels) => {
+                #[cfg(target_arch = "x86_64")]
+                if in_bf16 && part.dtype == Dtype::BF16 {
+                    let x = &cpu.bf16;
+                    for_panels(&mut cpu.pool, part.rows, &|first, count| {
+                        // SAFETY: Isa::detect found the instructions.
+                        unsafe { bf16::multiply(&target(first * panels::ROWS), panels, first, count, x) };
+                    });
+                    offset += part.rows;
+                    continue;
+                }
+                for_panels(&mut cpu.pool, part.rows, &|first, count| {
+                    float::multiply(isa, &target(first * panels::ROWS), panels, first, count, x);
                 });
             }
         }
         offset += part.rows;
     }
+}
+
+/// Shares the panels of `rows` rows among the threads: `task` is given the first, and how many.
+fn for_panels(pool: &mut ThreadPool, rows: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+    let num_panels = rows.div_ceil(panels::ROWS);
+    let task_panels = panels_per_task(num_panels, pool.num_threads());
+    pool.run(num_panels.div_ceil(task_panels), &|idx| {
+        let first = idx * task_panels;
+        task(first, task_panels.min(num_panels - first));
+    });
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -144,7 +178,6 @@ impl<'a> Target<'a> {
     ///
     /// # Safety
     /// Nobody else holds these cells.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn cells(self, t: usize, row: usize) -> (&'a mut [f32], Option<&'a [f32]>) {
         let col = self.first_col + row;
@@ -159,17 +192,21 @@ impl<'a> Target<'a> {
 pub(crate) fn load_part(pool: &mut ThreadPool, isa: Isa, tensor: TensorView<'_>, asked: WeightDtype) -> MatrixPart {
     let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
     let dtype = memory_dtype(tensor.dtype, asked);
-    if isa == Isa::Avx512Vnni && Panels::supports(dtype) && dtype == tensor.dtype {
-        let data = PartData::Panels(Panels::pack(pool, dtype, rows, cols, &tensor.data));
-        return MatrixPart { dtype, rows, data };
-    }
-    let data = if dtype == tensor.dtype {
-        // No copy of what was made for this: the page faults of a second one take as long as the first.
-        tensor.data.into_owned().into_boxed_slice()
+    let converted;
+    let stored = if dtype == tensor.dtype {
+        &*tensor.data
     } else {
-        convert(&tensor.data, tensor.dtype, dtype, rows, cols)
+        converted = convert(&tensor.data, tensor.dtype, dtype, rows, cols);
+        &converted
     };
-    MatrixPart { dtype, rows, data: PartData::Rows(data) }
+    let data = if !dtype.is_quantized() {
+        PartData::FloatPanels(FloatPanels::pack(pool, dtype, rows, cols, stored))
+    } else if isa >= Isa::Avx512Vnni && Panels::supports(dtype) {
+        PartData::Panels(Panels::pack(pool, dtype, rows, cols, stored))
+    } else {
+        PartData::Rows(stored.into())
+    };
+    MatrixPart { dtype, rows, data }
 }
 
 /// One row of a part in f32, however it is kept.
@@ -180,6 +217,7 @@ pub(crate) fn dequantize_row(part: &MatrixPart, row: usize, out: &mut [f32]) {
             quant::dequantize(part.dtype, &data[row * row_bytes..(row + 1) * row_bytes], out);
         }
         PartData::Panels(panels) => panels.dequantize_row(row, out),
+        PartData::FloatPanels(panels) => panels.dequantize_row(row, out),
     }
 }
 

@@ -1,7 +1,8 @@
 //! [`Planes`]: inputs in one or two planes of signed bytes, for products with unsigned codes.
 
 use super::panels::GROUP;
-use crate::backend::cpu::{Buffer, InputBits, Isa, SharedSlice, ThreadPool};
+use crate::backend::cpu::{Buffer, Isa, SharedSlice, ThreadPool};
+use crate::config::MatmulPrecision;
 
 /// The greatest input in two planes: 256 * 127 + 127.
 const MAX_16: f32 = 32639.0;
@@ -15,7 +16,7 @@ const TASK_ROWS: usize = 8;
 pub(crate) struct Planes {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    pub(super) bits: InputBits,
+    pub(super) precision: MatmulPrecision,
     /// [rows, cols].
     pub(super) hi: Vec<i8>,
     /// [rows, cols]; not written in 8 bits.
@@ -32,9 +33,9 @@ pub(crate) struct Planes {
 
 impl Planes {
     /// Quantizes the rows of `x`, whose length is a multiple of 32.
-    pub(crate) fn fill(&mut self, pool: &mut ThreadPool, isa: Isa, bits: InputBits, x: &Buffer) {
+    pub(crate) fn fill(&mut self, pool: &mut ThreadPool, isa: Isa, precision: MatmulPrecision, x: &Buffer) {
         assert_eq!(x.cols() % GROUP, 0, "invariant: rows of quantized weights are whole blocks");
-        (self.rows, self.cols, self.bits) = (x.rows(), x.cols(), bits);
+        (self.rows, self.cols, self.precision) = (x.rows(), x.cols(), precision);
         let len = self.rows * self.cols;
         // A longer buffer than this step needs stays: steps alternate between lengths.
         self.hi.resize(len.max(self.hi.len()), 0);
@@ -62,11 +63,11 @@ impl Planes {
                 }
             };
             #[cfg(target_arch = "x86_64")]
-            if isa == Isa::Avx512Vnni {
+            if isa >= Isa::Avx512Vnni {
                 // SAFETY: Isa::detect found the instructions on this machine.
-                return unsafe { x86::quantize(bits, out, x) };
+                return unsafe { x86::quantize(precision, out, x) };
             }
-            quantize(bits, out, x);
+            quantize(precision, out, x);
         });
     }
 
@@ -75,7 +76,7 @@ impl Planes {
     pub(super) fn dequantize(&self) -> Buffer {
         let value = |i: usize| {
             let (hi, lo) = (i32::from(self.hi[i]), i32::from(self.lo[i]));
-            let q = if self.bits == InputBits::Sixteen { 256 * hi + lo } else { hi };
+            let q = if self.precision == MatmulPrecision::Exact { 256 * hi + lo } else { hi };
             self.scale[i / GROUP] * q as f32
         };
         Buffer::from_vec((0..self.rows * self.cols).map(value).collect(), self.cols)
@@ -93,16 +94,16 @@ struct PlanesMut<'a> {
 }
 
 /// The plain form.
-fn quantize(bits: InputBits, out: PlanesMut<'_>, x: &[f32]) {
+fn quantize(precision: MatmulPrecision, out: PlanesMut<'_>, x: &[f32]) {
     for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
         let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-        let (scale, inverse) = scale_of(bits, max);
+        let (scale, inverse) = scale_of(precision, max);
         let q = x.map(|x| (x * inverse).round_ties_even() as i32);
         for (i, q) in q.into_iter().enumerate() {
             // In 16 bits the low byte is a signed number, and what is left a multiple of 256.
-            (out.hi[g * GROUP + i], out.lo[g * GROUP + i]) = match bits {
-                InputBits::Sixteen => (((q + 128) >> 8) as i8, q as i8),
-                InputBits::Eight => (q as i8, 0),
+            (out.hi[g * GROUP + i], out.lo[g * GROUP + i]) = match precision {
+                MatmulPrecision::Exact => (((q + 128) >> 8) as i8, q as i8),
+                MatmulPrecision::Fast => (q as i8, 0),
             };
         }
         let sums = [q[..16].iter().sum(), q[16..].iter().sum::<i32>()];
@@ -115,10 +116,10 @@ fn quantize(bits: InputBits, out: PlanesMut<'_>, x: &[f32]) {
 
 /// A group's scale, and its inverse.
 #[inline(always)]
-fn scale_of(bits: InputBits, max: f32) -> (f32, f32) {
-    let greatest = match bits {
-        InputBits::Sixteen => MAX_16,
-        InputBits::Eight => MAX_8,
+fn scale_of(precision: MatmulPrecision, max: f32) -> (f32, f32) {
+    let greatest = match precision {
+        MatmulPrecision::Exact => MAX_16,
+        MatmulPrecision::Fast => MAX_8,
     };
     if max > 0.0 { (max / greatest, greatest / max) } else { (0.0, 0.0) }
 }
@@ -127,21 +128,21 @@ fn scale_of(bits: InputBits, max: f32) -> (f32, f32) {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{GROUP, InputBits, PlanesMut, scale_of};
+    use super::{GROUP, MatmulPrecision, PlanesMut, scale_of};
 
     /// The same with vectors of 16.
     ///
     /// # Safety
     /// The machine has AVX-512 F, BW, DQ and VL.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn quantize(bits: InputBits, out: PlanesMut<'_>, x: &[f32]) {
+    pub(super) unsafe fn quantize(precision: MatmulPrecision, out: PlanesMut<'_>, x: &[f32]) {
         for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
             let (hi, lo) = (&mut out.hi[g * GROUP..(g + 1) * GROUP], &mut out.lo[g * GROUP..(g + 1) * GROUP]);
             // SAFETY: a group has 32 inputs, and 32 places in each plane.
             let sums = unsafe {
                 let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
                 let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])));
-                let (scale, inverse) = scale_of(bits, max);
+                let (scale, inverse) = scale_of(precision, max);
                 out.scale[g] = scale;
                 let inverse = _mm512_set1_ps(inverse);
                 let mut sums = [0; 2];
@@ -150,7 +151,7 @@ mod x86 {
                     let q = _mm512_cvtps_epi32(_mm512_mul_ps(x[half], inverse));
                     sums[half] = _mm512_reduce_add_epi32(q);
                     let (hi, lo) = (hi.as_mut_ptr().add(16 * half), lo.as_mut_ptr().add(16 * half));
-                    if bits == InputBits::Sixteen {
+                    if precision == MatmulPrecision::Exact {
                         let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(q, _mm512_set1_epi32(128)));
                         _mm_storeu_si128(hi.cast(), _mm512_cvtepi32_epi8(high));
                         _mm_storeu_si128(lo.cast(), _mm512_cvtepi32_epi8(q));
@@ -178,16 +179,16 @@ mod tests {
         data[64..96].fill(0.0);
         data[100] = 50.0;
         let x = Buffer::from_vec(data, 96);
-        for (bits, greatest) in [(InputBits::Sixteen, MAX_16), (InputBits::Eight, MAX_8)] {
+        for (precision, greatest) in [(MatmulPrecision::Exact, MAX_16), (MatmulPrecision::Fast, MAX_8)] {
             let mut plain = Planes::default();
-            plain.fill(&mut ThreadPool::new(1), Isa::Baseline, bits, &x);
+            plain.fill(&mut ThreadPool::new(1), Isa::Baseline, precision, &x);
             for (x, found) in x.data().chunks_exact(GROUP).zip(plain.dequantize().data().chunks_exact(GROUP)) {
                 let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
                 assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= 0.51 * max / greatest));
             }
             for isa in Isa::available() {
                 let mut found = Planes::default();
-                found.fill(&mut ThreadPool::new(2), isa, bits, &x);
+                found.fill(&mut ThreadPool::new(2), isa, precision, &x);
                 assert_eq!((&found.hi, &found.lo, &found.scale), (&plain.hi, &plain.lo, &plain.scale), "{isa:?}");
                 assert_eq!((&found.sum16, &found.sum32), (&plain.sum16, &plain.sum32), "{isa:?}");
                 assert_eq!(found.scaled_sum, plain.scaled_sum, "{isa:?}");

@@ -137,12 +137,13 @@ fn all_rows_of_isa<const G: usize>(isa: Isa, task: &Task<'_>, scratch: &mut Scra
             // SAFETY: as above.
             unsafe { all_rows::<int8::Avx512, true, G>(task, scratch) }
         }
-        match isa {
+        if isa >= Isa::Avx512 {
             // SAFETY: Isa::detect found these features on this machine.
-            Isa::Avx512 | Isa::Avx512Vnni => return unsafe { avx512::<G>(task, scratch) },
+            return unsafe { avx512::<G>(task, scratch) };
+        }
+        if isa == Isa::Avx2 {
             // SAFETY: as above.
-            Isa::Avx2 => return unsafe { avx2::<G>(task, scratch) },
-            Isa::Baseline => {}
+            return unsafe { avx2::<G>(task, scratch) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use super::*;
-use crate::backend::cpu::{InputBits, Isa};
-use crate::ops::testing::{assert_close, dense_matrix, random};
+use crate::backend::cpu::Isa;
+use crate::config::MatmulPrecision;
+use crate::ops::testing::{assert_close, float_matrix, random};
 
 const QUANTIZED: [Dtype; 10] = [
     Dtype::Q4_0,
@@ -43,7 +44,7 @@ fn random_part(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> MatrixPart 
 fn bytes(part: &MatrixPart) -> &[u8] {
     match &part.data {
         PartData::Rows(data) => data,
-        PartData::Panels(_) => panic!("the part is packed"),
+        _ => panic!("the part is packed"),
     }
 }
 
@@ -57,40 +58,40 @@ fn loaded(isa: Isa, matrix: Matrix) -> Matrix {
     Matrix { parts: parts.into_iter().map(load).collect(), cols, bias }
 }
 
-/// The kernels against the reference. Quantized kernels see the inputs in 16 or 8 bits, so the reference gets them so
-/// too.
+/// The kernels against the reference, which gets the inputs as the kernels see them: in 16 or 8 bits, or rounded to bf16.
 fn check(isa: Isa, weight: &Matrix, rows: usize) {
     let x = Buffer::from_vec(random(rows * weight.cols, 9), weight.cols);
     let (mut expected, mut found) = (Buffer::new(rows, weight.rows()), Buffer::new(rows, weight.rows()));
-    for input_bits in [InputBits::Sixteen, InputBits::Eight] {
-        let mut context = Cpu { input_bits, ..Cpu::new(2, isa) };
+    for precision in [MatmulPrecision::Exact, MatmulPrecision::Fast] {
+        let mut context = Cpu { precision, ..Cpu::new(2, isa) };
         cpu(&mut context, &mut found, &x, weight);
         match &weight.parts[0] {
             MatrixPart { data: PartData::Panels(_), .. } => {
                 reference(&mut expected, &context.planes.dequantize(), weight);
             }
-            part if part.dtype.is_quantized() => reference(&mut expected, &context.quantized.dequantize(), weight),
+            MatrixPart { data: PartData::Rows(_), .. } => {
+                reference(&mut expected, &context.quantized.dequantize(), weight);
+            }
+            #[cfg(target_arch = "x86_64")]
+            MatrixPart { dtype: Dtype::BF16, .. } if precision == MatmulPrecision::Fast && isa >= Isa::Avx512Bf16 => {
+                reference(&mut expected, &context.bf16.dequantize(weight.cols), weight);
+            }
             _ => reference(&mut expected, &x, weight),
         }
         assert_close(found.data(), expected.data(), 1e-5);
     }
 }
 
+const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+
 #[test]
-fn dense_kernels_equal_the_reference() {
+fn float_kernels_equal_the_reference() {
     for isa in Isa::available() {
-        for (n, rows, cols) in [(0, 3, 16), (1, 1, 1), (3, 5, 17), (7, 33, 64), (9, 130, 576)] {
-            let mut matrix = dense_matrix(&random(rows * cols, 4), cols);
-            matrix.bias = Some(random(rows, 5).into());
-            check(isa, &matrix, n);
-            for dtype in [Dtype::BF16, Dtype::F16] {
-                let to_bits = |&x: &f32| match dtype {
-                    Dtype::BF16 => half::bf16::from_f32(x).to_le_bytes(),
-                    _ => half::f16::from_f32(x).to_le_bytes(),
-                };
-                let data = random(rows * cols, 4).iter().flat_map(to_bits).collect();
-                let parts = vec![MatrixPart { dtype, rows, data: PartData::Rows(data) }];
-                check(isa, &Matrix { parts, cols, bias: None }, n);
+        for dtype in FLOATS {
+            for (n, rows, cols) in [(0, 3, 16), (1, 1, 1), (3, 5, 17), (7, 33, 64), (1, 130, 577), (21, 130, 576)] {
+                let mut matrix = float_matrix(dtype, &random(rows * cols, 4), cols);
+                matrix.bias = Some(random(rows, 5).into());
+                check(isa, &matrix, n);
             }
         }
     }
@@ -142,10 +143,10 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
         Matrix { parts: vec![random_part(dtype, 40, cols, 6)], cols, bias: None }
     };
     for isa in Isa::available() {
-        for matrix in [dense_matrix(&random(40 * 96, 4), 96)].into_iter().chain(QUANTIZED.map(quantized)) {
-            let matrix = loaded(isa, matrix);
-            for input_bits in [InputBits::Sixteen, InputBits::Eight] {
-                let mut context = Cpu { input_bits, ..Cpu::new(2, isa) };
+        let floats = FLOATS.map(|dtype| float_matrix(dtype, &random(40 * 96, 4), 96));
+        for matrix in floats.into_iter().chain(QUANTIZED.map(|dtype| loaded(isa, quantized(dtype)))) {
+            for precision in [MatmulPrecision::Exact, MatmulPrecision::Fast] {
+                let mut context = Cpu { precision, ..Cpu::new(2, isa) };
                 let x = Buffer::from_vec(random(31 * matrix.cols, 9), matrix.cols);
                 let mut together = Buffer::new(31, 40);
                 cpu(&mut context, &mut together, &x, &matrix);
@@ -155,6 +156,20 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
                     assert_eq!(alone.row(0), together.row(t), "{:?} {isa:?}", matrix.parts[0].dtype);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn packed_floats_come_back_bit_by_bit() {
+    for (dtype, cols) in FLOATS.into_iter().flat_map(|dtype| [(dtype, 34), (dtype, 33)]) {
+        let data: Vec<f32> = random(37 * cols, 8).into_iter().map(|x| half::bf16::from_f32(x).to_f32()).collect();
+        let matrix = float_matrix(dtype, &data, cols);
+        for (r, expected) in data.chunks_exact(cols).enumerate() {
+            let mut found = vec![0.0; cols];
+            dequantize_row(&matrix.parts[0], r, &mut found);
+            let exact = expected.iter().zip(&found).all(|(e, f)| e == f || dtype == Dtype::F16 && (e - f).abs() < 1e-6);
+            assert!(exact, "{dtype} row {r}");
         }
     }
 }
@@ -184,8 +199,10 @@ fn conversion_at_load_keeps_the_values() {
     quant::dequantize(Dtype::Q5K, bytes(&part), &mut expected);
     for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3)] {
         let converted = load_part(&mut ThreadPool::new(1), Isa::Baseline, view.clone(), asked);
-        let mut found = vec![0.0; 3 * 256];
-        quant::dequantize(converted.dtype, bytes(&converted), &mut found);
-        assert_close(&found, &expected, tolerance);
+        for (r, expected) in expected.chunks_exact(256).enumerate() {
+            let mut found = vec![0.0; 256];
+            dequantize_row(&converted, r, &mut found);
+            assert_close(&found, expected, tolerance);
+        }
     }
 }

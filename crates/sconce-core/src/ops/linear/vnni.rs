@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::Target;
 use super::panels::{GROUP, Line, Panels, ROWS, factors_of, lines_of, zero_point};
 use super::planes::Planes;
-use crate::backend::cpu::InputBits;
+use crate::config::MatmulPrecision;
 use crate::weights::Dtype;
 
 /// Bytes of inputs that a pass over a task's panels goes through: they stay in the second cache.
@@ -43,17 +43,17 @@ pub(super) unsafe fn multiply(target: &Target<'_>, weight: &Panels, first: usize
     let task = Task { target, weight, first, count, x };
     // SAFETY: the caller vouches for the instructions.
     unsafe {
-        match (weight.dtype(), x.bits) {
-            (Dtype::Q4_0, InputBits::Sixteen) => run::<Q4_0, 2>(&task),
-            (Dtype::Q4_0, InputBits::Eight) => run::<Q4_0, 1>(&task),
-            (Dtype::Q4_1, InputBits::Sixteen) => run::<Q4_1, 2>(&task),
-            (Dtype::Q4_1, InputBits::Eight) => run::<Q4_1, 1>(&task),
-            (Dtype::Q8_0, InputBits::Sixteen) => run::<Q8_0, 2>(&task),
-            (Dtype::Q8_0, InputBits::Eight) => run::<Q8_0, 1>(&task),
-            (Dtype::Q4K, InputBits::Sixteen) => run::<Q4_K, 2>(&task),
-            (Dtype::Q4K, InputBits::Eight) => run::<Q4_K, 1>(&task),
-            (Dtype::Q6K, InputBits::Sixteen) => run::<Q6_K, 2>(&task),
-            (Dtype::Q6K, InputBits::Eight) => run::<Q6_K, 1>(&task),
+        match (weight.dtype(), x.precision) {
+            (Dtype::Q4_0, MatmulPrecision::Exact) => run::<Q4_0, 2>(&task),
+            (Dtype::Q4_0, MatmulPrecision::Fast) => run::<Q4_0, 1>(&task),
+            (Dtype::Q4_1, MatmulPrecision::Exact) => run::<Q4_1, 2>(&task),
+            (Dtype::Q4_1, MatmulPrecision::Fast) => run::<Q4_1, 1>(&task),
+            (Dtype::Q8_0, MatmulPrecision::Exact) => run::<Q8_0, 2>(&task),
+            (Dtype::Q8_0, MatmulPrecision::Fast) => run::<Q8_0, 1>(&task),
+            (Dtype::Q4K, MatmulPrecision::Exact) => run::<Q4_K, 2>(&task),
+            (Dtype::Q4K, MatmulPrecision::Fast) => run::<Q4_K, 1>(&task),
+            (Dtype::Q6K, MatmulPrecision::Exact) => run::<Q6_K, 2>(&task),
+            (Dtype::Q6K, MatmulPrecision::Fast) => run::<Q6_K, 1>(&task),
             (dtype, _) => unreachable!("{dtype} is not packed"),
         }
     }
