@@ -1,0 +1,1 @@
+"""Sconce beside other inference engines: see README.md."""
