@@ -4,7 +4,7 @@
 
 #![allow(clippy::print_stdout)] // a table is what it makes
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use sconce::{BeamParams, Engine, EngineConfig, EngineStatus, GenerationRequest, Result, SamplingParams, TokenStream};
@@ -73,20 +73,10 @@ fn contenders(vocab_size: usize) -> Vec<Contender> {
 
 /// Runs the requests together. What counts is the time from when all have begun to generate until all are done.
 fn measure(engine: &Engine, contender: &Contender) -> Result<Round> {
-    let status = engine.handle().status();
-    let (is_done, peak) = (AtomicBool::new(false), AtomicUsize::new(0));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !is_done.load(Ordering::Relaxed) {
-                peak.fetch_max(EngineStatus::get(&status.num_used_blocks), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_micros(500));
-            }
-        });
-        let measured = decode_time(engine, contender);
-        is_done.store(true, Ordering::Relaxed);
-        let (decode, num_steps) = measured?;
-        Ok(Round { decode, num_steps, peak_blocks: peak.load(Ordering::Relaxed) })
-    })
+    let peak_blocks = &engine.handle().status().peak_used_blocks;
+    peak_blocks.store(0, Ordering::Relaxed);
+    let (decode, num_steps) = decode_time(engine, contender)?;
+    Ok(Round { decode, num_steps, peak_blocks: EngineStatus::get(peak_blocks) })
 }
 
 fn decode_time(engine: &Engine, contender: &Contender) -> Result<(Duration, usize)> {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::write_tiny_model;
 use sconce_core::Error;
 use sconce_core::config::{EngineConfig, LoadFormat, WeightDtype};
-use sconce_core::engine::{ModelReport, inspect};
+use sconce_core::engine::{ModelReport, TokenCost, inspect};
 use sconce_core::weights::Dtype;
 use serde_json::{Value, json};
 
@@ -49,6 +49,10 @@ fn a_tiny_model_is_counted() {
     let groups: Vec<_> = report.footprint.groups.iter().map(|g| (g.dtype, g.num_parameters, g.bytes)).collect();
     assert_eq!(groups, [(Dtype::BF16, matrices, 2 * matrices), (Dtype::F32, norms, 4 * norms)]);
     assert_eq!(report.footprint.stored_bytes, 2 * (matrices + norms));
+    // The embedding only gives rows.
+    let (layers, head) = (2 * layer, 258 * 64);
+    let cost = TokenCost { layer_weights: layers, head_weights: head, bytes_read: 2 * (layers + head) + 4 * norms };
+    assert_eq!(report.footprint.token_cost, cost);
     assert_eq!((report.max_model_len, report.kv_bytes_per_token), (256, 2 * 2 * 2 * 16 * 4));
     assert_eq!(report.kv_bytes_per_sequence(), 256 * report.kv_bytes_per_token);
     let tokenizer = report.tokenizer.unwrap();
@@ -65,6 +69,8 @@ fn a_tiny_model_is_counted() {
 fn tied_embeddings_are_counted_once() {
     let count = |changes| tiny(changes, &dummy()).unwrap().footprint.num_parameters();
     assert_eq!(count(json!({})) - count(json!({"tie_word_embeddings": true})), 258 * 64);
+    let cost = |changes| tiny(changes, &dummy()).unwrap().footprint.token_cost;
+    assert_eq!(cost(json!({})), cost(json!({"tie_word_embeddings": true})));
     assert_eq!(count(json!({"attention_bias": true})) - count(json!({})), 2 * (64 + 32 + 32 + 64));
 }
 

@@ -20,6 +20,7 @@ mod engine;
 pub mod hub;
 
 pub use engine::{Engine, EngineBuilder};
+pub use sconce_core::backend::cpu::Peaks;
 pub use sconce_core::config::{
     Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, LoadFormat, LogprobsMode,
     MatmulPrecision, ModelConfig, RopeConfig, RopeScaling, SamplingParams, WeightDtype,
@@ -27,7 +28,7 @@ pub use sconce_core::config::{
 pub use sconce_core::engine::{
     ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,
     GenerationOutput, GenerationRequest, Logprob, ModelInfo, ModelReport, NoProgress, Progress, Prompt, StopReason,
-    StreamEvent, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage, WeightGroup, inspect,
+    StreamEvent, TokenCost, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage, WeightGroup, inspect,
 };
 pub use sconce_core::text::{ChatInput, ChatTemplate, Tokenizer};
 pub use sconce_core::{Error, ErrorKind, Result};

@@ -152,6 +152,7 @@ impl<B: Backend> Engine<B> {
     fn step(&mut self) -> Result<()> {
         let State { scheduler, plan, batch, .. } = &mut self.state;
         scheduler.schedule(plan);
+        self.status.peak_used_blocks.fetch_max(scheduler.pool().num_used(), Ordering::Relaxed);
         add_to(&self.status.num_preemptions, plan.num_preempted);
         add_to(&self.status.num_cached_prompt_tokens, plan.num_cached_tokens);
         fill_batch(batch, plan, scheduler);
@@ -170,10 +171,11 @@ impl<B: Backend> Engine<B> {
             self.model.head(&mut step)?;
         }
         self.state.scheduler.commit(&self.state.plan);
+        // Before the callers are told: who has an answer finds its steps counted.
+        add_to(&self.status.num_steps, 1);
         if wants_logits {
             self.sample()?;
         }
-        add_to(&self.status.num_steps, 1);
         Ok(())
     }
 

@@ -7,6 +7,10 @@ use crate::error::Result;
 use crate::models::{self, Loader, RawConfig};
 use crate::weights::{Dtype, Outline, TensorInfo, WeightStore};
 
+/// The weights' names, which are Hugging Face's whatever the file.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
 /// Weights of one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightGroup {
@@ -20,6 +24,17 @@ pub struct WeightGroup {
     pub bytes: u64,
 }
 
+/// What the weights cost a token. Attention, activations, keys and values are not in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TokenCost {
+    /// Elements of the matrices that every token is multiplied with.
+    pub layer_weights: u64,
+    /// Elements of the head, which only tokens that are sampled from are multiplied with.
+    pub head_weights: u64,
+    /// Bytes of weights that a token sampled alone reads: all but an embedding that only gives rows.
+    pub bytes_read: u64,
+}
+
 /// What a model's weights come to: those that the architecture asks for, whatever else the files hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Footprint {
@@ -27,6 +42,8 @@ pub struct Footprint {
     pub groups: Vec<WeightGroup>,
     /// Bytes as the files store them.
     pub stored_bytes: u64,
+    /// What they cost a token.
+    pub token_cost: TokenCost,
 }
 
 impl Footprint {
@@ -43,13 +60,20 @@ impl Footprint {
             progress: &NoProgress,
         };
         (models::find(raw)?.load)(&loader)?;
-        let mut footprint = Self { groups: Vec::new(), stored_bytes: 0 };
-        outline.into_tensors().values().for_each(|tensor| footprint.add(tensor, dtype));
+        let mut footprint = Self { groups: Vec::new(), stored_bytes: 0, token_cost: TokenCost::default() };
+        let tensors = outline.into_tensors();
+        // Without a head of its own, a model multiplies with its embedding.
+        let head = if tensors.contains_key(HEAD) { HEAD } else { EMBEDDING };
+        for (name, tensor) in &tensors {
+            let bytes = footprint.add(tensor, dtype);
+            footprint.token_cost.add(name, head, tensor, bytes);
+        }
         footprint.groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
         Ok(footprint)
     }
 
-    fn add(&mut self, tensor: &TensorInfo, asked: WeightDtype) {
+    /// Returns its bytes in memory.
+    fn add(&mut self, tensor: &TensorInfo, asked: WeightDtype) -> u64 {
         // Norms and biases are kept in f32: they are few.
         let dtype = if tensor.shape.len() == 1 { Dtype::F32 } else { memory_dtype(tensor.dtype, asked) };
         let idx = self.groups.iter().position(|group| group.dtype == dtype).unwrap_or_else(|| {
@@ -61,6 +85,7 @@ impl Footprint {
         group.num_parameters += tensor.num_elements();
         group.bytes += tensor.bytes_as(dtype);
         self.stored_bytes += tensor.bytes_as(tensor.dtype);
+        tensor.bytes_as(dtype)
     }
 
     /// Parameters of the model.
@@ -71,5 +96,19 @@ impl Footprint {
     /// Bytes of the weights in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.groups.iter().map(|group| group.bytes).sum()
+    }
+}
+
+impl TokenCost {
+    fn add(&mut self, name: &str, head: &str, tensor: &TensorInfo, bytes: u64) {
+        if name == EMBEDDING && name != head {
+            return;
+        }
+        self.bytes_read += bytes;
+        match tensor.shape.len() {
+            1 => {}
+            _ if name == head => self.head_weights += tensor.num_elements(),
+            _ => self.layer_weights += tensor.num_elements(),
+        }
     }
 }

@@ -92,6 +92,7 @@ fn start_engine<B: Backend>(
         num_kv_blocks: pool.num_blocks,
         block_size: config.block_size,
         weight_bytes: footprint.memory_bytes() as usize,
+        token_cost: footprint.token_cost,
         kv_cache_bytes: pool.num_blocks * config.block_size * model_config.kv_bytes_per_token(KV_ELEM_BYTES),
         device: backend.description(),
         config: model_config,

@@ -15,7 +15,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use footprint::{Footprint, WeightGroup};
+pub use footprint::{Footprint, TokenCost, WeightGroup};
 pub use handle::EngineHandle;
 pub use inspect::{ChatTemplateReport, ModelReport, TokenizerReport, inspect};
 pub use load::load;

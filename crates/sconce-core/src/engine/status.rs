@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::footprint::TokenCost;
 use crate::config::ModelConfig;
 
 /// What is known of a loaded model.
@@ -20,6 +21,8 @@ pub struct ModelInfo {
     pub block_size: usize,
     /// Bytes of weights in memory.
     pub weight_bytes: usize,
+    /// What the weights cost a token.
+    pub token_cost: TokenCost,
     /// Bytes of the KV pool.
     pub kv_cache_bytes: usize,
     /// Where it runs, in words: `cpu (2 threads, avx512)`.
@@ -37,6 +40,8 @@ pub struct EngineStatus {
     pub num_waiting: AtomicUsize,
     /// KV blocks in use.
     pub num_used_blocks: AtomicUsize,
+    /// Most KV blocks that have been in use at once. Who measures may set it to 0.
+    pub peak_used_blocks: AtomicUsize,
     /// KV blocks in the pool.
     pub num_total_blocks: AtomicUsize,
     /// Steps run.
@@ -67,6 +72,7 @@ impl Default for EngineStatus {
             num_running: AtomicUsize::new(0),
             num_waiting: AtomicUsize::new(0),
             num_used_blocks: AtomicUsize::new(0),
+            peak_used_blocks: AtomicUsize::new(0),
             num_total_blocks: AtomicUsize::new(0),
             num_steps: AtomicUsize::new(0),
             num_preemptions: AtomicUsize::new(0),

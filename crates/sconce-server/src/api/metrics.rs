@@ -19,6 +19,7 @@ const ENGINE: &[(&str, &str, &str, Figure)] = &[
     ("sconce_requests_running", "gauge", "Sequences that hold KV blocks.", |s| get(&s.num_running)),
     ("sconce_requests_waiting", "gauge", "Sequences and requests that wait.", |s| get(&s.num_waiting)),
     ("sconce_kv_blocks_used", "gauge", "KV blocks in use.", |s| get(&s.num_used_blocks)),
+    ("sconce_kv_blocks_peak", "gauge", "Most KV blocks that have been in use at once.", |s| get(&s.peak_used_blocks)),
     ("sconce_kv_blocks_total", "gauge", "KV blocks in the pool.", |s| get(&s.num_total_blocks)),
     ("sconce_steps_total", "counter", "Steps run.", |s| get(&s.num_steps)),
     ("sconce_preemptions_total", "counter", "Sequences that lost their KV blocks to others.", |s| get(&s.num_preemptions)),

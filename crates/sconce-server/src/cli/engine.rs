@@ -71,6 +71,11 @@ impl EngineArgs {
         }
     }
 
+    /// The same for measuring so many requests at once: all are taken, and each computes every token.
+    pub(super) fn measured(self, num_requests: usize) -> Self {
+        Self { no_prefix_cache: true, max_waiting: self.max_waiting.max(num_requests), ..self }
+    }
+
     /// Loads `model`, a path or an id; without one, the starter model.
     pub(super) fn load(&self, model: Option<&str>, progress: Arc<dyn Progress>) -> Result<Engine> {
         let config = self.config();

@@ -1,6 +1,7 @@
 //! The command line. The only part of the crate that prints.
 #![allow(clippy::print_stderr)]
 
+mod bench;
 mod chat;
 mod engine;
 mod generate;
@@ -37,6 +38,8 @@ enum Command {
     Chat(chat::Args),
     /// Say what a model is, what it needs, and whether it can run, without loading it.
     Inspect(inspect::Args),
+    /// Measure a model, or a server.
+    Bench(bench::Args),
     /// Bring a model from the Hugging Face hub into the cache.
     Pull(pull::Args),
 }
@@ -56,6 +59,7 @@ pub fn run() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Pull(args) => pull::run(args),
     };
     result.unwrap_or_else(|error| {

@@ -1,4 +1,4 @@
-//! Progress of downloads and of loading: bars in a terminal, lines elsewhere.
+//! Progress of downloads, of loading and of measuring: bars in a terminal, lines elsewhere.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -16,6 +16,38 @@ pub(super) fn bars() -> &'static MultiProgress {
 /// What suits stderr: bars in a terminal, lines elsewhere.
 pub(super) fn progress() -> Arc<dyn Progress> {
     if std::io::stderr().is_terminal() { Arc::new(Bars::default()) } else { Arc::new(Lines::default()) }
+}
+
+/// Counts things that are done: a bar in a terminal until it is dropped, a line elsewhere.
+pub(super) struct Counter {
+    bar: ProgressBar,
+}
+
+/// A counter of `total` things.
+pub(super) fn counter(what: &str, total: usize) -> Counter {
+    if !std::io::stderr().is_terminal() {
+        eprintln!("{what}: {total} to do");
+        return Counter { bar: ProgressBar::hidden() };
+    }
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {elapsed}");
+    let style = style.expect("invariant: the template is well formed");
+    let bar = bars().add(ProgressBar::new(total as u64).with_style(style).with_message(what.to_owned()));
+    bar.tick();
+    Counter { bar }
+}
+
+impl Counter {
+    /// One more is done.
+    pub(super) fn advance(&self) {
+        self.bar.inc(1);
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+        bars().remove(&self.bar);
+    }
 }
 
 /// One bar at a time.

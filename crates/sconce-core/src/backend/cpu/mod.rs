@@ -3,6 +3,7 @@
 mod backend;
 mod isa;
 mod memory;
+mod peaks;
 mod pool;
 mod storage;
 mod topology;
@@ -10,6 +11,7 @@ mod topology;
 pub use backend::CpuBackend;
 pub(crate) use backend::{Cpu, memory_dtype};
 pub use isa::Isa;
+pub use peaks::Peaks;
 pub use pool::ThreadPool;
 pub use storage::{Buffer, KvCache, Matrix, MatrixPart, PartData, RopeTable};
 

@@ -1,0 +1,165 @@
+//! `sconce bench latency`: one request at a time.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use sconce::{GenerationOutput, StreamEvent};
+use serde_json::{Value, json};
+
+use super::parse_count;
+use super::percentiles::Summary;
+use super::report::{Multiplying, Reading, Table, figure, model_json, model_line, peaks_text};
+use super::subject::{Subject, SubjectArgs, check_answer};
+use crate::cli::{Failure, progress};
+
+/// Tokens of the prompt that is decoded from: so few that attention costs little.
+const DECODE_INPUT_LEN: usize = 32;
+
+/// Flags of `sconce bench latency`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Tokens of a prompt; several lengths, with commas between them, are measured each.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512", value_parser = parse_count)]
+    pub(super) input_len: Vec<usize>,
+    /// Tokens decoded, after a prompt of 32.
+    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_count)]
+    pub(super) output_len: usize,
+    /// Rounds that are measured, after one that is not.
+    #[arg(long, value_name = "N", default_value = "5", value_parser = parse_count)]
+    pub(super) num_iters: usize,
+    #[command(flatten)]
+    subject: SubjectArgs,
+}
+
+/// Seconds of every round.
+struct Measured {
+    /// For each input length.
+    prompts: Vec<Vec<f64>>,
+    decode: Vec<f64>,
+}
+
+/// Runs `sconce bench latency`.
+pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
+    let mut subject = args.subject.load(1)?;
+    for &len in &args.input_len {
+        subject.check_fits(&format!("--input-len {len} and a token generated"), len.saturating_add(1))?;
+    }
+    let decode_len = args.output_len.saturating_add(DECODE_INPUT_LEN + 1);
+    subject.check_fits(
+        &format!("--output-len {} after a prompt of {DECODE_INPUT_LEN} and its first token", args.output_len),
+        decode_len,
+    )?;
+    let measured = measure(&mut subject, &args)?;
+    subject.measure_peaks_again();
+    args.subject.print(&to_json(&subject, &args, &measured), &to_text(&subject, &args, &measured))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Rounds in turn, so that what disturbs the machine for a while does not fall on one figure alone.
+fn measure(subject: &mut Subject, args: &Args) -> Result<Measured, Failure> {
+    let counter = progress::counter("measuring rounds", args.num_iters + 1);
+    let mut measured = Measured { prompts: vec![Vec::new(); args.input_len.len()], decode: Vec::new() };
+    for round in 0..=args.num_iters {
+        let is_warm_up = round == 0;
+        for (&len, seconds) in args.input_len.iter().zip(&mut measured.prompts) {
+            let taken = prompt_seconds(subject, len)?;
+            seconds.extend((!is_warm_up).then_some(taken));
+        }
+        let taken = decode_seconds(subject, args.output_len)?;
+        measured.decode.extend((!is_warm_up).then_some(taken));
+        counter.advance();
+    }
+    Ok(measured)
+}
+
+/// From the request to its only token.
+fn prompt_seconds(subject: &mut Subject, input_len: usize) -> Result<f64, Failure> {
+    let request = subject.request(input_len, 1);
+    let start = Instant::now();
+    let output = subject.engine.generate(request)?;
+    let seconds = start.elapsed().as_secs_f64();
+    check_answer(&output, input_len, 1)?;
+    Ok(seconds)
+}
+
+/// From the first token, which the prompt's step gives, over `output_len` more to the last.
+fn decode_seconds(subject: &mut Subject, output_len: usize) -> Result<f64, Failure> {
+    let request = subject.request(DECODE_INPUT_LEN, output_len + 1);
+    let mut stream = subject.engine.stream(request)?;
+    let mut output = GenerationOutput::new(1);
+    let (mut first, mut last) = (None, Instant::now());
+    while let Some(event) = stream.blocking_next() {
+        let event = event?;
+        if matches!(event, StreamEvent::Token(_)) {
+            last = Instant::now();
+            first.get_or_insert(last);
+        }
+        output.apply(event);
+    }
+    check_answer(&output, DECODE_INPUT_LEN, output_len + 1)?;
+    Ok(first.map_or(0.0, |first| (last - first).as_secs_f64()).max(1e-9))
+}
+
+/// Tokens a second of each round, in few figures.
+fn rates(num_tokens: usize, seconds: &[f64]) -> Summary {
+    let rates = seconds.iter().map(|seconds| num_tokens as f64 / seconds).collect();
+    Summary::new(rates).expect("invariant: there is at least one round")
+}
+
+fn reading(subject: &Subject, tok_per_s: f64) -> Reading {
+    Reading { gb_per_s: subject.info().token_cost.bytes_read as f64 * tok_per_s / 1e9 }
+}
+
+fn multiplying(subject: &Subject, input_len: usize, tok_per_s: f64) -> Multiplying {
+    Multiplying::new(subject.info(), input_len, 1, input_len as f64 / tok_per_s)
+}
+
+fn to_text(subject: &Subject, args: &Args, measured: &Measured) -> String {
+    let mut table = Table::default();
+    table.row(["tok/s", "median", "least", "most", "ms", "reached"]);
+    let cells = |rates: Summary| [rates.p50, rates.min, rates.max].map(figure);
+    for (&len, seconds) in args.input_len.iter().zip(&measured.prompts) {
+        let rates = rates(len, seconds);
+        let [p50, min, max] = cells(rates);
+        let reached = multiplying(subject, len, rates.p50).text(&subject.peaks);
+        let ms = figure(1e3 * len as f64 / rates.p50);
+        table.row([&format!("prompt of {len}"), &p50, &min, &max, &ms, &reached]);
+    }
+    let rates = rates(args.output_len, &measured.decode);
+    let [p50, min, max] = cells(rates);
+    let reached = reading(subject, rates.p50).text(&subject.peaks);
+    let ms = format!("{}/token", figure(1e3 / rates.p50));
+    table.row([&format!("decode of {}", args.output_len), &p50, &min, &max, &ms, &reached]);
+    let rounds = if args.num_iters == 1 { "one round".to_owned() } else { format!("{} rounds", args.num_iters) };
+    let (info, peaks) = (subject.info(), peaks_text(subject.info(), &subject.peaks));
+    format!("{}{rounds} after a warm-up\n\n{table}\n{peaks}", model_line(info))
+}
+
+fn to_json(subject: &Subject, args: &Args, measured: &Measured) -> Value {
+    let of_rates = |rates: Summary| {
+        json!({
+            "tok_per_s": rates.p50,
+            "least_tok_per_s": rates.min,
+            "most_tok_per_s": rates.max,
+        })
+    };
+    let prompt = |(&len, seconds): (&usize, &Vec<f64>)| {
+        let rates = rates(len, seconds);
+        let mut report = of_rates(rates);
+        report["input_len"] = json!(len);
+        report["ms"] = json!(1e3 * len as f64 / rates.p50);
+        multiplying(subject, len, rates.p50).add_to(&mut report, &subject.peaks);
+        report
+    };
+    let rates = rates(args.output_len, &measured.decode);
+    let mut decode = of_rates(rates);
+    decode["input_len"] = json!(DECODE_INPUT_LEN);
+    decode["output_len"] = json!(args.output_len);
+    decode["ms_per_token"] = json!(1e3 / rates.p50);
+    reading(subject, rates.p50).add_to(&mut decode, &subject.peaks);
+    let mut report = model_json("latency", subject.info(), &subject.peaks);
+    report.insert("num_iters".into(), json!(args.num_iters));
+    report.insert("prompt".into(), args.input_len.iter().zip(&measured.prompts).map(prompt).collect());
+    report.insert("decode".into(), decode);
+    report.into()
+}

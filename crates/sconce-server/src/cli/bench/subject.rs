@@ -1,0 +1,98 @@
+//! [`Subject`]: a model inside this process that is measured.
+
+use std::io::{self, Write};
+
+use sconce::{Engine, GenerationOutput, GenerationRequest, ModelInfo, Peaks, SamplingParams};
+use serde_json::Value;
+
+use super::random::Random;
+use crate::cli::engine::EngineArgs;
+use crate::cli::{Failure, progress};
+
+/// Flags that say what is measured and how it is told.
+#[derive(Debug, clap::Args)]
+pub(super) struct SubjectArgs {
+    /// A GGUF file, a folder, or an id of the Hugging Face hub [default: the starter model].
+    #[arg(long, short, value_name = "PATH|ID")]
+    model: Option<String>,
+    /// Makes the prompts' random tokens.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// A loaded model that is measured.
+pub(super) struct Subject {
+    pub(super) engine: Engine,
+    /// What the machine does at most with the engine's number of threads.
+    pub(super) peaks: Peaks,
+    num_threads: Option<usize>,
+    random: Random,
+}
+
+impl SubjectArgs {
+    /// Loads the model, for so many requests at once, without a prefix cache: every token is to be computed.
+    pub(super) fn load(&self, num_requests: usize) -> Result<Subject, Failure> {
+        let args = self.engine.clone().measured(num_requests);
+        let num_threads = args.config().num_threads;
+        let engine = args.load(self.model.as_deref(), progress::progress())?;
+        Ok(Subject { engine, peaks: Peaks::measure(num_threads), num_threads, random: Random::new(self.seed) })
+    }
+
+    /// Prints the results, for programs or for people.
+    pub(super) fn print(&self, json: &Value, text: &str) -> Result<(), Failure> {
+        print(self.json, json, text)
+    }
+}
+
+/// Prints results: `json` if that is asked for, else `text`.
+pub(super) fn print(as_json: bool, json: &Value, text: &str) -> Result<(), Failure> {
+    let text = if as_json { &format!("{json:#}\n") } else { text };
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}
+
+impl Subject {
+    pub(super) fn info(&self) -> &ModelInfo {
+        self.engine.handle().info()
+    }
+
+    /// Checks that a sequence of so many tokens can be run; `flags` says which ask for it.
+    pub(super) fn check_fits(&self, flags: &str, num_tokens: usize) -> Result<(), Failure> {
+        let max = self.info().max_model_len;
+        if num_tokens > max {
+            return Err(format!("{flags}: {num_tokens} tokens are beyond the context of {max} tokens").into());
+        }
+        Ok(())
+    }
+
+    /// A greedy request of random tokens that generates exactly so many.
+    pub(super) fn request(&mut self, input_len: usize, output_len: usize) -> GenerationRequest {
+        let handle = self.engine.handle();
+        let vocab_size = handle.info().config.vocab_size.min(handle.tokenizer().vocab_size());
+        let params = SamplingParams {
+            max_tokens: Some(output_len),
+            temperature: 0.0,
+            ignore_eos: true,
+            ..SamplingParams::default()
+        };
+        GenerationRequest::tokens(self.random.token_ids(input_len, vocab_size)).with_params(params)
+    }
+
+    /// Measures the machine again, now that the model has been: the better of both is the peak.
+    pub(super) fn measure_peaks_again(&mut self) {
+        self.peaks = self.peaks.best(Peaks::measure(self.num_threads));
+    }
+}
+
+/// Checks that an answer is as long as was asked: only then do the figures mean what they say.
+pub(super) fn check_answer(output: &GenerationOutput, input_len: usize, output_len: usize) -> Result<(), Failure> {
+    let usage = output.usage;
+    if (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (input_len, output_len, 0) {
+        return Ok(());
+    }
+    Err(format!("expected {input_len} computed and {output_len} generated tokens, found {usage:?}").into())
+}
