@@ -5,7 +5,8 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sconce_core::backend::cpu::{Buffer, CpuBackend};
 use sconce_core::backend::{AttentionSpec, Backend, Batch, KvCacheShape};
-use sconce_core::config::{Activation, WeightDtype};
+use sconce_core::config::{Activation, SamplingParams, WeightDtype};
+use sconce_core::sample::{SampleInput, SampleKind, SampleResults, SampleRow, TokenCounts};
 use sconce_core::weights::{Dtype, WeightStore};
 
 const HIDDEN: usize = 576;
@@ -122,5 +123,40 @@ fn elementwise(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, attention, shared_prefix, elementwise);
+/// Rows of the logits of the starter model, by one thread and by all.
+fn sample(c: &mut Criterion) {
+    let mut group = c.benchmark_group("sample, rows of 49152");
+    let settings = [
+        ("greedy", SamplingParams { temperature: 0.0, ..Default::default() }),
+        ("top-p 0.9", SamplingParams { top_p: 0.9, ..Default::default() }),
+        ("5 logprobs", SamplingParams { logprobs: Some(5), ..Default::default() }),
+    ];
+    let counts = TokenCounts::new(&[]);
+    for num_rows in [1, 16] {
+        let logits = input(num_rows, 49152);
+        for (name, params) in &settings {
+            let row = |row| {
+                let input = SampleInput {
+                    params,
+                    counts: &counts,
+                    seed: 1,
+                    sequence_index: 0,
+                    position: 0,
+                    end_token_ids: &[],
+                };
+                SampleRow { row, kind: SampleKind::Token(input) }
+            };
+            let rows: Vec<_> = (0..num_rows).map(row).collect();
+            let mut out = SampleResults::default();
+            group.throughput(Throughput::Elements(num_rows as u64));
+            for backend in [CpuBackend::new(Some(1)), CpuBackend::new(None)] {
+                let id = BenchmarkId::new(format!("{name}, {num_rows} rows"), backend.description());
+                group.bench_function(id, |b| b.iter(|| backend.sample(&mut out, black_box(&logits), &rows)));
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, linear, attention, shared_prefix, elementwise, sample);
 criterion_main!(benches);

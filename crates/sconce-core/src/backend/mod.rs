@@ -13,6 +13,7 @@ pub use workspace::Workspace;
 use crate::config::{Activation, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::Result;
 use crate::kv::BlockCopy;
+use crate::sample::{SampleResults, SampleRow};
 use crate::weights::TensorView;
 
 /// Shape of the KV cache.
@@ -185,6 +186,7 @@ pub trait Backend: Send + Sized + 'static {
     fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer) -> Result<()>;
     /// out[i] = x[logit_rows[i]].
     fn gather_rows(&self, out: &mut Self::Buffer, x: &Self::Buffer, batch: &Self::Batch) -> Result<()>;
-    /// The buffer's rows in f32, row after row.
-    fn read<'a>(&'a self, buffer: &'a Self::Buffer) -> Result<&'a [f32]>;
+    /// Replaces `out` by the answers to `rows`, which are rows of `logits`, [num_logits, vocab_size]. Logits stay
+    /// where they are: nothing else of them is seen.
+    fn sample(&self, out: &mut SampleResults, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<()>;
 }

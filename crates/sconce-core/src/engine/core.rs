@@ -8,13 +8,13 @@ use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::Duration;
 
 use super::Inbox;
-use super::running::{Growth, Limits, RunningRequest, Tools};
+use super::running::{Growth, Limits, RunningRequest};
 use super::status::EngineStatus;
 use crate::backend::{Backend, Batch, Workspace};
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
 use crate::models::{Model, Step};
-use crate::sample::Sampler;
+use crate::sample::SampleResults;
 use crate::sched::{GroupId, Scheduler, SchedulerConfig, SequenceGroup, StepPlan};
 use crate::text::Tokenizer;
 
@@ -44,7 +44,7 @@ pub(super) struct State {
     next_id: GroupId,
     plan: StepPlan,
     batch: Batch,
-    sampler: Sampler,
+    results: SampleResults,
     growth: Growth,
 }
 
@@ -64,7 +64,7 @@ impl CacheConfig {
 }
 
 impl State {
-    pub(super) fn new(config: SchedulerConfig, cache_config: CacheConfig, vocab_size: usize) -> Self {
+    pub(super) fn new(config: SchedulerConfig, cache_config: CacheConfig) -> Self {
         Self {
             scheduler_config: config,
             cache_config,
@@ -73,7 +73,7 @@ impl State {
             next_id: 0,
             plan: StepPlan::default(),
             batch: Batch::default(),
-            sampler: Sampler::new(vocab_size),
+            results: SampleResults::default(),
             growth: Growth::default(),
         }
     }
@@ -179,28 +179,36 @@ impl<B: Backend> Engine<B> {
         Ok(())
     }
 
-    /// Reads the logits, takes the sequences one token further, and tells the callers.
+    /// Samples from the logits, takes the sequences one token further, and tells the callers.
     fn sample(&mut self) -> Result<()> {
-        let vocab_size = self.model.config().vocab_size;
-        let logits = self.backend.read(&self.ws.logits)?;
-        let mut rows = logits.chunks_exact(vocab_size);
-        let State { scheduler, requests, plan, sampler, growth, .. } = &mut self.state;
-        let mut tools = Tools { sampler, tokenizer: &self.tokenizer };
-        for chunk in &plan.chunks {
+        let State { requests, plan, batch, results, .. } = &mut self.state;
+        let mut rows = Vec::with_capacity(batch.logit_rows.len());
+        for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
+            requests[&chunk.group].ask(&mut rows, row, pos, chunk.index);
+        }
+        self.backend.sample(results, &self.ws.logits, &rows)?;
+        self.push_results();
+        self.tell();
+        Ok(())
+    }
+
+    /// Hands each request its results, in the order in which they were asked for.
+    fn push_results(&mut self) {
+        let State { scheduler, requests, plan, results, growth, .. } = &mut self.state;
+        for (chunk, pos) in plan.logit_positions() {
             let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
-            for pos in chunk.logits_from..chunk.end() {
-                let row = rows.next().expect("invariant: a row a wanted position");
-                request.push_prompt_logits(tools.sampler, row, pos);
-                if pos + 1 == scheduler.group(chunk.group).sequences[chunk.index].token_ids.len() {
-                    request.push_logits(&mut tools, row, chunk.index, growth);
-                    add_to(&self.status.num_generated_tokens, growth.tokens.len());
-                    grow(scheduler, chunk.group, growth);
-                }
-            }
+            request.push_results(&self.tokenizer, results, pos, chunk.index, growth);
+            add_to(&self.status.num_generated_tokens, growth.tokens.len());
+            grow(scheduler, chunk.group, growth);
             if let Some(from) = &mut scheduler.group_mut(chunk.group).prompt_logits_from {
-                *from = (*from).max(chunk.end());
+                *from = (*from).max(pos + 1);
             }
         }
+    }
+
+    /// Tells the callers how far their requests are, and forgets those that have ended.
+    fn tell(&mut self) {
+        let State { scheduler, requests, plan, .. } = &mut self.state;
         let mut num_finished = 0;
         for chunk in &plan.chunks {
             // A group has several chunks; after its end it has no request.
@@ -216,7 +224,6 @@ impl<B: Backend> Engine<B> {
             }
         }
         self.finish_requests(num_finished);
-        Ok(())
     }
 
     /// Fails what was running, and goes on with a clean state.

@@ -121,7 +121,7 @@ fn start_engine<B: Backend>(
         limits: Limits { eos_token_ids, max_model_len: info.max_model_len },
         status: Arc::clone(&status),
         inbox,
-        state: State::new(scheduler_config, cache_config, info.config.vocab_size),
+        state: State::new(scheduler_config, cache_config),
     };
     let thread = std::thread::Builder::new().name("sconce-engine".into()).spawn(move || engine.run());
     let thread = thread.map_err(|e| Error::internal(format!("the engine's thread could not be started: {e}")))?;

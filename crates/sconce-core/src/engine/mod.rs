@@ -20,13 +20,14 @@ pub use handle::EngineHandle;
 pub use inspect::{ChatTemplateReport, ModelReport, TokenizerReport, inspect};
 pub use load::load;
 pub use output::{
-    CompletionOutput, Finish, FinishReason, GenerationOutput, Logprob, StopReason, StreamEvent, TokenEvent,
-    TokenLogprobs, Usage,
+    CompletionOutput, Finish, FinishReason, GenerationOutput, StopReason, StreamEvent, TokenEvent, Usage,
 };
 pub use progress::{NoProgress, Progress};
 pub use request::{GenerationRequest, Prompt};
 pub use status::{EngineStatus, ModelInfo};
 pub use stream::TokenStream;
+
+pub use crate::sample::{Logprob, TokenLogprobs};
 
 use running::QueuedRequest;
 

@@ -1,5 +1,7 @@
 //! What the engine sends back: [`TokenEvent`]s while it runs, a [`GenerationOutput`] at the end.
 
+use crate::sample::TokenLogprobs;
+
 /// Why a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
@@ -29,26 +31,6 @@ pub enum StopReason {
     Text(String),
     /// One of `stop_token_ids`.
     Token(u32),
-}
-
-/// One candidate token and its log-probability.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Logprob {
-    /// The token.
-    pub token_id: u32,
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
-    /// 1 is the most probable of the vocabulary.
-    pub rank: usize,
-}
-
-/// Log-probabilities at one position.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    /// The token that stands there.
-    pub chosen: Logprob,
-    /// The most probable tokens there, best first, as many as were asked for.
-    pub top: Vec<Logprob>,
 }
 
 /// What one step added to one sequence.

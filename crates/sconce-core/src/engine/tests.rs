@@ -105,7 +105,7 @@ fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
         limits: Limits { eos_token_ids: vec![], max_model_len: 64 },
         status: Arc::clone(&status),
         inbox,
-        state: State::new(scheduler_config, cache_config, VOCAB_SIZE),
+        state: State::new(scheduler_config, cache_config),
     };
     std::thread::spawn(move || engine.run());
     (sender, status)

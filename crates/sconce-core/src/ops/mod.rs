@@ -15,6 +15,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod rms_norm;
 pub mod rope_append_kv;
+pub mod sample;
 mod simd;
 pub mod softcap;
 #[cfg(test)]

@@ -3,7 +3,26 @@
 use super::numeric::{block_max, clean};
 use super::select::{Candidate, Selector, keep_best};
 use super::softmax::Softmax;
-use crate::engine::{Logprob, TokenLogprobs};
+
+/// One candidate token and its log-probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprob {
+    /// The token.
+    pub token_id: u32,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// 1 is the most probable of the vocabulary.
+    pub rank: usize,
+}
+
+/// Log-probabilities at one position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that stands there.
+    pub chosen: Logprob,
+    /// The most probable tokens there, best first, as many as were asked for.
+    pub top: Vec<Logprob>,
+}
 
 /// Turns a row of logits into log-probabilities, in place. NaN counts as -inf; where nothing else is in the row, all
 /// become -inf.

@@ -15,6 +15,7 @@ mod numeric;
 mod penalties;
 mod processors;
 mod rng;
+mod rows;
 mod sampler;
 mod select;
 mod softmax;
@@ -22,11 +23,12 @@ mod softmax;
 pub use beam::{
     BeamCandidate, BeamHypothesis, BeamLimits, BeamSearch, BeamSource, BeamStep, FinishKind, FinishedBeam, NextBeam,
 };
-pub use logprobs::{log_softmax, top_candidates};
+pub use logprobs::{Logprob, TokenLogprobs, log_softmax, top_candidates};
 pub use penalties::TokenCounts;
 pub use processors::LogitsProcessor;
 pub use rng::{random_seed, uniform};
-pub use sampler::{SampleInput, Sampled, Sampler};
+pub use rows::{SampleInput, SampleKind, SampleResults, SampleRow, Sampled};
+pub use sampler::Sampler;
 pub use select::Selector;
 
 #[cfg(test)]

@@ -1,40 +1,13 @@
 //! [`Sampler`]: one row of logits in, one token out.
 
-use super::logprobs;
+use std::collections::VecDeque;
+
 use super::select::{Candidate, Selector};
 use super::softmax::{RowDraw, Softmax};
-use super::{LogitsProcessor, TokenCounts, filters, uniform};
+use super::{
+    LogitsProcessor, SampleInput, SampleKind, SampleResults, Sampled, TokenLogprobs, filters, logprobs, uniform,
+};
 use crate::config::{LogprobsMode, SamplingParams};
-use crate::engine::TokenLogprobs;
-
-/// What one token is sampled by, beside its logits.
-#[derive(Debug, Clone, Copy)]
-pub struct SampleInput<'a> {
-    /// The request's parameters, validated.
-    pub params: &'a SamplingParams,
-    /// What the sequence has seen.
-    pub counts: &'a TokenCounts,
-    /// The request's seed, or one drawn for it.
-    pub seed: u64,
-    /// Which of the request's n sequences.
-    pub sequence_index: u32,
-    /// How many tokens the sequence has generated.
-    pub position: u32,
-    /// The model's end tokens: masked until `min_tokens` are generated, unless `ignore_eos` makes them tokens like any
-    /// other. The request's own `stop_token_ids` are masked in either case and need not be among these.
-    pub end_token_ids: &'a [u32],
-}
-
-/// A token and what the model thought of it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampled {
-    /// The token.
-    pub token_id: u32,
-    /// Its log-probability in the distribution that [`SamplingParams::logprobs_mode`] names.
-    pub logprob: f32,
-    /// The report on it, if [`SamplingParams::logprobs`] asks for one.
-    pub logprobs: Option<TokenLogprobs>,
-}
 
 /// Samples rows of logits. It keeps nothing from one row to the next but memory to work in: once warm, a step
 /// allocates nothing beside the reports that are asked for.
@@ -63,6 +36,17 @@ impl Sampler {
             selector: Selector::new(vocab_size),
             row_draw: RowDraw::new(vocab_size),
         }
+    }
+
+    /// Answers what is wanted of one row.
+    pub fn answer(&mut self, logits: &[f32], kind: &SampleKind<'_>, out: &mut SampleResults) {
+        out.push(|out| match *kind {
+            SampleKind::Token(ref input) => out.push_back(self.sample(logits, input)),
+            SampleKind::BeamCandidates { ref input, k } => self.beam_candidates(logits, input, k, out),
+            SampleKind::PromptLogprobs { chosen, num_top } => {
+                out.push_back(self.prompt_logprobs(logits, chosen, num_top).into());
+            }
+        });
     }
 
     /// Chooses the next token. `logits` stay as they are, so that several sequences can sample the same row; they are
@@ -129,7 +113,7 @@ impl Sampler {
     /// Their [`Sampled::logprob`] is what a beam search adds up: the model's own, edited as the request asks (in the
     /// order of transformers' beam search: what the edits leave is not normalized again). Temperature and filters have
     /// no part in it. Under [`LogprobsMode::Processed`] it is also what is reported.
-    pub fn beam_candidates(&mut self, logits: &[f32], input: &SampleInput<'_>, k: usize, out: &mut Vec<Sampled>) {
+    pub fn beam_candidates(&mut self, logits: &[f32], input: &SampleInput<'_>, k: usize, out: &mut VecDeque<Sampled>) {
         let Self { edited, selector, .. } = self;
         let raw = Softmax::of_row(logits, selector.scan(logits), 1.0);
         let processor = LogitsProcessor::new(input);
@@ -153,7 +137,7 @@ impl Sampler {
                 LogprobsMode::Raw => (logits, raw),
                 LogprobsMode::Processed => (row, softmax),
             };
-            for sampled in &mut out[begin..] {
+            for sampled in out.range_mut(begin..) {
                 sampled.logprobs = Some(logprobs::of_row(selector, row, softmax, sampled.token_id, num_top));
             }
         }
@@ -178,7 +162,7 @@ fn report(
     match num_logprobs {
         Some(num_top) => {
             let logprobs = logprobs::of_row(selector, row, softmax, token_id, num_top);
-            Sampled { token_id, logprob: logprobs.chosen.logprob, logprobs: Some(logprobs) }
+            logprobs.into()
         }
         None => {
             let logit = row.get(token_id as usize).copied().unwrap_or(f32::NEG_INFINITY);

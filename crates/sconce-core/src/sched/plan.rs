@@ -52,6 +52,11 @@ impl StepPlan {
         self.num_cached_tokens = 0;
     }
 
+    /// The positions whose logits are wanted, in the order of the rows of logits.
+    pub fn logit_positions(&self) -> impl Iterator<Item = (&ScheduledChunk, usize)> {
+        self.chunks.iter().flat_map(|chunk| (chunk.logits_from..chunk.end()).map(move |pos| (chunk, pos)))
+    }
+
     /// Tokens computed by the step.
     pub fn num_tokens(&self) -> usize {
         self.chunks.iter().map(|c| c.len).sum()

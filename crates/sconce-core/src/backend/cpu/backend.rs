@@ -11,6 +11,7 @@ use crate::config::{Activation, MatmulPrecision, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops;
+use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, TensorView};
 
 /// Threads, their SIMD, and scratch memory of the kernels.
@@ -23,6 +24,7 @@ pub(crate) struct Cpu {
     #[cfg(target_arch = "x86_64")]
     pub(crate) bf16: ops::linear::Bf16Rows,
     pub(crate) attention: ops::attention::Plan,
+    pub(crate) sample_shares: Vec<ops::sample::Share>,
 }
 
 impl Cpu {
@@ -36,6 +38,7 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             bf16: Default::default(),
             attention: Default::default(),
+            sample_shares: Vec::new(),
         }
     }
 }
@@ -197,8 +200,9 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn read<'a>(&'a self, buffer: &'a Buffer) -> Result<&'a [f32]> {
-        Ok(buffer.data())
+    fn sample(&self, out: &mut SampleResults, logits: &Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
+        ops::sample::cpu(&mut self.cpu.borrow_mut(), out, logits, rows);
+        Ok(())
     }
 }
 

@@ -217,7 +217,7 @@ impl<'a, T> SharedSlice<'a, T> {
     ///
     /// # Safety
     /// No other task may touch the same elements while the result lives.
-    pub(crate) unsafe fn range(self, start: usize, len: usize) -> &'a mut [T] {
+    pub(crate) unsafe fn range(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "invariant: parts lie within the slice");
         // SAFETY: within the slice; the caller keeps parts disjoint.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(start), len) }

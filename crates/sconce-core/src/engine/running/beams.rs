@@ -1,10 +1,11 @@
 //! [`Beams`]: a request that is answered by beam search.
 
 use super::sequence::SequenceState;
-use super::{Growth, NewToken, RequestContext, Tools};
+use super::{Growth, NewToken, RequestContext};
 use crate::config::BeamParams;
 use crate::engine::output::{CompletionOutput, Finish, FinishReason};
-use crate::sample::{BeamCandidate, BeamLimits, BeamSearch, BeamSource, FinishKind, Sampled};
+use crate::sample::{BeamCandidate, BeamLimits, BeamSearch, BeamSource, FinishKind, SampleKind, Sampled};
+use crate::text::Tokenizer;
 
 /// A beam search, and what belongs to its beams.
 ///
@@ -49,18 +50,23 @@ impl Beams {
         }
     }
 
-    /// Takes the logits after the last token of beam `idx`. When those of all have come, the search goes on.
-    pub(super) fn push_logits(
+    /// What is wanted of the logits after the last token of beam `idx`.
+    pub(super) fn sample_kind<'a>(&'a self, context: &'a RequestContext, idx: usize) -> SampleKind<'a> {
+        let input = self.running[idx].state.sample_input(context, idx);
+        SampleKind::BeamCandidates { input, k: self.search.num_candidates() }
+    }
+
+    /// Takes what can follow beam `idx`. When that is known of all, the search goes on.
+    pub(super) fn push(
         &mut self,
         context: &RequestContext,
-        tools: &mut Tools<'_>,
-        logits: &[f32],
+        tokenizer: &Tokenizer,
+        sampled: impl Iterator<Item = Sampled>,
         idx: usize,
         growth: &mut Growth,
     ) {
-        let input = self.running[idx].state.sample_input(context, idx);
         let num_before = self.sampled.len();
-        tools.sampler.beam_candidates(logits, &input, self.search.num_candidates(), &mut self.sampled);
+        self.sampled.extend(sampled);
         self.candidates.extend(self.sampled[num_before..].iter().map(|sampled| BeamCandidate {
             parent: idx,
             token_id: sampled.token_id,
@@ -68,7 +74,7 @@ impl Beams {
         }));
         self.num_ready += 1;
         if self.num_ready == self.running.len() {
-            self.step(context, tools, growth);
+            self.step(context, tokenizer, growth);
             self.num_ready = 0;
             self.candidates.clear();
             self.sampled.clear();
@@ -76,9 +82,9 @@ impl Beams {
         }
     }
 
-    fn step(&mut self, context: &RequestContext, tools: &Tools<'_>, growth: &mut Growth) {
+    fn step(&mut self, context: &RequestContext, tokenizer: &Tokenizer, growth: &mut Growth) {
         let Self { search, running, candidates, sampled, .. } = self;
-        let step = search.step(candidates, |parent, token_id| ends(context, tools, &running[parent], token_id));
+        let step = search.step(candidates, |parent, token_id| ends(context, tokenizer, &running[parent], token_id));
         let find = |parent: usize, token_id: u32| {
             let at = candidates.iter().position(|c| c.parent == parent && c.token_id == token_id);
             sampled[at.expect("invariant: a beam goes on with one of its candidates")].clone()
@@ -86,8 +92,8 @@ impl Beams {
         for ended in &step.finished {
             let Beam { mut state, mut output } = running[ended.parent].clone();
             output.push(match ended.token_id {
-                Some(token_id) => state.push(context, tools, find(ended.parent, token_id)),
-                None => state.end(context, tools, FinishReason::Length),
+                Some(token_id) => state.push(context, tokenizer, find(ended.parent, token_id)),
+                None => state.end(context, tokenizer, FinishReason::Length),
             });
             if self.finished.len() <= ended.slot {
                 self.finished.resize(ended.slot + 1, CompletionOutput::default());
@@ -97,7 +103,7 @@ impl Beams {
         let mut next = Vec::with_capacity(step.beams.len());
         for (index, &beam) in step.beams.iter().enumerate() {
             let Beam { mut state, mut output } = running[beam.parent].clone();
-            output.push(state.push(context, tools, find(beam.parent, beam.token_id)));
+            output.push(state.push(context, tokenizer, find(beam.parent, beam.token_id)));
             next.push(Beam { state, output });
             growth.tokens.push(NewToken { index, token_id: beam.token_id, is_last: false });
         }
@@ -136,7 +142,7 @@ impl Beams {
 }
 
 /// Whether a beam ends with a token, and how.
-fn ends(context: &RequestContext, tools: &Tools<'_>, beam: &Beam, token_id: u32) -> Option<FinishKind> {
+fn ends(context: &RequestContext, tokenizer: &Tokenizer, beam: &Beam, token_id: u32) -> Option<FinishKind> {
     if let Some(kind) = context.end_kind(token_id) {
         return Some(kind);
     }
@@ -144,6 +150,6 @@ fn ends(context: &RequestContext, tools: &Tools<'_>, beam: &Beam, token_id: u32)
         return None;
     }
     let sampled = Sampled { token_id, logprob: 0.0, logprobs: None };
-    let finish = beam.state.clone().push(context, tools, sampled).finish?;
+    let finish = beam.state.clone().push(context, tokenizer, sampled).finish?;
     (finish.reason == FinishReason::Stop).then_some(FinishKind::Stop)
 }

@@ -6,16 +6,17 @@ mod context;
 mod sampling;
 mod sequence;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(super) use caller::{Caller, SnapshotGate};
 pub(super) use context::{Limits, RequestContext};
 
-use super::output::{StreamEvent, TokenLogprobs, Usage};
+use super::output::{StreamEvent, Usage};
 use super::stream::PromptInfo;
 use crate::config::SamplingParams;
 use crate::error::Error;
-use crate::sample::Sampler;
+use crate::sample::{SampleKind, SampleResults, SampleRow, Sampled, TokenLogprobs};
 use crate::text::Tokenizer;
 use beams::Beams;
 use sampling::Sampling;
@@ -42,12 +43,6 @@ enum Decoding {
     Sampling(Sampling),
     /// A beam search.
     Beams(Box<Beams>),
-}
-
-/// What is needed to go on from logits.
-pub(super) struct Tools<'a> {
-    pub(super) sampler: &'a mut Sampler,
-    pub(super) tokenizer: &'a Tokenizer,
 }
 
 /// How a group of sequences grew by one token.
@@ -101,21 +96,51 @@ impl RunningRequest {
         self.caller.has_gone()
     }
 
-    /// Takes the logits after prompt position `pos`.
-    pub(super) fn push_prompt_logits(&mut self, sampler: &mut Sampler, logits: &[f32], pos: usize) {
-        let Some(num_top) = self.context.params.prompt_logprobs else { return };
-        let token_ids = &self.context.prompt.token_ids;
-        if pos + 1 >= token_ids.len() || self.prompt_logprobs.len() != pos + 1 {
-            return;
+    /// Adds to `rows` everything that is wanted of row `row` of the logits, which stands after position `pos` of
+    /// sequence `idx`.
+    pub(super) fn ask<'a>(&'a self, rows: &mut Vec<SampleRow<'a>>, row: usize, pos: usize, idx: usize) {
+        if let Some(kind) = self.prompt_sample_kind(pos) {
+            return rows.push(SampleRow { row, kind });
         }
-        let logprobs = sampler.prompt_logprobs(logits, token_ids[pos + 1], num_top);
-        self.prompt_logprobs.push(Some(logprobs));
+        rows.extend(self.continuations(idx).map(|idx| {
+            let kind = match &self.decoding {
+                Decoding::Sampling(sampling) => SampleKind::Token(sampling.sample_input(&self.context, idx)),
+                Decoding::Beams(beams) => beams.sample_kind(&self.context, idx),
+            };
+            SampleRow { row, kind }
+        }));
     }
 
-    /// Takes the logits after the last token of sequence `idx`, and says how the group grows. It does not where the
-    /// beams of a search have to wait for one another.
-    pub(super) fn push_logits(&mut self, tools: &mut Tools<'_>, logits: &[f32], idx: usize, growth: &mut Growth) {
+    /// What is wanted of the logits after position `pos` if that is in the prompt, and not its last.
+    fn prompt_sample_kind(&self, pos: usize) -> Option<SampleKind<'_>> {
+        let num_top = self.context.params.prompt_logprobs?;
+        let chosen = *self.prompt_ids().get(pos + 1)?;
+        Some(SampleKind::PromptLogprobs { chosen, num_top })
+    }
+
+    /// The sequences that go on from the logits of sequence `idx`: where it is about to become several, all of them.
+    fn continuations(&self, idx: usize) -> Range<usize> {
+        match &self.decoding {
+            Decoding::Sampling(sampling) if !self.has_begun => 0..sampling.num_sequences(),
+            _ => idx..idx + 1,
+        }
+    }
+
+    /// Takes from `results` what [`RunningRequest::ask`] asked for of the same place, and says how the group grows. It
+    /// does not while its prompt is computed, nor where the beams of a search have to wait for one another.
+    pub(super) fn push_results(
+        &mut self,
+        tokenizer: &Tokenizer,
+        results: &mut SampleResults,
+        pos: usize,
+        idx: usize,
+        growth: &mut Growth,
+    ) {
         growth.clear();
+        if self.prompt_sample_kind(pos).is_some() {
+            return self.prompt_logprobs.push(take_one(results).logprobs);
+        }
+        let indices = self.continuations(idx);
         let is_first = !std::mem::replace(&mut self.has_begun, true);
         if is_first && self.wants_prompt_logprobs() {
             self.caller.send(StreamEvent::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
@@ -126,13 +151,11 @@ impl RunningRequest {
                 if is_first {
                     growth.parents = Some(sampling.fork());
                 }
-                // Where they have just become several, all go on from the same logits.
-                let indices = if is_first { 0..sampling.num_sequences() } else { idx..idx + 1 };
                 for idx in indices {
-                    growth.tokens.push(sampling.push_logits(context, caller, tools, logits, idx));
+                    growth.tokens.push(sampling.push(context, caller, tokenizer, take_one(results), idx));
                 }
             }
-            Decoding::Beams(beams) => beams.push_logits(context, tools, logits, idx, growth),
+            Decoding::Beams(beams) => beams.push(context, tokenizer, results.take_next(), idx, growth),
         }
     }
 
@@ -190,4 +213,9 @@ impl RunningRequest {
     pub(super) fn fail(&self, error: Error) {
         self.caller.fail(error);
     }
+}
+
+/// The answer to a row that gives one token.
+fn take_one(results: &mut SampleResults) -> Sampled {
+    results.take_next().next().expect("invariant: a backend answers every row")
 }

@@ -1,8 +1,10 @@
 //! [`Sampling`]: a request whose sequences are sampled, each for itself.
 
 use super::sequence::SequenceState;
-use super::{Caller, NewToken, RequestContext, Tools};
+use super::{Caller, NewToken, RequestContext};
 use crate::engine::output::{CompletionOutput, Finish, FinishReason, StreamEvent, TokenEvent};
+use crate::sample::{SampleInput, Sampled};
+use crate::text::Tokenizer;
 
 /// A request whose sequences are sampled, each for itself.
 pub(super) struct Sampling {
@@ -49,19 +51,22 @@ impl Sampling {
         vec![0; self.num_sequences]
     }
 
-    /// Takes the logits after the last token of sequence `idx`, and tells the caller what came of them.
-    pub(super) fn push_logits(
+    /// What the next token of sequence `idx` is chosen by. Until they fork, all are as the first.
+    pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, idx: usize) -> SampleInput<'a> {
+        self.sequences.get(idx).unwrap_or(&self.sequences[0]).sample_input(context, idx)
+    }
+
+    /// Takes the next token of sequence `idx`, and tells the caller of it.
+    pub(super) fn push(
         &mut self,
         context: &RequestContext,
         caller: &Caller,
-        tools: &mut Tools<'_>,
-        logits: &[f32],
+        tokenizer: &Tokenizer,
+        sampled: Sampled,
         idx: usize,
     ) -> NewToken {
-        let state = &mut self.sequences[idx];
-        let sampled = tools.sampler.sample(logits, &state.sample_input(context, idx));
         let token_id = sampled.token_id;
-        let event = TokenEvent { index: idx, ..state.push(context, tools, sampled) };
+        let event = TokenEvent { index: idx, ..self.sequences[idx].push(context, tokenizer, sampled) };
         let is_last = event.finish.is_some();
         self.tell(context, caller, event);
         NewToken { index: idx, token_id, is_last }

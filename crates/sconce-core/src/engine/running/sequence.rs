@@ -1,9 +1,9 @@
 //! [`SequenceState`]: what one sequence has said so far.
 
-use super::{RequestContext, Tools};
+use super::RequestContext;
 use crate::engine::output::{Finish, FinishReason, StopReason, TokenEvent};
 use crate::sample::{SampleInput, Sampled, TokenCounts};
-use crate::text::{Detokenizer, StopMatcher};
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
 /// What one sequence has said so far.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl SequenceState {
     }
 
     /// Takes the next token of the sequence, and tells what it adds.
-    pub(super) fn push(&mut self, context: &RequestContext, tools: &Tools<'_>, sampled: Sampled) -> TokenEvent {
+    pub(super) fn push(&mut self, context: &RequestContext, tokenizer: &Tokenizer, sampled: Sampled) -> TokenEvent {
         let (params, id) = (&context.params, sampled.token_id);
         let is_end = context.end_kind(id).is_some();
         self.counts.push(id);
@@ -51,7 +51,7 @@ impl SequenceState {
         let mut matched = None;
         // The token that ends a sequence is no part of its text, unless stop texts are to be kept too.
         if !is_end || params.include_stop_str_in_output {
-            let piece = self.detokenizer.push(tools.tokenizer, id);
+            let piece = self.detokenizer.push(tokenizer, id);
             matched = self.push_text(&piece, params.min_tokens, &mut text);
         }
         let reason = if is_end || matched.is_some() {
@@ -60,7 +60,7 @@ impl SequenceState {
             (self.num_generated >= context.max_tokens()).then_some(FinishReason::Length)
         };
         if reason.is_some() && matched.is_none() {
-            matched = self.flush(context, tools, &mut text);
+            matched = self.flush(context, tokenizer, &mut text);
         }
         let stop_token = params.stop_token_ids.contains(&id).then_some(StopReason::Token(id));
         let finish = reason.map(|reason| Finish {
@@ -73,9 +73,9 @@ impl SequenceState {
     }
 
     /// Ends the sequence as it is.
-    pub(super) fn end(&mut self, context: &RequestContext, tools: &Tools<'_>, reason: FinishReason) -> TokenEvent {
+    pub(super) fn end(&mut self, context: &RequestContext, tokenizer: &Tokenizer, reason: FinishReason) -> TokenEvent {
         let mut text = String::new();
-        let matched = self.flush(context, tools, &mut text);
+        let matched = self.flush(context, tokenizer, &mut text);
         let finish = Finish {
             reason: if matched.is_some() { FinishReason::Stop } else { reason },
             stop_reason: matched.map(StopReason::Text),
@@ -86,8 +86,8 @@ impl SequenceState {
     }
 
     /// Shows what was held back, as far as no stop text is in it.
-    fn flush(&mut self, context: &RequestContext, tools: &Tools<'_>, text: &mut String) -> Option<String> {
-        let rest = self.detokenizer.finish(tools.tokenizer);
+    fn flush(&mut self, context: &RequestContext, tokenizer: &Tokenizer, text: &mut String) -> Option<String> {
+        let rest = self.detokenizer.finish(tokenizer);
         let matched = self.push_text(&rest, context.params.min_tokens, text);
         if matched.is_none() {
             self.stop_matcher.finish(text);
