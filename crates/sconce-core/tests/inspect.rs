@@ -53,7 +53,7 @@ fn a_tiny_model_is_counted() {
     let (layers, head) = (2 * layer, 258 * 64);
     let cost = TokenCost { layer_weights: layers, head_weights: head, bytes_read: 2 * (layers + head) + 4 * norms };
     assert_eq!(report.footprint.token_cost, cost);
-    assert_eq!((report.max_model_len, report.kv_bytes_per_token), (256, 2 * 2 * 2 * 16 * 4));
+    assert_eq!((report.max_model_len, report.kv_bytes_per_token), (256, 2 * 2 * 2 * 16 * 2));
     assert_eq!(report.kv_bytes_per_sequence(), 256 * report.kv_bytes_per_token);
     let tokenizer = report.tokenizer.unwrap();
     assert_eq!((tokenizer.kind, tokenizer.vocab_size), ("byte-level BPE", 258));

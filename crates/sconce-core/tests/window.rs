@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const WINDOW: usize = 24;
 /// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in f32.
-const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 4;
+const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 2;
 
 /// The tiny model with a window in every layer.
 fn window_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {

@@ -81,7 +81,7 @@ pub(crate) fn tiny_engine_of(dir: &Path, change: impl Fn(&mut EngineConfig)) -> 
 
 /// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in f32.
 #[allow(dead_code)]
-pub(crate) const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 4;
+pub(crate) const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 2;
 
 /// Tokens that differ from seed to seed.
 #[allow(dead_code)]
