@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sconce_core::backend::cpu::{Buffer, CpuBackend};
-use sconce_core::backend::{AttentionSpec, Backend, Batch, KvCacheShape};
+use sconce_core::backend::{AttentionSpec, Backend, Batch, KvCacheShape, KvDtype};
 use sconce_core::config::{Activation, SamplingParams, WeightDtype};
 use sconce_core::sample::{SampleInput, SampleKind, SampleResults, SampleRow, TokenCounts};
 use sconce_core::weights::{Dtype, WeightStore};
@@ -41,7 +41,7 @@ fn linear(c: &mut Criterion) {
     group.finish();
 }
 
-/// Bytes of keys and values a second, for one query on a long context.
+/// Bytes of keys and values a second for one query, FLOPs a second for a chunk of a prompt.
 fn attention(c: &mut Criterion) {
     let backend = CpuBackend::new(None);
     let mut group = c.benchmark_group("attention, 9 heads of 64 on 3 key heads");
@@ -54,19 +54,33 @@ fn attention(c: &mut Criterion) {
         softcap: None,
         window: None,
     };
-    for (context, queries) in [(512, 1), (8192, 1), (512, 512)] {
-        let num_blocks = context / BLOCK_SIZE;
-        let shape = KvCacheShape { num_layers: 1, num_blocks, block_size: BLOCK_SIZE, num_kv_heads: 3, head_dim: 64 };
-        let kv = backend.kv_cache(shape).expect("invariant: the CPU has the memory");
-        let mut batch = Batch::default();
-        let blocks: Vec<u32> = (0..num_blocks as u32).collect();
-        batch.push(&vec![0; queries], &blocks, context - queries, context, BLOCK_SIZE);
-        let qkv = input(queries, spec.qkv_dim());
-        let mut out = backend.buffer(queries, 9 * 64).expect("invariant: the CPU has the memory");
-        group.throughput(Throughput::Bytes((context * 2 * 3 * 64 * 4) as u64));
-        group.bench_function(BenchmarkId::new(format!("context {context}"), queries), |b| {
-            b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, &spec));
-        });
+    for (context, queries) in [(512, 1), (8192, 1), (512, 512), (8192, 512)] {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+            let num_blocks = context / BLOCK_SIZE;
+            let shape = KvCacheShape {
+                dtype,
+                num_layers: 1,
+                num_blocks,
+                block_size: BLOCK_SIZE,
+                num_kv_heads: 3,
+                head_dim: 64,
+            };
+            let kv = backend.kv_cache(shape).expect("invariant: the CPU has the memory");
+            let mut batch = Batch::default();
+            let blocks: Vec<u32> = (0..num_blocks as u32).collect();
+            batch.push(&vec![0; queries], &blocks, context - queries, context, BLOCK_SIZE);
+            let qkv = input(queries, spec.qkv_dim());
+            let mut out = backend.buffer(queries, 9 * 64).expect("invariant: the CPU has the memory");
+            // Keys that the queries see; two products of each with each dimension, and two FLOPs a product.
+            let num_seen = queries * (context - queries) + queries * (queries + 1) / 2;
+            group.throughput(match queries {
+                1 => Throughput::Bytes(shape.num_bytes() as u64),
+                _ => Throughput::Elements((num_seen * 9 * 64 * 4) as u64),
+            });
+            group.bench_function(BenchmarkId::new(format!("context {context} in {dtype}"), queries), |b| {
+                b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, &spec));
+            });
+        }
     }
     group.finish();
 }
@@ -84,7 +98,9 @@ fn shared_prefix(c: &mut Criterion) {
             AttentionSpec { layer: 0, num_heads, num_kv_heads, head_dim, scale: 0.1, softcap: None, window: None };
         for num_seqs in [4, 16] {
             let num_blocks = (PREFIX + num_seqs * OWN) / BLOCK_SIZE;
-            let shape = KvCacheShape { num_layers: 1, num_blocks, block_size: BLOCK_SIZE, num_kv_heads, head_dim };
+            let dtype = KvDtype::F16;
+            let shape =
+                KvCacheShape { dtype, num_layers: 1, num_blocks, block_size: BLOCK_SIZE, num_kv_heads, head_dim };
             let kv = backend.kv_cache(shape).expect("invariant: the CPU has the memory");
             let mut batch = Batch::default();
             for seq in 0..num_seqs {

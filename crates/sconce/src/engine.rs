@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sconce_core::config::{DeviceKind, EngineConfig, LoadFormat, WeightDtype};
+use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, WeightDtype};
 use sconce_core::engine::{EngineHandle, GenerationOutput, GenerationRequest, NoProgress, Progress, TokenStream};
 use sconce_core::{Error, Result};
 
@@ -93,6 +93,12 @@ impl EngineBuilder {
     /// The type that weights have in memory; by default the one they are stored in.
     pub fn dtype(mut self, dtype: WeightDtype) -> Self {
         self.config.dtype = dtype;
+        self
+    }
+
+    /// The type that keys and values have in the cache; by default what the device does best.
+    pub fn kv_cache_dtype(mut self, dtype: KvCacheDtype) -> Self {
+        self.config.kv_cache_dtype = dtype;
         self
     }
 

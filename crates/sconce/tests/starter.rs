@@ -7,13 +7,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use sconce::{Engine, GenerationRequest, NoProgress, SamplingParams, TokenLogprobs, WeightDtype, hub};
+use sconce::{Engine, GenerationRequest, KvCacheDtype, NoProgress, SamplingParams, TokenLogprobs, WeightDtype, hub};
 use serde_json::Value;
 
 /// All that differs is the order of sums.
 const F32_TOLERANCE: f64 = 2e-4;
 /// The inputs of quantized weights have 16 bits.
 const QUANTIZED_TOLERANCE: f64 = 5e-3;
+
+/// Keys and values have 11 bits.
+const F16_TOLERANCE: f64 = 2e-2;
 
 struct Case {
     prompt_ids: Vec<u32>,
@@ -36,11 +39,11 @@ fn id(value: &Value) -> u32 {
 
 /// The model as a GGUF, which the golden values are of; `None`, and a line that says so, where there is another copy
 /// or none can be brought.
-fn starter(dtype: WeightDtype) -> Option<Engine> {
+fn starter(dtype: WeightDtype, kv_dtype: KvCacheDtype) -> Option<Engine> {
     match hub::starter(None, &NoProgress) {
         Ok(path) if path.extension().is_some_and(|e| e == "gguf") => {
-            let builder = Engine::builder(path.to_str().unwrap()).dtype(dtype).kv_cache_bytes(64 << 20);
-            Some(builder.max_model_len(512).progress(Arc::new(NoProgress)).build().unwrap())
+            let builder = Engine::builder(path.to_str().unwrap()).dtype(dtype).kv_cache_dtype(kv_dtype);
+            Some(builder.kv_cache_bytes(64 << 20).max_model_len(512).progress(Arc::new(NoProgress)).build().unwrap())
         }
         Ok(path) => {
             println!("skipped: the golden values are of the GGUF, and the cache holds {}", path.display());
@@ -79,11 +82,15 @@ fn errors(engine: &Engine) -> Vec<f64> {
     errors
 }
 
-fn check(dtype: WeightDtype, tolerance: f64) {
-    let Some(engine) = starter(dtype) else { return };
+fn check(dtype: WeightDtype, kv_dtype: KvCacheDtype, tolerance: f64) {
+    let Some(engine) = starter(dtype, kv_dtype) else { return };
     let errors = errors(&engine);
     let max = errors.iter().copied().fold(0.0, f64::max);
-    println!("{dtype:?}: {} log-probabilities, greatest error {max:.1e}", errors.len());
+    let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+    println!(
+        "{dtype:?}, keys and values {kv_dtype:?}: {} log-probabilities, error {max:.1e}, mean {mean:.1e}",
+        errors.len()
+    );
     assert!(errors.len() > 800 && max <= tolerance, "greatest error {max}");
     // All at once: none may change another.
     let submit = |case: Case| {
@@ -101,10 +108,17 @@ fn check(dtype: WeightDtype, tolerance: f64) {
 
 #[test]
 fn f32_weights_agree_with_transformers() {
-    check(WeightDtype::F32, F32_TOLERANCE);
+    check(WeightDtype::F32, KvCacheDtype::F32, F32_TOLERANCE);
 }
 
 #[test]
 fn quantized_weights_agree_with_transformers() {
-    check(WeightDtype::Auto, QUANTIZED_TOLERANCE);
+    check(WeightDtype::Auto, KvCacheDtype::F32, QUANTIZED_TOLERANCE);
+}
+
+#[test]
+fn half_keys_and_values_agree_with_transformers() {
+    check(WeightDtype::F32, KvCacheDtype::F16, F16_TOLERANCE);
+    check(WeightDtype::Auto, KvCacheDtype::F16, F16_TOLERANCE);
+    check(WeightDtype::F32, KvCacheDtype::Bf16, 0.1);
 }

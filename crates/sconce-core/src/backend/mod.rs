@@ -5,53 +5,18 @@
 
 mod batch;
 pub mod cpu;
+mod kv;
 mod workspace;
 
 pub use batch::{Batch, BatchSequence, SharedPrefix};
+pub use kv::{KvCacheShape, KvDtype};
 pub use workspace::Workspace;
 
-use crate::config::{Activation, ModelConfig, RopeConfig, WeightDtype};
+use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::Result;
 use crate::kv::BlockCopy;
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::TensorView;
-
-/// Shape of the KV cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvCacheShape {
-    /// Layers, each with keys and values of its own.
-    pub num_layers: usize,
-    /// Blocks in each layer.
-    pub num_blocks: usize,
-    /// Tokens in a block.
-    pub block_size: usize,
-    /// Key and value heads.
-    pub num_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-}
-
-impl KvCacheShape {
-    /// Elements of one block of one layer's keys (or values).
-    pub fn block_len(&self) -> usize {
-        self.block_size * self.num_kv_heads * self.head_dim
-    }
-
-    /// Where a head's keys or values of one block begin in its layer.
-    pub fn tile_start(&self, block: u32, head: usize) -> usize {
-        (block as usize * self.num_kv_heads + head) * self.block_size * self.head_dim
-    }
-
-    /// Where dimension `d` of the key at `offset` in a block stands among a head's keys of the block.
-    pub fn key_offset(&self, offset: usize, d: usize) -> usize {
-        d * self.block_size + offset
-    }
-
-    /// The same of values.
-    pub fn value_offset(&self, offset: usize, d: usize) -> usize {
-        offset * self.head_dim + d
-    }
-}
 
 /// How one layer attends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,6 +86,8 @@ pub trait Backend: Send + Sized + 'static {
     /// Matrices of the same number of columns over each other, [sum of rows, cols], with an optional bias as long as
     /// all rows. Parts that own their data are not copied where the backend can keep them as they are.
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix>;
+    /// The type of keys and values that a setting stands for here. Errors: one that the device has no kernels for.
+    fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype>;
     /// An empty cache.
     fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache>;
     /// Cosines and sines of positions `0..max_len`.

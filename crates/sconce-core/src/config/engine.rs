@@ -52,6 +52,33 @@ impl FromStr for WeightDtype {
     }
 }
 
+/// The type that keys and values have in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvCacheDtype {
+    /// The exact one on the CPU: f32.
+    #[default]
+    Auto,
+    /// As they are computed. Takes twice the memory of the others.
+    F32,
+    /// 8 bits of precision, with the range of f32.
+    Bf16,
+    /// 11 bits of precision. Numbers beyond 65504 are kept as 65504.
+    F16,
+}
+
+impl FromStr for KvCacheDtype {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "f32" | "float32" => Ok(Self::F32),
+            "bf16" | "bfloat16" => Ok(Self::Bf16),
+            "f16" | "float16" => Ok(Self::F16),
+            _ => Err(Error::config("kv-cache-dtype", format!("expected auto, f32, bf16 or f16, found {s:?}"))),
+        }
+    }
+}
+
 /// How exactly inputs are multiplied with weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MatmulPrecision {
@@ -102,6 +129,8 @@ pub struct EngineConfig {
     pub device: DeviceKind,
     /// The type that weights have in memory.
     pub dtype: WeightDtype,
+    /// The type that keys and values have in the cache.
+    pub kv_cache_dtype: KvCacheDtype,
     /// How exactly inputs are multiplied with weights.
     pub matmul_precision: MatmulPrecision,
     /// Where weights come from.
@@ -131,6 +160,7 @@ impl Default for EngineConfig {
         Self {
             device: DeviceKind::Auto,
             dtype: WeightDtype::Auto,
+            kv_cache_dtype: KvCacheDtype::Auto,
             matmul_precision: MatmulPrecision::default(),
             load_format: LoadFormat::Auto,
             max_model_len: None,

@@ -6,7 +6,9 @@ use serde_json::json;
 
 use super::files::ModelFiles;
 use super::footprint::Footprint;
-use super::load::{KV_ELEM_BYTES, wanted_model_len};
+use super::load::wanted_model_len;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, KvDtype};
 use crate::config::{EngineConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::text::{ChatInput, ChatTemplate, Tokenizer};
@@ -26,6 +28,8 @@ pub struct ModelReport {
     pub footprint: Footprint,
     /// The longest sequence in tokens: as asked for, or the model's own limit.
     pub max_model_len: usize,
+    /// The type that keys and values have in the cache.
+    pub kv_dtype: KvDtype,
     /// Bytes of keys and values of one token, over all layers.
     pub kv_bytes_per_token: u64,
     /// `None`: there is no tokenizer, without which the model is not served.
@@ -86,13 +90,15 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
         problems.push(error);
         model.max_position_embeddings
     });
+    let kv_dtype = CpuBackend::new(Some(1)).kv_dtype(config.kv_cache_dtype)?;
     let tokenizer = text.as_ref().map(|(tokenizer, _)| tokenizer);
     let template = text.as_ref().and_then(|(tokenizer, template)| Some((template.as_ref()?, tokenizer)));
     Ok(ModelReport {
         path: raw.path().into(),
         footprint,
         max_model_len,
-        kv_bytes_per_token: model.kv_bytes_per_token(KV_ELEM_BYTES) as u64,
+        kv_dtype,
+        kv_bytes_per_token: model.kv_bytes_per_token(kv_dtype.elem_bytes()) as u64,
         tokenizer: tokenizer.map(TokenizerReport::new),
         chat_template: template.map(|(template, tokenizer)| ChatTemplateReport::new(template, tokenizer)),
         end_tokens: end_tokens(&model, tokenizer),

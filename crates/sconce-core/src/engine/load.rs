@@ -14,7 +14,7 @@ use super::progress::Progress;
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, KvCacheShape, Workspace};
+use crate::backend::{Backend, KvCacheShape, KvDtype, Workspace};
 use crate::config::{DeviceKind, EngineConfig, ModelConfig};
 use crate::error::{Error, Result};
 use crate::models::{self, Loader};
@@ -22,8 +22,6 @@ use crate::sched::SchedulerConfig;
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
 const MAX_PROMPT_LOGITS: usize = 32;
-/// Bytes of one element of the KV cache.
-pub(super) const KV_ELEM_BYTES: usize = 4;
 /// The share of the free memory that the KV pool takes by default: the other half stays for the rest of the machine.
 const KV_MEMORY_SHARE: usize = 2;
 
@@ -40,11 +38,12 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
     let handle = start_engine(id, backend, files, config, progress)?;
     let info = handle.info();
     tracing::info!(
-        "{id}: ready in {:.2} s on {}: weights {}, KV pool {} ({} blocks of {} tokens), context {} tokens",
+        "{id}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks of {} tokens), context {} tokens",
         start.elapsed().as_secs_f32(),
         info.device,
         mebibytes(info.weight_bytes),
         mebibytes(info.kv_cache_bytes),
+        info.kv_dtype,
         info.num_kv_blocks,
         info.block_size,
         info.max_model_len,
@@ -78,14 +77,17 @@ fn start_engine<B: Backend>(
     progress.finish();
     let max_logits = config.max_num_seqs + MAX_PROMPT_LOGITS;
     let ws = Workspace::new(&backend, &model_config, config.max_num_batched_tokens, max_logits)?;
-    let pool = size_kv_pool(&backend, &model_config, config, wanted_len)?;
-    let kv = backend.kv_cache(KvCacheShape {
+    let kv_dtype = backend.kv_dtype(config.kv_cache_dtype)?;
+    let pool = size_kv_pool(&backend, &model_config, config, kv_dtype, wanted_len)?;
+    let kv_shape = KvCacheShape {
+        dtype: kv_dtype,
         num_layers: model_config.num_hidden_layers,
         num_blocks: pool.num_blocks,
         block_size: config.block_size,
         num_kv_heads: model_config.num_key_value_heads,
         head_dim: model_config.head_dim,
-    })?;
+    };
+    let kv = backend.kv_cache(kv_shape)?;
     let info = ModelInfo {
         id: id.into(),
         max_model_len: pool.max_model_len,
@@ -93,7 +95,8 @@ fn start_engine<B: Backend>(
         block_size: config.block_size,
         weight_bytes: footprint.memory_bytes() as usize,
         token_cost: footprint.token_cost,
-        kv_cache_bytes: pool.num_blocks * config.block_size * model_config.kv_bytes_per_token(KV_ELEM_BYTES),
+        kv_cache_bytes: kv_shape.num_bytes(),
+        kv_dtype,
         device: backend.description(),
         config: model_config,
     };
@@ -158,9 +161,10 @@ fn size_kv_pool<B: Backend>(
     backend: &B,
     model: &ModelConfig,
     config: &EngineConfig,
+    dtype: KvDtype,
     wanted_len: usize,
 ) -> Result<KvPool> {
-    let block_bytes = config.block_size * model.kv_bytes_per_token(KV_ELEM_BYTES);
+    let block_bytes = config.block_size * model.kv_bytes_per_token(dtype.elem_bytes());
     let blocks_for_one = wanted_len.div_ceil(config.block_size);
     let most = blocks_for_one.saturating_mul(config.max_num_seqs);
     let bytes = match config.kv_cache_bytes {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::footprint::TokenCost;
+use crate::backend::KvDtype;
 use crate::config::ModelConfig;
 
 /// What is known of a loaded model.
@@ -25,6 +26,8 @@ pub struct ModelInfo {
     pub token_cost: TokenCost,
     /// Bytes of the KV pool.
     pub kv_cache_bytes: usize,
+    /// The type of its elements.
+    pub kv_dtype: KvDtype,
     /// Where it runs, in words: `cpu (2 threads, avx512)`.
     pub device: String,
 }

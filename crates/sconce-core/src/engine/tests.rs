@@ -11,7 +11,7 @@ use super::running::{Caller, Limits, QueuedRequest};
 use super::status::EngineStatus;
 use super::stream::{PromptInfo, TokenStream};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, KvCacheShape, Workspace};
+use crate::backend::{Backend, KvCacheShape, KvDtype, Workspace};
 use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Model, Step};
@@ -91,7 +91,8 @@ fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
     let (backend, config) = (CpuBackend::new(Some(1)), tiny_config());
     let scheduler_config =
         SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1, window: None };
-    let shape = KvCacheShape { num_layers: 0, num_blocks: 16, block_size: 4, num_kv_heads: 1, head_dim: 2 };
+    let dtype = KvDtype::F32;
+    let shape = KvCacheShape { dtype, num_layers: 0, num_blocks: 16, block_size: 4, num_kv_heads: 1, head_dim: 2 };
     let cache_config = CacheConfig { num_blocks: 16, block_size: 4, has_prefix_cache: true };
     let (sender, inbox) = mpsc::channel();
     let status = Arc::new(EngineStatus::default());

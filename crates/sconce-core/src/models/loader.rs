@@ -46,7 +46,10 @@ impl<B: Backend> Loader<'_, B> {
             Bias::Present => Some(self.bias(parts)?),
             Bias::Absent => None,
         };
-        self.backend.matrix(tensors, bias.as_deref(), self.dtype)
+        let matrix = self.backend.matrix(tensors, bias.as_deref(), self.dtype);
+        // The file and its copy would take twice the memory.
+        self.store.release();
+        matrix
     }
 
     /// `name`, a vector.

@@ -15,16 +15,19 @@ pub fn reference(kv: &mut KvCache, copies: &[BlockCopy]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::KvCacheShape;
+    use crate::backend::{KvCacheShape, KvDtype};
 
     #[test]
     fn copies_chain_in_order_and_reach_every_layer() {
-        let shape = KvCacheShape { num_layers: 2, num_blocks: 3, block_size: 2, num_kv_heads: 1, head_dim: 2 };
-        let mut kv = KvCache::new(shape);
-        for layer in kv.k.iter_mut().chain(&mut kv.v) {
-            layer.iter_mut().enumerate().for_each(|(i, x)| *x = (i / 4) as f32);
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+            let shape =
+                KvCacheShape { dtype, num_layers: 2, num_blocks: 3, block_size: 2, num_kv_heads: 1, head_dim: 2 };
+            let mut kv = KvCache::new(shape);
+            for layer in kv.k.iter_mut().chain(&mut kv.v) {
+                (0..12).for_each(|i| layer.set(i, &[(i / 4) as f32]));
+            }
+            reference(&mut kv, &[BlockCopy { src: 0, dst: 1 }, BlockCopy { src: 1, dst: 2 }]);
+            assert!(kv.k.iter().chain(&kv.v).all(|layer| (0..12).all(|i| layer.get(i) == 0.0)), "{dtype}");
         }
-        reference(&mut kv, &[BlockCopy { src: 0, dst: 1 }, BlockCopy { src: 1, dst: 2 }]);
-        assert!(kv.k.iter().chain(&kv.v).flatten().all(|&x| x == 0.0));
     }
 }

@@ -26,7 +26,15 @@ pub(super) trait Lanes: Copy {
     unsafe fn fma(self, a: Self, b: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
+    /// The greater; `self` where it is NaN.
     unsafe fn max(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    /// The greatest lane.
+    unsafe fn greatest(self) -> f32;
+    /// 2^x within 2 units in the last place for x from -125 to 126; below -151 it is 0, and NaN stays NaN.
+    unsafe fn exp2(self) -> Self;
+    /// 16 bf16.
+    unsafe fn load_bf16(src: *const u16) -> Self;
     /// 16 halves.
     unsafe fn load_f16(src: *const u16) -> Self;
     /// 16 pairs of bf16: the firsts and the seconds.
@@ -34,6 +42,14 @@ pub(super) trait Lanes: Copy {
     /// Asks for a line of memory, which need not exist.
     fn prefetch(_src: *const u8) {}
 }
+
+/// 2^x for x from -0.5 to 0.5 within 3e-9, relatively (interpolated at Chebyshev's nodes): factors of x^6 to x, and 1.
+const EXP2: [f32; 7] =
+    [1.546_144_5e-4, 1.340_042_8e-3, 9.618_057e-3, 5.550_327_2e-2, 0.240_226_51, std::f32::consts::LN_2, 1.0];
+/// The least exponent that is looked at: from it on 2^x is less than the least f32.
+const LEAST_EXPONENT: f32 = -200.0;
+/// The same where 2^n is put together from bits: those of 2^-127 are 0.
+const LEAST_NORMAL_EXPONENT: f32 = -127.0;
 
 /// What every machine has.
 impl Lanes for [f32; LANES] {
@@ -101,9 +117,52 @@ impl Lanes for [f32; LANES] {
     #[inline(always)]
     unsafe fn max(mut self, other: Self) -> Self {
         for i in 0..LANES {
-            self[i] = self[i].max(other[i]);
+            self[i] = if self[i] < other[i] { other[i] } else { self[i] };
         }
         self
+    }
+
+    #[inline(always)]
+    unsafe fn sub(mut self, other: Self) -> Self {
+        for i in 0..LANES {
+            self[i] -= other[i];
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn greatest(mut self) -> f32 {
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                self[i] = if self[i] < self[i + width] { self[i + width] } else { self[i] };
+            }
+            width /= 2;
+        }
+        self[0]
+    }
+
+    #[inline(always)]
+    unsafe fn exp2(mut self) -> Self {
+        /// Adding it leaves an integer in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        for x in &mut self {
+            let clamped = if *x < LEAST_NORMAL_EXPONENT { LEAST_NORMAL_EXPONENT } else { *x };
+            let shifted = clamped + ROUND;
+            let f = clamped - (shifted - ROUND);
+            let mut p = EXP2[0];
+            for c in &EXP2[1..] {
+                p = p * f + c;
+            }
+            *x = p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+        }
+        self
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(src: *const u16) -> Self {
+        // SAFETY: the caller vouches for 16 numbers.
+        unsafe { src.cast::<[u16; LANES]>().read_unaligned() }.map(|bits| f32::from_bits(u32::from(bits) << 16))
     }
 
     #[inline(always)]
@@ -124,7 +183,7 @@ impl Lanes for [f32; LANES] {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Lanes;
+    use super::{EXP2, LEAST_EXPONENT, LEAST_NORMAL_EXPONENT, Lanes};
 
     /// AVX2 with FMA: two registers.
     #[derive(Clone, Copy)]
@@ -203,7 +262,55 @@ mod x86 {
         #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
             // SAFETY: as above.
-            unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+            unsafe { Self(_mm256_max_ps(other.0, self.0), _mm256_max_ps(other.1, self.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn greatest(self) -> f32 {
+            // SAFETY: as above.
+            unsafe {
+                let x = _mm256_max_ps(self.1, self.0);
+                let x = _mm_max_ps(_mm256_extractf128_ps::<1>(x), _mm256_castps256_ps128(x));
+                let x = _mm_max_ps(_mm_movehl_ps(x, x), x);
+                _mm_cvtss_f32(_mm_max_ss(_mm_shuffle_ps::<1>(x, x), x))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn exp2(self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let mut halves = [self.0, self.1];
+                for half in &mut halves {
+                    let x = _mm256_max_ps(_mm256_set1_ps(LEAST_NORMAL_EXPONENT), *half);
+                    let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+                    let f = _mm256_sub_ps(x, n);
+                    let mut p = _mm256_set1_ps(EXP2[0]);
+                    for &c in &EXP2[1..] {
+                        p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(c));
+                    }
+                    let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                    *half = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)));
+                }
+                Self(halves[0], halves[1])
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(src: *const u16) -> Self {
+            // SAFETY: and for 16 numbers.
+            unsafe {
+                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.cast()));
+                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(src.add(8).cast()));
+                let (low, high) = (_mm256_slli_epi32::<16>(low), _mm256_slli_epi32::<16>(high));
+                Self(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
+            }
         }
 
         #[inline(always)]
@@ -295,7 +402,43 @@ mod x86 {
         #[inline(always)]
         unsafe fn max(self, other: Self) -> Self {
             // SAFETY: as above.
-            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
+            unsafe { Self(_mm512_max_ps(other.0, self.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { Self(_mm512_sub_ps(self.0, other.0)) }
+        }
+
+        #[inline(always)]
+        unsafe fn greatest(self) -> f32 {
+            // SAFETY: as above.
+            unsafe { _mm512_reduce_max_ps(self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn exp2(self) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let x = _mm512_max_ps(_mm512_set1_ps(LEAST_EXPONENT), self.0);
+                let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+                let f = _mm512_sub_ps(x, n);
+                let mut p = _mm512_set1_ps(EXP2[0]);
+                for &c in &EXP2[1..] {
+                    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+                }
+                Self(_mm512_scalef_ps(p, n))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(src: *const u16) -> Self {
+            // SAFETY: and for 16 numbers.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(src.cast()));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+            }
         }
 
         #[inline(always)]
@@ -324,3 +467,76 @@ mod x86 {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::Isa;
+
+    /// 2^x, its lanes' greatest, and 16 numbers of each half type, as the instruction set has them.
+    #[inline(always)]
+    unsafe fn lanes<V: Lanes>(
+        x: &[f32; LANES],
+        bits: &[u16; LANES],
+    ) -> ([f32; LANES], f32, [f32; LANES], [f32; LANES]) {
+        let mut out = [[0.0; LANES]; 3];
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            V::load(x.as_ptr()).exp2().store(out[0].as_mut_ptr());
+            V::load_f16(bits.as_ptr()).store(out[1].as_mut_ptr());
+            V::load_bf16(bits.as_ptr()).store(out[2].as_mut_ptr());
+            (out[0], V::load(x.as_ptr()).greatest(), out[1], out[2])
+        }
+    }
+
+    fn check(x: [f32; LANES]) {
+        let bits: [u16; LANES] = std::array::from_fn(|i| i as u16 * 3001);
+        for isa in Isa::available() {
+            // SAFETY: the machine has the instructions.
+            let (powers, greatest, halves, bf16) = unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => lanes::<Avx2>(&x, &bits),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => lanes::<Avx512>(&x, &bits),
+                    Isa::Baseline => lanes::<[f32; LANES]>(&x, &bits),
+                    _ => continue,
+                }
+            };
+            for (x, found) in x.iter().zip(powers) {
+                let expected = f64::from(*x).exp2();
+                let tolerance = if *x < -125.0 { f64::from(f32::MIN_POSITIVE) } else { expected * 2.4e-7 };
+                assert!((f64::from(found) - expected).abs() <= tolerance, "{isa:?}: 2^{x} = {found}");
+                assert!(*x > -151.0 || found == 0.0, "{isa:?}: 2^{x} = {found}");
+            }
+            assert_eq!(greatest, x.iter().copied().fold(f32::NEG_INFINITY, f32::max), "{isa:?}");
+            assert_eq!(halves, bits.map(f16_to_f32));
+            assert_eq!(bf16, bits.map(|bits| f32::from_bits(u32::from(bits) << 16)));
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_exact_to_two_units() {
+        for start in -160_000..126_000 {
+            check(std::array::from_fn(|i| (start as f32 + i as f32 / 16.0) * 1e-3));
+        }
+        check([
+            f32::NEG_INFINITY,
+            f32::MIN,
+            -1e30,
+            -1e4,
+            -151.5,
+            -0.0,
+            0.0,
+            1.0,
+            2.0,
+            1.5,
+            0.5,
+            -0.5,
+            -1.5,
+            -3.0,
+            7.0,
+            9.0,
+        ]);
+    }
+}

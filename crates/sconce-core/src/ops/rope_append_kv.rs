@@ -1,12 +1,14 @@
 //! `rope_append_kv`: turns q and k by their positions (RoPE, Su et al. 2021; the two-halves layout of Hugging Face's
 //! `rotate_half`) and writes k and v to the paged cache. Bounded by memory: each element of q, k, v is moved once.
 
-use crate::backend::cpu::{Buffer, Cpu, KvCache, RopeTable, SharedSlice, multiversion};
+use crate::backend::cpu::{Buffer, Cpu, KvCache, KvElem, RopeTable, SharedSlice, multiversion, with_kv_elem};
 use crate::backend::{AttentionSpec, Batch, KvCacheShape};
 use crate::config::{RopeConfig, RopeScaling};
 
 /// Tokens that one task turns.
 const TASK_TOKENS: usize = 16;
+/// Dimensions of a key that are rounded together.
+const CHUNK_LEN: usize = 64;
 
 /// Cosines and sines of positions `0..max_len`. Angles are products in f32, as transformers computes them.
 pub fn table(config: &RopeConfig, max_len: usize) -> RopeTable {
@@ -47,7 +49,7 @@ fn scale_frequency(freq: f32, idx: usize, scaling: &RopeScaling) -> f32 {
 }
 
 /// `qkv`: [num_tokens, q of all heads, k of all heads, v of all heads], turned in place. k and v go to
-/// `kv[spec.layer]` at the batch's slots.
+/// `kv[spec.layer]` at the batch's slots, rounded to the cache's type.
 pub fn reference(qkv: &mut Buffer, kv: &mut KvCache, rope: &RopeTable, batch: &Batch, spec: &AttentionSpec) {
     assert_eq!(qkv.cols(), spec.qkv_dim(), "invariant: q, k and v of all heads");
     let (dim, shape) = (spec.head_dim, kv.shape);
@@ -60,8 +62,8 @@ pub fn reference(qkv: &mut Buffer, kv: &mut KvCache, rope: &RopeTable, batch: &B
         let (block, offset) = (batch.slot_mapping[t] / block_size as u32, batch.slot_mapping[t] as usize % block_size);
         for (head, d) in (0..spec.num_kv_heads).flat_map(|head| (0..dim).map(move |d| (head, d))) {
             let (tile, i) = (shape.tile_start(block, head), q_len + head * dim + d);
-            kv.k[spec.layer][tile + shape.key_offset(offset, d)] = row[i];
-            kv.v[spec.layer][tile + shape.value_offset(offset, d)] = row[k_len + i];
+            kv.k[spec.layer].set(tile + shape.key_offset(offset, d), &row[i..=i]);
+            kv.v[spec.layer].set(tile + shape.value_offset(offset, d), &row[k_len + i..=k_len + i]);
         }
     }
 }
@@ -75,11 +77,23 @@ pub(crate) fn cpu(
     batch: &Batch,
     spec: &AttentionSpec,
 ) {
+    with_kv_elem!(kv.shape.dtype, E => run::<E>(cpu, qkv, kv, rope, batch, spec));
+}
+
+fn run<E: KvElem>(
+    cpu: &mut Cpu,
+    qkv: &mut Buffer,
+    kv: &mut KvCache,
+    rope: &RopeTable,
+    batch: &Batch,
+    spec: &AttentionSpec,
+) {
     assert_eq!(qkv.cols(), spec.qkv_dim(), "invariant: q, k and v of all heads");
     let (num_tokens, qkv_dim, isa) = (qkv.rows(), spec.qkv_dim(), cpu.isa);
     let shape = kv.shape;
     let rows = SharedSlice::new(qkv.data_mut());
-    let (keys, values) = (SharedSlice::new(&mut kv.k[spec.layer]), SharedSlice::new(&mut kv.v[spec.layer]));
+    let keys = SharedSlice::new(kv.k[spec.layer].as_mut_slice::<E>());
+    let values = SharedSlice::new(kv.v[spec.layer].as_mut_slice::<E>());
     cpu.pool.run(num_tokens.div_ceil(TASK_TOKENS), &|task| {
         for t in task * TASK_TOKENS..num_tokens.min((task + 1) * TASK_TOKENS) {
             // SAFETY: this task alone has row t.
@@ -104,11 +118,11 @@ fn turn_body<const FMA: bool>(row: &mut [f32], pos: usize, rope: &RopeTable, spe
 }
 
 /// Writes a token's keys and values to its slot.
-fn append(
+fn append<E: KvElem>(
     row: &[f32],
     slot: usize,
-    keys: SharedSlice<'_, f32>,
-    values: SharedSlice<'_, f32>,
+    keys: SharedSlice<'_, E>,
+    values: SharedSlice<'_, E>,
     shape: &KvCacheShape,
     spec: &AttentionSpec,
 ) {
@@ -118,14 +132,18 @@ fn append(
     for head in 0..spec.num_kv_heads {
         let tile = shape.tile_start(block, head);
         let (k, v) = (&row[q_len + head * dim..][..dim], &row[q_len + k_len + head * dim..][..dim]);
-        for (d, &k) in k.iter().enumerate() {
-            // SAFETY: each token has a slot of its own.
-            let cell = unsafe { keys.range(tile + shape.key_offset(offset, d), 1) };
-            cell[0] = k;
+        let mut rounded = [E::zeroed(); CHUNK_LEN];
+        for (chunk, k) in k.chunks(CHUNK_LEN).enumerate() {
+            E::round_all(&mut rounded[..k.len()], k);
+            for (i, &k) in rounded[..k.len()].iter().enumerate() {
+                // SAFETY: each token has a slot of its own.
+                let cell = unsafe { keys.range(tile + shape.key_offset(offset, chunk * CHUNK_LEN + i), 1) };
+                cell[0] = k;
+            }
         }
         // SAFETY: as above.
         let cells = unsafe { values.range(tile + shape.value_offset(offset, 0), dim) };
-        cells.copy_from_slice(v);
+        E::round_all(cells, v);
     }
 }
 
@@ -144,7 +162,8 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::Isa;
+    use crate::backend::KvDtype;
+    use crate::backend::cpu::{Isa, KvLayer};
     use crate::ops::testing::{assert_close, random};
 
     #[test]
@@ -190,7 +209,14 @@ mod tests {
             softcap: None,
             window: None,
         };
-        let shape = KvCacheShape { num_layers: 2, num_blocks: 3, block_size: 2, num_kv_heads: 2, head_dim: 4 };
+        let shape = KvCacheShape {
+            dtype: KvDtype::F32,
+            num_layers: 2,
+            num_blocks: 3,
+            block_size: 2,
+            num_kv_heads: 2,
+            head_dim: 4,
+        };
         let mut kv = KvCache::new(shape);
         let rope = table(&RopeConfig { rope_theta: 1e4, rotary_dim: 4, scaling: RopeScaling::Default }, 8);
         let mut batch = Batch::default();
@@ -200,34 +226,47 @@ mod tests {
         for head in 0..2 {
             let tile = shape.tile_start(1, head);
             for d in 0..4 {
-                assert_eq!(kv.k[1][tile + shape.key_offset(1, d)], qkv.row(0)[8 + head * 4 + d]);
-                assert_eq!(kv.v[1][tile + shape.value_offset(1, d)], random(24, 5)[16 + head * 4 + d]);
+                assert_eq!(kv.k[1].get(tile + shape.key_offset(1, d)), qkv.row(0)[8 + head * 4 + d]);
+                assert_eq!(kv.v[1].get(tile + shape.value_offset(1, d)), random(24, 5)[16 + head * 4 + d]);
             }
         }
-        assert!(kv.k[0].iter().all(|&x| x == 0.0));
-        assert_eq!(kv.k[1].iter().filter(|&&x| x != 0.0).count(), 8);
+        let count = |layer: usize| kv.k[layer].as_slice::<f32>().iter().filter(|&&x| x != 0.0).count();
+        assert_eq!((count(0), count(1)), (0, 8));
+    }
+
+    fn check<E: KvElem>(tokens: usize, spec: &AttentionSpec, rotary_dim: usize) {
+        let (num_kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
+        let shape =
+            KvCacheShape { dtype: E::DTYPE, num_layers: 1, num_blocks: 16, block_size: 4, num_kv_heads, head_dim };
+        let rope = table(&RopeConfig { rope_theta: 1e4, rotary_dim, scaling: RopeScaling::Default }, 64);
+        let mut batch = Batch::default();
+        batch.push(&vec![7; tokens], &(0..16).rev().collect::<Vec<_>>(), 3, 64, 4);
+        let data = random(tokens * spec.qkv_dim(), 5);
+        let mut expected = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
+        reference(&mut expected.0, &mut expected.1, &rope, &batch, spec);
+        let floats = |layer: &KvLayer| (0..layer.len()).map(|i| layer.get(i)).collect::<Vec<f32>>();
+        // Turned keys may round to neighbours.
+        let tolerance = if E::DTYPE == KvDtype::F32 { 1e-6 } else { 1e-2 };
+        for isa in Isa::available() {
+            let mut found = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
+            cpu(&mut Cpu::new(2, isa), &mut found.0, &mut found.1, &rope, &batch, spec);
+            assert_close(found.0.data(), expected.0.data(), 1e-6);
+            assert_close(&floats(&found.1.k[0]), &floats(&expected.1.k[0]), tolerance);
+            assert_eq!(floats(&found.1.v[0]), floats(&expected.1.v[0]));
+        }
     }
 
     #[test]
     fn kernel_equals_reference() {
-        for (num_heads, num_kv_heads, head_dim, rotary_dim) in [(2, 2, 4, 4), (6, 2, 20, 8), (3, 1, 64, 64)] {
+        for (num_heads, num_kv_heads, head_dim, rotary_dim) in
+            [(2, 2, 4, 4), (6, 2, 20, 8), (3, 1, 64, 64), (2, 1, 80, 32)]
+        {
             let (scale, softcap, window) = (1.0, None, None);
             let spec = AttentionSpec { layer: 0, num_heads, num_kv_heads, head_dim, scale, softcap, window };
-            let shape = KvCacheShape { num_layers: 1, num_blocks: 16, block_size: 4, num_kv_heads, head_dim };
-            let rope = table(&RopeConfig { rope_theta: 1e4, rotary_dim, scaling: RopeScaling::Default }, 64);
             for tokens in [0, 1, 37] {
-                let mut batch = Batch::default();
-                batch.push(&vec![7; tokens], &(0..16).rev().collect::<Vec<_>>(), 3, 64, 4);
-                let data = random(tokens * spec.qkv_dim(), 5);
-                let mut expected = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
-                reference(&mut expected.0, &mut expected.1, &rope, &batch, &spec);
-                for isa in Isa::available() {
-                    let mut found = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
-                    cpu(&mut Cpu::new(2, isa), &mut found.0, &mut found.1, &rope, &batch, &spec);
-                    assert_close(found.0.data(), expected.0.data(), 1e-6);
-                    assert_close(&found.1.k[0], &expected.1.k[0], 1e-6);
-                    assert_eq!(found.1.v, expected.1.v);
-                }
+                check::<f32>(tokens, &spec, rotary_dim);
+                check::<half::f16>(tokens, &spec, rotary_dim);
+                check::<half::bf16>(tokens, &spec, rotary_dim);
             }
         }
     }

@@ -32,11 +32,17 @@ impl TensorInfo {
 pub trait TensorSource {
     /// The tensor, checked against the shape that the model's config asks for.
     fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>>;
+    /// Takes from memory what has been read so far; it has been copied. It can be asked for again.
+    fn release(&self);
 }
 
 impl TensorSource for WeightStore {
     fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         WeightStore::get(self, name, shape)
+    }
+
+    fn release(&self) {
+        WeightStore::release(self);
     }
 }
 
@@ -70,5 +76,9 @@ impl TensorSource for Outline<'_> {
         let view = TensorView { dtype: info.dtype, shape, data: Cow::Borrowed(&[]) };
         self.tensors.borrow_mut().insert(name.to_owned(), info);
         Ok(view)
+    }
+
+    fn release(&self) {
+        // Nothing has been read.
     }
 }

@@ -104,6 +104,11 @@ impl Safetensors {
         Ok(())
     }
 
+    /// As [`MappedFile::release`], of all files.
+    pub(super) fn release(&self) {
+        self.files.iter().for_each(MappedFile::release);
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -86,6 +86,15 @@ impl WeightStore {
         Ok(tensor)
     }
 
+    /// Takes the pages of files that have been read from memory; they can be read again.
+    pub fn release(&self) {
+        match &self.source {
+            Source::Safetensors(files) => files.release(),
+            Source::Gguf(file) => file.file().release(),
+            Source::Dummy(_) => {}
+        }
+    }
+
     /// What [`WeightStore::get`] would give, checked in the same way, without touching its data.
     pub fn describe(&self, name: &str, shape: &[usize]) -> Result<TensorInfo> {
         let info = match &self.source {

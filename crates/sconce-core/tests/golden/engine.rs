@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sconce_core::config::{EngineConfig, SamplingParams, WeightDtype};
+use sconce_core::config::{EngineConfig, KvCacheDtype, SamplingParams, WeightDtype};
 use sconce_core::engine::{self, EngineHandle, FinishReason, GenerationRequest, NoProgress};
 
 use crate::compare::{log_softmax, max_error};
@@ -15,6 +15,7 @@ const LOGPROB_TOLERANCE: f32 = 1e-3;
 pub(crate) fn load(fixture: &Fixture, path: &Path) -> EngineHandle {
     let config = EngineConfig {
         dtype: WeightDtype::F32,
+        kv_cache_dtype: KvCacheDtype::F32,
         kv_cache_bytes: Some(16 << 20),
         num_threads: Some(2),
         ..Default::default()

@@ -1,7 +1,7 @@
 //! [`Runner`]: a model without an engine, to see its logits at every position and its hidden states.
 
 use sconce_core::backend::cpu::CpuBackend;
-use sconce_core::backend::{Backend, Batch, KvCacheShape, Workspace};
+use sconce_core::backend::{Backend, Batch, KvCacheShape, KvDtype, Workspace};
 use sconce_core::config::{ModelConfig, WeightDtype};
 use sconce_core::engine::NoProgress;
 use sconce_core::models::{self, Loader, Model, RawConfig, Step};
@@ -40,6 +40,7 @@ impl Runner {
         let model = (entry.load)(&loader).unwrap();
         let ws = Workspace::new(&backend, &config, MAX_TOKENS, MAX_TOKENS).unwrap();
         let shape = KvCacheShape {
+            dtype: KvDtype::F32,
             num_layers: config.num_hidden_layers,
             num_blocks: MAX_SEQS * BLOCKS_PER_SEQ,
             block_size: BLOCK_SIZE,

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sconce::{DeviceKind, Engine, EngineConfig, LoadFormat, MatmulPrecision, Progress, Result, WeightDtype};
+use sconce::{
+    DeviceKind, Engine, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Progress, Result, WeightDtype,
+};
 
 use super::size::parse_bytes;
 
@@ -17,6 +19,9 @@ pub(super) struct EngineArgs {
     /// The type of weights in memory: auto (as stored), f32 or bf16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
+    /// The type of keys and values in the cache: auto (f32), f32, bf16 or f16.
+    #[arg(long, default_value = "auto")]
+    kv_cache_dtype: KvCacheDtype,
     /// How exactly inputs are multiplied with weights: exact, or fast (8 bits, or bf16 for bf16 weights).
     #[arg(long, default_value = "exact")]
     matmul_precision: MatmulPrecision,
@@ -58,6 +63,7 @@ impl EngineArgs {
         EngineConfig {
             device: self.device,
             dtype: self.dtype,
+            kv_cache_dtype: self.kv_cache_dtype,
             matmul_precision: self.matmul_precision,
             load_format: self.load_format,
             max_model_len: self.max_model_len,

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use indicatif::{BinaryBytes, HumanCount};
 use sconce::{
-    Activation, EngineConfig, LoadFormat, ModelConfig, ModelReport, RopeConfig, RopeScaling, TokenizerReport,
-    WeightDtype, WeightGroup, hub,
+    Activation, EngineConfig, KvCacheDtype, LoadFormat, ModelConfig, ModelReport, RopeConfig, RopeScaling,
+    TokenizerReport, WeightDtype, WeightGroup, hub,
 };
 use serde_json::{Map, Value, json};
 
@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// The type of weights in memory: auto (as stored), f32 or bf16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
+    /// The type of keys and values in the cache: auto (f32), f32, bf16 or f16.
+    #[arg(long, default_value = "auto")]
+    kv_cache_dtype: KvCacheDtype,
     /// Where weights come from: auto (files) or dummy (config.json alone is looked at).
     #[arg(long, default_value = "auto")]
     load_format: LoadFormat,
@@ -41,6 +44,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let config = EngineConfig {
         dtype: args.dtype,
+        kv_cache_dtype: args.kv_cache_dtype,
         load_format: args.load_format,
         max_model_len: args.max_model_len,
         ..EngineConfig::default()
@@ -91,8 +95,9 @@ pub(super) fn to_text(report: &ModelReport) -> String {
     line(
         "KV cache",
         format!(
-            "{} a token, {} for a sequence of the whole context",
+            "{} a token in {}, {} for a sequence of the whole context",
             BinaryBytes(report.kv_bytes_per_token),
+            report.kv_dtype,
             BinaryBytes(report.kv_bytes_per_sequence())
         ),
     );
@@ -196,6 +201,7 @@ pub(super) fn to_json(report: &ModelReport) -> Value {
         "sliding_window": config.sliding_window,
         "weight_bytes": report.footprint.memory_bytes(),
         "weights": report.footprint.groups.iter().map(group).collect::<Vec<_>>(),
+        "kv_cache_dtype": report.kv_dtype.name(),
         "kv_bytes_per_token": report.kv_bytes_per_token,
         "kv_bytes_per_sequence": report.kv_bytes_per_sequence(),
         "tokenizer": report.tokenizer.as_ref().map(|tokenizer| json!({

@@ -186,13 +186,14 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
     for model in state.models() {
         let info = model.engine.handle().info();
         text += &format!(
-            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB ({} blocks of {} tokens)\n",
+            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB of {} ({} blocks of {} tokens)\n",
             model.names.join(", "),
             info.config.architecture,
             info.device,
             info.max_model_len,
             info.weight_bytes >> 20,
             info.kv_cache_bytes >> 20,
+            info.kv_dtype,
             info.num_kv_blocks,
             info.block_size,
         );

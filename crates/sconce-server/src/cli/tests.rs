@@ -1,7 +1,7 @@
 //! Arguments: their defaults, their forms, and what is refused.
 
 use clap::{CommandFactory, Parser};
-use sconce::{DeviceKind, EngineConfig, LoadFormat, SamplingParams, WeightDtype};
+use sconce::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, SamplingParams, WeightDtype};
 
 use super::chat::Input;
 use super::serve::split_alias;
@@ -38,7 +38,7 @@ fn serve_without_flags_is_the_default() {
 #[test]
 fn serve_flags_reach_the_settings() {
     let args = parse_serve(
-        "sconce serve --model a --model b=c --host 0.0.0.0 --port 1 --device cpu --dtype bf16 --load-format dummy \
+        "sconce serve --model a --model b=c --host 0.0.0.0 --port 1 --device cpu --dtype bf16 --kv-cache-dtype f32 --load-format dummy \
          --max-model-len 9 --kv-cache-bytes 512MiB --threads 3 --max-num-seqs 4 --max-num-batched-tokens 5 \
          --block-size 8 --max-waiting 6 --api-key k --cors-allow-origin * --max-body-bytes 1KiB --drain-timeout 2",
     );
@@ -49,6 +49,7 @@ fn serve_flags_reach_the_settings() {
         (DeviceKind::Cpu, WeightDtype::Bf16, LoadFormat::Dummy)
     );
     assert_eq!((config.max_model_len, config.kv_cache_bytes, config.num_threads), (Some(9), Some(512 << 20), Some(3)));
+    assert_eq!(config.kv_cache_dtype, KvCacheDtype::F32);
     assert_eq!((config.max_num_seqs, config.max_num_batched_tokens), (4, 5));
     assert_eq!((config.block_size, config.max_waiting), (8, 6));
     let settings = args.settings();

@@ -22,12 +22,14 @@ fn setters_reach_the_config() {
     let builder = Engine::starter()
         .device(DeviceKind::Cpu)
         .dtype(WeightDtype::F32)
+        .kv_cache_dtype(KvCacheDtype::Bf16)
         .load_format(LoadFormat::Dummy)
         .max_model_len(128)
         .kv_cache_bytes(1 << 20)
         .num_threads(3);
     assert_eq!(builder.config.device, DeviceKind::Cpu);
     assert_eq!(builder.config.dtype, WeightDtype::F32);
+    assert_eq!(builder.config.kv_cache_dtype, KvCacheDtype::Bf16);
     assert_eq!(builder.config.load_format, LoadFormat::Dummy);
     assert_eq!(builder.config.max_model_len, Some(128));
     assert_eq!(builder.config.kv_cache_bytes, Some(1 << 20));

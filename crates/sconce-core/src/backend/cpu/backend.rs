@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 
+use super::kv_cache::KvCache;
 use super::memory;
 use super::pool::ThreadPool;
-use super::storage::{Buffer, KvCache, Matrix, RopeTable};
+use super::storage::{Buffer, Matrix, RopeTable};
 use super::{Isa, topology};
-use crate::backend::{AttentionSpec, Backend, Batch, KvCacheShape};
-use crate::config::{Activation, MatmulPrecision, RopeConfig, WeightDtype};
+use crate::backend::{AttentionSpec, Backend, Batch, KvCacheShape, KvDtype};
+use crate::config::{Activation, KvCacheDtype, MatmulPrecision, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops;
@@ -94,6 +95,14 @@ impl Backend for CpuBackend {
         let Cpu { pool, isa, .. } = &mut *self.cpu.borrow_mut();
         let parts = parts.into_iter().map(|part| ops::linear::load_part(pool, *isa, part, dtype)).collect();
         Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
+    }
+
+    fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
+        Ok(match asked {
+            KvCacheDtype::Auto | KvCacheDtype::F32 => KvDtype::F32,
+            KvCacheDtype::F16 => KvDtype::F16,
+            KvCacheDtype::Bf16 => KvDtype::Bf16,
+        })
     }
 
     fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod isa;
+mod kv_cache;
 mod memory;
 mod peaks;
 mod pool;
@@ -11,9 +12,11 @@ mod topology;
 pub use backend::CpuBackend;
 pub(crate) use backend::{Cpu, memory_dtype};
 pub use isa::Isa;
+pub use kv_cache::{KvCache, KvLayer};
 pub use peaks::Peaks;
 pub use pool::ThreadPool;
-pub use storage::{Buffer, KvCache, Matrix, MatrixPart, PartData, RopeTable};
+pub use storage::{Buffer, Matrix, MatrixPart, PartData, RopeTable};
 
 pub(crate) use isa::multiversion;
+pub(crate) use kv_cache::{KvElem, with_kv_elem};
 pub(crate) use pool::SharedSlice;

@@ -1,6 +1,5 @@
-//! What the CPU backend keeps: activations, weights, the KV cache.
+//! What the CPU backend keeps: activations and weights.
 
-use crate::backend::KvCacheShape;
 use crate::ops::linear::{FloatPanels, Panels};
 use crate::weights::Dtype;
 
@@ -105,24 +104,4 @@ pub struct RopeTable {
     pub sin: Vec<f32>,
     /// How many of a head's dimensions turn.
     pub rotary_dim: usize,
-}
-
-/// Keys and values in f32. A layer's values are [num_blocks, num_kv_heads, block_size, head_dim], its keys [num_blocks,
-/// num_kv_heads, head_dim, block_size]: attention multiplies one dimension of many keys at a time.
-#[derive(Debug)]
-pub struct KvCache {
-    /// Keys of each layer.
-    pub k: Vec<Vec<f32>>,
-    /// Values of each layer.
-    pub v: Vec<Vec<f32>>,
-    /// The lengths.
-    pub shape: KvCacheShape,
-}
-
-impl KvCache {
-    /// An empty cache. The system gives memory when it is first written.
-    pub fn new(shape: KvCacheShape) -> Self {
-        let layers = || (0..shape.num_layers).map(|_| vec![0.0; shape.num_blocks * shape.block_len()]).collect();
-        Self { k: layers(), v: layers(), shape }
-    }
 }

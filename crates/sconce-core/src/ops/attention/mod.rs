@@ -10,20 +10,24 @@
 //! bytes when decoding, by FLOPs (4 * head_dim a query head and key) in prompts.
 
 mod products;
+mod scratch;
+mod softmax;
 #[cfg(test)]
 mod tests;
 mod tile;
 
 use std::cell::RefCell;
 
-use crate::backend::cpu::{Buffer, Cpu, KvCache, SharedSlice};
+use crate::backend::cpu::{Buffer, Cpu, KvCache, SharedSlice, with_kv_elem};
 use crate::backend::{AttentionSpec, Batch};
-use tile::{Scratch, Tile};
+use products::Element;
+use scratch::Scratch;
+use tile::Tile;
 
 /// Most query heads a key head.
 pub const MAX_GROUP: usize = 64;
 /// Query heads that a tile has room for, unless one query alone has more.
-const TILE_ROWS: usize = 16;
+const TILE_ROWS: usize = 48;
 /// Keys of a part: what one thread goes through in one stretch where there are fewer tiles than threads like.
 const PART_LEN: usize = 512;
 
@@ -40,8 +44,9 @@ pub fn reference(out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, sp
             for head in 0..spec.num_heads {
                 let tile =
                     |j: usize| kv.shape.tile_start(batch.block_tables[seq.table_start + j / block_size], head / group);
-                let key = |j: usize, d: usize| kv.k[spec.layer][tile(j) + kv.shape.key_offset(j % block_size, d)];
-                let value = |j: usize, d: usize| kv.v[spec.layer][tile(j) + kv.shape.value_offset(j % block_size, d)];
+                let key = |j: usize, d: usize| kv.k[spec.layer].get(tile(j) + kv.shape.key_offset(j % block_size, d));
+                let value =
+                    |j: usize, d: usize| kv.v[spec.layer].get(tile(j) + kv.shape.value_offset(j % block_size, d));
                 let q = &qkv.row(t)[head * dim..(head + 1) * dim];
                 let score = |j: usize| {
                     let dot: f64 = q.iter().enumerate().map(|(d, &q)| f64::from(q) * f64::from(key(j, d))).sum();
@@ -86,6 +91,11 @@ thread_local! {
 
 /// The same in f32 over the threads: one task a tile and key head, or a part of one where those are few.
 pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) {
+    with_kv_elem!(kv.shape.dtype, E => run::<E>(cpu, out, &Call { qkv, kv, batch, spec }));
+}
+
+fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {
+    let Call { qkv, kv, batch, spec } = *call;
     let (dim, heads, isa) = (spec.head_dim, spec.num_kv_heads, cpu.isa);
     let group = spec.num_heads / heads;
     assert!(group <= MAX_GROUP, "invariant: checked when the model was loaded");
@@ -93,7 +103,6 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, b
     out.set_rows(qkv.rows());
     let Plan { tiles, starts, parts } = &mut cpu.attention;
     plan_tiles(tiles, batch, spec, kv.shape.block_size);
-    let call = Call { qkv, kv, batch, spec };
     let cols = out.cols();
     let out = SharedSlice::new(out.data_mut());
     if tiles.len() * heads >= 3 * cpu.pool.num_threads() || tiles.iter().all(|tile| tile.num_parts() <= 1) {
@@ -102,7 +111,7 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, b
             SCRATCH.with_borrow_mut(|scratch| {
                 scratch.begin(tile.num_rows * group, dim);
                 for part in tile.parts() {
-                    tile::attend(isa, &call, tile, head, part, scratch);
+                    tile::attend::<E>(isa, call, tile, head, part, scratch);
                     scratch.merge_part();
                 }
                 scratch.write(tile, head, group, cols, out);
@@ -127,7 +136,7 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, b
         let (part, head) = ((task - starts[at].0) / heads, (task - starts[at].0) % heads);
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.begin(tile.num_rows * group, dim);
-            tile::attend(isa, &call, tile, head, tile.parts().start + part, scratch);
+            tile::attend::<E>(isa, call, tile, head, tile.parts().start + part, scratch);
             let start = starts[at].1 + (head * tile.num_parts() + part) * part_len(tile);
             // SAFETY: each part of each tile and head has a place of its own.
             scratch.save_part(unsafe { parts.range(start, part_len(tile)) });

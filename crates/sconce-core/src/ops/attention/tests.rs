@@ -1,8 +1,8 @@
 //! The kernel against the reference, and against itself in other batches.
 
 use super::*;
-use crate::backend::KvCacheShape;
 use crate::backend::cpu::Isa;
+use crate::backend::{KvCacheShape, KvDtype};
 use crate::ops::testing::{assert_close, random};
 
 /// A batch of sequences (context, query tokens); `tables` are their blocks.
@@ -29,12 +29,13 @@ fn tables_of(lens: &[(usize, usize)], block_size: usize, shared: usize) -> Vec<V
     lens.iter().map(|&(context, _)| table(context, &first[..shared.min((context - 1) / block_size)])).collect()
 }
 
-fn cache(spec: &AttentionSpec, block_size: usize) -> KvCache {
+fn cache(dtype: KvDtype, spec: &AttentionSpec, block_size: usize) -> KvCache {
     let (num_kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
-    let mut kv = KvCache::new(KvCacheShape { num_layers: 2, num_blocks: 1021, block_size, num_kv_heads, head_dim });
+    let shape = KvCacheShape { dtype, num_layers: 2, num_blocks: 1021, block_size, num_kv_heads, head_dim };
+    let mut kv = KvCache::new(shape);
     let len = kv.k[0].len();
-    kv.k[spec.layer] = random(len, 1);
-    kv.v[spec.layer] = random(len, 2);
+    kv.k[spec.layer].set(0, &random(len, 1));
+    kv.v[spec.layer].set(0, &random(len, 2));
     kv
 }
 
@@ -55,7 +56,13 @@ fn spec(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> AttentionSpec
 }
 
 fn check(spec: AttentionSpec, lens: &[(usize, usize)], block_size: usize, shared: usize) {
-    let kv = cache(&spec, block_size);
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+        check_dtype(dtype, spec, lens, block_size, shared);
+    }
+}
+
+fn check_dtype(dtype: KvDtype, spec: AttentionSpec, lens: &[(usize, usize)], block_size: usize, shared: usize) {
+    let kv = cache(dtype, &spec, block_size);
     let tables = tables_of(lens, block_size, shared);
     let mut batch = batch_of(lens, &tables, block_size);
     let qkv = queries(&spec, &batch);
@@ -133,18 +140,23 @@ fn parts_of_a_long_context_come_to_the_same() {
 #[test]
 fn chunks_of_a_prompt_come_to_the_same() {
     let spec = spec(6, 2, 64);
-    let kv = cache(&spec, 16);
+    for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+        check_chunks(&spec, &cache(dtype, &spec, 16));
+    }
+}
+
+fn check_chunks(spec: &AttentionSpec, kv: &KvCache) {
     let tables = tables_of(&[(600, 600)], 16, 0);
     let whole = batch_of(&[(600, 600)], &tables, 16);
-    let qkv = queries(&spec, &whole);
+    let qkv = queries(spec, &whole);
     for isa in Isa::available() {
         let mut context = Cpu::new(2, isa);
-        let expected = run(&mut context, &qkv, &kv, &whole, &spec);
+        let expected = run(&mut context, &qkv, kv, &whole, spec);
         let mut start = 0;
         for len in [1, 2, 97, 300, 200] {
             let chunk = batch_of(&[(start + len, len)], &tables, 16);
             let rows = qkv.data()[start * spec.qkv_dim()..(start + len) * spec.qkv_dim()].to_vec();
-            let found = run(&mut context, &Buffer::from_vec(rows, spec.qkv_dim()), &kv, &chunk, &spec);
+            let found = run(&mut context, &Buffer::from_vec(rows, spec.qkv_dim()), kv, &chunk, spec);
             let cols = found.cols();
             assert_eq!(found.data(), &expected.data()[start * cols..(start + len) * cols], "{isa:?} from {start}");
             start += len;

@@ -2,11 +2,17 @@
 
 use std::ops::Range;
 
-use super::products::{Keys, MOST_ROWS, MOST_SCORE_ROWS, SPAN, Weights, add_values, score_rows};
+use super::products::{Element, Keys, MOST_ROWS, SPAN, Weights, add_values, convert, score_rows};
+use super::scratch::Scratch;
+use super::softmax::{LOG2_E, mask, weigh};
 use super::{Call, PART_LEN};
-use crate::backend::cpu::{Isa, SharedSlice};
+use crate::backend::cpu::{Buffer, Isa, KvCache};
+use crate::backend::{AttentionSpec, Batch, KvDtype};
 use crate::ops::lanes::Lanes;
-use crate::ops::simd::{self, LANES};
+use crate::ops::simd::LANES;
+
+/// From so many rows on, a span's keys and values are converted to f32 once for all of them.
+const CONVERT_ROWS: usize = 2 * MOST_ROWS;
 
 /// Queries that read the same keys: neighbours of one sequence, or one of each of several.
 #[derive(Debug, Clone, Copy)]
@@ -36,144 +42,80 @@ impl Tile {
     }
 }
 
-/// A softmax on its way: of each query head the greatest score, the sum of the weights, and the weighted sum of values.
-#[derive(Debug, Default)]
-struct Sums {
-    max: Vec<f32>,
-    total: Vec<f32>,
-    /// [rows, head_dim].
-    out: Vec<f32>,
-}
-
-impl Sums {
-    fn clear(&mut self, rows: usize, dim: usize) {
-        self.max.clear();
-        self.max.resize(rows, f32::NEG_INFINITY);
-        self.total.clear();
-        self.total.resize(rows, 0.0);
-        self.out.clear();
-        self.out.resize(rows * dim, 0.0);
-    }
-}
-
-/// What a thread works on: rows are the query heads of a tile's queries, query after query.
-#[derive(Debug, Default)]
-pub(super) struct Scratch {
-    dim: usize,
-    /// The part that is computed.
-    part: Sums,
-    /// The parts before it.
-    sums: Sums,
-    /// [rows, SPAN]: scores, then weights.
-    scores: Vec<f32>,
-    /// [rows]: what a span multiplies the sums before it with.
-    shrink: Vec<f32>,
-}
-
-impl Scratch {
-    pub(super) fn begin(&mut self, rows: usize, dim: usize) {
-        self.dim = dim;
-        self.part.clear(rows, dim);
-        self.sums.clear(rows, dim);
-        self.scores.resize(rows * SPAN, 0.0);
-        self.shrink.resize(rows, 0.0);
-    }
-
-    /// Adds the part to those before it, and makes room for the next.
-    pub(super) fn merge_part(&mut self) {
-        let Self { dim, part, sums, .. } = self;
-        for row in 0..part.max.len() {
-            if part.total[row] == 0.0 {
-                continue; // it sees no key there
-            }
-            let max = part.max[row].max(sums.max[row]);
-            let (old, new) = (simd::exp::<false>(sums.max[row] - max), simd::exp::<false>(part.max[row] - max));
-            sums.max[row] = max;
-            sums.total[row] = sums.total[row] * old + part.total[row] * new;
-            let range = row * *dim..(row + 1) * *dim;
-            for (sum, &x) in sums.out[range.clone()].iter_mut().zip(&part.out[range]) {
-                *sum = *sum * old + x * new;
-            }
-        }
-        part.clear(sums.max.len(), *dim);
-    }
-
-    /// Puts the part away: sums, then maxima and totals.
-    pub(super) fn save_part(&self, dst: &mut [f32]) {
-        let (out, rest) = dst.split_at_mut(self.part.out.len());
-        let (max, total) = rest.split_at_mut(self.part.max.len());
-        out.copy_from_slice(&self.part.out);
-        max.copy_from_slice(&self.part.max);
-        total.copy_from_slice(&self.part.total);
-    }
-
-    /// Takes up a part that was put away.
-    pub(super) fn load_part(&mut self, src: &[f32]) {
-        let (out, rest) = src.split_at(self.part.out.len());
-        let (max, total) = rest.split_at(self.part.max.len());
-        self.part.out.copy_from_slice(out);
-        self.part.max.copy_from_slice(max);
-        self.part.total.copy_from_slice(total);
-    }
-
-    /// Writes what the parts came to.
-    pub(super) fn write(&self, tile: &Tile, head: usize, group: usize, cols: usize, out: SharedSlice<'_, f32>) {
-        let len = group * self.dim;
-        for query in 0..tile.num_rows {
-            // SAFETY: the task of this tile and key head alone writes the head's query heads of these rows.
-            let dst = unsafe { out.range((tile.first_row + query) * cols + head * len, len) };
-            let rows = query * group..(query + 1) * group;
-            let src = self.sums.out[query * len..(query + 1) * len].chunks_exact(self.dim);
-            for ((dst, src), total) in dst.chunks_exact_mut(self.dim).zip(src).zip(&self.sums.total[rows]) {
-                let factor = 1.0 / total;
-                dst.iter_mut().zip(src).for_each(|(dst, src)| *dst = src * factor);
-            }
-        }
-    }
-}
-
 /// One part of a tile for one key head: `scratch.part`.
-pub(super) fn attend(isa: Isa, call: &Call<'_>, tile: &Tile, head: usize, part: usize, scratch: &mut Scratch) {
-    let task = Task { call, tile, head, part };
+pub(super) fn attend<E: Element>(
+    isa: Isa,
+    call: &Call<'_>,
+    tile: &Tile,
+    head: usize,
+    part: usize,
+    scratch: &mut Scratch,
+) {
+    let Call { qkv, kv, batch, spec } = *call;
+    let (keys, values) = (kv.k[spec.layer].as_slice::<E>(), kv.v[spec.layer].as_slice::<E>());
+    let task = Task { qkv, kv, batch, spec, keys, values, tile, head, part };
+    let task = &task;
     #[cfg(target_arch = "x86_64")]
     {
         use crate::ops::lanes::{Avx2, Avx512};
         #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2(task: &Task<'_>, scratch: &mut Scratch) {
+        fn avx2<E: Element>(task: &Task<'_, E>, scratch: &mut Scratch) {
             // SAFETY: this function is called only where the machine has the instructions.
-            unsafe { attend_part::<Avx2, true>(task, scratch) }
+            unsafe { attend_part::<Avx2, E, true>(task, scratch) }
         }
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn avx512(task: &Task<'_>, scratch: &mut Scratch) {
+        fn avx512<E: Element>(task: &Task<'_, E>, scratch: &mut Scratch) {
             // SAFETY: as above.
-            unsafe { attend_part::<Avx512, true>(task, scratch) }
+            unsafe { attend_part::<Avx512, E, true>(task, scratch) }
         }
         if isa >= Isa::Avx512 {
             // SAFETY: Isa::detect found these features on this machine.
-            return unsafe { avx512(&task, scratch) };
+            return unsafe { avx512(task, scratch) };
         }
         if isa == Isa::Avx2 {
             // SAFETY: as above.
-            return unsafe { avx2(&task, scratch) };
+            return unsafe { avx2(task, scratch) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = isa;
     // SAFETY: every machine has the baseline.
-    unsafe { attend_part::<[f32; LANES], false>(&task, scratch) }
+    unsafe { attend_part::<[f32; LANES], E, false>(task, scratch) }
 }
 
-struct Task<'a> {
-    call: &'a Call<'a>,
+struct Task<'a, E> {
+    qkv: &'a Buffer,
+    kv: &'a KvCache,
+    batch: &'a Batch,
+    spec: &'a AttentionSpec,
+    /// The layer's.
+    keys: &'a [E],
+    values: &'a [E],
     tile: &'a Tile,
     head: usize,
     part: usize,
 }
 
+impl<E> Task<'_, E> {
+    fn position(&self, query: usize) -> usize {
+        self.batch.positions[self.tile.first_row + query] as usize
+    }
+
+    fn group(&self) -> usize {
+        self.spec.num_heads / self.spec.num_kv_heads
+    }
+
+    /// Where the head's tile begins, of the block that holds the key at `pos` of sequence `seq`.
+    fn tile_start(&self, seq: usize, pos: usize) -> usize {
+        let first = self.batch.sequences[seq].table_start;
+        self.kv.shape.tile_start(self.batch.block_tables[first + pos / self.kv.shape.block_size], self.head)
+    }
+}
+
 /// # Safety
 /// The machine has the instructions of `V`.
 #[inline(always)]
-unsafe fn attend_part<V: Lanes, const FMA: bool>(task: &Task<'_>, scratch: &mut Scratch) {
+unsafe fn attend_part<V: Lanes, E: Element, const FMA: bool>(task: &Task<'_, E>, scratch: &mut Scratch) {
     let Task { tile, part, .. } = *task;
     let end = tile.end_key.min((part + 1) * PART_LEN);
     let mut start = tile.first_key.max(part * PART_LEN) / SPAN * SPAN;
@@ -181,14 +123,38 @@ unsafe fn attend_part<V: Lanes, const FMA: bool>(task: &Task<'_>, scratch: &mut 
         // SAFETY: the caller vouches for the instructions.
         unsafe {
             if start + SPAN <= tile.shared_len {
-                attend_span::<V, FMA>(task, scratch, start, 0..tile.num_rows);
+                if tile.num_rows * task.group() < CONVERT_ROWS && start + SPAN < end {
+                    prefetch::<V, E>(task, start + SPAN..end.min(start + 2 * SPAN));
+                }
+                attend_span::<V, E, FMA>(task, scratch, start, 0..tile.num_rows);
             } else {
                 for query in 0..tile.num_rows {
-                    attend_span::<V, FMA>(task, scratch, start, query..query + 1);
+                    attend_span::<V, E, FMA>(task, scratch, start, query..query + 1);
                 }
             }
         }
         start += SPAN;
+    }
+    scratch.end_part();
+}
+
+/// Asks for the keys and values of a span that comes next: a head's are in short stretches, which the machine does not
+/// foresee.
+///
+/// # Safety
+/// The machine has the instructions of `V`.
+#[inline(always)]
+unsafe fn prefetch<V: Lanes, E: Element>(task: &Task<'_, E>, span: Range<usize>) {
+    const LINE: usize = 64;
+    let (block_size, dim) = (task.kv.shape.block_size, task.spec.head_dim);
+    let tile_bytes = block_size * dim * size_of::<E>();
+    for pos in span.step_by(block_size) {
+        let start = task.tile_start(task.tile.first_seq, pos);
+        for tile in [task.keys[start..].as_ptr(), task.values[start..].as_ptr()] {
+            for at in (0..tile_bytes).step_by(LINE) {
+                V::prefetch(tile.cast::<u8>().wrapping_add(at));
+            }
+        }
     }
 }
 
@@ -197,153 +163,172 @@ unsafe fn attend_part<V: Lanes, const FMA: bool>(task: &Task<'_>, scratch: &mut 
 /// # Safety
 /// The machine has the instructions of `V`.
 #[inline(always)]
-unsafe fn attend_span<V: Lanes, const FMA: bool>(
-    task: &Task<'_>,
+unsafe fn attend_span<V: Lanes, E: Element, const FMA: bool>(
+    task: &Task<'_, E>,
     scratch: &mut Scratch,
     start: usize,
     queries: Range<usize>,
 ) {
-    let Task { call, tile, head, .. } = *task;
-    let Call { qkv, kv, batch, spec } = *call;
-    let (dim, group, block_size) = (spec.head_dim, spec.num_heads / spec.num_kv_heads, kv.shape.block_size);
-    let position = |query: usize| batch.positions[tile.first_row + query] as usize;
+    let (spec, tile, group) = (task.spec, task.tile, task.group());
+    let (dim, block_size) = (spec.head_dim, task.kv.shape.block_size);
     let mut num_keys = 0;
     for query in queries.clone() {
-        num_keys = num_keys.max((position(query) + 1).min(start + SPAN).saturating_sub(start));
+        num_keys = num_keys.max((task.position(query) + 1).min(start + SPAN).saturating_sub(start));
     }
     if num_keys == 0 {
         return;
     }
     let seq = if tile.shared_len == usize::MAX { tile.first_seq } else { tile.first_seq + queries.start };
-    let table = &batch.block_tables[batch.sequences[seq].table_start + start / block_size..];
-    let lanes = LANES.min(block_size);
     let rows = queries.start * group..queries.end * group;
-    let mut q = [std::ptr::null(); super::MAX_GROUP];
-    for (at, row) in rows.clone().enumerate() {
-        let query = qkv.row(tile.first_row + row / group);
-        q[at] = query[(head * group + row % group) * dim..][..dim].as_ptr();
+    let lanes = LANES.min(block_size);
+    // Vectors of keys, and stretches of values.
+    let mut keys = [task.keys.as_ptr(); SPAN];
+    for (i, key) in keys.iter_mut().enumerate().take(num_keys.div_ceil(lanes)) {
+        let pos = start + i * lanes;
+        let place = task.tile_start(seq, pos) + task.kv.shape.key_offset(pos % block_size, 0);
+        // SAFETY: the key's block is in the cache, with room for all lanes of it.
+        *key = unsafe { task.keys.as_ptr().add(place) };
     }
-    let (keys, values) = (kv.k[spec.layer].as_ptr(), kv.v[spec.layer].as_ptr());
-    let key_at = |key: usize| {
-        let key = start + key;
-        let block = table[key / block_size - start / block_size];
-        kv.shape.tile_start(block, head) + kv.shape.key_offset(key % block_size, 0)
+    let stretch = block_size.min(SPAN);
+    let mut values = [task.values.as_ptr(); SPAN];
+    let num_stretches = num_keys.div_ceil(stretch);
+    for (i, value) in values.iter_mut().enumerate().take(num_stretches) {
+        let pos = start + i * stretch;
+        let place = task.tile_start(seq, pos) + task.kv.shape.value_offset(pos % block_size, 0);
+        // SAFETY: as above.
+        *value = unsafe { task.values.as_ptr().add(place) };
+    }
+    let is_converted =
+        E::DTYPE != KvDtype::F32 && rows.len() >= CONVERT_ROWS && lanes == LANES && dim.is_multiple_of(LANES);
+    let span = Span { rows: rows.clone(), num_keys, lanes, stride: block_size, stretch };
+    let seen = |query: usize| {
+        let pos = task.position(query);
+        let first = spec.window.map_or(0, |w| (pos + 1).saturating_sub(w));
+        first.saturating_sub(start).min(SPAN)..(pos + 1).saturating_sub(start).min(SPAN)
     };
+    // SAFETY: the caller vouches for the instructions; the pointers are good for the keys of the span.
+    unsafe {
+        if is_converted {
+            let converted = convert_span::<V, E>(scratch, &span, dim, &keys, &values[..num_stretches]);
+            score_span::<V, f32>(task, scratch, &converted.0, &converted.1);
+        } else {
+            score_span::<V, E>(task, scratch, &span, &keys);
+        }
+        for query in queries {
+            for row in query * group..(query + 1) * group {
+                mask::<V, FMA>(scratch, row, seen(query), num_keys, spec.softcap);
+            }
+        }
+        weigh::<V>(scratch, rows, num_keys);
+        if is_converted {
+            let span = Span { stretch: SPAN, ..span };
+            add_span::<V, f32>(scratch, &span, dim, &[scratch.values.as_ptr()]);
+        } else {
+            add_span::<V, E>(scratch, &span, dim, &values[..num_stretches]);
+        }
+    }
+}
 
-    // Scores, for as many vectors of keys as there are.
-    let num_vectors = num_keys.div_ceil(lanes);
+/// Keys of one span, for some rows.
+struct Span {
+    rows: Range<usize>,
+    num_keys: usize,
+    /// Keys of a vector.
+    lanes: usize,
+    /// From one dimension of a key to the next.
+    stride: usize,
+    /// Values one after another.
+    stretch: usize,
+}
+
+/// Converts a span's keys to `scratch.keys` and its values to `scratch.values`. Returns how and where the keys are now.
+///
+/// # Safety
+/// The machine has the instructions of `V`; there are as many keys and values, 16 keys to a vector.
+#[inline(always)]
+unsafe fn convert_span<V: Lanes, E: Element>(
+    scratch: &mut Scratch,
+    span: &Span,
+    dim: usize,
+    keys: &[*const E; SPAN],
+    values: &[*const E],
+) -> (Span, [*const f32; SPAN]) {
+    let mut converted = [scratch.keys.as_ptr(); SPAN];
+    // SAFETY: the caller vouches for the instructions, keys and values; the scratch has room for a span.
+    unsafe {
+        for (i, &key) in keys[..span.num_keys.div_ceil(LANES)].iter().enumerate() {
+            let dst = scratch.keys.as_mut_ptr().add(i * LANES);
+            for d in 0..dim {
+                E::load::<V>(key.add(d * span.stride)).store(dst.add(d * SPAN));
+            }
+            converted[i] = dst;
+        }
+        for (i, &value) in values.iter().enumerate() {
+            let first = i * span.stretch;
+            let num = span.stretch.min(span.num_keys - first) * dim;
+            convert::<V, E>(value, num, scratch.values.as_mut_ptr().add(first * dim));
+        }
+    }
+    (Span { rows: span.rows.clone(), stride: SPAN, ..*span }, converted)
+}
+
+/// Scores of a span's rows, for as many vectors of keys as there are.
+///
+/// # Safety
+/// The machine has the instructions of `V`; there are as many keys.
+#[inline(always)]
+unsafe fn score_span<V: Lanes, E: Element>(
+    task: &Task<'_, impl Element>,
+    scratch: &mut Scratch,
+    span: &Span,
+    keys: &[*const E; SPAN],
+) {
+    let (spec, tile, group) = (task.spec, task.tile, task.group());
+    // Weights are powers of two. What is capped is scaled after that.
+    let scale = if spec.softcap.is_some() { spec.scale } else { spec.scale * LOG2_E };
+    let mut q = [std::ptr::null(); super::MAX_GROUP];
+    for (at, row) in span.rows.clone().enumerate() {
+        let query = task.qkv.row(tile.first_row + row / group);
+        q[at] = query[(task.head * group + row % group) * spec.head_dim..][..spec.head_dim].as_ptr();
+    }
+    let num_vectors = span.num_keys.div_ceil(span.lanes);
     let mut vector = 0;
     while vector < num_vectors {
         let count = if vector + 4 <= num_vectors { 4 } else { 1 };
-        let mut k = [keys; 4];
-        for i in 0..count {
-            // SAFETY: the key's block is in the cache, with room for all lanes of it.
-            k[i] = unsafe { keys.add(key_at((vector + i) * lanes)) };
-        }
+        let mut k = [keys[vector]; 4];
+        k[..count].copy_from_slice(&keys[vector..vector + count]);
+        let keys = Keys { k, dim: spec.head_dim, stride: span.stride, lanes: span.lanes };
         let mut row = 0;
-        while row < rows.len() {
-            let n = MOST_SCORE_ROWS.min(rows.len() - row);
-            let dst = scratch.scores[(rows.start + row) * SPAN + vector * lanes..].as_mut_ptr();
-            let keys = Keys { k, dim, stride: block_size, lanes };
-            // SAFETY: the caller vouches for the instructions; rows and keys exist.
-            unsafe { score_rows::<V>(n, count, &q[row..], &keys, spec.scale, dst) };
+        while row < span.rows.len() {
+            let n = MOST_ROWS.min(span.rows.len() - row);
+            let dst = scratch.scores[(span.rows.start + row) * SPAN + vector * span.lanes..].as_mut_ptr();
+            // SAFETY: the caller vouches for the instructions and the keys; rows exist.
+            unsafe { score_rows::<V, E>(n, count, &q[row..], &keys, scale, dst) };
             row += n;
         }
         vector += count;
     }
+}
 
-    for query in queries.clone() {
-        let pos = position(query);
-        let first = spec.window.map_or(0, |w| (pos + 1).saturating_sub(w));
-        let seen = first.saturating_sub(start).min(SPAN)..(pos + 1).saturating_sub(start).min(SPAN);
-        for row in query * group..(query + 1) * group {
-            // SAFETY: the caller vouches for the instructions.
-            unsafe { weigh::<V, FMA>(scratch, row, seen.clone(), num_keys, spec.softcap) };
-        }
-    }
-
-    // Values: a block's are in one stretch.
-    let mut row = rows.start;
-    while row < rows.end {
-        let n = MOST_ROWS.min(rows.end - row);
+/// Adds a span's weighted values to its rows' sums.
+///
+/// # Safety
+/// The machine has the instructions of `V`; there are as many values.
+#[inline(always)]
+unsafe fn add_span<V: Lanes, E: Element>(scratch: &mut Scratch, span: &Span, dim: usize, values: &[*const E]) {
+    let mut row = span.rows.start;
+    while row < span.rows.end {
+        let n = MOST_ROWS.min(span.rows.end - row);
         let weights = Weights {
             shrink: &scratch.shrink[row..row + n],
             weights: scratch.scores[row * SPAN..].as_ptr(),
-            num_keys,
-            block_size,
+            num_keys: span.num_keys,
+            block_size: span.stretch,
             dim,
         };
         let out = scratch.part.out[row * dim..].as_mut_ptr();
-        let value_at = |key: usize| {
-            let block = table[(start + key) / block_size - start / block_size];
-            // SAFETY: the block is in the cache.
-            unsafe {
-                values.add(kv.shape.tile_start(block, head) + kv.shape.value_offset((start + key) % block_size, 0))
-            }
-        };
-        let mut blocks = [values; SPAN];
-        let mut num_blocks = 0;
-        while num_blocks * block_size.min(SPAN) < num_keys {
-            blocks[num_blocks] = value_at(num_blocks * block_size.min(SPAN));
-            num_blocks += 1;
-        }
-        // SAFETY: the caller vouches for the instructions; rows and values exist.
-        unsafe { add_values::<V>(n, &weights, &blocks[..num_blocks], out) };
+        // SAFETY: the caller vouches for the instructions and the values; rows exist.
+        unsafe { add_values::<V, E>(n, &weights, values, out) };
         row += n;
     }
-}
-
-/// Turns a row's scores into weights, of which only those of the keys `seen` are above 0.
-///
-/// # Safety
-/// The machine has the instructions of `V`.
-#[inline(always)]
-unsafe fn weigh<V: Lanes, const FMA: bool>(
-    scratch: &mut Scratch,
-    row: usize,
-    seen: Range<usize>,
-    num_keys: usize,
-    softcap: Option<f32>,
-) {
-    let scores = &mut scratch.scores[row * SPAN..(row + 1) * SPAN];
-    if seen.is_empty() {
-        scores.fill(0.0);
-        scratch.shrink[row] = 1.0;
-        return;
-    }
-    if let Some(cap) = softcap {
-        for score in &mut scores[seen.clone()] {
-            *score = cap * simd::tanh::<FMA>(*score / cap);
-        }
-    }
-    scores[..seen.start].fill(f32::NEG_INFINITY);
-    scores[seen.end..].fill(f32::NEG_INFINITY);
-    let scores = &mut scores[..num_keys.next_multiple_of(LANES)];
-    // SAFETY: the caller vouches for the instructions; whole vectors of scores.
-    let max = unsafe {
-        let mut max = V::splat(f32::NEG_INFINITY);
-        for scores in scores.as_chunks::<LANES>().0 {
-            max = max.max(V::load(scores.as_ptr()));
-        }
-        let mut lanes = [0.0f32; LANES];
-        max.store(lanes.as_mut_ptr());
-        lanes.iter().fold(scratch.part.max[row], |max, &lane| if lane > max { lane } else { max })
-    };
-    for score in scores.iter_mut() {
-        *score = simd::exp::<FMA>(*score - max);
-    }
-    // SAFETY: as above.
-    let total = unsafe {
-        let mut total = V::splat(0.0);
-        for weights in scores.as_chunks::<LANES>().0 {
-            total = total.add(V::load(weights.as_ptr()));
-        }
-        let mut lanes = [0.0f32; LANES];
-        total.store(lanes.as_mut_ptr());
-        simd::sum_lanes(lanes)
-    };
-    let shrink = simd::exp::<FMA>(scratch.part.max[row] - max);
-    scratch.shrink[row] = shrink;
-    scratch.part.total[row] = simd::mul_add::<FMA>(scratch.part.total[row], shrink, total);
-    scratch.part.max[row] = max;
 }

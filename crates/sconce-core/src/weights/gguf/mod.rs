@@ -34,6 +34,11 @@ impl GgufFile {
         Ok(Self { file, header })
     }
 
+    /// Takes the pages of tensors that have been read from memory; they can be read again.
+    pub fn release(&self) {
+        self.file.release();
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         self.file.path()

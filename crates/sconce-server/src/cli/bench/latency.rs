@@ -12,18 +12,18 @@ use super::report::{Multiplying, Reading, Table, figure, model_json, model_line,
 use super::subject::{Subject, SubjectArgs, check_answer};
 use crate::cli::{Failure, progress};
 
-/// Tokens of the prompt that is decoded from: so few that attention costs little.
-const DECODE_INPUT_LEN: usize = 32;
-
 /// Flags of `sconce bench latency`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Tokens of a prompt; several lengths, with commas between them, are measured each.
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512", value_parser = parse_count)]
     pub(super) input_len: Vec<usize>,
-    /// Tokens decoded, after a prompt of 32.
+    /// Tokens decoded.
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_count)]
     pub(super) output_len: usize,
+    /// Tokens of the prompt that is decoded from; with 32, attention costs little.
+    #[arg(long, value_name = "TOKENS", default_value = "32", value_parser = parse_count)]
+    pub(super) decode_after: usize,
     /// Rounds that are measured, after one that is not.
     #[arg(long, value_name = "N", default_value = "5", value_parser = parse_count)]
     pub(super) num_iters: usize,
@@ -44,9 +44,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     for &len in &args.input_len {
         subject.check_fits(&format!("--input-len {len} and a token generated"), len.saturating_add(1))?;
     }
-    let decode_len = args.output_len.saturating_add(DECODE_INPUT_LEN + 1);
+    let decode_len = args.output_len.saturating_add(args.decode_after).saturating_add(1);
     subject.check_fits(
-        &format!("--output-len {} after a prompt of {DECODE_INPUT_LEN} and its first token", args.output_len),
+        &format!("--output-len {} after a prompt of {} and its first token", args.output_len, args.decode_after),
         decode_len,
     )?;
     let measured = measure(&mut subject, &args)?;
@@ -65,7 +65,7 @@ fn measure(subject: &mut Subject, args: &Args) -> Result<Measured, Failure> {
             let taken = prompt_seconds(subject, len)?;
             seconds.extend((!is_warm_up).then_some(taken));
         }
-        let taken = decode_seconds(subject, args.output_len)?;
+        let taken = decode_seconds(subject, args)?;
         measured.decode.extend((!is_warm_up).then_some(taken));
         counter.advance();
     }
@@ -83,8 +83,9 @@ fn prompt_seconds(subject: &mut Subject, input_len: usize) -> Result<f64, Failur
 }
 
 /// From the first token, which the prompt's step gives, over `output_len` more to the last.
-fn decode_seconds(subject: &mut Subject, output_len: usize) -> Result<f64, Failure> {
-    let request = subject.request(DECODE_INPUT_LEN, output_len + 1);
+fn decode_seconds(subject: &mut Subject, args: &Args) -> Result<f64, Failure> {
+    let (input_len, num_tokens) = (args.decode_after, args.output_len + 1);
+    let request = subject.request(input_len, num_tokens);
     let mut stream = subject.engine.stream(request)?;
     let mut output = GenerationOutput::new(1);
     let (mut first, mut last) = (None, Instant::now());
@@ -96,7 +97,7 @@ fn decode_seconds(subject: &mut Subject, output_len: usize) -> Result<f64, Failu
         }
         output.apply(event);
     }
-    check_answer(&output, DECODE_INPUT_LEN, output_len + 1)?;
+    check_answer(&output, input_len, num_tokens)?;
     Ok(first.map_or(0.0, |first| (last - first).as_secs_f64()).max(1e-9))
 }
 
@@ -129,7 +130,7 @@ fn to_text(subject: &Subject, args: &Args, measured: &Measured) -> String {
     let [p50, min, max] = cells(rates);
     let reached = reading(subject, rates.p50).text(&subject.peaks);
     let ms = format!("{}/token", figure(1e3 / rates.p50));
-    table.row([&format!("decode of {}", args.output_len), &p50, &min, &max, &ms, &reached]);
+    table.row([&format!("decode of {} after {}", args.output_len, args.decode_after), &p50, &min, &max, &ms, &reached]);
     let rounds = if args.num_iters == 1 { "one round".to_owned() } else { format!("{} rounds", args.num_iters) };
     let (info, peaks) = (subject.info(), peaks_text(subject.info(), &subject.peaks));
     format!("{}{rounds} after a warm-up\n\n{table}\n{peaks}", model_line(info))
@@ -153,7 +154,7 @@ fn to_json(subject: &Subject, args: &Args, measured: &Measured) -> Value {
     };
     let rates = rates(args.output_len, &measured.decode);
     let mut decode = of_rates(rates);
-    decode["input_len"] = json!(DECODE_INPUT_LEN);
+    decode["input_len"] = json!(args.decode_after);
     decode["output_len"] = json!(args.output_len);
     decode["ms_per_token"] = json!(1e3 / rates.p50);
     reading(subject, rates.p50).add_to(&mut decode, &subject.peaks);

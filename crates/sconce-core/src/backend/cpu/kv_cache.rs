@@ -1,0 +1,203 @@
+//! [`KvCache`]: keys and values in memory, in the type that was asked for.
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use crate::backend::{KvCacheShape, KvDtype};
+
+/// Bytes of a cache line: no vector of 16 numbers lies on two.
+const ALIGNMENT: usize = 64;
+
+/// An element type of the cache.
+pub(crate) trait KvElem: bytemuck::Pod + Send + Sync {
+    const DTYPE: KvDtype;
+
+    /// Rounds to the nearest, ties to even. What is beyond the type's range becomes the greatest number within: an
+    /// infinity among the keys would make all of a sequence's later tokens NaN.
+    fn round_all(dst: &mut [Self], src: &[f32]);
+
+    fn to_f32(self) -> f32;
+}
+
+impl KvElem for f32 {
+    const DTYPE: KvDtype = KvDtype::F32;
+
+    fn round_all(dst: &mut [Self], src: &[f32]) {
+        dst.copy_from_slice(src);
+    }
+
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl KvElem for f16 {
+    const DTYPE: KvDtype = KvDtype::F16;
+
+    fn round_all(dst: &mut [Self], src: &[f32]) {
+        const MOST: f32 = 65504.0;
+        let mut within = [0.0; 64];
+        for (dst, src) in dst.chunks_mut(within.len()).zip(src.chunks(within.len())) {
+            let within = &mut within[..src.len()];
+            within.iter_mut().zip(src).for_each(|(within, x)| *within = x.clamp(-MOST, MOST));
+            dst.convert_from_f32_slice(within);
+        }
+    }
+
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl KvElem for bf16 {
+    const DTYPE: KvDtype = KvDtype::Bf16;
+
+    fn round_all(dst: &mut [Self], src: &[f32]) {
+        let most = Self::MAX.to_f32();
+        dst.iter_mut().zip(src).for_each(|(dst, x)| *dst = Self::from_f32(x.clamp(-most, most)));
+    }
+
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// Calls a function that is generic in the element type with the one of a [`KvDtype`].
+macro_rules! with_kv_elem {
+    ($dtype:expr, $elem:ident => $call:expr) => {
+        match $dtype {
+            $crate::backend::KvDtype::F32 => {
+                type $elem = f32;
+                $call
+            }
+            $crate::backend::KvDtype::F16 => {
+                type $elem = half::f16;
+                $call
+            }
+            $crate::backend::KvDtype::Bf16 => {
+                type $elem = half::bf16;
+                $call
+            }
+        }
+    };
+}
+pub(crate) use with_kv_elem;
+
+/// The keys, or the values, of one layer.
+#[derive(Debug)]
+pub struct KvLayer {
+    dtype: KvDtype,
+    bytes: Vec<u8>,
+    /// Where in `bytes` the elements are.
+    range: Range<usize>,
+}
+
+impl KvLayer {
+    /// Zeros. The system gives memory when it is first written.
+    fn new(dtype: KvDtype, len: usize) -> Self {
+        let len = len * dtype.elem_bytes();
+        // An allocator that aligns would write the zeros itself, and all of the memory would be taken at once.
+        let bytes = vec![0; len + ALIGNMENT];
+        let start = bytes.as_ptr().align_offset(ALIGNMENT);
+        Self { dtype, bytes, range: start..start + len }
+    }
+
+    pub(crate) fn as_slice<E: KvElem>(&self) -> &[E] {
+        assert_eq!(self.dtype, E::DTYPE, "invariant: kernels are chosen by the cache's type");
+        bytemuck::cast_slice(&self.bytes[self.range.clone()])
+    }
+
+    pub(crate) fn as_mut_slice<E: KvElem>(&mut self) -> &mut [E] {
+        assert_eq!(self.dtype, E::DTYPE, "invariant: kernels are chosen by the cache's type");
+        bytemuck::cast_slice_mut(&mut self.bytes[self.range.clone()])
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.range.len() / self.dtype.elem_bytes()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// One element.
+    pub fn get(&self, idx: usize) -> f32 {
+        with_kv_elem!(self.dtype, E => KvElem::to_f32(self.as_slice::<E>()[idx]))
+    }
+
+    /// Rounds the numbers to the cache's type and puts them from `start` on.
+    pub fn set(&mut self, start: usize, x: &[f32]) {
+        with_kv_elem!(self.dtype, E => E::round_all(&mut self.as_mut_slice::<E>()[start..start + x.len()], x));
+    }
+
+    /// Copies elements `src` to `dst` and after it.
+    pub fn copy_within(&mut self, src: Range<usize>, dst: usize) {
+        let size = self.dtype.elem_bytes();
+        let bytes = &mut self.bytes[self.range.clone()];
+        bytes.copy_within(src.start * size..src.end * size, dst * size);
+    }
+}
+
+/// Keys and values. A layer's values are [num_blocks, num_kv_heads, block_size, head_dim], its keys [num_blocks,
+/// num_kv_heads, head_dim, block_size]: attention multiplies one dimension of many keys at a time.
+#[derive(Debug)]
+pub struct KvCache {
+    /// Keys of each layer.
+    pub k: Vec<KvLayer>,
+    /// Values of each layer.
+    pub v: Vec<KvLayer>,
+    /// Lengths and type.
+    pub shape: KvCacheShape,
+}
+
+impl KvCache {
+    /// An empty cache. The system gives memory when it is first written.
+    pub fn new(shape: KvCacheShape) -> Self {
+        let len = shape.num_blocks * shape.block_len();
+        let layers = || (0..shape.num_layers).map(|_| KvLayer::new(shape.dtype, len)).collect();
+        Self { k: layers(), v: layers(), shape }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounded(dtype: KvDtype, x: &[f32]) -> Vec<f32> {
+        let mut layer = KvLayer::new(dtype, x.len() + 1);
+        layer.set(1, x);
+        assert_eq!(layer.get(0), 0.0);
+        (1..layer.len()).map(|i| layer.get(i)).collect()
+    }
+
+    #[test]
+    fn numbers_are_rounded_to_the_nearest() {
+        let x: Vec<f32> = (0..200).map(|i| (i as f32 - 100.0) * 1.001e-3).collect();
+        assert_eq!(rounded(KvDtype::F32, &x), x);
+        assert_eq!(rounded(KvDtype::F16, &x), x.iter().map(|&x| f16::from_f32(x).to_f32()).collect::<Vec<_>>());
+        assert_eq!(rounded(KvDtype::Bf16, &x), x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_too_great_becomes_the_greatest_number_and_nothing_else_changes() {
+        let x = [1e5, -1e5, f32::MAX, f32::NEG_INFINITY, 65504.0, 65519.0, 1e-7, -0.0];
+        let halves = [65504.0, -65504.0, 65504.0, -65504.0, 65504.0, 65504.0, f16::from_f32(1e-7).to_f32(), -0.0];
+        assert_eq!(rounded(KvDtype::F16, &x), halves);
+        assert!(rounded(KvDtype::Bf16, &x).iter().all(|x| x.is_finite()));
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+            assert!(rounded(dtype, &[f32::NAN])[0].is_nan(), "{dtype}: an error upstream must not be hidden");
+        }
+    }
+
+    #[test]
+    fn layers_begin_on_a_cache_line() {
+        for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
+            let layer = KvLayer::new(dtype, 100);
+            assert_eq!((layer.bytes[layer.range.start..].as_ptr() as usize % ALIGNMENT, layer.len()), (0, 100));
+        }
+    }
+}

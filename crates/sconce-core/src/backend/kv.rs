@@ -1,0 +1,83 @@
+//! [`KvCacheShape`] and [`KvDtype`]: what keys and values take in memory, and where each one stands.
+
+use std::fmt;
+
+/// An element of the KV cache, as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvDtype {
+    /// 24 bits of precision.
+    F32,
+    /// 11 bits; numbers beyond 65504 are kept as 65504.
+    F16,
+    /// 8 bits, with the range of f32.
+    Bf16,
+}
+
+impl KvDtype {
+    /// Bytes of an element.
+    pub const fn elem_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The name that users see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Shape of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvCacheShape {
+    /// The type of the elements.
+    pub dtype: KvDtype,
+    /// Layers, each with keys and values of its own.
+    pub num_layers: usize,
+    /// Blocks in each layer.
+    pub num_blocks: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+    /// Key and value heads.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl KvCacheShape {
+    /// Elements of one block of one layer's keys (or values).
+    pub fn block_len(&self) -> usize {
+        self.block_size * self.num_kv_heads * self.head_dim
+    }
+
+    /// Bytes of keys and values of all layers.
+    pub fn num_bytes(&self) -> usize {
+        2 * self.num_layers * self.num_blocks * self.block_len() * self.dtype.elem_bytes()
+    }
+
+    /// Where a head's keys or values of one block begin in its layer.
+    pub fn tile_start(&self, block: u32, head: usize) -> usize {
+        (block as usize * self.num_kv_heads + head) * self.block_size * self.head_dim
+    }
+
+    /// Where dimension `d` of the key at `offset` in a block stands among a head's keys of the block.
+    pub fn key_offset(&self, offset: usize, d: usize) -> usize {
+        d * self.block_size + offset
+    }
+
+    /// The same of values.
+    pub fn value_offset(&self, offset: usize, d: usize) -> usize {
+        offset * self.head_dim + d
+    }
+}
