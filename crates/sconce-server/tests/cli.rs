@@ -78,7 +78,7 @@ fn a_config_alone_is_inspected() {
         ("parameters", json!(parameters)),
         ("head_dim", json!(16)),
         ("sliding_window", json!([32, 32])),
-        ("kv_bytes_per_sequence", json!(256 * 2 * 2 * 2 * 16 * 2)),
+        ("kv_bytes_per_sequence", json!(256 * 2 * 2 * 2 * 16 * 4)),
         ("tokenizer", Value::Null),
         ("end_tokens", json!([{"id": 2, "token": null}])),
         ("is_supported", json!(true)),

@@ -45,7 +45,7 @@ pub(super) trait Lanes: Copy {
 
 /// 2^x for x from -0.5 to 0.5 within 3e-9, relatively (interpolated at Chebyshev's nodes): factors of x^6 to x, and 1.
 const EXP2: [f32; 7] =
-    [1.546_144_5e-4, 1.340_042_8e-3, 9.618_057e-3, 5.550_327_2e-2, 0.240_226_51, std::f32::consts::LN_2, 1.0];
+    [1.546_144_5e-4, 1.340_042_8e-3, 9.618_057e-3, 5.550_327e-2, 0.240_226_5, std::f32::consts::LN_2, 1.0];
 /// The least exponent that is looked at: from it on 2^x is less than the least f32.
 const LEAST_EXPONENT: f32 = -200.0;
 /// The same where 2^n is put together from bits: those of 2^-127 are 0.
