@@ -17,7 +17,8 @@ pub(super) struct EngineArgs {
     /// The type of weights in memory: auto (as stored), f32 or bf16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
-    /// How exactly inputs are multiplied with weights: exact, or fast (8 bits, or bf16 for bf16 weights).
+    /// How exactly inputs are multiplied with weights: auto (8 bits, 16 for outliers; bf16 for bf16 weights), exact
+    /// (16 bits, f32), or fast (8 bits, bf16).
     #[arg(long, default_value = "exact")]
     matmul_precision: MatmulPrecision,
     /// Where weights come from: auto (files) or dummy (random, for measuring).
