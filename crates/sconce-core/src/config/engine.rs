@@ -82,11 +82,14 @@ impl FromStr for KvCacheDtype {
 /// How exactly inputs are multiplied with weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MatmulPrecision {
+    /// Between the others: inputs of quantized weights have 16 bits in groups of 32 with outliers and 8 in the others, and
+    /// are rounded to bf16 for bf16 weights, where the machine has instructions for them.
+    Auto,
     /// As exactly as products of f32: inputs have 16 bits for quantized weights, and stay in f32 for others.
     #[default]
     Exact,
-    /// About twice as fast in prompts and large batches, with an error that can be measured: inputs have 8 bits for
-    /// quantized weights, and are rounded to bf16 for bf16 weights, where the machine has instructions for them.
+    /// Faster still in prompts and large batches: inputs have 8 bits for quantized weights, and are rounded to bf16
+    /// for bf16 weights, where the machine has instructions for them.
     Fast,
 }
 
@@ -94,9 +97,10 @@ impl FromStr for MatmulPrecision {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self> {
         match s {
+            "auto" => Ok(Self::Auto),
             "exact" => Ok(Self::Exact),
             "fast" => Ok(Self::Fast),
-            _ => Err(Error::config("matmul-precision", format!("expected exact or fast, found {s:?}"))),
+            _ => Err(Error::config("matmul-precision", format!("expected auto, exact or fast, found {s:?}"))),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Bounded by memory: x is read twice, from the nearest cache the second time.
 
 use super::simd;
-use crate::backend::cpu::{Buffer, Isa, multiversion};
+use crate::backend::cpu::{Buffer, Cpu, SharedSlice, multiversion};
 
 /// `x`, `out`: [rows, cols]; `weight`: [cols]. The sum is taken in f64.
 pub fn reference(out: &mut Buffer, x: &Buffer, weight: &[f32], eps: f32) {
@@ -16,13 +16,45 @@ pub fn reference(out: &mut Buffer, x: &Buffer, weight: &[f32], eps: f32) {
     }
 }
 
-/// The same with f32 sums in 16 lanes.
-pub fn cpu(isa: Isa, out: &mut Buffer, x: &Buffer, weight: &[f32], eps: f32) {
-    assert_eq!((out.cols(), weight.len()), (x.cols(), x.cols()), "invariant: equal widths");
+/// Rows that one task computes: a decode step of a few sequences wakes nobody.
+const TASK_ROWS: usize = 8;
+
+/// The same with f32 sums in 16 lanes, rows over the threads.
+pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &[f32], eps: f32) {
+    let cols = x.cols();
+    assert_eq!((out.cols(), weight.len()), (cols, cols), "invariant: equal widths");
     out.set_rows(x.rows());
-    for (out, x) in out.data_mut().chunks_exact_mut(weight.len()).zip(x.data().chunks_exact(weight.len())) {
-        norm_row(isa, out, x, weight, eps);
-    }
+    let (isa, out) = (cpu.isa, SharedSlice::new(out.data_mut()));
+    cpu.pool.run(x.rows().div_ceil(TASK_ROWS), &|task| {
+        for t in task * TASK_ROWS..x.rows().min((task + 1) * TASK_ROWS) {
+            // SAFETY: each task has rows of its own.
+            norm_row(isa, unsafe { out.range(t * cols, cols) }, x.row(t), weight, eps);
+        }
+    });
+}
+
+/// residual += delta, then the same of it.
+pub(crate) fn add_cpu(
+    cpu: &mut Cpu,
+    out: &mut Buffer,
+    residual: &mut Buffer,
+    delta: &Buffer,
+    weight: &[f32],
+    eps: f32,
+) {
+    let (rows, cols, isa) = (residual.rows(), residual.cols(), cpu.isa);
+    assert_eq!((delta.rows(), delta.cols()), (rows, cols), "invariant: equal shapes");
+    assert_eq!((out.cols(), weight.len()), (cols, cols), "invariant: equal widths");
+    out.set_rows(rows);
+    let (out, residual) = (SharedSlice::new(out.data_mut()), SharedSlice::new(residual.data_mut()));
+    cpu.pool.run(rows.div_ceil(TASK_ROWS), &|task| {
+        for t in task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS) {
+            // SAFETY: each task has rows of its own.
+            let (out, x) = unsafe { (out.range(t * cols, cols), residual.range(t * cols, cols)) };
+            x.iter_mut().zip(delta.row(t)).for_each(|(x, delta)| *x += delta);
+            norm_row(isa, out, x, weight, eps);
+        }
+    });
 }
 
 multiversion! {
@@ -40,17 +72,28 @@ fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], ep
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::Isa;
+    use crate::ops::add;
     use crate::ops::testing::{assert_close, random};
 
     #[test]
     fn kernel_equals_reference() {
         for isa in Isa::available() {
-            for (rows, cols) in [(0, 8), (1, 1), (3, 17), (5, 576), (2, 3584)] {
+            for (rows, cols) in [(0, 8), (1, 1), (3, 17), (19, 576), (2, 3584)] {
                 let x = Buffer::from_vec(random(rows * cols, 1), cols);
                 let weight = random(cols, 2);
                 let (mut expected, mut found) = (Buffer::new(rows, cols), Buffer::new(rows, cols));
                 reference(&mut expected, &x, &weight, 1e-5);
-                cpu(isa, &mut found, &x, &weight, 1e-5);
+                let mut context = Cpu::new(2, isa);
+                cpu(&mut context, &mut found, &x, &weight, 1e-5);
+                assert_close(found.data(), expected.data(), 1e-5);
+                let delta = Buffer::from_vec(random(rows * cols, 3), cols);
+                let (mut sum, mut residual) =
+                    (Buffer::from_vec(x.data().to_vec(), cols), Buffer::from_vec(x.data().to_vec(), cols));
+                add::reference(&mut sum, &delta);
+                reference(&mut expected, &sum, &weight, 1e-5);
+                add_cpu(&mut context, &mut found, &mut residual, &delta, &weight, 1e-5);
+                assert_eq!(residual.data(), sum.data());
                 assert_close(found.data(), expected.data(), 1e-5);
             }
         }

@@ -133,7 +133,7 @@ impl Backend for CpuBackend {
     }
 
     fn rms_norm(&self, out: &mut Buffer, x: &Buffer, weight: &Vec<f32>, eps: f32) -> Result<()> {
-        ops::rms_norm::cpu(self.cpu.borrow().isa, out, x, weight, eps);
+        ops::rms_norm::cpu(&mut self.cpu.borrow_mut(), out, x, weight, eps);
         Ok(())
     }
 
@@ -145,8 +145,7 @@ impl Backend for CpuBackend {
         weight: &Vec<f32>,
         eps: f32,
     ) -> Result<()> {
-        ops::add::reference(residual, delta);
-        ops::rms_norm::cpu(self.cpu.borrow().isa, out, residual, weight, eps);
+        ops::rms_norm::add_cpu(&mut self.cpu.borrow_mut(), out, residual, delta, weight, eps);
         Ok(())
     }
 

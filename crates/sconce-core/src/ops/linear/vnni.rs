@@ -1,5 +1,9 @@
 //! Products of [`Panels`] with [`Planes`] by `vpdpbusd`: 64 products an instruction.
 //!
+//! A tile is some panels times some tokens: for every 4 columns a register of codes meets each token's inputs, so that as
+//! many sums run side by side as the tile has outputs. Sums of 32 columns are integers, hence exact: the low plane is added
+//! where any token of the tile needs it, and adds 0 to the others.
+//!
 //! An output's sum runs over the groups of 32 columns in order, one fused multiply-add each (and one more for offsets),
 //! in a lane of its own: it is the same bits whatever number of tokens is computed beside it.
 
@@ -25,6 +29,11 @@ const Q8_0: u8 = 2;
 const Q4_K: u8 = 3;
 const Q6_K: u8 = 4;
 
+/// Where inputs have a low plane, as const parameters.
+const NO_LOW: u8 = 0;
+const SOME_LOW: u8 = 1;
+const ALL_LOW: u8 = 2;
+
 const fn dtype_of(format: u8) -> Dtype {
     match format {
         Q4_0 => Dtype::Q4_0,
@@ -43,18 +52,26 @@ pub(super) unsafe fn multiply(target: &Target<'_>, weight: &Panels, first: usize
     let task = Task { target, weight, first, count, x };
     // SAFETY: the caller vouches for the instructions.
     unsafe {
-        match (weight.dtype(), x.precision) {
-            (Dtype::Q4_0, MatmulPrecision::Exact) => run::<Q4_0, 2>(&task),
-            (Dtype::Q4_0, MatmulPrecision::Fast) => run::<Q4_0, 1>(&task),
-            (Dtype::Q4_1, MatmulPrecision::Exact) => run::<Q4_1, 2>(&task),
-            (Dtype::Q4_1, MatmulPrecision::Fast) => run::<Q4_1, 1>(&task),
-            (Dtype::Q8_0, MatmulPrecision::Exact) => run::<Q8_0, 2>(&task),
-            (Dtype::Q8_0, MatmulPrecision::Fast) => run::<Q8_0, 1>(&task),
-            (Dtype::Q4K, MatmulPrecision::Exact) => run::<Q4_K, 2>(&task),
-            (Dtype::Q4K, MatmulPrecision::Fast) => run::<Q4_K, 1>(&task),
-            (Dtype::Q6K, MatmulPrecision::Exact) => run::<Q6_K, 2>(&task),
-            (Dtype::Q6K, MatmulPrecision::Fast) => run::<Q6_K, 1>(&task),
-            (dtype, _) => unreachable!("{dtype} is not packed"),
+        match weight.dtype() {
+            Dtype::Q4_0 => with_planes::<Q4_0>(&task),
+            Dtype::Q4_1 => with_planes::<Q4_1>(&task),
+            Dtype::Q8_0 => with_planes::<Q8_0>(&task),
+            Dtype::Q4K => with_planes::<Q4_K>(&task),
+            Dtype::Q6K => with_planes::<Q6_K>(&task),
+            dtype => unreachable!("{dtype} is not packed"),
+        }
+    }
+}
+
+/// # Safety
+/// The machine has the instructions; the weights have format `F`.
+unsafe fn with_planes<const F: u8>(task: &Task<'_>) {
+    // SAFETY: as the caller's.
+    unsafe {
+        match task.x.precision {
+            MatmulPrecision::Auto => run::<F, SOME_LOW>(task),
+            MatmulPrecision::Exact => run::<F, ALL_LOW>(task),
+            MatmulPrecision::Fast => run::<F, NO_LOW>(task),
         }
     }
 }
@@ -71,19 +88,20 @@ struct Task<'a> {
 /// # Safety
 /// The machine has the instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn run<const F: u8, const PLANES: usize>(task: &Task<'_>) {
-    let chunk_rows = (CHUNK_BYTES / (PLANES * task.x.cols)).next_multiple_of(8).max(8);
+unsafe fn run<const F: u8, const LOW: u8>(task: &Task<'_>) {
+    let num_planes = const { if LOW == NO_LOW { 1 } else { 2 } };
+    let chunk_rows = (CHUNK_BYTES / (num_planes * task.x.cols)).next_multiple_of(12).max(12);
     for start in (0..task.x.rows).step_by(chunk_rows) {
         let end = task.x.rows.min(start + chunk_rows);
         let (mut panel, panels_end) = (task.first, task.first + task.count);
         while panel < panels_end {
             // SAFETY: tokens up to `end` and the panels exist.
             unsafe {
-                if panel + 2 <= panels_end && end - start >= 4 {
-                    panels::<F, PLANES, 2>(task, panel, start, end);
+                if panel + 2 <= panels_end && end - start >= 2 {
+                    panels::<F, LOW, 2>(task, panel, start, end);
                     panel += 2;
                 } else {
-                    panels::<F, PLANES, 1>(task, panel, start, end);
+                    panels::<F, LOW, 1>(task, panel, start, end);
                     panel += 1;
                 }
             }
@@ -97,30 +115,23 @@ unsafe fn run<const F: u8, const PLANES: usize>(task: &Task<'_>) {
 /// The machine has the instructions; the weights have the panels, the inputs the tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn panels<const F: u8, const PLANES: usize, const P: usize>(
-    task: &Task<'_>,
-    panel: usize,
-    mut t: usize,
-    end: usize,
-) {
+unsafe fn panels<const F: u8, const LOW: u8, const P: usize>(task: &Task<'_>, panel: usize, mut t: usize, end: usize) {
     // SAFETY: as the caller's.
     unsafe {
-        if P == 1 {
-            while t + 8 <= end {
-                tile::<F, PLANES, P, 8>(task, panel, t);
-                t += 8;
-            }
+        while t + 6 <= end {
+            tile::<F, LOW, P, 6>(task, panel, t);
+            t += 6;
         }
-        while t + 4 <= end {
-            tile::<F, PLANES, P, 4>(task, panel, t);
+        if t + 4 <= end {
+            tile::<F, LOW, P, 4>(task, panel, t);
             t += 4;
         }
         if t + 2 <= end {
-            tile::<F, PLANES, P, 2>(task, panel, t);
+            tile::<F, LOW, P, 2>(task, panel, t);
             t += 2;
         }
         if t < end {
-            tile::<F, PLANES, P, 1>(task, panel, t);
+            tile::<F, LOW, P, 1>(task, panel, t);
         }
     }
 }
@@ -131,11 +142,7 @@ unsafe fn panels<const F: u8, const PLANES: usize, const P: usize>(
 /// The machine has the instructions; the weights have the panels, the inputs the tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile<const F: u8, const PLANES: usize, const P: usize, const T: usize>(
-    task: &Task<'_>,
-    panel: usize,
-    t0: usize,
-) {
+unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(task: &Task<'_>, panel: usize, t0: usize) {
     let Task { weight, x, target, first, .. } = *task;
     let (dtype, groups) = (const { dtype_of(F) }, x.cols / GROUP);
     let groups_a_block = dtype.block_len() / GROUP;
@@ -157,37 +164,50 @@ unsafe fn tile<const F: u8, const PLANES: usize, const P: usize, const T: usize>
             if T == 1 && P == 1 {
                 prefetch::<F>(codes[0], &scales[0], g + AHEAD);
             }
-            let mut code = [[_mm512_setzero_si512(); 8]; P];
-            let mut scale = [([_mm512_setzero_ps(); 2], _mm512_setzero_ps()); P];
-            for p in 0..P {
-                code[p] = load_codes::<F>(codes[p].add(g * lines_of(dtype)));
-                scale[p] = scales[p].load::<F>(g, g / groups_a_block);
+            let mut has_low = LOW == ALL_LOW;
+            if LOW == SOME_LOW {
+                for i in 0..T {
+                    has_low |= *x.has_low.get_unchecked((t0 + i) * groups + g);
+                }
             }
-            for i in 0..T {
-                let (at, col) = ((t0 + i) * groups + g, (t0 + i) * x.cols + g * GROUP);
-                let (hi, lo) = (x.hi.as_ptr().add(col), x.lo.as_ptr().add(col));
-                let x_scale = _mm512_set1_ps(*x.scale.get_unchecked(at));
-                if F == Q6_K {
-                    for half in 0..2 {
-                        let sum = *x.sum16.get_unchecked(2 * at + half);
-                        let (hi, lo) = (hi.add(16 * half), lo.add(16 * half));
-                        let dots = dots::<F, PLANES, P, 4>(&code, 4 * half, hi, lo, sum);
-                        for p in 0..P {
-                            let scale = _mm512_mul_ps(scale[p].0[half], x_scale);
-                            acc[p][i] = _mm512_fmadd_ps(dots[p], scale, acc[p][i]);
+            let mut lines = [std::ptr::null(); P];
+            for p in 0..P {
+                lines[p] = codes[p].add(g * lines_of(dtype));
+            }
+            let inputs = t0 * x.cols + g * GROUP;
+            let (hi, lo) = (x.hi.as_ptr().add(inputs), x.lo.as_ptr().add(inputs));
+            for part in 0..const { if F == Q6_K { 2 } else { 1 } } {
+                let mut sums = [[_mm512_setzero_si512(); T]; P];
+                add_products::<F, P, T>(&mut sums, &lines, part, hi, x.cols);
+                if LOW != NO_LOW {
+                    for sums in &mut sums {
+                        for sum in sums {
+                            *sum = _mm512_slli_epi32(*sum, 8);
                         }
                     }
-                } else {
-                    let dots = dots::<F, PLANES, P, 8>(&code, 0, hi, lo, *x.sum32.get_unchecked(at));
-                    for p in 0..P {
-                        let scale = _mm512_mul_ps(scale[p].0[0], x_scale);
-                        acc[p][i] = _mm512_fmadd_ps(dots[p], scale, acc[p][i]);
+                    if has_low {
+                        add_products::<F, P, T>(&mut sums, &lines, part, lo, x.cols);
                     }
                 }
-                if F == Q4_1 || F == Q4_K {
-                    let x_sum = _mm512_set1_ps(*x.scaled_sum.get_unchecked(at));
-                    for p in 0..P {
-                        acc[p][i] = _mm512_fmadd_ps(scale[p].1, x_sum, acc[p][i]);
+                for p in 0..P {
+                    let (scale, offset) = scales[p].load::<F>(g, g / groups_a_block);
+                    for i in 0..T {
+                        let at = (t0 + i) * groups + g;
+                        let mut sum = sums[p][i];
+                        let zero_point = const { zero_point(dtype_of(F)) };
+                        if zero_point > 0 {
+                            let x_sums = if F == Q6_K { &x.sum16 } else { &x.sum32 };
+                            let x_sum = if F == Q6_K { 2 * at + part } else { at };
+                            // |q| * 128 * 32 is within an i32.
+                            let x_sum = _mm512_set1_epi32(*x_sums.get_unchecked(x_sum) * zero_point);
+                            sum = _mm512_sub_epi32(sum, x_sum);
+                        }
+                        let scale = _mm512_mul_ps(scale[part], _mm512_set1_ps(*x.scale.get_unchecked(at)));
+                        acc[p][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, acc[p][i]);
+                        if F == Q4_1 || F == Q4_K {
+                            let x_sum = _mm512_set1_ps(*x.scaled_sum.get_unchecked(at));
+                            acc[p][i] = _mm512_fmadd_ps(offset, x_sum, acc[p][i]);
+                        }
                     }
                 }
             }
@@ -201,6 +221,39 @@ unsafe fn tile<const F: u8, const PLANES: usize, const P: usize, const T: usize>
                 let mask = ((1u32 << out.len().min(ROWS)) - 1) as u16;
                 let bias = bias.map_or(_mm512_setzero_ps(), |b| _mm512_maskz_loadu_ps(mask, b.as_ptr()));
                 _mm512_mask_storeu_ps(out.as_mut_ptr(), mask, _mm512_add_ps(acc, bias));
+            }
+        }
+    }
+}
+
+/// Adds the products of a group's codes with one plane; of Q6_K, those of half `part`. `x`: the first token's inputs,
+/// `cols` before the next one's.
+///
+/// # Safety
+/// The machine has the instructions; `lines` are those of a group, and every token has inputs of it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn add_products<const F: u8, const P: usize, const T: usize>(
+    sums: &mut [[__m512i; T]; P],
+    lines: &[*const Line; P],
+    part: usize,
+    x: *const i8,
+    cols: usize,
+) {
+    let num_quads = const { if F == Q6_K { 4 } else { 8 } };
+    for j in 0..num_quads {
+        let quad = part * 4 + j;
+        // SAFETY: the caller vouches for the lines and the inputs.
+        unsafe {
+            let mut codes = [_mm512_setzero_si512(); P];
+            for p in 0..P {
+                codes[p] = load_codes::<F>(lines[p], quad);
+            }
+            for i in 0..T {
+                let four = _mm512_set1_epi32(x.add(i * cols + 4 * quad).cast::<i32>().read_unaligned());
+                for p in 0..P {
+                    sums[p][i] = _mm512_dpbusd_epi32(sums[p][i], codes[p], four);
+                }
             }
         }
     }
@@ -224,42 +277,33 @@ fn prefetch<const F: u8>(codes: *const Line, scales: &Scales, g: usize) {
     }
 }
 
-/// Codes of 32 columns as unsigned bytes, 4 columns to a register.
+/// Codes of 4 columns as unsigned bytes.
 ///
 /// # Safety
-/// The machine has the instructions; `lines` are those of a group.
+/// The machine has the instructions; `lines` are those of a group, which has the quad.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn load_codes<const F: u8>(lines: *const Line) -> [__m512i; 8] {
-    let mut codes = [_mm512_setzero_si512(); 8];
+unsafe fn load_codes<const F: u8>(lines: *const Line, quad: usize) -> __m512i {
     // SAFETY: the caller vouches for the lines.
     unsafe {
         if F == Q8_0 {
-            for (j, codes) in codes.iter_mut().enumerate() {
-                *codes = _mm512_load_si512(lines.add(j).cast());
-            }
+            return _mm512_load_si512(lines.add(quad).cast());
+        }
+        let line = _mm512_load_si512(lines.add(quad % 4).cast());
+        let line = if quad < 4 { line } else { _mm512_srli_epi16(line, 4) };
+        let codes = _mm512_and_si512(line, _mm512_set1_epi8(0x0f));
+        if F != Q6_K {
             return codes;
         }
-        let nibble = _mm512_set1_epi8(0x0f);
-        for j in 0..4 {
-            let line = _mm512_load_si512(lines.add(j).cast());
-            codes[j] = _mm512_and_si512(line, nibble);
-            codes[j + 4] = _mm512_and_si512(_mm512_srli_epi16(line, 4), nibble);
-        }
-        if F == Q6_K {
-            let two_bits = _mm512_set1_epi8(0x30);
-            for half in 0..2 {
-                let line = _mm512_load_si512(lines.add(4 + half).cast());
-                let shifted =
-                    [_mm512_slli_epi16(line, 4), _mm512_slli_epi16(line, 2), line, _mm512_srli_epi16(line, 2)];
-                for (j, upper) in shifted.into_iter().enumerate() {
-                    let upper = _mm512_and_si512(upper, two_bits);
-                    codes[4 * half + j] = _mm512_or_si512(codes[4 * half + j], upper);
-                }
-            }
-        }
+        let line = _mm512_load_si512(lines.add(4 + quad / 4).cast());
+        let upper = match quad % 4 {
+            0 => _mm512_slli_epi16(line, 4),
+            1 => _mm512_slli_epi16(line, 2),
+            2 => line,
+            _ => _mm512_srli_epi16(line, 2),
+        };
+        _mm512_or_si512(codes, _mm512_and_si512(upper, _mm512_set1_epi8(0x30)))
     }
-    codes
 }
 
 /// A panel's scales.
@@ -306,46 +350,4 @@ impl Scales {
             }
         }
     }
-}
-
-/// Sums of (code - zero point) * q over 4 * `QUADS` columns from quad `first` on. `x_sum`: the sum of q there.
-///
-/// # Safety
-/// The machine has the instructions; the planes have the columns.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn dots<const F: u8, const PLANES: usize, const P: usize, const QUADS: usize>(
-    codes: &[[__m512i; 8]; P],
-    first: usize,
-    hi: *const i8,
-    lo: *const i8,
-    x_sum: i32,
-) -> [__m512; P] {
-    let (mut high, mut low) = ([_mm512_setzero_si512(); P], [_mm512_setzero_si512(); P]);
-    for j in 0..QUADS {
-        // SAFETY: the caller vouches for the columns.
-        unsafe {
-            let four = _mm512_set1_epi32(hi.add(4 * j).cast::<i32>().read_unaligned());
-            for p in 0..P {
-                high[p] = _mm512_dpbusd_epi32(high[p], codes[p][first + j], four);
-            }
-            if PLANES == 2 {
-                let four = _mm512_set1_epi32(lo.add(4 * j).cast::<i32>().read_unaligned());
-                for p in 0..P {
-                    low[p] = _mm512_dpbusd_epi32(low[p], codes[p][first + j], four);
-                }
-            }
-        }
-    }
-    let zero_point = const { zero_point(dtype_of(F)) };
-    let mut dots = [_mm512_setzero_ps(); P];
-    for p in 0..P {
-        let mut sum = if PLANES == 2 { _mm512_add_epi32(_mm512_slli_epi32(high[p], 8), low[p]) } else { high[p] };
-        if zero_point > 0 {
-            // |q| * 128 * 32 is within an i32.
-            sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(x_sum * zero_point));
-        }
-        dots[p] = _mm512_cvtepi32_ps(sum);
-    }
-    dots
 }
