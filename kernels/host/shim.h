@@ -187,6 +187,16 @@ static inline float fast_exp2(float x) { return exp2f(x); }
 static inline float fast_log(float x) { return logf(x); }
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline float __frcp_rn(float x) { return 1.0f / x; }
+// Rounded one by one, and fused with nothing around them: the compiler is told so (-ffp-contract=off).
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fsub_rn(float a, float b) { return a - b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
+static inline double __longlong_as_double(i64 bits) {
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
 static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline u32 __float_as_uint(float x) {
     u32 bits;

@@ -250,6 +250,7 @@ fn compile(sources: &[PathBuf], path: &Path) {
                     let Some(source) = sources.get(i) else { break };
                     run(Command::new(&compiler)
                         .args(["-std=c++17", "-O2", "-g1", "-fPIC", "-DSCONCE_HOST", "-Wall", "-Wno-unknown-pragmas"])
+                        .arg("-ffp-contract=off")
                         .args(["-x", "c++", "-c"])
                         .arg(source)
                         .arg("-o")
