@@ -5,6 +5,8 @@
 
 mod batch;
 pub mod cpu;
+#[allow(dead_code, unreachable_pub)]
+pub(crate) mod cuda;
 mod kv;
 mod workspace;
 

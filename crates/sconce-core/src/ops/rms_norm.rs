@@ -4,6 +4,9 @@
 
 use super::simd;
 use crate::backend::cpu::{Buffer, Cpu, SharedSlice, multiversion};
+use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
+use crate::backend::cuda::storage::{Buffer as CudaBuffer, Vector};
+use crate::error::Result;
 
 /// `x`, `out`: [rows, cols]; `weight`: [cols]. The sum is taken in f64.
 pub fn reference(out: &mut Buffer, x: &Buffer, weight: &[f32], eps: f32) {
@@ -69,12 +72,50 @@ fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], ep
     }
 }
 
+/// `kernels/rms_norm.cu`. `x` is f32, `out` of 16 bits.
+pub(crate) fn cuda(device: &dyn Device, out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector, eps: f32) -> Result<()> {
+    check(out, x, weight);
+    let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr()).with(x.cols()).with(eps);
+    let kernel = if out.elem() == ElemType::Bf16 { "rms_norm_bf16" } else { "rms_norm_f16" };
+    // SAFETY: `check` compared the shapes.
+    unsafe { device.launch(kernel, &dims(x), &args) }
+}
+
+/// The same after x += delta.
+pub(crate) fn cuda_add(
+    device: &dyn Device,
+    out: &mut CudaBuffer,
+    x: &mut CudaBuffer,
+    delta: &CudaBuffer,
+    weight: &Vector,
+    eps: f32,
+) -> Result<()> {
+    check(out, x, weight);
+    assert_eq!((delta.rows(), delta.cols(), delta.elem()), (x.rows(), x.cols(), out.elem()), "invariant: equal shapes");
+    let args = Args::new().with(out.ptr()).with(x.ptr()).with(delta.ptr()).with(weight.memory.ptr());
+    let args = args.with(x.cols()).with(eps);
+    let kernel = if out.elem() == ElemType::Bf16 { "add_rms_norm_bf16" } else { "add_rms_norm_f16" };
+    // SAFETY: `check` compared the shapes.
+    unsafe { device.launch(kernel, &dims(x), &args) }
+}
+
+fn check(out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector) {
+    assert_eq!((out.cols(), weight.len), (x.cols(), x.cols()), "invariant: equal widths");
+    assert_eq!(x.elem(), ElemType::F32, "invariant: the residual stream is f32");
+    assert_ne!(out.elem(), ElemType::F32, "invariant: inputs of products have 16 bits");
+    out.set_rows(x.rows());
+}
+
+fn dims(x: &CudaBuffer) -> Dims {
+    Dims::linear(x.rows(), x.cols().div_ceil(4).next_multiple_of(32).min(1024))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::cpu::Isa;
     use crate::ops::add;
-    use crate::ops::testing::{assert_close, random};
+    use crate::ops::testing::{assert_close, devices, on_device, random, round};
 
     #[test]
     fn kernel_equals_reference() {
@@ -95,6 +136,36 @@ mod tests {
                 add_cpu(&mut context, &mut found, &mut residual, &delta, &weight, 1e-5);
                 assert_eq!(residual.data(), sum.data());
                 assert_close(found.data(), expected.data(), 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn device_equals_reference() {
+        for device in devices() {
+            for (elem, tolerance) in [(ElemType::Bf16, 4e-3), (ElemType::F16, 5e-4)] {
+                // The last is wider than what threads keep in registers.
+                for (rows, cols) in [(0, 8), (1, 1), (3, 17), (5, 576), (2, 3584), (1, 16500)] {
+                    let (x, delta) = (random(rows * cols, 1), round(&random(rows * cols, 3), elem));
+                    let weight = random(cols, 2);
+                    let w = on_device::vector(&device, &weight);
+                    let mut x_dev = on_device::buffer(&device, &x, cols, ElemType::F32);
+                    let delta_dev = on_device::buffer(&device, &delta, cols, elem);
+                    let mut out = CudaBuffer::new(&device, rows, cols, elem).unwrap();
+                    let mut expected = Buffer::new(rows, cols);
+
+                    let host = Buffer::from_vec(x.clone(), cols);
+                    reference(&mut expected, &host, &weight, 1e-5);
+                    cuda(&*device, &mut out, &x_dev, &w, 1e-5).unwrap();
+                    assert_close(&out.to_f32().unwrap(), expected.data(), tolerance);
+
+                    let sum = x.iter().zip(&delta).map(|(x, d)| x + d).collect();
+                    let host = Buffer::from_vec(sum, cols);
+                    reference(&mut expected, &host, &weight, 1e-5);
+                    cuda_add(&*device, &mut out, &mut x_dev, &delta_dev, &w, 1e-5).unwrap();
+                    assert_close(&out.to_f32().unwrap(), expected.data(), tolerance);
+                    assert_eq!(x_dev.to_f32().unwrap(), host.data());
+                }
             }
         }
     }

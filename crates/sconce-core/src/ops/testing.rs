@@ -1,6 +1,11 @@
 //! Helpers of the ops' tests.
 
+use std::sync::Arc;
+
 use crate::backend::cpu::{Matrix, MatrixPart, PartData, ThreadPool};
+use crate::backend::cuda::device::{Device, ElemType};
+use crate::backend::cuda::host::HostDevice;
+use crate::backend::cuda::storage::{bytes_of, floats_of};
 use crate::ops::linear::FloatPanels;
 use crate::weights::Dtype;
 
@@ -39,5 +44,40 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     let bound = tolerance * expected.iter().fold(1.0f32, |m, x| m.max(x.abs()));
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
         assert!((f - e).abs() <= bound, "element {i}: found {f}, expected {e}, tolerance {bound}");
+    }
+}
+
+/// What kernels are tested on: the host shim, and a GPU where there is one.
+pub(crate) fn devices() -> Vec<Arc<dyn Device>> {
+    vec![HostDevice::new()]
+}
+
+/// Numbers as `elem` has them.
+pub(crate) fn round(data: &[f32], elem: ElemType) -> Vec<f32> {
+    floats_of(&bytes_of(data, elem), elem)
+}
+
+/// Makes what kernels take.
+pub(crate) mod on_device {
+    use super::*;
+    use crate::backend::cuda::storage::{Buffer, Matrix, Memory, Vector};
+
+    /// Activations whose rows are all in use.
+    pub(crate) fn buffer(device: &Arc<dyn Device>, data: &[f32], cols: usize, elem: ElemType) -> Buffer {
+        let mut buffer = Buffer::new(device, data.len() / cols, cols, elem).unwrap();
+        buffer.write_f32(data).unwrap();
+        buffer
+    }
+
+    /// A vector.
+    pub(crate) fn vector(device: &Arc<dyn Device>, data: &[f32]) -> Vector {
+        let memory = Memory::of_bytes(device, &bytes_of(data, ElemType::F32)).unwrap();
+        Vector { memory, len: data.len() }
+    }
+
+    /// Weights without a bias.
+    pub(crate) fn matrix(device: &Arc<dyn Device>, data: &[f32], cols: usize, elem: ElemType) -> Matrix {
+        let memory = Memory::of_bytes(device, &bytes_of(data, elem)).unwrap();
+        Matrix { memory, rows: data.len() / cols, cols, elem, bias: None }
     }
 }

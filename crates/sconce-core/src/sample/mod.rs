@@ -24,12 +24,13 @@ pub use beam::{
     BeamCandidate, BeamHypothesis, BeamLimits, BeamSearch, BeamSource, BeamStep, FinishKind, FinishedBeam, NextBeam,
 };
 pub use logprobs::{Logprob, TokenLogprobs, log_softmax, top_candidates};
-pub use penalties::TokenCounts;
+pub use penalties::{Generated, TokenCounts};
 pub use processors::LogitsProcessor;
 pub use rng::{random_seed, uniform};
 pub use rows::{SampleInput, SampleKind, SampleResults, SampleRow, Sampled};
 pub use sampler::Sampler;
 pub use select::Selector;
+pub use softmax::Softmax;
 
 #[cfg(test)]
 mod tests;

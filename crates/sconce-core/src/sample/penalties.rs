@@ -16,12 +16,15 @@ pub struct TokenCounts {
     generated: Vec<Generated>,
 }
 
+/// A token that was generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Generated {
-    token_id: u32,
-    count: u32,
-    /// Remembered, so that the repetition penalty meets every token once.
-    in_prompt: bool,
+pub struct Generated {
+    /// The token.
+    pub token_id: u32,
+    /// How often.
+    pub count: u32,
+    /// Whether it is in the prompt too. Remembered, so that the repetition penalty meets every token once.
+    pub in_prompt: bool,
 }
 
 impl TokenCounts {
@@ -51,6 +54,16 @@ impl TokenCounts {
                 self.generated.insert(idx, Generated { token_id, count: 1, in_prompt });
             }
         }
+    }
+
+    /// The distinct tokens of the prompt, ascending.
+    pub fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// The distinct generated tokens, ascending by id.
+    pub fn generated(&self) -> &[Generated] {
+        &self.generated
     }
 
     /// Applies the three penalties of `params` to a row: repetition over prompt and generated tokens, then frequency

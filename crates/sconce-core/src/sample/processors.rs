@@ -29,13 +29,17 @@ impl<'a> LogitsProcessor<'a> {
         !self.masks_ends && self.params.logit_bias.is_empty() && !self.params.has_penalties()
     }
 
+    /// The tokens that min_tokens forbids now, in no order; some may come twice.
+    pub fn masked_ids(&self) -> impl Iterator<Item = u32> {
+        let all = self.end_token_ids.iter().chain(&self.params.stop_token_ids);
+        all.copied().take(if self.masks_ends { usize::MAX } else { 0 })
+    }
+
     /// Edits a row. Ids outside the row are passed over.
     pub fn apply(&self, row: &mut [f32]) {
-        if self.masks_ends {
-            for &token_id in self.end_token_ids.iter().chain(&self.params.stop_token_ids) {
-                if let Some(logit) = row.get_mut(token_id as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
+        for token_id in self.masked_ids() {
+            if let Some(logit) = row.get_mut(token_id as usize) {
+                *logit = f32::NEG_INFINITY;
             }
         }
         for &(token_id, bias) in &self.params.logit_bias {

@@ -5,7 +5,7 @@ use super::numeric::{BLOCK, block_masses, clean, row_mass, weight};
 
 /// The softmax of a row, or of what filters left of it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Softmax {
+pub struct Softmax {
     max: f32,
     temperature: f32,
     log_total: f64,
@@ -13,7 +13,7 @@ pub(super) struct Softmax {
 
 impl Softmax {
     /// Of rows that are log-probabilities already.
-    pub(super) const IDENTITY: Self = Self { max: 0.0, temperature: 1.0, log_total: 0.0 };
+    pub const IDENTITY: Self = Self { max: 0.0, temperature: 1.0, log_total: 0.0 };
 
     /// Of tokens whose weights relative to the logit `max` at `temperature` sum to `total`.
     pub(super) fn new(max: f32, temperature: f32, total: f64) -> Self {
@@ -33,8 +33,16 @@ impl Softmax {
         self.temperature == 1.0
     }
 
+    /// The same where the tokens' weights have been summed in units of 2^-34, to which each is rounded.
+    pub fn of_mass(max: f32, temperature: f32, mass: u64) -> Self {
+        if max == f32::NEG_INFINITY {
+            return Self { temperature, ..Self::IDENTITY };
+        }
+        Self::new(max, temperature, mass as f64 * (1.0 / (1u64 << 34) as f64))
+    }
+
     /// The log-probability of a token with this logit.
-    pub(super) fn logprob(&self, logit: f32) -> f32 {
+    pub fn logprob(&self, logit: f32) -> f32 {
         let scaled = (clean(logit) - self.max) / self.temperature;
         (f64::from(scaled) - self.log_total) as f32
     }

@@ -1,0 +1,273 @@
+//! [`HostDevice`]: kernels on this machine's CPU, as the C++ compiler makes them with `kernels/host/shim.h`. It finds what
+//! a GPU would not show: memory that was never written is NaN, and writes beyond an allocation end the test.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::device::{Args, Device, DevicePtr, Dims, ElemType, Graph, Matmul};
+use super::storage::{bytes_of, floats_of};
+use crate::error::{Error, Result};
+
+/// Bytes after an allocation that nobody may write.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xa5;
+/// Memory that was never written: NaN as any float.
+const POISON: u8 = 0xff;
+
+/// Kernels on the CPU.
+pub(crate) struct HostDevice {
+    library: Arc<libloading::Library>,
+    /// Length of each allocation, by address.
+    allocations: Mutex<HashMap<u64, usize>>,
+    captured: Arc<Mutex<Option<Vec<Call>>>>,
+}
+
+/// A call that was written down.
+#[derive(Clone)]
+enum Call {
+    Launch { kernel: String, dims: Dims, args: Box<Args> },
+    Matmul(Matmul),
+    Copy { dst: DevicePtr, src: DevicePtr, bytes: usize },
+}
+
+type Launcher = unsafe extern "C" fn(*const c_void, *const u32, *const u32, u32, *const *mut c_void) -> i32;
+
+impl HostDevice {
+    /// All kernels, compiled once a process, and again only when a source has changed.
+    pub(crate) fn new() -> Arc<dyn Device> {
+        static LIBRARY: OnceLock<Arc<libloading::Library>> = OnceLock::new();
+        let library = LIBRARY.get_or_init(|| {
+            let path = build();
+            // SAFETY: the library is our own kernels, and runs nothing when it is loaded.
+            Arc::new(unsafe { libloading::Library::new(&path) }.expect("invariant: the compiler made a library"))
+        });
+        Arc::new(Self { library: Arc::clone(library), allocations: Mutex::default(), captured: Arc::default() })
+    }
+
+    fn write_down(&self, call: impl FnOnce() -> Call) -> bool {
+        let mut captured = self.captured.lock().expect("invariant: no test goes on after a panic");
+        captured.as_mut().map(|calls| calls.push(call())).is_some()
+    }
+}
+
+fn launch(library: &libloading::Library, kernel: &str, dims: &Dims, args: &Args) -> Result<()> {
+    if dims.is_empty() {
+        return Ok(());
+    }
+    // SAFETY: the symbols have these types in kernels/host.
+    let done = unsafe {
+        let launcher = library.get::<Launcher>(b"shim_launch\0").expect("invariant: the shim is in the library");
+        let name = format!("{kernel}__host\0");
+        let Ok(kernel) = library.get::<unsafe extern "C" fn(*mut *mut c_void)>(name.as_bytes()) else {
+            return Err(Error::internal(format!("there is no kernel {kernel}; does it have an EXPORT_KERNEL?")));
+        };
+        let (kernel, pointers) = ((*kernel as *const ()).cast(), args.pointers());
+        launcher(kernel, dims.grid.as_ptr(), dims.block.as_ptr(), dims.shared_bytes, pointers.as_ptr())
+    };
+    if done == 1 { Ok(()) } else { Err(Error::internal(format!("{kernel} cannot be laid out as {dims:?}"))) }
+}
+
+/// # Safety
+/// As [`Device::matmul`].
+unsafe fn matmul(call: &Matmul) {
+    let read = |ptr: DevicePtr, len: usize| {
+        // SAFETY: the caller's.
+        let bytes = unsafe { std::slice::from_raw_parts(ptr.0 as *const u8, len * call.in_type.bytes()) };
+        floats_of(bytes, call.in_type)
+    };
+    let (x, weight) = (read(call.x, call.num_rows * call.cols), read(call.weight, call.out_cols * call.cols));
+    for (row, x) in x.chunks_exact(call.cols).enumerate() {
+        let dot = |w: &[f32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>();
+        let out: Vec<f32> = weight.chunks_exact(call.cols).map(dot).collect();
+        let bytes = bytes_of(&out, call.out_type);
+        let at = call.out.offset(row * call.out_stride * call.out_type.bytes());
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at.0 as *mut u8, bytes.len()) };
+    }
+}
+
+impl Device for HostDevice {
+    fn name(&self) -> String {
+        "host shim".into()
+    }
+
+    fn num_sms(&self) -> usize {
+        4
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        Ok(1 << 30)
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<DevicePtr> {
+        let mut memory = vec![0u128; (bytes + GUARD).div_ceil(16) + 16];
+        let data: &mut [u8] = bytemuck::cast_slice_mut(&mut memory);
+        // Aligned as a GPU's is; what comes before is left.
+        let start = data.as_ptr().align_offset(256);
+        data[start..start + bytes].fill(POISON);
+        data[start + bytes..].fill(GUARD_BYTE);
+        let ptr = data[start..].as_ptr() as u64;
+        // Tests are short: their memory is left to the end of the process, so that late writes are seen by nobody else.
+        std::mem::forget(memory);
+        self.allocations.lock().expect("invariant: no test goes on after a panic").insert(ptr, bytes);
+        Ok(DevicePtr(ptr))
+    }
+
+    unsafe fn free(&self, ptr: DevicePtr) {
+        let bytes = self.allocations.lock().expect("invariant: no test goes on after a panic").remove(&ptr.0);
+        let bytes = bytes.expect("invariant: what is freed was allocated");
+        // SAFETY: the guard was allocated with the memory.
+        let guard = unsafe { std::slice::from_raw_parts((ptr.0 as usize + bytes) as *const u8, GUARD) };
+        if guard.iter().any(|&byte| byte != GUARD_BYTE) && !std::thread::panicking() {
+            panic!("a kernel wrote beyond an allocation of {bytes} bytes");
+        }
+    }
+
+    unsafe fn upload(&self, dst: DevicePtr, src: &[u8]) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst.0 as *mut u8, src.len()) };
+        Ok(())
+    }
+
+    unsafe fn download(&self, dst: &mut [u8], src: DevicePtr) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { std::ptr::copy_nonoverlapping(src.0 as *const u8, dst.as_mut_ptr(), dst.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, dst: DevicePtr, src: DevicePtr, bytes: usize) -> Result<()> {
+        if !self.write_down(|| Call::Copy { dst, src, bytes }) {
+            // SAFETY: the caller's.
+            unsafe { std::ptr::copy_nonoverlapping(src.0 as *const u8, dst.0 as *mut u8, bytes) };
+        }
+        Ok(())
+    }
+
+    unsafe fn clear(&self, dst: DevicePtr, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's.
+        unsafe { std::ptr::write_bytes(dst.0 as *mut u8, 0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, kernel: &str, dims: &Dims, args: &Args) -> Result<()> {
+        if self.write_down(|| Call::Launch { kernel: kernel.into(), dims: *dims, args: Box::new(*args) }) {
+            return Ok(());
+        }
+        launch(&self.library, kernel, dims, args)
+    }
+
+    unsafe fn matmul(&self, call: &Matmul) -> Result<()> {
+        if !self.write_down(|| Call::Matmul(*call)) {
+            // SAFETY: the caller's.
+            unsafe { matmul(call) };
+        }
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        *self.captured.lock().expect("invariant: no test goes on after a panic") = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        let calls = self.captured.lock().expect("invariant: no test goes on after a panic").take();
+        let calls = calls.ok_or_else(|| Error::internal("nothing was being captured"))?;
+        Ok(Box::new(HostGraph { calls, library: Arc::clone(&self.library) }))
+    }
+}
+
+struct HostGraph {
+    calls: Vec<Call>,
+    library: Arc<libloading::Library>,
+}
+
+impl Graph for HostGraph {
+    unsafe fn launch(&self) -> Result<()> {
+        for call in &self.calls {
+            match call {
+                Call::Launch { kernel, dims, args } => launch(&self.library, kernel, dims, args)?,
+                // SAFETY: the caller's.
+                Call::Matmul(call) => unsafe { matmul(call) },
+                Call::Copy { dst, src, bytes } => {
+                    // SAFETY: the caller's.
+                    unsafe { std::ptr::copy_nonoverlapping(src.0 as *const u8, dst.0 as *mut u8, *bytes) };
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Compiles all kernels into one library, unless that was done of the same sources.
+fn build() -> PathBuf {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+    let mut sources = Vec::new();
+    let mut hasher = DefaultHasher::new();
+    for folder in ["", "lib", "host"] {
+        let entries = std::fs::read_dir(kernels.join(folder)).expect("invariant: the kernels are beside the crate");
+        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("invariant: readable").path()).collect();
+        paths.sort();
+        for path in paths.into_iter().filter(|path| path.is_file()) {
+            std::fs::read(&path).expect("invariant: readable").hash(&mut hasher);
+            let is_source = path.extension().is_some_and(|e| e == "cu" || e == "cpp");
+            sources.extend(is_source.then_some(path));
+        }
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/host-kernels");
+    std::fs::create_dir_all(&dir).expect("invariant: target can be written");
+    let path = dir.join(format!("{:016x}.so", hasher.finish()));
+    if !path.exists() {
+        compile(&sources, &path);
+    }
+    path
+}
+
+/// One compiler a source, as many at once as there are cores; then one library.
+fn compile(sources: &[PathBuf], path: &Path) {
+    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
+    let run = |command: &mut Command| {
+        let output =
+            command.output().unwrap_or_else(|e| panic!("{compiler:?}: {e}: tests of kernels need a C++ compiler"));
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let own = path.with_extension(std::process::id().to_string());
+    let objects: Vec<PathBuf> =
+        (0..sources.len()).map(|i| own.with_extension(format!("{}-{i}.o", std::process::id()))).collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, Into::into).min(sources.len()) {
+            scope.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some(source) = sources.get(i) else { break };
+                    run(Command::new(&compiler)
+                        .args(["-std=c++17", "-O2", "-g1", "-fPIC", "-DSCONCE_HOST", "-Wall", "-Wno-unknown-pragmas"])
+                        .arg("-ffp-contract=off")
+                        .args(["-x", "c++", "-c"])
+                        .arg(source)
+                        .arg("-o")
+                        .arg(&objects[i]));
+                }
+            });
+        }
+    });
+    run(Command::new(&compiler).args(["-shared", "-o"]).arg(&own).args(&objects));
+    // Another process may have been as quick: whichever is last, the library is whole.
+    std::fs::rename(&own, path).expect("invariant: target can be written");
+    objects.iter().for_each(|object| _ = std::fs::remove_file(object));
+}
+
+#[test]
+fn conversions_are_those_of_half() {
+    let device = HostDevice::new();
+    assert_eq!(device.name(), "host shim");
+    assert_eq!(ElemType::Bf16.bytes(), 2);
+}

@@ -1,0 +1,219 @@
+//! What the CUDA backend keeps in a device's memory: activations, weights, the KV cache, a step's batch.
+
+use std::sync::Arc;
+
+use super::device::{Device, DevicePtr, ElemType};
+use crate::backend::{BatchSequence, KvCacheShape, SharedPrefix};
+use crate::error::Result;
+
+/// A piece of a device's memory, given back when it is dropped.
+pub(crate) struct Memory {
+    device: Arc<dyn Device>,
+    ptr: DevicePtr,
+    bytes: usize,
+}
+
+impl Memory {
+    /// So many bytes, of any contents.
+    pub(crate) fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self> {
+        let ptr = device.alloc(bytes.max(1))?;
+        Ok(Self { device: Arc::clone(device), ptr, bytes })
+    }
+
+    /// The bytes of `data`.
+    pub(crate) fn of_bytes(device: &Arc<dyn Device>, data: &[u8]) -> Result<Self> {
+        let memory = Self::new(device, data.len())?;
+        memory.write(0, data)?;
+        Ok(memory)
+    }
+
+    /// Where it begins.
+    pub(crate) fn ptr(&self) -> DevicePtr {
+        self.ptr
+    }
+
+    /// How much there is.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies `data` to byte `start`.
+    pub(crate) fn write(&self, start: usize, data: &[u8]) -> Result<()> {
+        assert!(start + data.len() <= self.bytes, "invariant: what is written fits");
+        // SAFETY: checked above.
+        unsafe { self.device.upload(self.ptr.offset(start), data) }
+    }
+
+    /// Reads from byte `start` on.
+    pub(crate) fn read(&self, start: usize, out: &mut [u8]) -> Result<()> {
+        assert!(start + out.len() <= self.bytes, "invariant: what is read is there");
+        // SAFETY: checked above.
+        unsafe { self.device.download(out, self.ptr.offset(start)) }
+    }
+
+    /// Fills it with zeros.
+    pub(crate) fn clear(&self) -> Result<()> {
+        // SAFETY: as many bytes as there are.
+        unsafe { self.device.clear(self.ptr, self.bytes) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: it came from this device, and goes with its owner.
+        unsafe { self.device.free(self.ptr) };
+    }
+}
+
+/// Activations, [rows, cols].
+pub struct Buffer {
+    memory: Memory,
+    max_rows: usize,
+    rows: usize,
+    cols: usize,
+    elem: ElemType,
+}
+
+impl Buffer {
+    /// Room for `max_rows` rows, none in use.
+    pub(crate) fn new(device: &Arc<dyn Device>, max_rows: usize, cols: usize, elem: ElemType) -> Result<Self> {
+        let memory = Memory::new(device, max_rows * cols * elem.bytes())?;
+        // What no step has written is read by none, but NaNs in rows that graphs add must not look like errors.
+        memory.clear()?;
+        Ok(Self { memory, max_rows, rows: 0, cols, elem })
+    }
+
+    /// Where row 0 begins.
+    pub(crate) fn ptr(&self) -> DevicePtr {
+        self.memory.ptr()
+    }
+
+    /// Rows in use.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Type of the elements.
+    pub(crate) fn elem(&self) -> ElemType {
+        self.elem
+    }
+
+    /// Sets the rows in use; their contents are whatever was there.
+    pub(crate) fn set_rows(&mut self, rows: usize) {
+        assert!(rows <= self.max_rows, "invariant: a step fits the workspace");
+        self.rows = rows;
+    }
+
+    /// The rows in use in f32. Waits for the device.
+    pub(crate) fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; self.rows * self.cols * self.elem.bytes()];
+        self.memory.read(0, &mut bytes)?;
+        Ok(floats_of(&bytes, self.elem))
+    }
+
+    /// Writes rows of f32, as the buffer's type has them, and sets the rows in use.
+    pub(crate) fn write_f32(&mut self, data: &[f32]) -> Result<()> {
+        self.set_rows(data.len() / self.cols.max(1));
+        self.memory.write(0, &bytes_of(data, self.elem))
+    }
+}
+
+/// Numbers as a device has them, in f32.
+pub(crate) fn floats_of(bytes: &[u8], elem: ElemType) -> Vec<f32> {
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    match elem {
+        ElemType::F32 => bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        ElemType::Bf16 => pairs().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+        ElemType::F16 => pairs().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect(),
+    }
+}
+
+/// Numbers of f32 as a device has them.
+pub(crate) fn bytes_of(data: &[f32], elem: ElemType) -> Vec<u8> {
+    match elem {
+        ElemType::F32 => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ElemType::Bf16 => data.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+        ElemType::F16 => data.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+    }
+}
+
+/// Weights of a linear operation, [rows, cols] in 16 bits.
+pub struct Matrix {
+    pub(crate) memory: Memory,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) elem: ElemType,
+    /// [rows] f32.
+    pub(crate) bias: Option<Memory>,
+}
+
+/// A vector of f32.
+pub struct Vector {
+    pub(crate) memory: Memory,
+    pub(crate) len: usize,
+}
+
+/// Cosines and sines of all positions: [max_len, rotary_dim / 2] f32 each.
+pub struct Rope {
+    pub(crate) cos: Memory,
+    pub(crate) sin: Memory,
+    pub(crate) rotary_dim: usize,
+}
+
+/// Keys and values in 16 bits: of each layer [num_blocks, num_kv_heads, block_size, head_dim], token by token in both.
+pub struct KvCache {
+    /// Keys of all layers, one after the other.
+    pub(crate) keys: Memory,
+    /// Values of all layers.
+    pub(crate) values: Memory,
+    pub(crate) shape: KvCacheShape,
+    pub(crate) elem: ElemType,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub(crate) fn new(device: &Arc<dyn Device>, shape: KvCacheShape, elem: ElemType) -> Result<Self> {
+        let bytes = shape.num_layers * shape.num_blocks * shape.block_len() * elem.bytes();
+        let [keys, values] = [Memory::new(device, bytes)?, Memory::new(device, bytes)?];
+        Ok(Self { keys, values, shape, elem })
+    }
+
+    /// Where the keys and the values of a layer begin.
+    pub(crate) fn layer(&self, idx: usize) -> (DevicePtr, DevicePtr) {
+        let start = idx * self.shape.num_blocks * self.shape.block_len() * self.elem.bytes();
+        (self.keys.ptr().offset(start), self.values.ptr().offset(start))
+    }
+}
+
+/// A step's inputs on the device: one piece of memory of u32, written by one copy. Its parts stand one after the other,
+/// each aligned to 16 bytes.
+pub struct DeviceBatch {
+    pub(crate) memory: Memory,
+    /// What is sent, kept for its memory.
+    pub(crate) staging: Vec<u32>,
+    /// Tokens of the step.
+    pub(crate) num_tokens: usize,
+    /// Rows whose logits are wanted.
+    pub(crate) num_logits: usize,
+    /// [num_tokens].
+    pub(crate) token_ids: DevicePtr,
+    /// [num_tokens].
+    pub(crate) positions: DevicePtr,
+    /// [num_tokens]: block * block_size + offset.
+    pub(crate) slot_mapping: DevicePtr,
+    /// [num_logits].
+    pub(crate) logit_rows: DevicePtr,
+    /// [num_seqs, 4]: query_start, query_len, context_len, table_start.
+    pub(crate) sequences: DevicePtr,
+    /// The block tables, one after the other.
+    pub(crate) block_tables: DevicePtr,
+    /// The same sequences where the host plans launches.
+    pub(crate) host_sequences: Vec<BatchSequence>,
+    /// Sequences that begin with the same blocks.
+    pub(crate) shared_prefixes: Vec<SharedPrefix>,
+}

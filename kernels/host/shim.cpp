@@ -1,0 +1,313 @@
+// The host shim's engine: blocks, fibers, barriers. shim.h says what it is for.
+#include "../lib/platform.h"
+
+#include <sys/mman.h>
+
+#include <vector>
+
+namespace shim {
+
+thread_local Place place;
+
+namespace {
+
+constexpr std::size_t STACK_BYTES = 256 << 10;
+constexpr unsigned MAX_THREADS = 1024;
+
+struct Barrier {
+    unsigned arrived = 0, generation = 0;
+};
+
+struct Copy {
+    void* shared;
+    const void* global;
+    bool is_there;
+};
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    Place place;
+    bool is_done = false;
+    std::vector<Copy> open;
+    std::vector<std::vector<Copy>> groups;
+};
+
+struct Warp {
+    // A barrier a mask would be exact; kernels that wait for parts of a warp do it one part at a time.
+    Barrier barrier;
+    u64 slots[32][8];
+};
+
+struct Block {
+    void (*kernel)(void**) = nullptr;
+    void** args = nullptr;
+    unsigned num_threads = 0, num_alive = 0, current = 0, num_stalled = 0;
+    bool backwards = false;
+    Barrier barrier;
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    void* main = nullptr;
+    u8* stacks = nullptr;
+};
+
+thread_local Block block;
+
+extern "C" void shim_switch(void** from, void* to);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl shim_switch
+.hidden shim_switch
+.type shim_switch, @function
+shim_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size shim_switch, .-shim_switch
+)");
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.globl shim_switch
+.hidden shim_switch
+.type shim_switch, %function
+shim_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+.size shim_switch, .-shim_switch
+)");
+#else
+#error "the host shim switches fibers on x86-64 and AArch64"
+#endif
+
+[[noreturn]] void give_up(const char* what) {
+    fprintf(stderr, "host shim: block (%u, %u, %u), thread %u: %s\n", place.block.x, place.block.y, place.block.z,
+            block.current, what);
+    abort();
+}
+
+void progressed() { block.num_stalled = 0; }
+
+void switch_to(void** from, unsigned next) {
+    block.current = next;
+    place = block.fibers[next].place;
+    shim_switch(from, block.fibers[next].stack_pointer);
+}
+
+// The next fiber that has not ended; the number of fibers if there is none.
+unsigned next_fiber() {
+    const unsigned n = block.num_threads;
+    for (unsigned step = 1; step <= n; step++) {
+        const unsigned next = (block.current + (block.backwards ? n - step : step)) % n;
+        if (!block.fibers[next].is_done) return next;
+    }
+    return n;
+}
+
+void yield() {
+    if (++block.num_stalled > 4 * block.num_threads) give_up("the block waits for threads that do not come");
+    const unsigned next = next_fiber(), self = block.current;
+    if (next != self) switch_to(&block.fibers[self].stack_pointer, next);
+}
+
+void release(Barrier& barrier) {
+    barrier.arrived = 0;
+    barrier.generation++;
+    progressed();
+}
+
+void wait(Barrier& barrier, unsigned expected) {
+    const unsigned generation = barrier.generation;
+    if (++barrier.arrived >= expected) return release(barrier);
+    while (barrier.generation == generation) yield();
+}
+
+void fiber_main() {
+    block.kernel(block.args);
+    Fiber& self = block.fibers[block.current];
+    if (!self.open.empty() || !self.groups.empty()) {
+        // Legal, but a copy that nobody waits for is a mistake.
+        give_up("the thread ends and has not waited for its copies");
+    }
+    self.is_done = true;
+    progressed();
+    if (--block.num_alive > 0 && block.barrier.arrived >= block.num_alive) release(block.barrier);
+    void* dead;
+    const unsigned next = next_fiber();
+    if (next == block.num_threads) {
+        shim_switch(&dead, block.main);
+    } else {
+        switch_to(&dead, next);
+    }
+    give_up("a thread that has ended went on");
+}
+
+void* new_stack(u8* low) {
+    u64* top = reinterpret_cast<u64*>(low + STACK_BYTES);
+#if defined(__x86_64__)
+    *--top = 0;
+    *--top = reinterpret_cast<u64>(&fiber_main);
+    top -= 6;
+#else
+    top -= 20;
+    top[11] = reinterpret_cast<u64>(&fiber_main);
+#endif
+    return top;
+}
+
+void run_block() {
+    const dim3 dim = place.block_dim;
+    block.num_alive = block.num_threads;
+    block.num_stalled = 0;
+    block.barrier = {};
+    block.warps.assign(block.num_threads / 32, Warp{});
+    for (unsigned i = 0; i < block.num_threads; i++) {
+        Fiber& fiber = block.fibers[i];
+        fiber.is_done = false;
+        fiber.open.clear();
+        fiber.groups.clear();
+        fiber.place = place;
+        fiber.place.thread = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
+        fiber.stack_pointer = new_stack(block.stacks + i * STACK_BYTES);
+    }
+    switch_to(&block.main, block.backwards ? block.num_threads - 1 : 0);
+}
+
+} // namespace
+
+void block_barrier() { wait(block.barrier, block.num_alive); }
+
+void warp_barrier(u32 mask) {
+    if (!(mask >> lane() & 1)) give_up("a lane waits for others and is not in the mask");
+    wait(block.warps[block.current / 32].barrier, (unsigned)__builtin_popcount(mask));
+}
+
+unsigned lane() { return block.current % 32; }
+
+u64* slots(unsigned lane) { return block.warps[block.current / 32].slots[lane]; }
+
+void copy_async(void* shared, const void* global, bool is_there) {
+    if (((uintptr_t)shared | (is_there ? (uintptr_t)global : 0)) % 16 != 0) give_up("a copy is not aligned to 16 bytes");
+    block.fibers[block.current].open.push_back({shared, global, is_there});
+}
+
+void copy_commit() {
+    Fiber& self = block.fibers[block.current];
+    self.groups.push_back(std::move(self.open));
+    self.open.clear();
+}
+
+void copy_wait(int num_pending) {
+    Fiber& self = block.fibers[block.current];
+    while ((int)self.groups.size() > num_pending) {
+        for (const Copy& copy : self.groups.front()) {
+            if (copy.is_there) {
+                memcpy(copy.shared, copy.global, 16);
+            } else {
+                memset(copy.shared, 0, 16);
+            }
+        }
+        self.groups.erase(self.groups.begin());
+    }
+}
+
+float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
+
+u16 bf16_from_float(float x) {
+    const u32 bits = __float_as_uint(x);
+    if (std::isnan(x)) return 0x7fff;
+    return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float f16_to_float(u16 bits) {
+    const u32 sign = (u32)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    if (exponent == 31) return __uint_as_float(sign | 0x7f800000 | fraction << 13);
+    if (exponent != 0) return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
+    const float magnitude = ldexpf((float)fraction, -24);
+    return sign ? -magnitude : magnitude;
+}
+
+// To the nearest, halves to the even; beyond the greatest finite number: that one.
+u16 f16_from_float(float x) {
+    if (std::isnan(x)) return 0x7fff;
+    const u16 sign = (u16)(__float_as_uint(x) >> 16 & 0x8000);
+    const float magnitude = fabsf(x);
+    if (magnitude >= 65504.0f) return sign | 0x7bff;
+    if (magnitude < 6.103515625e-5f) return sign | (u16)lrintf(magnitude * 16777216.0f);
+    const u32 bits = __float_as_uint(magnitude);
+    return sign | (u16)((bits - (112u << 23) + 0xfff + (bits >> 13 & 1)) >> 13);
+}
+
+} // namespace shim
+
+// Runs a kernel, block after block. Returns whether it could be laid out.
+extern "C" int shim_launch(void (*kernel)(void**), const u32* grid, const u32* dim, u32 shared_bytes, void** args) {
+    using namespace shim;
+    const unsigned num_threads = dim[0] * dim[1] * dim[2];
+    if (num_threads == 0 || num_threads > MAX_THREADS || num_threads % 32 != 0) return 0;
+    if (shared_bytes > (227u << 10)) return 0;
+    if (block.stacks == nullptr) {
+        // Pages are there once they are touched.
+        void* stacks = mmap(nullptr, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (stacks == MAP_FAILED) return 0;
+        block.stacks = static_cast<u8*>(stacks);
+        block.fibers.resize(MAX_THREADS);
+    }
+    block.kernel = kernel;
+    block.args = args;
+    block.num_threads = num_threads;
+    std::vector<u8> memory(shared_bytes + 128);
+    place.shared = memory.data() + (128 - (uintptr_t)memory.data() % 128) % 128;
+    place.grid_dim = {grid[0], grid[1], grid[2]};
+    place.block_dim = {dim[0], dim[1], dim[2]};
+    for (unsigned z = 0; z < grid[2]; z++) {
+        for (unsigned y = 0; y < grid[1]; y++) {
+            for (unsigned x = 0; x < grid[0]; x++) {
+                memset(place.shared, 0xff, shared_bytes);
+                place.block = {x, y, z};
+                const Place before = place;
+                run_block();
+                place = before;
+                block.backwards = !block.backwards;
+            }
+        }
+    }
+    return 1;
+}

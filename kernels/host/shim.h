@@ -1,0 +1,297 @@
+// The host shim: what kernels need of CUDA, in C++, so that tests run the very same .cu files without a GPU.
+//
+// The threads of a block are fibers of one thread of the machine. They run one at a time, each until it waits for others: at
+// a barrier, in a shuffle, in a matrix product. Blocks follow one another; every other block runs its fibers backwards, so
+// that a missing barrier does not go unseen. Dynamic shared memory begins as NaNs. Copies to shared memory happen as late
+// as they may: when they are waited for. A block that waits for itself ends the process with a message.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __grid_constant__
+// One block at a time runs on a thread of the machine.
+#define __shared__ static thread_local
+#define DEVICE static inline
+
+struct dim3 {
+    unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+
+namespace shim {
+
+// Where the fiber that runs stands.
+struct Place {
+    dim3 thread, block, block_dim, grid_dim;
+    u8* shared;
+};
+extern thread_local Place place;
+
+// Waits for all threads of the block that have not ended.
+void block_barrier();
+// Waits for the lanes of `mask`.
+void warp_barrier(u32 mask);
+// 64 bytes a lane that a warp exchanges values through.
+u64* slots(unsigned lane);
+unsigned lane();
+void copy_async(void* shared, const void* global, bool is_there);
+void copy_commit();
+void copy_wait(int num_pending);
+float bf16_to_float(u16 bits);
+u16 bf16_from_float(float x);
+float f16_to_float(u16 bits);
+u16 f16_from_float(float x);
+
+template <typename T>
+T exchange(u32 mask, T value, unsigned from) {
+    static_assert(sizeof(T) <= 8, "registers have at most 64 bits");
+    memcpy(slots(lane()), &value, sizeof(T));
+    warp_barrier(mask);
+    memcpy(&value, slots(from), sizeof(T));
+    warp_barrier(mask);
+    return value;
+}
+
+template <typename... A, std::size_t... I>
+void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(args[I])...);
+}
+template <typename... A>
+void call(void (*kernel)(A...), void** args) {
+    call(kernel, args, std::index_sequence_for<A...>{});
+}
+
+} // namespace shim
+
+#define EXPORT_KERNEL(name)                                                                                            \
+    extern "C" void name##__host(void** args) { shim::call(&name, args); }
+#define DYNAMIC_SHARED(name) u8* name = shim::place.shared
+
+#define threadIdx (shim::place.thread)
+#define blockIdx (shim::place.block)
+#define blockDim (shim::place.block_dim)
+#define gridDim (shim::place.grid_dim)
+
+static inline void __syncthreads() { shim::block_barrier(); }
+static inline void __syncwarp(u32 mask = 0xffffffffu) { shim::warp_barrier(mask); }
+static inline void __threadfence() {}
+static inline void __threadfence_block() {}
+
+template <typename T>
+T __shfl_sync(u32 mask, T value, int from, int width = 32) {
+    return shim::exchange(mask, value, shim::lane() / width * width + from % width);
+}
+template <typename T>
+T __shfl_xor_sync(u32 mask, T value, int lane_mask, int width = 32) {
+    unsigned from = shim::lane() ^ lane_mask;
+    return shim::exchange(mask, value, from / width == shim::lane() / width ? from : shim::lane());
+}
+template <typename T>
+T __shfl_down_sync(u32 mask, T value, unsigned delta, int width = 32) {
+    unsigned from = shim::lane() + delta;
+    return shim::exchange(mask, value, from / width == shim::lane() / width ? from : shim::lane());
+}
+template <typename T>
+T __shfl_up_sync(u32 mask, T value, unsigned delta, int width = 32) {
+    unsigned at = shim::lane();
+    return shim::exchange(mask, value, at % width >= delta ? at - delta : at);
+}
+static inline u32 __ballot_sync(u32 mask, int predicate) {
+    *shim::slots(shim::lane()) = predicate != 0;
+    shim::warp_barrier(mask);
+    u32 votes = 0;
+    for (unsigned i = 0; i < 32; i++) votes |= (mask >> i & 1) && *shim::slots(i) ? 1u << i : 0;
+    shim::warp_barrier(mask);
+    return votes;
+}
+static inline int __any_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+static inline int __all_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+
+// Fibers do not interrupt one another.
+template <typename T>
+T atomicAdd(T* at, T value) {
+    T old = *at;
+    *at += value;
+    return old;
+}
+template <typename T>
+T atomicMax(T* at, T value) {
+    T old = *at;
+    *at = old < value ? value : old;
+    return old;
+}
+template <typename T>
+T atomicMin(T* at, T value) {
+    T old = *at;
+    *at = value < old ? value : old;
+    return old;
+}
+template <typename T>
+T atomicOr(T* at, T value) {
+    T old = *at;
+    *at |= value;
+    return old;
+}
+template <typename T>
+T atomicExch(T* at, T value) {
+    T old = *at;
+    *at = value;
+    return old;
+}
+template <typename T>
+T atomicCAS(T* at, T expected, T value) {
+    T old = *at;
+    if (old == expected) *at = value;
+    return old;
+}
+
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a < b ? b : a; }
+static inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
+static inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
+static inline u64 min(u64 a, u64 b) { return a < b ? a : b; }
+static inline u64 max(u64 a, u64 b) { return a < b ? b : a; }
+static inline float min(float a, float b) { return fminf(a, b); }
+static inline float max(float a, float b) { return fmaxf(a, b); }
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+static inline float fast_exp(float x) { return expf(x); }
+static inline float fast_exp2(float x) { return exp2f(x); }
+static inline float fast_log(float x) { return logf(x); }
+static inline float __fdividef(float a, float b) { return a / b; }
+static inline float __frcp_rn(float x) { return 1.0f / x; }
+// Rounded one by one, and fused with nothing around them: the compiler is told so (-ffp-contract=off).
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fsub_rn(float a, float b) { return a - b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
+static inline double __longlong_as_double(i64 bits) {
+    double x;
+    memcpy(&x, &bits, 8);
+    return x;
+}
+static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+static inline u32 __float_as_uint(float x) {
+    u32 bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+static inline float __uint_as_float(u32 bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+static inline i32 __float_as_int(float x) { return (i32)__float_as_uint(x); }
+static inline float __int_as_float(i32 bits) { return __uint_as_float((u32)bits); }
+static inline int __popc(u32 x) { return __builtin_popcount(x); }
+static inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz((u32)x); }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
+static inline u32 __brev(u32 x) {
+    u32 y = 0;
+    for (int i = 0; i < 32; i++) y |= (x >> i & 1) << (31 - i);
+    return y;
+}
+static inline u32 __umulhi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
+template <typename T>
+T __ldg(const T* at) {
+    return *at;
+}
+
+DEVICE float to_float(float x) { return x; }
+DEVICE float to_float(bf16 x) { return shim::bf16_to_float(x.bits); }
+DEVICE float to_float(f16 x) { return shim::f16_to_float(x.bits); }
+template <typename T>
+T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+    return x;
+}
+template <>
+inline bf16 from_float<bf16>(float x) {
+    return {shim::bf16_from_float(x)};
+}
+template <>
+inline f16 from_float<f16>(float x) {
+    return {shim::f16_from_float(x)};
+}
+template <typename T>
+u32 pack(float low, float high) {
+    return from_float<T>(low).bits | (u32)from_float<T>(high).bits << 16;
+}
+
+DEVICE uint4 load_streaming(const uint4* at) { return *at; }
+
+template <typename T>
+void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    const unsigned l = shim::lane(), g = l / 4, c = 2 * (l % 4);
+    u32* own = (u32*)shim::slots(l);
+    memcpy(own, a, 16);
+    memcpy(own + 4, b, 8);
+    shim::warp_barrier(0xffffffffu);
+    for (int i = 0; i < 4; i++) {
+        const unsigned row = g + (i / 2) * 8, col = c + i % 2;
+        float sum = 0;
+        for (unsigned k = 0; k < 16; k++) {
+            // Register k / 8 * 2 + row / 8 of the lane that has row and k; the half by k's parity.
+            const u32* of_a = (const u32*)shim::slots(row % 8 * 4 + k % 8 / 2);
+            const u32* of_b = (const u32*)shim::slots(col * 4 + k % 8 / 2);
+            const u32 x = of_a[k / 8 * 2 + row / 8], y = of_b[4 + k / 8];
+            sum += to_float(T{(u16)(k % 2 ? x >> 16 : x)}) * to_float(T{(u16)(k % 2 ? y >> 16 : y)});
+        }
+        d[i] += sum;
+    }
+    shim::warp_barrier(0xffffffffu);
+}
+
+DEVICE void load_matrix_x4_any(u32 (&out)[4], const void* row, bool trans) {
+    const unsigned l = shim::lane(), r = l / 4, c = 2 * (l % 4);
+    *shim::slots(l) = (u64)(uintptr_t)row;
+    shim::warp_barrier(0xffffffffu);
+    for (unsigned i = 0; i < 4; i++) {
+        auto at = [&](unsigned row, unsigned col) {
+            return (u32)((const u16*)(uintptr_t)*shim::slots(8 * i + row))[col];
+        };
+        out[i] = trans ? at(c, r) | at(c + 1, r) << 16 : at(r, c) | at(r, c + 1) << 16;
+    }
+    shim::warp_barrier(0xffffffffu);
+}
+DEVICE void load_matrix_x4(u32 (&out)[4], const void* row) { load_matrix_x4_any(out, row, false); }
+DEVICE void load_matrix_x4_trans(u32 (&out)[4], const void* row) { load_matrix_x4_any(out, row, true); }
+
+DEVICE void copy_async(void* shared, const void* global, bool is_there = true) {
+    shim::copy_async(shared, global, is_there);
+}
+DEVICE void copy_commit() { shim::copy_commit(); }
+template <int NUM_PENDING>
+void copy_wait() {
+    shim::copy_wait(NUM_PENDING);
+}
+DEVICE void wait_for_kernel_before() {}
+DEVICE void let_next_kernel_begin() {}
