@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod cpu;
+pub mod cuda;
 mod workspace;
 
 pub use batch::{Batch, BatchSequence, SharedPrefix};
