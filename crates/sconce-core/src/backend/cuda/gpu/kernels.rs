@@ -142,6 +142,7 @@ impl Kernels {
     }
 
     /// The names of all.
+    #[cfg(test)]
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.functions.keys().map(String::as_str)
     }

@@ -77,11 +77,6 @@ impl Gpu {
         &self.inner.context.info
     }
 
-    /// Whether an error has lost the device: every call fails from then on.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.inner.context.is_lost()
-    }
-
     fn staging(&self) -> Result<MutexGuard<'_, Staging>> {
         self.inner.context.enter()?;
         Ok(self.inner.staging.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))

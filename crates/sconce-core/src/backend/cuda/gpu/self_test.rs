@@ -133,8 +133,9 @@ unsafe fn worst_error(gpu: &Gpu, out: DevicePtr, out_type: ElemType, expected: &
     Ok(errors.fold(0.0, |worst, error| if error <= worst { worst } else { error }))
 }
 
-fn tolerance(out_type: ElemType) -> f32 {
-    if out_type == ElemType::F32 { 1e-4 } else { 0.05 }
+fn is_off(error: f32, out_type: ElemType) -> bool {
+    let tolerance = if out_type == ElemType::F32 { 1e-4 } else { 0.05 };
+    error.is_nan() || error > tolerance
 }
 
 fn product(gpu: &Gpu, in_type: ElemType, out_type: ElemType) -> Result<String> {
@@ -149,7 +150,7 @@ fn product(gpu: &Gpu, in_type: ElemType, out_type: ElemType) -> Result<String> {
         gpu.matmul(&call)?;
         worst_error(gpu, out.1, out_type, &expected(&x, &weight))?
     };
-    if !(worst <= tolerance(out_type)) {
+    if is_off(worst, out_type) {
         return Err(failed(format!("a product of {in_type:?} to {out_type:?} is off by {worst}")));
     }
     Ok(format!("product of {in_type:?} to {out_type:?}: off by {worst:.1e} at most"))
@@ -198,7 +199,7 @@ fn captured(gpu: &Gpu) -> Result<String> {
             gpu.synchronize()?;
             us = begun.elapsed().as_secs_f64() * 1e6;
             let error = worst_error(gpu, out.1, types.1, &expected(&numbers, &weight))?;
-            if !(error <= tolerance(types.1)) {
+            if is_off(error, types.1) {
                 return Err(failed(format!("a captured product is off by {error}")));
             }
             worst = worst.max(error);

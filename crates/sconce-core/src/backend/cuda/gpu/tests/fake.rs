@@ -88,7 +88,7 @@ fn child_launch() {
             assert!(error(gpu.launch("absent", &dims, &Args::new())).contains("there is no kernel absent"));
             let refused = error(gpu.launch(&name, &Dims { grid: [9, 9, 9], ..dims }, &Args::new()));
             assert!(refused.contains(&format!("cuLaunchKernel {name} with 0 arguments, Dims")), "{refused}");
-            assert!(!gpu.is_lost());
+            assert!(!gpu.inner.context.is_lost());
             gpu.begin_capture().unwrap();
             for refused in [gpu.synchronize(), gpu.upload(there, &[0]), gpu.begin_capture(), gpu.alloc(1).map(|_| ())] {
                 assert!(error(refused).contains("while a CUDA graph is captured"));
@@ -107,7 +107,7 @@ fn child_lost_device() {
         let first = error(gpu.synchronize());
         let words = "cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS (words of the driver)";
         assert!(first.contains(words), "{first}");
-        assert!(gpu.is_lost());
+        assert!(gpu.inner.context.is_lost());
         let later = error(gpu.alloc(1));
         assert!(later.contains("the device is lost since an earlier error") && later.contains(words), "{later}");
         drop(gpu);
