@@ -32,6 +32,16 @@ fn an_address_of_another_machine() {
 }
 
 #[test]
+fn devices_are_listed() {
+    let output = sconce(&["devices"]);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}");
+    // A line for the CPU; then GPUs, or why there is none.
+    assert!(stdout.starts_with("cpu "), "{stdout}");
+    assert!(stdout.contains("\ncuda"), "{stdout}");
+}
+
+#[test]
 fn flags_that_do_not_parse() {
     check(&["serve", "--port", "many"], 2, "--port");
     check(&["serve", "--kv-cache-bytes", "2Gigs"], 2, "expected a size such as 512MiB");

@@ -33,3 +33,8 @@ pub use sconce_core::engine::{
 };
 pub use sconce_core::text::{ChatInput, ChatTemplate, Tokenizer};
 pub use sconce_core::{Error, ErrorKind, Result};
+
+/// NVIDIA's GPUs: which there are, and whether they work.
+pub mod cuda {
+    pub use sconce_core::backend::cuda::{GpuInfo, available, release, self_test};
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::tidy;
+use crate::{kernels, tidy};
 
 /// Everything.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
@@ -12,6 +12,7 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     cargo(root, &["fmt", "--all", "--check"])?;
     cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings", "-D", "missing-docs"])?;
     step("cargo xtask tidy", || tidy::run(root))?;
+    step("cargo xtask kernels", || kernels::run(root))?;
     cargo(root, &["test", "--workspace", "--locked"])?;
     python_tests(root, &[])?;
     println!("\nci: all passed in {} s", begun.elapsed().as_secs());

@@ -5,6 +5,7 @@
 
 mod ci;
 mod golden;
+mod kernels;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -23,10 +24,14 @@ struct Cli {
 enum Task {
     /// Check the rules that no compiler checks
     Tidy,
-    /// Run everything that CI runs: format, clippy, tidy, tests, a release build, the Python clients' tests
+    /// Run everything that CI runs: format, clippy, tidy, kernels, tests, a release build, the Python clients' tests
     Ci,
     /// Compare the golden fixtures with what transformers computed, as one table
     Golden,
+    /// Compile every CUDA kernel for every device that matters (brings nvcc if need be); fail on unexplained spills
+    Kernels,
+    /// Bring nvcc to target/ unless there is one, and print its path: NVCC=$(cargo xtask nvcc) cargo build --release
+    Nvcc,
     /// Build the release binary and run the Python clients' tests against it
     PythonTests {
         /// Arguments for pytest
@@ -41,6 +46,8 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&root),
         Task::Ci => ci::run(&root),
         Task::Golden => golden::run(&root),
+        Task::Kernels => kernels::run(&root),
+        Task::Nvcc => kernels::nvcc_path(&root).map(|path| println!("{}", path.display())),
         Task::PythonTests { args } => ci::python_tests(&root, &args),
     };
     match result {

@@ -5,8 +5,7 @@
 
 mod batch;
 pub mod cpu;
-#[allow(dead_code, unreachable_pub)]
-pub(crate) mod cuda;
+pub mod cuda;
 mod kv;
 mod workspace;
 

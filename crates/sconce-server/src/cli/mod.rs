@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod devices;
 mod engine;
 mod generate;
 mod inspect;
@@ -38,6 +39,8 @@ enum Command {
     Chat(chat::Args),
     /// Say what a model is, what it needs, and whether it can run, without loading it.
     Inspect(inspect::Args),
+    /// List what models can run on here, and where there is no GPU, say why.
+    Devices(devices::Args),
     /// Measure a model, or a server.
     Bench(bench::Args),
     /// Bring a model from the Hugging Face hub into the cache.
@@ -59,6 +62,7 @@ pub fn run() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Devices(args) => devices::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Pull(args) => pull::run(args),
     };

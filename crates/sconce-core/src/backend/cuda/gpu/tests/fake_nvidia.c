@@ -1,0 +1,162 @@
+// Stands in for libcuda, libcublasLt and libnvrtc in tests: memory is the host's, and everything runs at once, or is written
+// down while a capture is on. One source, made into three libraries, for a test needs no more of each than is here.
+// FAKE_FAIL=FUNCTION:CODE lets the first call of a function fail.
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct Op {
+    void (*run)(struct Op*);
+    void *dst, *src;
+    size_t bytes, m, n, k, stride;
+    int out_f32;
+} Op;
+typedef struct {
+    int is_capturing, count;
+    Op ops[64];
+} Stream;
+
+static int fails(const char* function) {
+    static int has_failed;
+    const char* wanted = getenv("FAKE_FAIL");
+    size_t len = strlen(function);
+    if (!wanted || has_failed || strncmp(wanted, function, len) || wanted[len] != ':') return 0;
+    has_failed = 1;
+    return atoi(wanted + len + 1);
+}
+static int enqueue(Stream* s, Op op) {
+    if (s->is_capturing) s->ops[s->count++] = op;
+    else op.run(&op);
+    return 0;
+}
+#define ENTER(function) { int code = fails(#function); if (code) return code; }
+
+// The driver.
+static int num_contexts, is_current;
+int cuInit(unsigned flags) { ENTER(cuInit) return flags; }
+int cuDriverGetVersion(int* v) { const char* e = getenv("FAKE_DRIVER"); *v = e ? atoi(e) : 13000; return 0; }
+int cuGetErrorString(int code, const char** text) { (void)code; *text = "words of the driver"; return 0; }
+int cuDeviceGetCount(int* n) { *n = 1; return 0; }
+int cuDeviceGet(int* d, int i) { *d = i; return i ? 101 : 0; }
+int cuDeviceGetName(char* name, int len, int d) { (void)d; snprintf(name, len, "Fake H100"); return 0; }
+int cuDeviceTotalMem_v2(size_t* b, int d) { (void)d; *b = (size_t)80 << 30; return 0; }
+int cuDeviceGetPCIBusId(char* id, int len, int d) { (void)d; snprintf(id, len, "0000:01:00.0"); return 0; }
+int cuDeviceGetAttribute(int* v, int a, int d) {
+    (void)d;
+    const char* e = getenv("FAKE_CC");
+    int cc = e ? atoi(e) : 90;
+    *v = a == 75 ? cc / 10 : a == 76 ? cc % 10 : a == 16 ? 132 : a == 97 ? 232448 : 0;
+    return 0;
+}
+int cuDevicePrimaryCtxRetain(void** c, int d) { (void)d; num_contexts++; *c = &num_contexts; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int d) { (void)d; num_contexts--; return 0; }
+int cuDevicePrimaryCtxReset_v2(int d) { (void)d; fprintf(stderr, "fake: reset with %d contexts\n", num_contexts); return 0; }
+int cuCtxSetCurrent(void* c) { is_current = c == &num_contexts; return is_current ? 0 : 201; }
+int cuMemGetInfo_v2(size_t* f, size_t* t) { *f = *t = (size_t)79 << 30; return is_current ? 0 : 201; }
+int cuMemAlloc_v2(uint64_t* p, size_t n) { ENTER(cuMemAlloc) *p = (uint64_t)(uintptr_t)aligned_alloc(256, (n + 255) / 256 * 256); return 0; }
+int cuMemFree_v2(uint64_t p) { free((void*)(uintptr_t)p); return 0; }
+int cuMemHostAlloc(void** p, size_t n, unsigned flags) { *p = malloc(n); return flags; }
+int cuMemFreeHost(void* p) { free(p); return 0; }
+static void run_copy(Op* o) { memcpy(o->dst, o->src, o->bytes); }
+static void run_clear(Op* o) { memset(o->dst, 0, o->bytes); }
+int cuMemcpyHtoDAsync_v2(uint64_t d, const void* h, size_t n, Stream* s) { return enqueue(s, (Op){run_copy, (void*)d, (void*)h, n, 0, 0, 0, 0, 0}); }
+int cuMemcpyDtoHAsync_v2(void* h, uint64_t d, size_t n, Stream* s) { return enqueue(s, (Op){run_copy, h, (void*)d, n, 0, 0, 0, 0, 0}); }
+int cuMemcpyDtoDAsync_v2(uint64_t d, uint64_t h, size_t n, Stream* s) { return enqueue(s, (Op){run_copy, (void*)d, (void*)h, n, 0, 0, 0, 0, 0}); }
+int cuMemsetD8Async(uint64_t d, unsigned char c, size_t n, Stream* s) { return c ? 1 : enqueue(s, (Op){run_clear, (void*)d, 0, n, 0, 0, 0, 0, 0}); }
+int cuStreamCreate(Stream** s, unsigned flags) { *s = calloc(1, sizeof **s); return flags == 1 ? 0 : 1; }
+int cuStreamDestroy_v2(Stream* s) { free(s); return 0; }
+int cuStreamSynchronize(Stream* s) { ENTER(cuStreamSynchronize) return s->is_capturing ? 900 : 0; }
+int cuStreamBeginCapture_v2(Stream* s, int mode) { s->is_capturing = 1; s->count = 0; return mode == 1 ? 0 : 1; }
+int cuStreamEndCapture(Stream* s, Stream** g) { ENTER(cuStreamEndCapture) s->is_capturing = 0; *g = malloc(sizeof **g); **g = *s; return 0; }
+int cuEventCreate(void** e, unsigned flags) { *e = &num_contexts; return flags == 2 ? 0 : 1; }
+int cuEventDestroy_v2(void* e) { return !e; }
+int cuEventRecord(void* e, Stream* s) { return !e || !s; }
+int cuEventSynchronize(void* e) { return !e; }
+int cuGraphInstantiateWithFlags(Stream** x, Stream* g, unsigned long long flags) { *x = malloc(sizeof **x); **x = *g; return (int)flags; }
+int cuGraphUpload(Stream* x, Stream* s) { return !x || !s; }
+int cuGraphLaunch(Stream* x, Stream* s) { for (int i = 0; i < x->count; i++) x->ops[i].run(&x->ops[i]); return !s; }
+int cuGraphGetNodes(Stream* g, void* nodes, size_t* n) { *n = g->count; return nodes != 0; }
+int cuGraphExecDestroy(Stream* x) { free(x); return 0; }
+int cuGraphDestroy(Stream* g) { free(g); return 0; }
+int cuModuleLoadDataEx(void** m, const void* image, unsigned n, int* options, void** values) {
+    ENTER(cuModuleLoadDataEx)
+    if (n != 2 || options[0] != 5 || options[1] != 6 || (size_t)values[1] != 8192) return 1;
+    *m = (void*)image;
+    return 0;
+}
+int cuModuleUnload(void* m) { return !m; }
+int cuModuleGetFunction(void** f, void* m, const char* name) { *f = strdup(name); return !m; }
+int cuFuncGetAttribute(int* v, int a, void* f) { *v = a == 1 ? 1024 : 0; return !f; }
+int cuFuncSetAttribute(void* f, int a, int v) { return !f || a != 8 || v != 232448 - 1024; }
+// Writes what it was given to the address that is its first argument: grid, block, shared bytes, second argument.
+int cuLaunchKernel(char* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, Stream* s, void** params, void** extra) {
+    if (gx == 9) return 1;
+    unsigned seen[] = {gx, gy, gz, bx, by, bz, shared, *(unsigned*)params[1]};
+    memcpy(*(void**)params[0], seen, sizeof seen);
+    return !f || !s || extra;
+}
+
+// cuBLASLt: one product, of bf16, as the engine describes it.
+typedef struct { int type, is_transposed; size_t rows, cols, ld; } Desc;
+size_t cublasLtGetVersion(void) { return 130002; }
+int cublasLtCreate(void** h) { ENTER(cublasLtCreate) *h = malloc(1); return 0; }
+int cublasLtDestroy(void* h) { free(h); return 0; }
+int cublasLtMatmulDescCreate(Desc** d, int compute, int scale) { *d = calloc(1, sizeof **d); return compute != 68 || scale != 0; }
+int cublasLtMatmulDescSetAttribute(Desc* d, int a, const void* v, size_t n) { d->is_transposed = *(int*)v; return a != 3 || n != 4; }
+int cublasLtMatmulDescDestroy(Desc* d) { free(d); return 0; }
+int cublasLtMatrixLayoutCreate(Desc** d, int type, uint64_t rows, uint64_t cols, int64_t ld) { *d = malloc(sizeof **d); **d = (Desc){type, 0, rows, cols, ld}; return 0; }
+int cublasLtMatrixLayoutDestroy(Desc* d) { free(d); return 0; }
+int cublasLtMatmulPreferenceCreate(void** p) { *p = malloc(1); return 0; }
+int cublasLtMatmulPreferenceSetAttribute(void* p, int a, const void* v, size_t n) {
+    if (a == 1) return !p || n != 8 || *(uint64_t*)v != 32 << 20;
+    return !p || a < 5 || a > 8 || n != 4 || *(uint32_t*)v != 256;
+}
+int cublasLtMatmulPreferenceDestroy(void* p) { free(p); return 0; }
+typedef struct { uint64_t algo[8]; size_t workspace; int state; float waves; int reserved[4]; } Result;
+int cublasLtMatmulAlgoGetHeuristic(void* h, Desc* d, Desc* a, Desc* b, Desc* c, Desc* o, void* p, int wanted, Result* r, int* n) {
+    if (!h || !d || !p || c != o || wanted != 1 || a->rows != b->rows) return 7;
+    memset(r, 0, sizeof *r);
+    r->algo[0] = b->cols;
+    *n = 1;
+    return 0;
+}
+// As the real one may: an algorithm for 64 rows serves fewer.
+int cublasLtMatmulAlgoCheck(void* h, Desc* d, Desc* a, Desc* b, Desc* c, Desc* o, const uint64_t* algo, Result* r) {
+    r->workspace = 0;
+    return !h || !d || !a || c != o || algo[0] != 64 || b->cols > 64 ? 15 : 0;
+}
+static float widen(uint16_t b) { uint32_t u = (uint32_t)b << 16; float f; memcpy(&f, &u, 4); return f; }
+static void run_product(Op* o) {
+    uint16_t *w = o->src, *x = *(uint16_t**)&o->bytes;
+    for (size_t n = 0; n < o->n; n++)
+        for (size_t m = 0; m < o->m; m++) {
+            float sum = 0;
+            for (size_t k = 0; k < o->k; k++) sum += widen(w[m * o->k + k]) * widen(x[n * o->k + k]);
+            uint32_t bits;
+            memcpy(&bits, &sum, 4);
+            if (o->out_f32) ((float*)o->dst)[n * o->stride + m] = sum;
+            else ((uint16_t*)o->dst)[n * o->stride + m] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+        }
+}
+int cublasLtMatmul(void* h, Desc* d, const float* alpha, void* a, Desc* ad, const float* beta_or_b, Desc* bd, const float* beta, void* c, Desc* cd, void* o, Desc* od, const uint64_t* algo, void* workspace, size_t bytes, Stream* s) {
+    if (!h || !d->is_transposed || *alpha != 1 || *beta != 0 || c != o || cd != od || algo[0] != 64 || !workspace || bytes != 32 << 20) return 7;
+    if (ad->type != 14 || bd->type != 14 || ad->ld != ad->rows || bd->ld != bd->rows) return 15;
+    return enqueue(s, (Op){run_product, o, a, (size_t)beta_or_b, ad->cols, bd->cols, ad->rows, od->ld, od->type == 0});
+}
+
+// NVRTC: an image that names one kernel, after its file.
+int nvrtcVersion(int* major, int* minor) { *major = 13; *minor = 0; return 0; }
+int nvrtcCreateProgram(char** p, const char* text, const char* name, int n, const char** headers, const char** names) {
+    for (int i = 0; i < n; i++)
+        if (!headers[i] || !names[i]) return 3;
+    *p = calloc(1, 256);
+    snprintf(*p, 256, ".entry fake_%.*s(", (int)strcspn(name, "."), name);
+    return !text;
+}
+int nvrtcCompileProgram(char* p, int n, const char** options) { ENTER(nvrtcCompileProgram) return !p || n != 3 || strcmp(options[0], "--gpu-architecture=sm_90a"); }
+int nvrtcDestroyProgram(char** p) { free(*p); return 0; }
+int nvrtcGetCUBINSize(char* p, size_t* n) { *n = strlen(p) + 1; return 0; }
+int nvrtcGetCUBIN(char* p, char* out) { strcpy(out, p); return 0; }
+int nvrtcGetProgramLogSize(char* p, size_t* n) { (void)p; *n = 16; return 0; }
+int nvrtcGetProgramLog(char* p, char* out) { (void)p; strcpy(out, "no such thing"); return 0; }
