@@ -13,12 +13,10 @@ pub mod gather_rows;
 mod lanes;
 pub mod layer_norm;
 pub mod linear;
-#[allow(dead_code, reason = "what launches on a device waits for the CUDA backend")]
 pub mod rms_norm;
 pub mod rope_append_kv;
-#[allow(dead_code, reason = "what launches on a device waits for the CUDA backend")]
 pub mod sample;
 mod simd;
 pub mod softcap;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

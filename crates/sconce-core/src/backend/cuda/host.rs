@@ -1,6 +1,9 @@
 //! [`HostDevice`]: kernels on this machine's CPU, as the C++ compiler makes them with `kernels/host/shim.h`. It finds what
 //! a GPU would not show: memory that was never written is NaN, and writes beyond an allocation end the test.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
