@@ -73,6 +73,7 @@ fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], ep
 }
 
 /// `kernels/rms_norm.cu`. `x` is f32, `out` of 16 bits.
+#[allow(dead_code, reason = "what launches on a device waits for the CUDA backend")]
 pub(crate) fn cuda(device: &dyn Device, out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector, eps: f32) -> Result<()> {
     check(out, x, weight);
     let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr()).with(x.cols()).with(eps);
@@ -82,6 +83,7 @@ pub(crate) fn cuda(device: &dyn Device, out: &mut CudaBuffer, x: &CudaBuffer, we
 }
 
 /// The same after x += delta.
+#[allow(dead_code, reason = "what launches on a device waits for the CUDA backend")]
 pub(crate) fn cuda_add(
     device: &dyn Device,
     out: &mut CudaBuffer,

@@ -1,9 +1,8 @@
-//! What the CUDA backend keeps in a device's memory: activations, weights, the KV cache, a step's batch.
+//! What operations keep in a device's memory: activations and weights.
 
 use std::sync::Arc;
 
 use super::device::{Device, DevicePtr, ElemType};
-use crate::backend::{BatchSequence, KvCacheShape, SharedPrefix};
 use crate::error::Result;
 
 /// A piece of a device's memory, given back when it is dropped.
@@ -142,78 +141,8 @@ pub(crate) fn bytes_of(data: &[f32], elem: ElemType) -> Vec<u8> {
     }
 }
 
-/// Weights of a linear operation, [rows, cols] in 16 bits.
-pub struct Matrix {
-    pub(crate) memory: Memory,
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    pub(crate) elem: ElemType,
-    /// [rows] f32.
-    pub(crate) bias: Option<Memory>,
-}
-
 /// A vector of f32.
 pub struct Vector {
     pub(crate) memory: Memory,
     pub(crate) len: usize,
-}
-
-/// Cosines and sines of all positions: [max_len, rotary_dim / 2] f32 each.
-pub struct Rope {
-    pub(crate) cos: Memory,
-    pub(crate) sin: Memory,
-    pub(crate) rotary_dim: usize,
-}
-
-/// Keys and values in 16 bits: of each layer [num_blocks, num_kv_heads, block_size, head_dim], token by token in both.
-pub struct KvCache {
-    /// Keys of all layers, one after the other.
-    pub(crate) keys: Memory,
-    /// Values of all layers.
-    pub(crate) values: Memory,
-    pub(crate) shape: KvCacheShape,
-    pub(crate) elem: ElemType,
-}
-
-impl KvCache {
-    /// An empty cache.
-    pub(crate) fn new(device: &Arc<dyn Device>, shape: KvCacheShape, elem: ElemType) -> Result<Self> {
-        let bytes = shape.num_layers * shape.num_blocks * shape.block_len() * elem.bytes();
-        let [keys, values] = [Memory::new(device, bytes)?, Memory::new(device, bytes)?];
-        Ok(Self { keys, values, shape, elem })
-    }
-
-    /// Where the keys and the values of a layer begin.
-    pub(crate) fn layer(&self, idx: usize) -> (DevicePtr, DevicePtr) {
-        let start = idx * self.shape.num_blocks * self.shape.block_len() * self.elem.bytes();
-        (self.keys.ptr().offset(start), self.values.ptr().offset(start))
-    }
-}
-
-/// A step's inputs on the device: one piece of memory of u32, written by one copy. Its parts stand one after the other,
-/// each aligned to 16 bytes.
-pub struct DeviceBatch {
-    pub(crate) memory: Memory,
-    /// What is sent, kept for its memory.
-    pub(crate) staging: Vec<u32>,
-    /// Tokens of the step.
-    pub(crate) num_tokens: usize,
-    /// Rows whose logits are wanted.
-    pub(crate) num_logits: usize,
-    /// [num_tokens].
-    pub(crate) token_ids: DevicePtr,
-    /// [num_tokens].
-    pub(crate) positions: DevicePtr,
-    /// [num_tokens]: block * block_size + offset.
-    pub(crate) slot_mapping: DevicePtr,
-    /// [num_logits].
-    pub(crate) logit_rows: DevicePtr,
-    /// [num_seqs, 4]: query_start, query_len, context_len, table_start.
-    pub(crate) sequences: DevicePtr,
-    /// The block tables, one after the other.
-    pub(crate) block_tables: DevicePtr,
-    /// The same sequences where the host plans launches.
-    pub(crate) host_sequences: Vec<BatchSequence>,
-    /// Sequences that begin with the same blocks.
-    pub(crate) shared_prefixes: Vec<SharedPrefix>,
 }
