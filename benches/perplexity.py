@@ -121,7 +121,7 @@ def main():
     print(f"| transformers float32 | {perplexity:.5f} | | | | | |")
     contenders = {
         "transformers bfloat16": lambda: Transformers(args.gguf, "bfloat16"),
-        "sconce auto": lambda: Sconce(args.binary, args.gguf, "auto"),
+        "sconce mixed": lambda: Sconce(args.binary, args.gguf, "mixed"),
         "sconce exact": lambda: Sconce(args.binary, args.gguf, "exact"),
         "sconce fast": lambda: Sconce(args.binary, args.gguf, "fast"),
     }

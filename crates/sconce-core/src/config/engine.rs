@@ -84,7 +84,7 @@ impl FromStr for KvCacheDtype {
 pub enum MatmulPrecision {
     /// Between the others: inputs of quantized weights have 16 bits in groups of 32 with outliers and 8 in the others, and
     /// are rounded to bf16 for bf16 weights, where the machine has instructions for them.
-    Auto,
+    Mixed,
     /// As exactly as products of f32: inputs have 16 bits for quantized weights, and stay in f32 for others.
     #[default]
     Exact,
@@ -97,10 +97,10 @@ impl FromStr for MatmulPrecision {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self> {
         match s {
-            "auto" => Ok(Self::Auto),
+            "mixed" => Ok(Self::Mixed),
             "exact" => Ok(Self::Exact),
             "fast" => Ok(Self::Fast),
-            _ => Err(Error::config("matmul-precision", format!("expected auto, exact or fast, found {s:?}"))),
+            _ => Err(Error::config("matmul-precision", format!("expected exact, mixed or fast, found {s:?}"))),
         }
     }
 }

@@ -22,8 +22,8 @@ pub(super) struct EngineArgs {
     /// The type of keys and values in the cache: auto (f32), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
-    /// How exactly inputs are multiplied with weights: auto (8 bits, 16 for outliers; bf16 for bf16 weights), exact
-    /// (16 bits, f32), or fast (8 bits, bf16).
+    /// How exactly inputs are multiplied with weights: exact (16 bits, f32), mixed (8 bits, 16 for outliers; bf16 for
+    /// bf16 weights), or fast (8 bits, bf16).
     #[arg(long, default_value = "exact")]
     matmul_precision: MatmulPrecision,
     /// Where weights come from: auto (files) or dummy (random, for measuring).

@@ -5,7 +5,8 @@
 //! as llama.cpp has them, the starter model's log-probabilities move by 0.09 on average. Where the machine has `vpdpbusd`
 //! these weights are packed too ([`Panels`]), and 16 bits are two planes of 8; elsewhere, and for the rarer formats, rows
 //! are unpacked for each call and multiplied by `vpmaddwd`. [`MatmulPrecision::Fast`](crate::config::MatmulPrecision)
-//! takes one plane, and bf16 inputs for bf16 weights; `Auto` a second plane only in groups with outliers. Each output element is a sum in a fixed order over one row of W and
+//! takes one plane, and bf16 inputs for bf16 weights; `Mixed` a second plane only in groups with
+//! outliers. Each output element is a sum in a fixed order over one row of W and
 //! one of x: it depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
 #[cfg(target_arch = "x86_64")]

@@ -16,7 +16,7 @@ const OUTLIER: f32 = 6.0;
 const TASK_ROWS: usize = 8;
 
 /// Input rows as integers: x[i] = scale[i / 32] * q[i], q = 256 * hi + lo in 16 bits and q = hi in 8. Where a row has groups
-/// of both kinds ([`MatmulPrecision::Auto`]), q = 256 * hi + lo in all, and lo is 0 in groups of 8 bits. Which these are
+/// of both kinds ([`MatmulPrecision::Mixed`]), q = 256 * hi + lo in all, and lo is 0 in groups of 8 bits. Which these are
 /// depends on the row alone.
 #[derive(Debug, Default)]
 pub(crate) struct Planes {
@@ -76,7 +76,7 @@ impl Planes {
                 let x = x.row(row);
                 // The greatest magnitude of a group in 8 bits.
                 let limit = match precision {
-                    MatmulPrecision::Auto => OUTLIER * root_mean_square(isa, x),
+                    MatmulPrecision::Mixed => OUTLIER * root_mean_square(isa, x),
                     MatmulPrecision::Exact => -1.0,
                     MatmulPrecision::Fast => f32::INFINITY,
                 };
@@ -224,7 +224,7 @@ mod tests {
         data[64..96].fill(0.0);
         data[100] = 50.0;
         let x = Buffer::from_vec(data, 96);
-        let precisions = [MatmulPrecision::Auto, MatmulPrecision::Exact, MatmulPrecision::Fast];
+        let precisions = [MatmulPrecision::Mixed, MatmulPrecision::Exact, MatmulPrecision::Fast];
         for precision in precisions {
             let mut plain = Planes::default();
             plain.fill(&mut ThreadPool::new(1), Isa::Baseline, precision, &x);
@@ -232,7 +232,7 @@ mod tests {
             for (g, (x, found)) in x.data().chunks_exact(GROUP).zip(found.data().chunks_exact(GROUP)).enumerate() {
                 let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
                 let has_16_bits =
-                    precision == MatmulPrecision::Exact || precision == MatmulPrecision::Auto && max == 50.0;
+                    precision == MatmulPrecision::Exact || precision == MatmulPrecision::Mixed && max == 50.0;
                 assert_eq!(plain.has_low[g], has_16_bits || precision == MatmulPrecision::Exact, "group {g}");
                 let greatest = if has_16_bits { MAX_16 } else { MAX_8 };
                 assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= 0.51 * max / greatest));

@@ -20,7 +20,7 @@ const QUANTIZED: [Dtype; 10] = [
     Dtype::Q6K,
 ];
 
-const PRECISIONS: [MatmulPrecision; 3] = [MatmulPrecision::Auto, MatmulPrecision::Exact, MatmulPrecision::Fast];
+const PRECISIONS: [MatmulPrecision; 3] = [MatmulPrecision::Mixed, MatmulPrecision::Exact, MatmulPrecision::Fast];
 
 /// Inputs with an outlier in some rows' groups.
 fn inputs(rows: usize, cols: usize) -> Buffer {

@@ -69,7 +69,7 @@ unsafe fn with_planes<const F: u8>(task: &Task<'_>) {
     // SAFETY: as the caller's.
     unsafe {
         match task.x.precision {
-            MatmulPrecision::Auto => run::<F, SOME_LOW>(task),
+            MatmulPrecision::Mixed => run::<F, SOME_LOW>(task),
             MatmulPrecision::Exact => run::<F, ALL_LOW>(task),
             MatmulPrecision::Fast => run::<F, NO_LOW>(task),
         }
