@@ -146,3 +146,21 @@ pub struct Vector {
     pub(crate) memory: Memory,
     pub(crate) len: usize,
 }
+
+/// Weight matrices of the same number of columns over each other, [rows, cols], as inputs of products.
+pub struct Matrix {
+    pub(crate) memory: Memory,
+    pub(crate) rows: usize,
+    /// A multiple of 8: rows begin at multiples of 16 bytes.
+    pub(crate) cols: usize,
+    /// 16 bits.
+    pub(crate) elem: ElemType,
+    /// [rows].
+    pub(crate) bias: Option<Vector>,
+}
+
+/// Cosines and sines: [positions, rotary_dim] f32, of a position the cosines, then the sines.
+pub struct RopeTable {
+    pub(crate) memory: Memory,
+    pub(crate) rotary_dim: usize,
+}

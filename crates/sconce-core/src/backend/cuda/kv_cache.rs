@@ -1,0 +1,60 @@
+//! [`KvCache`]: keys and values of all layers in a device's memory.
+
+use std::sync::Arc;
+
+use super::device::{Device, DevicePtr, ElemType};
+use super::storage::Memory;
+use crate::backend::{KvCacheShape, KvDtype};
+use crate::error::{Error, Result};
+
+/// Heads begin at multiples of so many elements, so that copies take 16 bytes at a time and products 16 columns.
+const HEAD_ALIGNMENT: usize = 16;
+
+/// Keys and values: [num_layers, 2 (keys, values), num_blocks, num_kv_heads, block_size, head_stride]. Dimensions of a head
+/// from `head_dim` on are zero.
+pub struct KvCache {
+    memory: Memory,
+    pub(crate) shape: KvCacheShape,
+}
+
+impl KvCache {
+    /// An empty cache. Errors: no memory, or a type that the device has no kernels for.
+    pub(crate) fn new(device: &Arc<dyn Device>, shape: KvCacheShape) -> Result<Self> {
+        if shape.dtype == KvDtype::F32 {
+            return Err(Error::config("kv-cache-dtype", "f32 is for the CPU; on a GPU use auto, bf16 or f16"));
+        }
+        let padded = KvCacheShape { head_dim: head_stride(&shape), ..shape };
+        let memory = Memory::new(device, padded.num_bytes())?;
+        memory.clear()?;
+        Ok(Self { memory, shape })
+    }
+
+    /// Elements from one token's head to the next token's.
+    pub(crate) fn head_stride(&self) -> usize {
+        head_stride(&self.shape)
+    }
+
+    /// Bytes of one block of one layer's keys (or values).
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.shape.block_size * self.shape.num_kv_heads * self.head_stride() * self.shape.dtype.elem_bytes()
+    }
+
+    /// A layer's keys.
+    pub(crate) fn keys(&self, layer: usize) -> DevicePtr {
+        self.memory.ptr().offset(2 * layer * self.shape.num_blocks * self.block_bytes())
+    }
+
+    /// A layer's values.
+    pub(crate) fn values(&self, layer: usize) -> DevicePtr {
+        self.keys(layer).offset(self.shape.num_blocks * self.block_bytes())
+    }
+
+    /// Type of the elements.
+    pub(crate) fn elem(&self) -> ElemType {
+        if self.shape.dtype == KvDtype::F16 { ElemType::F16 } else { ElemType::Bf16 }
+    }
+}
+
+fn head_stride(shape: &KvCacheShape) -> usize {
+    shape.head_dim.next_multiple_of(HEAD_ALIGNMENT)
+}
