@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sconce_core::backend::cpu::{Buffer, CpuBackend};
-use sconce_core::backend::{AttentionSpec, Backend, Batch, KvCacheShape, KvDtype};
+use sconce_core::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype};
 use sconce_core::config::{Activation, SamplingParams, WeightDtype};
 use sconce_core::sample::{SampleInput, SampleKind, SampleResults, SampleRow, TokenCounts};
 use sconce_core::weights::{Dtype, WeightStore};
@@ -30,7 +30,9 @@ fn linear(c: &mut Criterion) {
         let weight = backend.matrix(vec![tensor], None, WeightDtype::Auto).expect("invariant: the CPU has the memory");
         for rows in [1, 8, 128] {
             let x = input(rows, HIDDEN);
-            let mut out = backend.buffer(rows, 2 * INTERMEDIATE).expect("invariant: the CPU has the memory");
+            let mut out = backend
+                .buffer(rows, 2 * INTERMEDIATE, BufferRole::Activation)
+                .expect("invariant: the CPU has the memory");
             let flops = (2 * rows * HIDDEN * 2 * INTERMEDIATE) as u64;
             group.throughput(if rows == 1 { Throughput::Bytes(bytes) } else { Throughput::Elements(flops) });
             group.bench_function(BenchmarkId::new(dtype.name(), rows), |b| {
@@ -70,7 +72,8 @@ fn attention(c: &mut Criterion) {
             let blocks: Vec<u32> = (0..num_blocks as u32).collect();
             batch.push(&vec![0; queries], &blocks, context - queries, context, BLOCK_SIZE);
             let qkv = input(queries, spec.qkv_dim());
-            let mut out = backend.buffer(queries, 9 * 64).expect("invariant: the CPU has the memory");
+            let mut out =
+                backend.buffer(queries, 9 * 64, BufferRole::Activation).expect("invariant: the CPU has the memory");
             // Keys that the queries see; two products of each with each dimension, and two FLOPs a product.
             let num_seen = queries * (context - queries) + queries * (queries + 1) / 2;
             group.throughput(match queries {
@@ -110,7 +113,9 @@ fn shared_prefix(c: &mut Criterion) {
                 batch.push(&[0], &blocks, PREFIX + OWN - 1, PREFIX + OWN, BLOCK_SIZE);
             }
             let qkv = input(num_seqs, spec.qkv_dim());
-            let mut out = backend.buffer(num_seqs, num_heads * head_dim).expect("invariant: the CPU has the memory");
+            let mut out = backend
+                .buffer(num_seqs, num_heads * head_dim, BufferRole::Activation)
+                .expect("invariant: the CPU has the memory");
             for way in ["apart", "together"] {
                 if way == "together" {
                     batch.find_shared_prefixes();
@@ -129,8 +134,8 @@ fn elementwise(c: &mut Criterion) {
     let mut group = c.benchmark_group("rows of the starter model");
     let (x, gate_up) = (input(128, HIDDEN), input(128, 2 * INTERMEDIATE));
     let weight = vec![1.0; HIDDEN];
-    let mut out = backend.buffer(128, HIDDEN).expect("invariant: the CPU has the memory");
-    let mut mlp = backend.buffer(128, INTERMEDIATE).expect("invariant: the CPU has the memory");
+    let mut out = backend.buffer(128, HIDDEN, BufferRole::Activation).expect("invariant: the CPU has the memory");
+    let mut mlp = backend.buffer(128, INTERMEDIATE, BufferRole::Activation).expect("invariant: the CPU has the memory");
     group.throughput(Throughput::Elements(128));
     group.bench_function("rms_norm", |b| b.iter(|| backend.rms_norm(&mut out, black_box(&x), &weight, 1e-5)));
     group.bench_function("gate_act_mul", |b| {

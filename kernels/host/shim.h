@@ -247,6 +247,7 @@ u32 pack(float low, float high) {
 }
 
 DEVICE uint4 load_streaming(const uint4* at) { return *at; }
+DEVICE uint4 load_streaming_or_zero(const uint4* at, bool is_there) { return is_there ? *at : uint4{0, 0, 0, 0}; }
 
 template <typename T>
 void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {

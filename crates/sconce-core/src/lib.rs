@@ -15,4 +15,8 @@ pub mod sched;
 pub mod text;
 pub mod weights;
 
+// Under the name that integration tests have for it: some of their helpers are unit tests' too.
+#[cfg(test)]
+extern crate self as sconce_core;
+
 pub use error::{Error, ErrorKind, Result};

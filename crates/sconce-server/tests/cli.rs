@@ -45,7 +45,7 @@ fn devices_are_listed() {
 fn flags_that_do_not_parse() {
     check(&["serve", "--port", "many"], 2, "--port");
     check(&["serve", "--kv-cache-bytes", "2Gigs"], 2, "expected a size such as 512MiB");
-    check(&["serve", "--device", "tpu"], 2, "expected auto, cpu or cuda");
+    check(&["serve", "--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N");
 }
 
 #[test]

@@ -4,13 +4,17 @@
 //! Every operation has a plain reference in `ops/<op>.rs`, which says exactly what it computes.
 
 mod batch;
+mod checked;
 pub mod cpu;
 pub mod cuda;
 mod kv;
+mod peaks;
 mod workspace;
 
 pub use batch::{Batch, BatchSequence, SharedPrefix};
+pub use checked::{Checked, Pair};
 pub use kv::{KvCacheShape, KvDtype};
+pub use peaks::Peaks;
 pub use workspace::Workspace;
 
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
@@ -58,6 +62,32 @@ impl AttentionSpec {
     }
 }
 
+/// What a buffer holds; a device chooses the type of its elements by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BufferRole {
+    /// The residual stream, which every block adds to: f32.
+    Residual,
+    /// What goes into products and comes out of them.
+    Activation,
+    /// Logits: f32.
+    Logits,
+}
+
+/// What a step has at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLimits {
+    /// Tokens.
+    pub max_tokens: usize,
+    /// Sequences.
+    pub max_seqs: usize,
+    /// Rows of logits.
+    pub max_logits: usize,
+    /// Tokens of a sequence.
+    pub max_model_len: usize,
+    /// Tokens of a KV block.
+    pub block_size: usize,
+}
+
 /// A device that computes. Models are generic in it; buffers are [rows, cols] activations.
 pub trait Backend: Send + Sized + 'static {
     /// Activations, [rows, cols], of which the first `rows` are in use.
@@ -75,13 +105,18 @@ pub trait Backend: Send + Sized + 'static {
 
     /// In words, for users: `cpu (2 threads, avx512)`.
     fn description(&self) -> String;
-    /// Bytes of memory that new allocations can use.
-    fn free_memory(&self) -> Result<usize>;
+    /// Bytes that keys and values may take of what is free now, unless a setting says otherwise.
+    fn kv_pool_memory(&self) -> Result<usize>;
+
+    /// Whether the device does not come back from an error, so that all that is on it has to be made anew.
+    fn is_lost(&self) -> bool {
+        false
+    }
 
     // At load.
 
     /// A buffer of at most `max_rows` rows.
-    fn buffer(&self, max_rows: usize, cols: usize) -> Result<Self::Buffer>;
+    fn buffer(&self, max_rows: usize, cols: usize, role: BufferRole) -> Result<Self::Buffer>;
     /// A vector.
     fn vector(&self, data: &[f32]) -> Result<Self::Vector>;
     /// Matrices of the same number of columns over each other, [sum of rows, cols], with an optional bias as long as
@@ -94,12 +129,21 @@ pub trait Backend: Send + Sized + 'static {
     /// Cosines and sines of positions `0..max_len`.
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<Self::Rope>;
     /// Room for a step's batch.
-    fn batch(&self) -> Result<Self::Batch>;
+    fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<Self::Batch>;
 
     // In a step.
 
     /// Brings the step's inputs to the device.
     fn upload(&self, dst: &mut Self::Batch, batch: &Batch) -> Result<()>;
+    /// Carries out `forward`, the operations of one pass over `batch`. Where the device has written down those of a batch
+    /// of the same shape, it may repeat them without calling `forward`.
+    fn run(&self, batch: &Self::Batch, forward: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+    /// The rows that the last operation called on `x` has left in use.
+    fn num_rows(&self, x: &Self::Buffer) -> usize;
+    /// The first rows, [num_rows, cols] in f32, once everything before is done. For checks: a step reads no activations.
+    fn read(&self, x: &Self::Buffer, num_rows: usize) -> Result<Vec<f32>>;
+    /// Sets the rows in use and their contents, [rows, cols]. For checks.
+    fn write(&self, x: &mut Self::Buffer, data: &[f32]) -> Result<()>;
     /// Copies KV blocks in all layers, in order.
     fn copy_blocks(&self, kv: &mut Self::KvCache, copies: &[BlockCopy]) -> Result<()>;
     /// out[t] = table[token_ids[t]] * scale. [num_tokens, hidden].

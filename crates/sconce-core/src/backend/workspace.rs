@@ -1,6 +1,6 @@
 //! [`Workspace`]: every activation buffer, allocated once.
 
-use super::Backend;
+use super::{Backend, BufferRole};
 use crate::config::ModelConfig;
 use crate::error::Result;
 
@@ -33,20 +33,21 @@ pub struct Workspace<B: Backend> {
 impl<B: Backend> Workspace<B> {
     /// Buffers for at most `max_tokens` tokens and `max_logits` rows of logits in a step.
     pub fn new(backend: &B, config: &ModelConfig, max_tokens: usize, max_logits: usize) -> Result<Self> {
-        let tokens = |cols| backend.buffer(max_tokens, cols);
-        let rows = |cols| backend.buffer(max_logits, cols);
+        let residual = |rows| backend.buffer(rows, config.hidden_size, BufferRole::Residual);
+        let tokens = |cols| backend.buffer(max_tokens, cols, BufferRole::Activation);
+        let rows = |cols| backend.buffer(max_logits, cols, BufferRole::Activation);
         Ok(Self {
-            residual: tokens(config.hidden_size)?,
+            residual: residual(max_tokens)?,
             delta: tokens(config.hidden_size)?,
             normed: tokens(config.hidden_size)?,
             qkv: tokens(config.qkv_dim())?,
             attn_out: tokens(config.q_dim())?,
             gate_up: tokens(2 * config.intermediate_size)?,
             mlp_act: tokens(config.intermediate_size)?,
-            last_residual: rows(config.hidden_size)?,
+            last_residual: residual(max_logits)?,
             last_delta: rows(config.hidden_size)?,
             last_normed: rows(config.hidden_size)?,
-            logits: rows(config.vocab_size)?,
+            logits: backend.buffer(max_logits, config.vocab_size, BufferRole::Logits)?,
         })
     }
 }

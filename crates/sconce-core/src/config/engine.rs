@@ -12,18 +12,19 @@ pub enum DeviceKind {
     Auto,
     /// The CPU.
     Cpu,
-    /// The first CUDA device.
-    Cuda,
+    /// The CUDA device of that number, as `sconce devices` counts them.
+    Cuda(usize),
 }
 
 impl FromStr for DeviceKind {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self> {
+        let unknown = || Error::config("device", format!("expected auto, cpu, cuda or cuda:N, found {s:?}"));
         match s {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda),
-            _ => Err(Error::config("device", format!("expected auto, cpu or cuda, found {s:?}"))),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(unknown),
         }
     }
 }
@@ -31,13 +32,15 @@ impl FromStr for DeviceKind {
 /// The type that weights have in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightDtype {
-    /// As the file stores them, quantized or not.
+    /// As the file stores them, quantized or not. On a GPU f16 where the file has f16, and bf16 elsewhere.
     #[default]
     Auto,
-    /// Converted to f32 at load.
+    /// Converted to f32 at load. For the CPU alone.
     F32,
     /// Converted to bf16 at load.
     Bf16,
+    /// Converted to f16 at load.
+    F16,
 }
 
 impl FromStr for WeightDtype {
@@ -47,7 +50,8 @@ impl FromStr for WeightDtype {
             "auto" => Ok(Self::Auto),
             "f32" | "float32" => Ok(Self::F32),
             "bf16" | "bfloat16" => Ok(Self::Bf16),
-            _ => Err(Error::config("dtype", format!("expected auto, f32 or bf16, found {s:?}"))),
+            "f16" | "float16" => Ok(Self::F16),
+            _ => Err(Error::config("dtype", format!("expected auto, f32, bf16 or f16, found {s:?}"))),
         }
     }
 }
@@ -55,7 +59,7 @@ impl FromStr for WeightDtype {
 /// The type that keys and values have in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KvCacheDtype {
-    /// The exact one on the CPU: f32.
+    /// The exact one on the CPU: f32. On a GPU that of the weights.
     #[default]
     Auto,
     /// As they are computed. Takes twice the memory of the others.
@@ -157,6 +161,9 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// Threads that compute. `None`: one a physical core that this process may use.
     pub num_threads: Option<usize>,
+    /// Whether each of a GPU's operations is computed on the CPU too and compared. Requests fail at the first that differs,
+    /// with its name. Slow: for finding out what is wrong.
+    pub check_ops: bool,
 }
 
 impl Default for EngineConfig {
@@ -175,6 +182,7 @@ impl Default for EngineConfig {
             max_waiting: 1024,
             prefix_cache: true,
             num_threads: None,
+            check_ops: false,
         }
     }
 }

@@ -8,12 +8,13 @@ use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::Duration;
 
 use super::Inbox;
+use super::compute::Compute;
 use super::running::{Growth, Limits, RunningRequest};
 use super::status::EngineStatus;
-use crate::backend::{Backend, Batch, Workspace};
+use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
 use crate::kv::BlockPool;
-use crate::models::{Model, Step};
+use crate::models::Step;
 use crate::sample::SampleResults;
 use crate::sched::{GroupId, Scheduler, SchedulerConfig, SequenceGroup, StepPlan};
 use crate::text::Tokenizer;
@@ -23,11 +24,9 @@ const IDLE: Duration = Duration::from_millis(500);
 
 /// Everything that a step works on. Owned by one thread.
 pub(super) struct Engine<B: Backend> {
-    pub(super) backend: B,
-    pub(super) model: Box<dyn Model<B>>,
-    pub(super) ws: Workspace<B>,
-    pub(super) kv: B::KvCache,
-    pub(super) device_batch: B::Batch,
+    pub(super) compute: Compute<B>,
+    /// Makes `compute` anew, when its device has been lost.
+    pub(super) reload: Box<dyn Fn() -> Result<Compute<B>> + Send>,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) limits: Limits,
     pub(super) status: Arc<EngineStatus>,
@@ -99,6 +98,19 @@ impl<B: Backend> Engine<B> {
                 Ok(Err(error)) => self.restart(&error.to_string()),
                 Err(payload) => self.restart(panic_message(&*payload)),
             }
+            if self.compute.backend.is_lost() {
+                tracing::warn!("the device is lost; the model is loaded again");
+                // First what is left of the old one: its memory is needed.
+                drop(self.compute);
+                self.compute = match (self.reload)() {
+                    Ok(compute) => compute,
+                    Err(error) => {
+                        tracing::error!("the engine has ended: {error}");
+                        self.status.is_alive.store(false, Ordering::Relaxed);
+                        return;
+                    }
+                };
+            }
             self.publish();
         }
         self.state.requests.values_mut().for_each(RunningRequest::abort);
@@ -159,17 +171,12 @@ impl<B: Backend> Engine<B> {
         if plan.chunks.is_empty() {
             return Err(Error::internal("nothing could be scheduled though requests wait"));
         }
-        self.backend.copy_blocks(&mut self.kv, &plan.copies)?;
-        self.backend.upload(&mut self.device_batch, batch)?;
         let wants_logits = !batch.logit_rows.is_empty();
-        let mut step = Step { backend: &self.backend, ws: &mut self.ws, kv: &mut self.kv, batch: &self.device_batch };
-        self.model.embed(&mut step)?;
-        for idx in 0..self.model.config().num_hidden_layers {
-            self.model.layer(idx, &mut step)?;
-        }
-        if wants_logits {
-            self.model.head(&mut step)?;
-        }
+        let Compute { backend, model, ws, kv, batch: device_batch } = &mut self.compute;
+        backend.copy_blocks(kv, &plan.copies)?;
+        backend.upload(device_batch, batch)?;
+        let mut step = Step { backend, ws, kv, batch: device_batch };
+        backend.run(device_batch, &mut || model.forward(&mut step, wants_logits))?;
         self.state.scheduler.commit(&self.state.plan);
         // Before the callers are told: who has an answer finds its steps counted.
         add_to(&self.status.num_steps, 1);
@@ -186,7 +193,7 @@ impl<B: Backend> Engine<B> {
         for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
             requests[&chunk.group].ask(&mut rows, row, pos, chunk.index);
         }
-        self.backend.sample(results, &self.ws.logits, &rows)?;
+        self.compute.backend.sample(results, &self.compute.ws.logits, &rows)?;
         self.push_results();
         self.tell();
         Ok(())

@@ -9,6 +9,9 @@ use crate::models::{self, RawConfig};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::weights::{Dtype, GgufFile, WeightStore};
 
+/// Every model has one, under Hugging Face's name whatever the file.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
 /// What a model's files say, before its weights are read.
 pub(super) struct ModelFiles {
     /// The GGUF, or the folder.
@@ -31,6 +34,13 @@ impl ModelFiles {
             return Err(Error::config("load-format", message));
         }
         if metadata.is_dir() { Self::open_gguf(&only_gguf(path)?) } else { Self::open_gguf(path) }
+    }
+
+    /// The type that most weights are stored in: the embedding's.
+    pub(super) fn stored_dtype(&self) -> Result<Dtype> {
+        let Ok(store) = &self.store else { return Ok(Dtype::BF16) };
+        let shape = [self.config.vocab_size, self.config.hidden_size];
+        Ok(store.describe(EMBEDDING, &shape)?.dtype)
     }
 
     fn open_dir(dir: &Path, load_format: LoadFormat) -> Result<Self> {

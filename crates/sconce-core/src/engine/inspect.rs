@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::compute::wanted_model_len;
 use super::files::ModelFiles;
 use super::footprint::Footprint;
-use super::load::wanted_model_len;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, KvDtype};
 use crate::config::{EngineConfig, ModelConfig};

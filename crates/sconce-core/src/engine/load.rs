@@ -5,37 +5,59 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
+use super::compute::{Compute, Sizes, Source};
 use super::core::{CacheConfig, Engine, State};
 use super::files::ModelFiles;
-use super::footprint::Footprint;
 use super::handle::{EngineHandle, HandleInner};
 use super::inspect::end_token_ids;
-use super::progress::Progress;
+use super::progress::{NoProgress, Progress};
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, KvCacheShape, KvDtype, Workspace};
-use crate::config::{DeviceKind, EngineConfig, ModelConfig};
+use crate::backend::cuda::{self, CudaBackend};
+use crate::backend::{Backend, Checked};
+use crate::config::{DeviceKind, EngineConfig, WeightDtype};
 use crate::error::{Error, Result};
-use crate::models::{self, Loader};
 use crate::sched::SchedulerConfig;
+use crate::weights::Dtype;
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
-const MAX_PROMPT_LOGITS: usize = 32;
-/// The share of the free memory that the KV pool takes by default: the other half stays for the rest of the machine.
-const KV_MEMORY_SHARE: usize = 2;
+pub(super) const MAX_PROMPT_LOGITS: usize = 32;
+/// What a GPU's element may differ by from the CPU's, as a share of the greatest of its operation's result: some units in the
+/// last place of bf16.
+const CHECK_TOLERANCE: f32 = 2e-2;
 
 /// Loads a model and starts its engine. `path` is a GGUF file, or a folder with config.json, tokenizer.json and
 /// safetensors; `id` is the name under which it is served. Returns once it is ready for requests.
 pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progress) -> Result<EngineHandle> {
     config.validate()?;
-    if config.device == DeviceKind::Cuda {
-        return Err(Error::config("device", "cuda is not supported by this build; use cpu"));
-    }
     let start = Instant::now();
-    let backend = CpuBackend::new(config.num_threads).with_matmul_precision(config.matmul_precision);
     let files = ModelFiles::open(path, config.load_format)?;
-    let handle = start_engine(id, backend, files, config, progress)?;
+    let stored = files.stored_dtype()?;
+    let gpu = choose_gpu(config, stored)?;
+    let launch = Launch { id, path, config, progress, gpu: gpu.as_ref().map(CudaBackend::index) };
+    let handle = match gpu {
+        None if config.check_ops => {
+            Err(Error::config("check-ops", "there is no GPU whose operations could be checked"))
+        }
+        None => {
+            let (threads, precision) = (config.num_threads, config.matmul_precision);
+            let open = move || Ok(CpuBackend::new(threads).with_matmul_precision(precision));
+            launch.start(files, open()?, config.dtype, Box::new(open))
+        }
+        Some(gpu) => {
+            let (index, asked, precision) = (gpu.index(), config.dtype, config.matmul_precision);
+            let open = move || Ok(CudaBackend::open(index, asked, stored)?.with_matmul_precision(precision));
+            let (dtype, gpu) = (gpu.weight_dtype(), gpu.with_matmul_precision(precision));
+            if config.check_ops {
+                let threads = config.num_threads;
+                let check = move |gpu| Checked::new(gpu, CpuBackend::new(threads), CHECK_TOLERANCE);
+                launch.start(files, check(gpu), dtype, Box::new(move || Ok(check(open()?))))
+            } else {
+                launch.start(files, gpu, dtype, Box::new(open))
+            }
+        }
+    }?;
     let info = handle.info();
     tracing::info!(
         "{id}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks of {} tokens), context {} tokens",
@@ -51,144 +73,119 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
     Ok(handle)
 }
 
-fn start_engine<B: Backend>(
-    id: &str,
-    backend: B,
-    files: ModelFiles,
-    config: &EngineConfig,
-    progress: &dyn Progress,
-) -> Result<EngineHandle> {
-    let text = files.text();
-    let ModelFiles { raw, config: model_config, store, .. } = files;
-    let (store, (tokenizer, chat_template)) = (store?, text?);
-    let wanted_len = wanted_model_len(&model_config, config)?;
-    // Before the first tensor is read, so that what cannot be loaded is refused at once.
-    let footprint = Footprint::new(&raw, &model_config, &store, config.dtype)?;
-    progress.start(&format!("loading {id}"), Some(footprint.stored_bytes));
-    let loader = Loader {
-        backend: &backend,
-        store: &store,
-        config: &model_config,
-        dtype: config.dtype,
-        max_model_len: wanted_len,
-        progress,
-    };
-    let model = (models::find::<B>(&raw)?.load)(&loader)?;
-    progress.finish();
-    let max_logits = config.max_num_seqs + MAX_PROMPT_LOGITS;
-    let ws = Workspace::new(&backend, &model_config, config.max_num_batched_tokens, max_logits)?;
-    let kv_dtype = backend.kv_dtype(config.kv_cache_dtype)?;
-    let pool = size_kv_pool(&backend, &model_config, config, kv_dtype, wanted_len)?;
-    let kv_shape = KvCacheShape {
-        dtype: kv_dtype,
-        num_layers: model_config.num_hidden_layers,
-        num_blocks: pool.num_blocks,
-        block_size: config.block_size,
-        num_kv_heads: model_config.num_key_value_heads,
-        head_dim: model_config.head_dim,
-    };
-    let kv = backend.kv_cache(kv_shape)?;
-    let info = ModelInfo {
-        id: id.into(),
-        max_model_len: pool.max_model_len,
-        num_kv_blocks: pool.num_blocks,
-        block_size: config.block_size,
-        weight_bytes: footprint.memory_bytes() as usize,
-        token_cost: footprint.token_cost,
-        kv_cache_bytes: kv_shape.num_bytes(),
-        kv_dtype,
-        device: backend.description(),
-        config: model_config,
-    };
-    let scheduler_config = SchedulerConfig {
-        max_num_batched_tokens: config.max_num_batched_tokens,
-        max_num_seqs: config.max_num_seqs,
-        max_prompt_logits: MAX_PROMPT_LOGITS,
-        window: info.config.greatest_window(),
-    };
-    let cache_config = CacheConfig {
-        num_blocks: pool.num_blocks,
-        block_size: config.block_size,
-        has_prefix_cache: config.prefix_cache,
-    };
-    let eos_token_ids = end_token_ids(&info.config, Some(&tokenizer));
-    let (sender, inbox) = mpsc::channel();
-    let (tokenizer, status) = (Arc::new(tokenizer), Arc::new(EngineStatus::default()));
-    let engine = Engine {
-        device_batch: backend.batch()?,
-        backend,
-        model,
-        ws,
-        kv,
-        tokenizer: Arc::clone(&tokenizer),
-        limits: Limits { eos_token_ids, max_model_len: info.max_model_len },
-        status: Arc::clone(&status),
-        inbox,
-        state: State::new(scheduler_config, cache_config),
-    };
-    let thread = std::thread::Builder::new().name("sconce-engine".into()).spawn(move || engine.run());
-    let thread = thread.map_err(|e| Error::internal(format!("the engine's thread could not be started: {e}")))?;
-    Ok(EngineHandle::new(HandleInner {
-        inbox: sender,
-        info,
-        status,
-        tokenizer,
-        chat_template,
-        max_requests: config.max_num_seqs + config.max_waiting,
-        is_closed: AtomicBool::new(false),
-        thread: Mutex::new(Some(thread)),
-    }))
-}
-
-/// The longest sequence, before it is known what the KV pool holds.
-pub(super) fn wanted_model_len(model: &ModelConfig, config: &EngineConfig) -> Result<usize> {
-    let limit = model.max_position_embeddings;
-    match config.max_model_len {
-        Some(len) if len > limit => {
-            Err(Error::config("max-model-len", format!("{len} is beyond the model's context of {limit} tokens")))
+/// The GPU that the model is to run on; `None`: the CPU. A GPU that was not asked for by name and cannot be used is no
+/// error.
+fn choose_gpu(config: &EngineConfig, stored: Dtype) -> Result<Option<CudaBackend>> {
+    match config.device {
+        DeviceKind::Cpu => Ok(None),
+        DeviceKind::Cuda(index) => CudaBackend::open(index, config.dtype, stored).map(Some),
+        // Asked for in f32, which is for the CPU.
+        DeviceKind::Auto if config.dtype == WeightDtype::F32 => Ok(None),
+        DeviceKind::Auto => {
+            let gpus = cuda::available().inspect_err(|error| tracing::debug!("no GPU: {error}")).unwrap_or_default();
+            let Some(gpu) = gpus.iter().find(|gpu| gpu.problem().is_none()) else { return Ok(None) };
+            let unusable = |error: &Error| {
+                tracing::warn!("cuda:{} ({}) cannot be used, so the CPU is: {error}", gpu.index, gpu.name);
+            };
+            Ok(CudaBackend::open(gpu.index, config.dtype, stored).inspect_err(unusable).ok())
         }
-        len => Ok(len.unwrap_or(limit)),
     }
 }
 
-struct KvPool {
-    num_blocks: usize,
-    max_model_len: usize,
+/// What is to be started.
+struct Launch<'a> {
+    id: &'a str,
+    path: &'a Path,
+    config: &'a EngineConfig,
+    progress: &'a dyn Progress,
+    gpu: Option<usize>,
 }
 
-/// As many blocks as the setting or the free memory allows, and no more than can ever be used.
-fn size_kv_pool<B: Backend>(
-    backend: &B,
-    model: &ModelConfig,
+impl Launch<'_> {
+    /// `open` makes the backend anew, should its device be lost.
+    fn start<B: Backend>(
+        &self,
+        files: ModelFiles,
+        backend: B,
+        dtype: WeightDtype,
+        open: Box<dyn Fn() -> Result<B> + Send>,
+    ) -> Result<EngineHandle> {
+        let text = files.text();
+        let ModelFiles { raw, config: model, store, .. } = files;
+        let (store, (tokenizer, chat_template)) = (store?, text?);
+        let Self { id, path, config, progress, gpu } = *self;
+        let device = backend.description();
+        let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype };
+        let (compute, sizes) = Compute::load(backend, &source, None, progress)?;
+        let info = ModelInfo {
+            id: id.into(),
+            max_model_len: sizes.max_model_len,
+            num_kv_blocks: sizes.kv_shape.num_blocks,
+            block_size: config.block_size,
+            weight_bytes: sizes.footprint.memory_bytes() as usize,
+            token_cost: sizes.footprint.token_cost,
+            kv_cache_bytes: sizes.kv_shape.num_bytes(),
+            kv_dtype: sizes.kv_shape.dtype,
+            device,
+            gpu,
+            config: model,
+        };
+        let scheduler_config = SchedulerConfig {
+            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_num_seqs: config.max_num_seqs,
+            max_prompt_logits: MAX_PROMPT_LOGITS,
+            window: info.config.greatest_window(),
+        };
+        let cache_config = CacheConfig {
+            num_blocks: info.num_kv_blocks,
+            block_size: config.block_size,
+            has_prefix_cache: config.prefix_cache,
+        };
+        let eos_token_ids = end_token_ids(&info.config, Some(&tokenizer));
+        let (sender, inbox) = mpsc::channel();
+        let (tokenizer, status) = (Arc::new(tokenizer), Arc::new(EngineStatus::default()));
+        let engine = Engine {
+            compute,
+            reload: reload(id, path, config, dtype, sizes, open),
+            tokenizer: Arc::clone(&tokenizer),
+            limits: Limits { eos_token_ids, max_model_len: info.max_model_len },
+            status: Arc::clone(&status),
+            inbox,
+            state: State::new(scheduler_config, cache_config),
+        };
+        let thread = std::thread::Builder::new().name("sconce-engine".into()).spawn(move || engine.run());
+        let thread = thread.map_err(|e| Error::internal(format!("the engine's thread could not be started: {e}")))?;
+        Ok(EngineHandle::new(HandleInner {
+            inbox: sender,
+            info,
+            status,
+            tokenizer,
+            chat_template,
+            max_requests: config.max_num_seqs + config.max_waiting,
+            is_closed: AtomicBool::new(false),
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+}
+
+/// Loads the model once more, into memory of the same sizes, from files that are still there.
+fn reload<B: Backend>(
+    id: &str,
+    path: &Path,
     config: &EngineConfig,
-    dtype: KvDtype,
-    wanted_len: usize,
-) -> Result<KvPool> {
-    let block_bytes = config.block_size * model.kv_bytes_per_token(dtype.elem_bytes());
-    let blocks_for_one = wanted_len.div_ceil(config.block_size);
-    let most = blocks_for_one.saturating_mul(config.max_num_seqs);
-    let bytes = match config.kv_cache_bytes {
-        Some(bytes) => bytes,
-        None => (backend.free_memory()? / KV_MEMORY_SHARE).min(most.saturating_mul(block_bytes)),
-    };
-    let num_blocks = (bytes / block_bytes).min(u32::MAX as usize / config.block_size);
-    if num_blocks >= blocks_for_one {
-        return Ok(KvPool { num_blocks, max_model_len: wanted_len });
-    }
-    let needed = mebibytes(blocks_for_one * block_bytes);
-    let have = mebibytes(bytes);
-    if num_blocks < 2 || config.max_model_len.is_some() {
-        let message = format!(
-            "a sequence of {wanted_len} tokens needs {needed} of KV cache, and there are {have}; \
-             set a greater kv-cache-bytes or a smaller max-model-len"
-        );
-        return Err(Error::config("kv-cache-bytes", message));
-    }
-    let max_model_len = num_blocks * config.block_size;
-    tracing::warn!("the KV pool of {have} holds {max_model_len} of the model's {wanted_len} tokens of context");
-    Ok(KvPool { num_blocks, max_model_len })
+    dtype: WeightDtype,
+    sizes: Sizes,
+    open: Box<dyn Fn() -> Result<B> + Send>,
+) -> Box<dyn Fn() -> Result<Compute<B>> + Send> {
+    let (id, path, config) = (id.to_owned(), path.to_owned(), config.clone());
+    Box::new(move || {
+        let ModelFiles { raw, config: model, store, .. } = ModelFiles::open(&path, config.load_format)?;
+        let store = store?;
+        let source = Source { id: &id, raw: &raw, model: &model, store: &store, config: &config, dtype };
+        Ok(Compute::load(open()?, &source, Some(&sizes), &NoProgress)?.0)
+    })
 }
 
-fn mebibytes(bytes: usize) -> String {
+pub(super) fn mebibytes(bytes: usize) -> String {
     format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0))
 }

@@ -1,5 +1,6 @@
 //! The engine: it owns the model, the KV pool and the scheduler on one thread.
 
+mod compute;
 mod core;
 mod files;
 mod footprint;

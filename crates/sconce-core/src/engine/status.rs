@@ -30,6 +30,8 @@ pub struct ModelInfo {
     pub kv_dtype: KvDtype,
     /// Where it runs, in words: `cpu (2 threads, avx512)`.
     pub device: String,
+    /// The GPU's number; `None`: the CPU.
+    pub gpu: Option<usize>,
 }
 
 /// Counters that the engine keeps up to date once a step. Read at any time, from any thread.

@@ -1,18 +1,22 @@
 //! A step that fails takes down the requests in it, and nothing else.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::Inbox;
+use super::compute::Compute;
 use super::core::{CacheConfig, Engine, State};
 use super::running::{Caller, Limits, QueuedRequest};
 use super::status::EngineStatus;
 use super::stream::{PromptInfo, TokenStream};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, KvCacheShape, KvDtype, Workspace};
-use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
+use crate::backend::cuda::CudaBackend;
+use crate::backend::cuda::device::ElemType;
+use crate::backend::cuda::host::HostDevice;
+use crate::backend::{Backend, KvCacheShape, StepLimits, Workspace};
+use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Model, Step};
 use crate::sched::SchedulerConfig;
@@ -73,7 +77,7 @@ fn tiny_config() -> ModelConfig {
         attention_scale: 1.0,
         attn_logit_softcapping: None,
         final_logit_softcapping: None,
-        sliding_window: vec![],
+        sliding_window: vec![None],
         bos_token_id: None,
         eos_token_ids: vec![],
     }
@@ -87,21 +91,46 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(dir.path()).unwrap()
 }
 
+const BLOCK_SIZE: usize = 8;
+
+/// What an engine works on, for a model without layers.
+fn compute<B: Backend>(backend: B, model: Box<dyn Model<B>>) -> Compute<B> {
+    let config = tiny_config();
+    let limits = StepLimits { max_tokens: 16, max_seqs: 4, max_logits: 8, max_model_len: 64, block_size: BLOCK_SIZE };
+    let shape = KvCacheShape {
+        dtype: backend.kv_dtype(KvCacheDtype::Auto).unwrap(),
+        num_layers: 0,
+        num_blocks: 8,
+        block_size: BLOCK_SIZE,
+        num_kv_heads: 1,
+        head_dim: 2,
+    };
+    Compute {
+        ws: Workspace::new(&backend, &config, limits.max_tokens, limits.max_logits).unwrap(),
+        kv: backend.kv_cache(shape).unwrap(),
+        batch: backend.batch(&config, &limits).unwrap(),
+        backend,
+        model,
+    }
+}
+
 fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
-    let (backend, config) = (CpuBackend::new(Some(1)), tiny_config());
+    let model = Box::new(Faulty { config: tiny_config() });
+    start_with(compute(CpuBackend::new(Some(1)), model), Box::new(|| unreachable!("a CPU is never lost")))
+}
+
+fn start_with<B: Backend>(
+    compute: Compute<B>,
+    reload: Box<dyn Fn() -> Result<Compute<B>> + Send>,
+) -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
     let scheduler_config =
         SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1, window: None };
-    let dtype = KvDtype::F32;
-    let shape = KvCacheShape { dtype, num_layers: 0, num_blocks: 16, block_size: 4, num_kv_heads: 1, head_dim: 2 };
-    let cache_config = CacheConfig { num_blocks: 16, block_size: 4, has_prefix_cache: true };
+    let cache_config = CacheConfig { num_blocks: 8, block_size: BLOCK_SIZE, has_prefix_cache: true };
     let (sender, inbox) = mpsc::channel();
     let status = Arc::new(EngineStatus::default());
     let engine = Engine {
-        ws: Workspace::new(&backend, &config, 16, 8).unwrap(),
-        kv: backend.kv_cache(shape).unwrap(),
-        device_batch: backend.batch().unwrap(),
-        backend,
-        model: Box::new(Faulty { config }),
+        compute,
+        reload,
         tokenizer: Arc::new(tokenizer()),
         limits: Limits { eos_token_ids: vec![], max_model_len: 64 },
         status: Arc::clone(&status),
@@ -157,4 +186,62 @@ fn an_engine_that_ends_ends_its_streams() {
     // Either it was answered before the engine ended, or it was aborted: it ends.
     let output = stream.blocking_collect().unwrap();
     assert!(output.outputs[0].finish.is_some());
+}
+
+/// A model without layers on a device that is lost in the model's first step, unless there is nothing to lose it by.
+struct Losing {
+    config: ModelConfig,
+    is_lost: Option<Arc<AtomicBool>>,
+}
+
+impl Model<CudaBackend> for Losing {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn embed(&self, _step: &mut Step<'_, CudaBackend>) -> Result<()> {
+        let Some(is_lost) = &self.is_lost else { return Ok(()) };
+        is_lost.store(true, Ordering::Relaxed);
+        Err(Error::Device { message: "an illegal address".into() })
+    }
+
+    fn layer(&self, _idx: usize, _step: &mut Step<'_, CudaBackend>) -> Result<()> {
+        Ok(())
+    }
+
+    fn head(&self, step: &mut Step<'_, CudaBackend>) -> Result<()> {
+        step.backend.write(&mut step.ws.logits, &[0.0; 2 * VOCAB_SIZE])
+    }
+}
+
+fn losing(is_losing: bool) -> Compute<CudaBackend> {
+    let (device, is_lost) = HostDevice::losable();
+    let model = Losing { config: tiny_config(), is_lost: is_losing.then_some(is_lost) };
+    compute(CudaBackend::new(device, ElemType::Bf16), Box::new(model))
+}
+
+#[test]
+fn a_lost_device_is_made_anew() {
+    let num_reloads = Arc::<AtomicUsize>::default();
+    let counter = Arc::clone(&num_reloads);
+    let reload = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(losing(false))
+    };
+    let (inbox, status) = start_with(losing(true), Box::new(reload));
+    let error = submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap_err();
+    assert!(error.to_string().contains("an illegal address"), "{error}");
+    let output = submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap();
+    assert_eq!((output.outputs[0].token_ids.as_slice(), num_reloads.load(Ordering::SeqCst)), (&[0; 5][..], 1));
+}
+
+#[test]
+fn an_engine_without_a_device_ends() {
+    let gone = || Err(Error::Device { message: "there is no GPU any more".into() });
+    let (inbox, status) = start_with(losing(true), Box::new(gone));
+    submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap_err();
+    while status.is_alive.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+    assert_eq!(status.num_unfinished_requests.load(Ordering::SeqCst), 0);
 }

@@ -41,6 +41,13 @@ pub trait Model<B: Backend>: Send {
     fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()>;
     /// Computes the wanted logits into `ws.logits`.
     fn head(&self, step: &mut Step<'_, B>) -> Result<()>;
+
+    /// All of it; the head only where logits are wanted.
+    fn forward(&self, step: &mut Step<'_, B>, wants_logits: bool) -> Result<()> {
+        self.embed(step)?;
+        (0..self.config().num_hidden_layers).try_for_each(|idx| self.layer(idx, step))?;
+        if wants_logits { self.head(step) } else { Ok(()) }
+    }
 }
 
 /// How an architecture is described and loaded.

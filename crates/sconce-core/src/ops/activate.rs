@@ -1,8 +1,11 @@
 //! `activate`: x = act(x), in place: the middle of an MLP without a gate (Phi-2).
 
-use super::gate_act_mul::{self, activation};
+use super::gate_act_mul::{self, activation, activation_kind};
 use crate::backend::cpu::{Buffer, Cpu, SharedSlice};
+use crate::backend::cuda::device::{Args, Device, Dims};
+use crate::backend::cuda::storage::Buffer as CudaBuffer;
 use crate::config::Activation;
+use crate::error::Result;
 
 /// In f64.
 pub fn reference(x: &mut Buffer, act: Activation) {
@@ -19,11 +22,39 @@ pub(crate) fn cpu(cpu: &mut Cpu, x: &mut Buffer, act: Activation) {
     });
 }
 
+/// `kernels/activate.cu`. `x` has 16 bits.
+pub(crate) fn cuda(device: &dyn Device, x: &mut CudaBuffer, act: Activation) -> Result<()> {
+    let len = x.rows() * x.cols();
+    let args = Args::new().with(x.ptr()).with(len as u64).with(activation_kind(act));
+    // SAFETY: the length is that of the rows in use.
+    unsafe { device.launch(x.elem().kernel("activate_bf16", "activate_f16"), &Dims::over(len.div_ceil(8)), &args) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::cpu::Isa;
-    use crate::ops::testing::{assert_close, random};
+    use crate::backend::cuda::device::ElemType;
+    use crate::ops::testing::{assert_close, devices, on_device, random, round};
+
+    #[test]
+    fn device_equals_reference() {
+        for device in devices() {
+            for (elem, tolerance) in [(ElemType::Bf16, 4e-3), (ElemType::F16, 5e-4)] {
+                for act in [Activation::Silu, Activation::GeluTanh] {
+                    for (rows, cols) in [(0, 8), (1, 1), (3, 77), (2, 2560)] {
+                        let data: Vec<f32> = random(rows * cols, 1).iter().map(|x| x * 30.0).collect();
+                        let data = round(&data, elem);
+                        let mut expected = Buffer::from_vec(data.clone(), cols);
+                        reference(&mut expected, act);
+                        let mut found = on_device::buffer(&device, &data, cols, elem);
+                        cuda(&*device, &mut found, act).unwrap();
+                        assert_close(&found.to_f32().unwrap(), expected.data(), tolerance);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn kernel_equals_reference() {

@@ -1,6 +1,10 @@
 //! `embed`: rows of the embedding table, in f32, times a scale (Gemma's sqrt(hidden); 1 elsewhere).
 
 use crate::backend::cpu::{Buffer, Matrix};
+use crate::backend::cuda::batch::DeviceBatch;
+use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
+use crate::backend::cuda::storage::{Buffer as CudaBuffer, Matrix as CudaMatrix};
+use crate::error::Result;
 use crate::ops::linear;
 
 /// out[t] = table[token_ids[t]] * scale. `out`: [num_tokens, hidden]; quantized rows are dequantized.
@@ -14,10 +18,45 @@ pub fn reference(out: &mut Buffer, table: &Matrix, token_ids: &[u32], scale: f32
     }
 }
 
+/// `kernels/embed.cu`. `out` is f32.
+pub(crate) fn cuda(
+    device: &dyn Device,
+    out: &mut CudaBuffer,
+    table: &CudaMatrix,
+    batch: &DeviceBatch,
+    scale: f32,
+) -> Result<()> {
+    assert_eq!((out.cols(), out.elem()), (table.cols, ElemType::F32), "invariant: the residual stream is f32");
+    out.set_rows(batch.num_tokens());
+    let args = Args::new().with(out.ptr()).with(table.memory.ptr()).with(batch.token_ids());
+    let args = args.with(table.cols).with(scale);
+    let dims = Dims::over_rows(out.rows(), table.cols.div_ceil(8));
+    // SAFETY: the widths are equal, and the engine's tokens are of the vocabulary.
+    unsafe { device.launch(table.elem.kernel("embed_bf16", "embed_f16"), &dims, &args) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::dense_matrix;
+    use crate::ops::testing::{dense_matrix, devices, on_device, random, round};
+
+    #[test]
+    fn device_equals_reference() {
+        for device in devices() {
+            for elem in [ElemType::Bf16, ElemType::F16] {
+                for (tokens, cols) in [(&[][..], 8), (&[4], 8), (&[6, 0, 6, 3], 40), (&[1, 2, 0], 2304)] {
+                    let data = round(&random(7 * cols, 1), elem);
+                    let mut expected = Buffer::new(tokens.len(), cols);
+                    reference(&mut expected, &dense_matrix(&data, cols), tokens, 48.3);
+                    let table = on_device::matrix(&device, &data, cols, elem, None);
+                    let batch = on_device::batch(&device, tokens, &[]);
+                    let mut out = CudaBuffer::new(&device, tokens.len(), cols, ElemType::F32).unwrap();
+                    cuda(&*device, &mut out, &table, &batch, 48.3).unwrap();
+                    assert_eq!(out.to_f32().unwrap(), expected.data(), "{tokens:?}, {cols}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn rows_are_looked_up_and_scaled() {

@@ -4,7 +4,10 @@
 
 use super::simd;
 use crate::backend::cpu::{Buffer, Cpu, Isa, SharedSlice, multiversion};
+use crate::backend::cuda::device::{Args, Device, Dims};
+use crate::backend::cuda::storage::Buffer as CudaBuffer;
 use crate::config::Activation;
+use crate::error::Result;
 
 /// `gate_up`: [rows, 2 * cols]; `out`: [rows, cols]. In f64 with the standard library's exponential.
 pub fn reference(out: &mut Buffer, gate_up: &Buffer, act: Activation) {
@@ -111,10 +114,53 @@ fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     x / (1.0 + simd::exp::<FMA>(-2.0 * y))
 }
 
+/// `kernels/gate_act_mul.cu`. Both have 16 bits.
+pub(crate) fn cuda(device: &dyn Device, out: &mut CudaBuffer, gate_up: &CudaBuffer, act: Activation) -> Result<()> {
+    let cols = out.cols();
+    assert_eq!((gate_up.cols(), gate_up.elem()), (2 * cols, out.elem()), "invariant: gate and up");
+    out.set_rows(gate_up.rows());
+    let args = Args::new().with(out.ptr()).with(gate_up.ptr()).with(cols).with(activation_kind(act));
+    let dims = Dims::over_rows(out.rows(), cols.div_ceil(8));
+    // SAFETY: the shapes were compared.
+    unsafe { device.launch(out.elem().kernel("gate_act_mul_bf16", "gate_act_mul_f16"), &dims, &args) }
+}
+
+/// Its number in `kernels/lib/activation.h`.
+pub(super) fn activation_kind(act: Activation) -> u32 {
+    match act {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, random};
+    use crate::backend::cuda::device::ElemType;
+    use crate::ops::testing::{assert_close, devices, on_device, random, round};
+
+    #[test]
+    fn device_equals_reference() {
+        for device in devices() {
+            for (elem, tolerance) in [(ElemType::Bf16, 4e-3), (ElemType::F16, 5e-4)] {
+                for act in [Activation::Silu, Activation::GeluTanh] {
+                    for (rows, cols) in [(0, 4), (1, 1), (3, 33), (2, 1536), (1, 4104)] {
+                        let mut data: Vec<f32> = random(rows * 2 * cols, 3).iter().map(|x| x * 20.0).collect();
+                        if let Some(first) = data.first_mut() {
+                            *first = -300.0; // exp overflows to infinity: the product is 0
+                        }
+                        let data = round(&data, elem);
+                        let mut expected = Buffer::new(rows, cols);
+                        reference(&mut expected, &Buffer::from_vec(data.clone(), 2 * cols), act);
+                        let gate_up = on_device::buffer(&device, &data, 2 * cols, elem);
+                        let mut found = CudaBuffer::new(&device, rows, cols, elem).unwrap();
+                        cuda(&*device, &mut found, &gate_up, act).unwrap();
+                        assert_close(&found.to_f32().unwrap(), expected.data(), tolerance);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn kernel_equals_reference() {

@@ -4,6 +4,9 @@
 
 use super::simd;
 use crate::backend::cpu::{Buffer, Isa, multiversion};
+use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
+use crate::backend::cuda::storage::{Buffer as CudaBuffer, Vector};
+use crate::error::Result;
 
 /// `x`, `out`: [rows, cols]; `weight`, `bias`: [cols]. Sums are taken in f64.
 pub fn reference(out: &mut Buffer, x: &Buffer, weight: &[f32], bias: &[f32], eps: f32) {
@@ -47,10 +50,50 @@ fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], bi
     }
 }
 
+/// `kernels/layer_norm.cu`. `x` is f32, `out` of 16 bits.
+pub(crate) fn cuda(
+    device: &dyn Device,
+    out: &mut CudaBuffer,
+    x: &CudaBuffer,
+    weight: &Vector,
+    bias: &Vector,
+    eps: f32,
+) -> Result<()> {
+    let cols = x.cols();
+    assert_eq!((out.cols(), weight.len, bias.len), (cols, cols, cols), "invariant: equal widths");
+    assert_eq!(x.elem(), ElemType::F32, "invariant: the residual stream is f32");
+    out.set_rows(x.rows());
+    let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr()).with(bias.memory.ptr());
+    let args = args.with(cols).with(eps);
+    let dims = Dims::linear(x.rows(), cols.div_ceil(4).next_multiple_of(32).min(1024));
+    // SAFETY: the shapes were compared.
+    unsafe { device.launch(out.elem().kernel("layer_norm_bf16", "layer_norm_f16"), &dims, &args) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, random};
+    use crate::ops::testing::{assert_close, devices, on_device, random};
+
+    #[test]
+    fn device_equals_reference() {
+        for device in devices() {
+            for (elem, tolerance) in [(ElemType::Bf16, 4e-3), (ElemType::F16, 5e-4)] {
+                // The last is wider than what threads keep in registers.
+                for (rows, cols) in [(0, 8), (1, 1), (3, 17), (5, 576), (2, 2560), (1, 16500)] {
+                    let x: Vec<f32> = random(rows * cols, 1).iter().map(|x| x + 3.0).collect();
+                    let (weight, bias) = (random(cols, 2), random(cols, 3));
+                    let mut expected = Buffer::new(rows, cols);
+                    reference(&mut expected, &Buffer::from_vec(x.clone(), cols), &weight, &bias, 1e-5);
+                    let x = on_device::buffer(&device, &x, cols, ElemType::F32);
+                    let [weight, bias] = [weight, bias].map(|v| on_device::vector(&device, &v));
+                    let mut found = CudaBuffer::new(&device, rows, cols, elem).unwrap();
+                    cuda(&*device, &mut found, &x, &weight, &bias, 1e-5).unwrap();
+                    assert_close(&found.to_f32().unwrap(), expected.data(), tolerance);
+                }
+            }
+        }
+    }
 
     #[test]
     fn kernel_equals_reference() {

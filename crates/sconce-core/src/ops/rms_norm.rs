@@ -72,18 +72,21 @@ fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], ep
     }
 }
 
-/// `kernels/rms_norm.cu`. `x` is f32, `out` of 16 bits.
-#[allow(dead_code, reason = "what launches on a device waits for the CUDA backend")]
+/// `kernels/rms_norm.cu`. `out` has 16 bits; `x` is f32 or of the same type.
 pub(crate) fn cuda(device: &dyn Device, out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector, eps: f32) -> Result<()> {
     check(out, x, weight);
     let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr()).with(x.cols()).with(eps);
-    let kernel = if out.elem() == ElemType::Bf16 { "rms_norm_bf16" } else { "rms_norm_f16" };
+    let kernel = if x.elem() == ElemType::F32 {
+        out.elem().kernel("rms_norm_bf16", "rms_norm_f16")
+    } else {
+        assert_eq!(x.elem(), out.elem(), "invariant: equal types");
+        out.elem().kernel("rms_norm_of_bf16", "rms_norm_of_f16")
+    };
     // SAFETY: `check` compared the shapes.
     unsafe { device.launch(kernel, &dims(x), &args) }
 }
 
 /// The same after x += delta.
-#[allow(dead_code, reason = "what launches on a device waits for the CUDA backend")]
 pub(crate) fn cuda_add(
     device: &dyn Device,
     out: &mut CudaBuffer,
@@ -93,18 +96,17 @@ pub(crate) fn cuda_add(
     eps: f32,
 ) -> Result<()> {
     check(out, x, weight);
+    assert_eq!(x.elem(), ElemType::F32, "invariant: the residual stream is f32");
     assert_eq!((delta.rows(), delta.cols(), delta.elem()), (x.rows(), x.cols(), out.elem()), "invariant: equal shapes");
     let args = Args::new().with(out.ptr()).with(x.ptr()).with(delta.ptr()).with(weight.memory.ptr());
     let args = args.with(x.cols()).with(eps);
-    let kernel = if out.elem() == ElemType::Bf16 { "add_rms_norm_bf16" } else { "add_rms_norm_f16" };
+    let kernel = out.elem().kernel("add_rms_norm_bf16", "add_rms_norm_f16");
     // SAFETY: `check` compared the shapes.
     unsafe { device.launch(kernel, &dims(x), &args) }
 }
 
 fn check(out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector) {
     assert_eq!((out.cols(), weight.len), (x.cols(), x.cols()), "invariant: equal widths");
-    assert_eq!(x.elem(), ElemType::F32, "invariant: the residual stream is f32");
-    assert_ne!(out.elem(), ElemType::F32, "invariant: inputs of products have 16 bits");
     out.set_rows(x.rows());
 }
 
@@ -159,6 +161,11 @@ mod tests {
                     let host = Buffer::from_vec(x.clone(), cols);
                     reference(&mut expected, &host, &weight, 1e-5);
                     cuda(&*device, &mut out, &x_dev, &w, 1e-5).unwrap();
+                    assert_close(&out.to_f32().unwrap(), expected.data(), tolerance);
+
+                    let host = Buffer::from_vec(delta.clone(), cols);
+                    reference(&mut expected, &host, &weight, 1e-5);
+                    cuda(&*device, &mut out, &delta_dev, &w, 1e-5).unwrap();
                     assert_close(&out.to_f32().unwrap(), expected.data(), tolerance);
 
                     let sum = x.iter().zip(&delta).map(|(x, d)| x + d).collect();

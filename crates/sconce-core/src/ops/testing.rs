@@ -1,9 +1,10 @@
 //! Helpers of the ops' tests.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::backend::cpu::{Matrix, MatrixPart, PartData, ThreadPool};
 use crate::backend::cuda::device::{Device, ElemType};
+use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::host::HostDevice;
 use crate::backend::cuda::storage::{bytes_of, floats_of};
 use crate::ops::linear::FloatPanels;
@@ -47,9 +48,16 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
-/// What kernels are tested on: the host shim.
+/// What kernels are tested on: the host shim, or with `REQUIRE_CUDA=1` the first GPU.
 pub(crate) fn devices() -> Vec<Arc<dyn Device>> {
-    vec![HostDevice::open()]
+    if std::env::var_os("REQUIRE_CUDA").is_none_or(|value| value != "1") {
+        return vec![HostDevice::open()];
+    }
+    // One for all tests: each would take its own cuBLASLt workspace and load all kernels.
+    static GPU: OnceLock<Arc<dyn Device>> = OnceLock::new();
+    vec![Arc::clone(
+        GPU.get_or_init(|| Arc::new(Gpu::open(0).expect("invariant: REQUIRE_CUDA is set where there is a GPU"))),
+    )]
 }
 
 /// Numbers as `elem` has them.
@@ -60,7 +68,11 @@ pub(crate) fn round(data: &[f32], elem: ElemType) -> Vec<f32> {
 /// Makes what kernels take.
 pub(crate) mod on_device {
     use super::*;
-    use crate::backend::cuda::storage::{Buffer, Memory, Vector};
+    use crate::backend::Batch;
+    use crate::backend::cpu::KvCache as CpuKvCache;
+    use crate::backend::cuda::batch::DeviceBatch;
+    use crate::backend::cuda::kv_cache::KvCache;
+    use crate::backend::cuda::storage::{Buffer, Matrix, Memory, Vector};
 
     /// Activations whose rows are all in use.
     pub(crate) fn buffer(device: &Arc<dyn Device>, data: &[f32], cols: usize, elem: ElemType) -> Buffer {
@@ -73,5 +85,76 @@ pub(crate) mod on_device {
     pub(crate) fn vector(device: &Arc<dyn Device>, data: &[f32]) -> Vector {
         let memory = Memory::of_bytes(device, &bytes_of(data, ElemType::F32)).unwrap();
         Vector { memory, len: data.len() }
+    }
+
+    /// A weight matrix.
+    pub(crate) fn matrix(
+        device: &Arc<dyn Device>,
+        data: &[f32],
+        cols: usize,
+        elem: ElemType,
+        bias: Option<&[f32]>,
+    ) -> Matrix {
+        let memory = Memory::of_bytes(device, &bytes_of(data, elem)).unwrap();
+        Matrix { memory, rows: data.len() / cols, cols, elem, bias: bias.map(|bias| vector(device, bias)) }
+    }
+
+    /// A step of these tokens, of which these rows' logits are wanted.
+    pub(crate) fn batch(device: &Arc<dyn Device>, token_ids: &[u32], logit_rows: &[u32]) -> DeviceBatch {
+        let zeros = vec![0; token_ids.len()];
+        let batch = Batch {
+            token_ids: token_ids.to_vec(),
+            positions: zeros.clone(),
+            slot_mapping: zeros,
+            logit_rows: logit_rows.to_vec(),
+            ..Batch::default()
+        };
+        let mut there = DeviceBatch::new(device, 3 * token_ids.len() + logit_rows.len()).unwrap();
+        there.upload(&batch, None).unwrap();
+        there
+    }
+
+    /// A cache of the same contents.
+    pub(crate) fn kv_cache(device: &Arc<dyn Device>, cpu: &CpuKvCache) -> KvCache {
+        let kv = KvCache::new(device, cpu.shape).unwrap();
+        let (dim, stride) = (cpu.shape.head_dim, kv.head_stride());
+        for layer in 0..cpu.shape.num_layers {
+            let (keys, values) = cpu_kv_rows(cpu, layer);
+            for (start, rows) in [(kv.keys(layer), keys), (kv.values(layer), values)] {
+                let mut padded = vec![0.0; rows.len() / dim * stride];
+                padded.chunks_exact_mut(stride).zip(rows.chunks_exact(dim)).for_each(|(to, from)| {
+                    to[..dim].copy_from_slice(from);
+                });
+                kv.memory.write((start.0 - kv.memory.ptr().0) as usize, &bytes_of(&padded, kv.elem())).unwrap();
+            }
+        }
+        kv
+    }
+
+    /// A layer's keys and values, [num_blocks, num_kv_heads, block_size, head_dim]. Dimensions that pad must be zero.
+    pub(crate) fn kv_rows(kv: &KvCache, layer: usize) -> (Vec<f32>, Vec<f32>) {
+        let (dim, stride) = (kv.shape.head_dim, kv.head_stride());
+        let read = |start: u64| {
+            let mut bytes = vec![0; kv.shape.num_blocks * kv.block_bytes()];
+            kv.memory.read((start - kv.memory.ptr().0) as usize, &mut bytes).unwrap();
+            let padded = floats_of(&bytes, kv.elem());
+            let mut rows = padded.chunks_exact(stride);
+            assert!(rows.clone().all(|row| row[dim..].iter().all(|&x| x == 0.0)), "padding is not zero");
+            rows.by_ref().flat_map(|row| &row[..dim]).copied().collect()
+        };
+        (read(kv.keys(layer).0), read(kv.values(layer).0))
+    }
+
+    /// The same of the CPU's cache.
+    pub(crate) fn cpu_kv_rows(kv: &CpuKvCache, layer: usize) -> (Vec<f32>, Vec<f32>) {
+        let (shape, mut keys, mut values) = (kv.shape, Vec::new(), Vec::new());
+        for tile in 0..shape.num_blocks * shape.num_kv_heads {
+            let start = tile * shape.block_size * shape.head_dim;
+            for (offset, d) in (0..shape.block_size).flat_map(|o| (0..shape.head_dim).map(move |d| (o, d))) {
+                keys.push(kv.k[layer].get(start + shape.key_offset(offset, d)));
+                values.push(kv.v[layer].get(start + shape.value_offset(offset, d)));
+            }
+        }
+        (keys, values)
     }
 }

@@ -77,7 +77,7 @@ impl From<TokenLogprobs> for Sampled {
 
 /// The answers to a step's [`SampleRow`]s, in their order: as many tokens as beam candidates were found, one token for
 /// every other row. Reused from step to step, it allocates nothing once warm.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct SampleResults {
     /// The tokens of all rows.
     sampled: VecDeque<Sampled>,

@@ -1,6 +1,7 @@
 //! Weights: files in, tensors out, in one naming and one layout whatever the file.
 
 pub mod bytes;
+mod convert;
 mod dtype;
 mod dummy;
 mod gguf;
@@ -12,6 +13,7 @@ pub mod quant;
 mod safetensors;
 mod store;
 
+pub use convert::convert;
 pub use dtype::Dtype;
 pub use gguf::{GgufFile, GgufMetadata, GgufValue};
 pub use outline::{Outline, TensorInfo, TensorSource};

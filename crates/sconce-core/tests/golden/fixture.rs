@@ -35,7 +35,8 @@ pub(crate) struct GreedyCase {
 
 /// The fixtures whose architecture is in the registry; the others are named.
 pub(crate) fn supported() -> Vec<Fixture> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let root = Path::new(&root).join("../..");
     let mut dirs = Vec::new();
     for family in [root.join("tests/golden"), root.join("../shared/fixtures")] {
         let entries = std::fs::read_dir(family).into_iter().flatten().flatten().map(|e| e.path());

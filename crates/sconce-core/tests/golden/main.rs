@@ -18,6 +18,7 @@ mod text;
 use compare::{argmax, divergence, max_error};
 use report::check_all;
 use runner::Runner;
+use sconce_core::backend::cpu::CpuBackend;
 use sconce_core::config::WeightDtype;
 
 /// What f32 kernels may differ from transformers' f32 kernels.
@@ -30,7 +31,7 @@ const BF16_MAX_DIVERGENCE: f64 = 2e-3;
 #[test]
 fn logits_equal_the_golden_ones() {
     check_all("logits", |fixture| {
-        let mut runner = Runner::new(fixture, WeightDtype::F32);
+        let mut runner = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2)));
         let mut worst = 0.0_f32;
         for (i, prompt) in fixture.prompts().iter().enumerate() {
             let found = runner.logits(&[&prompt.input_ids], prompt.input_ids.len());
@@ -47,7 +48,7 @@ fn logits_equal_the_golden_ones() {
 fn hidden_states_equal_the_golden_ones() {
     check_all("layers", |fixture| {
         let prompt = &fixture.prompts()[0].input_ids;
-        let hidden = Runner::new(fixture, WeightDtype::F32).hidden_states(prompt);
+        let hidden = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2))).hidden_states(prompt);
         // The last golden state is after the final norm, which the head applies to the wanted rows alone.
         for (k, found) in hidden.iter().enumerate() {
             let error = max_error(found, &fixture.hidden(k));
@@ -60,7 +61,7 @@ fn hidden_states_equal_the_golden_ones() {
 #[test]
 fn chunks_change_nothing() {
     check_all("chunked", |fixture| {
-        let mut runner = Runner::new(fixture, WeightDtype::F32);
+        let mut runner = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2)));
         for (i, prompt) in fixture.prompts().iter().enumerate() {
             let ids = prompt.input_ids.as_slice();
             let whole = runner.logits(&[ids], ids.len());
@@ -76,7 +77,7 @@ fn chunks_change_nothing() {
 #[test]
 fn batches_change_nothing() {
     check_all("batched", |fixture| {
-        let mut runner = Runner::new(fixture, WeightDtype::F32);
+        let mut runner = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2)));
         let prompts = fixture.prompts();
         let alone: Vec<_> =
             prompts.iter().map(|p| runner.logits(&[&p.input_ids], p.input_ids.len()).remove(0)).collect();
@@ -94,7 +95,7 @@ fn batches_change_nothing() {
 #[test]
 fn bf16_weights_keep_the_distribution() {
     check_all("bf16", |fixture| {
-        let mut runner = Runner::new(fixture, WeightDtype::Bf16);
+        let mut runner = Runner::new(fixture, WeightDtype::Bf16, CpuBackend::new(Some(2)));
         let (mut num_rows, mut num_equal, mut sum) = (0, 0, 0.0);
         for (i, prompt) in fixture.prompts().iter().enumerate() {
             let ids = prompt.input_ids.as_slice();

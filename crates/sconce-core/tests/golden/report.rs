@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::fixture::{self, Fixture};
+use super::fixture::{self, Fixture};
 
 /// Runs `check` on every fixture and fails if any of them panicked. `check` returns what it found, or why it has
 /// nothing to compare.

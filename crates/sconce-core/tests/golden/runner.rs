@@ -1,46 +1,52 @@
 //! [`Runner`]: a model without an engine, to see its logits at every position and its hidden states.
 
-use sconce_core::backend::cpu::CpuBackend;
-use sconce_core::backend::{Backend, Batch, KvCacheShape, KvDtype, Workspace};
-use sconce_core::config::{ModelConfig, WeightDtype};
+use sconce_core::backend::{Backend, Batch, KvCacheShape, StepLimits, Workspace};
+use sconce_core::config::{KvCacheDtype, ModelConfig, WeightDtype};
 use sconce_core::engine::NoProgress;
 use sconce_core::models::{self, Loader, Model, RawConfig, Step};
 use sconce_core::weights::WeightStore;
 
-use crate::fixture::Fixture;
+use super::fixture::Fixture;
 
-const BLOCK_SIZE: usize = 4;
+const BLOCK_SIZE: usize = 8;
 const MAX_TOKENS: usize = 1024;
-const BLOCKS_PER_SEQ: usize = 64;
+const BLOCKS_PER_SEQ: usize = 32;
 const MAX_SEQS: usize = 8;
 
-pub(crate) struct Runner {
-    backend: CpuBackend,
-    model: Box<dyn Model<CpuBackend>>,
+pub(crate) struct Runner<B: Backend> {
+    model: Box<dyn Model<B>>,
     config: ModelConfig,
-    ws: Workspace<CpuBackend>,
-    kv: <CpuBackend as Backend>::KvCache,
+    ws: Workspace<B>,
+    kv: B::KvCache,
+    device_batch: B::Batch,
+    pub(crate) backend: B,
 }
 
-impl Runner {
-    pub(crate) fn new(fixture: &Fixture, dtype: WeightDtype) -> Self {
-        let backend = CpuBackend::new(Some(2));
+impl<B: Backend> Runner<B> {
+    pub(crate) fn new(fixture: &Fixture, dtype: WeightDtype, backend: B) -> Self {
         let raw = RawConfig::from_dir(&fixture.dir).unwrap();
-        let entry = models::find::<CpuBackend>(&raw).unwrap();
+        let entry = models::find::<B>(&raw).unwrap();
         let config = (entry.parse_config)(&raw).unwrap();
         let store = WeightStore::open_safetensors(&fixture.dir).unwrap();
+        let limits = StepLimits {
+            max_tokens: MAX_TOKENS,
+            max_seqs: MAX_SEQS,
+            max_logits: MAX_TOKENS,
+            max_model_len: BLOCK_SIZE * BLOCKS_PER_SEQ,
+            block_size: BLOCK_SIZE,
+        };
         let loader = Loader {
             backend: &backend,
             store: &store,
             config: &config,
             dtype,
-            max_model_len: BLOCK_SIZE * BLOCKS_PER_SEQ,
+            max_model_len: limits.max_model_len,
             progress: &NoProgress,
         };
         let model = (entry.load)(&loader).unwrap();
         let ws = Workspace::new(&backend, &config, MAX_TOKENS, MAX_TOKENS).unwrap();
         let shape = KvCacheShape {
-            dtype: KvDtype::F32,
+            dtype: backend.kv_dtype(KvCacheDtype::Auto).unwrap(),
             num_layers: config.num_hidden_layers,
             num_blocks: MAX_SEQS * BLOCKS_PER_SEQ,
             block_size: BLOCK_SIZE,
@@ -48,7 +54,8 @@ impl Runner {
             head_dim: config.head_dim,
         };
         let kv = backend.kv_cache(shape).unwrap();
-        Self { backend, model, config, ws, kv }
+        let device_batch = backend.batch(&config, &limits).unwrap();
+        Self { backend, model, config, ws, kv, device_batch }
     }
 
     /// Logits at every position of each sequence, [tokens, vocab], computed side by side in chunks of `chunk_len`.
@@ -62,28 +69,36 @@ impl Runner {
                 batch.push(&seq[start..end], &blocks_of(i), start, start, BLOCK_SIZE);
                 rows.extend(std::iter::repeat_n(i, end - start));
             }
-            let mut step = Step { backend: &self.backend, ws: &mut self.ws, kv: &mut self.kv, batch: &batch };
-            self.model.embed(&mut step).unwrap();
-            (0..self.config.num_hidden_layers).for_each(|i| self.model.layer(i, &mut step).unwrap());
-            self.model.head(&mut step).unwrap();
-            for (row, &i) in self.ws.logits.data().chunks_exact(self.config.vocab_size).zip(&rows) {
+            self.forward(&batch);
+            let found = self.backend.read(&self.ws.logits, batch.logit_rows.len()).unwrap();
+            for (row, &i) in found.chunks_exact(self.config.vocab_size).zip(&rows) {
                 logits[i].extend_from_slice(row);
             }
         }
         logits
     }
 
+    fn forward(&mut self, batch: &Batch) {
+        let Self { backend, model, ws, kv, device_batch, .. } = self;
+        backend.upload(device_batch, batch).unwrap();
+        let mut step = Step { backend, ws, kv, batch: device_batch };
+        backend.run(device_batch, &mut || model.forward(&mut step, true)).unwrap();
+    }
+
     /// The hidden state before each layer, [tokens, hidden].
     pub(crate) fn hidden_states(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let mut batch = Batch::default();
         batch.push(tokens, &blocks_of(0), 0, tokens.len(), BLOCK_SIZE);
-        let mut step = Step { backend: &self.backend, ws: &mut self.ws, kv: &mut self.kv, batch: &batch };
-        self.model.embed(&mut step).unwrap();
-        let mut hidden = vec![step.ws.residual.data().to_vec()];
-        for i in 0..self.config.num_hidden_layers - 1 {
-            self.model.layer(i, &mut step).unwrap();
-            let sum = step.ws.residual.data().iter().zip(step.ws.delta.data()).map(|(r, d)| r + d);
-            hidden.push(sum.collect());
+        let Self { backend, model, ws, kv, device_batch, config } = self;
+        backend.upload(device_batch, &batch).unwrap();
+        let mut step = Step { backend, ws, kv, batch: device_batch };
+        model.embed(&mut step).unwrap();
+        let read = |x: &B::Buffer| backend.read(x, tokens.len()).unwrap();
+        let mut hidden = vec![read(&step.ws.residual)];
+        for i in 0..config.num_hidden_layers - 1 {
+            model.layer(i, &mut step).unwrap();
+            let (residual, delta) = (read(&step.ws.residual), read(&step.ws.delta));
+            hidden.push(residual.iter().zip(&delta).map(|(r, d)| r + d).collect());
         }
         hidden
     }

@@ -13,13 +13,13 @@ use super::size::parse_bytes;
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Engine")]
 pub(super) struct EngineArgs {
-    /// Where the model runs: auto, cpu or cuda.
+    /// Where the model runs: auto (a GPU where there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceKind,
-    /// The type of weights in memory: auto (as stored), f32 or bf16.
+    /// The type of weights in memory: auto (as stored), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
-    /// The type of keys and values in the cache: auto (f32), f32, bf16 or f16.
+    /// The type of keys and values in the cache: auto (f32; on a GPU as weights), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
     /// How exactly inputs are multiplied with weights: exact (16 bits, f32), mixed (8 bits, 16 for outliers; bf16 for
@@ -53,6 +53,9 @@ pub(super) struct EngineArgs {
     /// Threads that compute [default: one a physical core].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Compute each of a GPU's operations on the CPU too, and fail requests at the first that differs.
+    #[arg(long)]
+    check_ops: bool,
     /// Where downloaded models are kept [default: the user's cache].
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -75,6 +78,7 @@ impl EngineArgs {
             max_waiting: self.max_waiting,
             prefix_cache: !self.no_prefix_cache,
             num_threads: self.threads,
+            check_ops: self.check_ops,
         }
     }
 

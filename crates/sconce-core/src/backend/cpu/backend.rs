@@ -7,13 +7,16 @@ use super::memory;
 use super::pool::ThreadPool;
 use super::storage::{Buffer, Matrix, RopeTable};
 use super::{Isa, topology};
-use crate::backend::{AttentionSpec, Backend, Batch, KvCacheShape, KvDtype};
-use crate::config::{Activation, KvCacheDtype, MatmulPrecision, RopeConfig, WeightDtype};
+use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops;
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, TensorView};
+
+/// The share of the free memory that the KV pool takes by default: the other half stays for the rest of the machine.
+const KV_MEMORY_SHARE: usize = 2;
 
 /// Threads, their SIMD, and scratch memory of the kernels.
 pub(crate) struct Cpu {
@@ -77,12 +80,12 @@ impl Backend for CpuBackend {
         format!("cpu ({threads} thread{}, {})", if threads == 1 { "" } else { "s" }, cpu.isa.name())
     }
 
-    fn free_memory(&self) -> Result<usize> {
+    fn kv_pool_memory(&self) -> Result<usize> {
         let unknown = || Error::config("kv-cache-bytes", "must be set: this system does not tell its free memory");
-        memory::free_memory().ok_or_else(unknown)
+        Ok(memory::free_memory().ok_or_else(unknown)? / KV_MEMORY_SHARE)
     }
 
-    fn buffer(&self, max_rows: usize, cols: usize) -> Result<Buffer> {
+    fn buffer(&self, max_rows: usize, cols: usize, _: BufferRole) -> Result<Buffer> {
         Ok(Buffer::new(max_rows, cols))
     }
 
@@ -113,12 +116,30 @@ impl Backend for CpuBackend {
         Ok(ops::rope_append_kv::table(config, max_len))
     }
 
-    fn batch(&self) -> Result<Batch> {
+    fn batch(&self, _: &ModelConfig, _: &StepLimits) -> Result<Batch> {
         Ok(Batch::default())
     }
 
     fn upload(&self, dst: &mut Batch, batch: &Batch) -> Result<()> {
         dst.clone_from(batch);
+        Ok(())
+    }
+
+    fn run(&self, _: &Batch, forward: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        forward()
+    }
+
+    fn num_rows(&self, x: &Buffer) -> usize {
+        x.rows()
+    }
+
+    fn read(&self, x: &Buffer, num_rows: usize) -> Result<Vec<f32>> {
+        Ok(x.data()[..num_rows * x.cols()].to_vec())
+    }
+
+    fn write(&self, x: &mut Buffer, data: &[f32]) -> Result<()> {
+        x.set_rows(data.len() / x.cols().max(1));
+        x.data_mut().copy_from_slice(data);
         Ok(())
     }
 
@@ -220,5 +241,6 @@ pub(crate) fn memory_dtype(stored: Dtype, asked: WeightDtype) -> Dtype {
         WeightDtype::Auto => stored,
         WeightDtype::F32 => Dtype::F32,
         WeightDtype::Bf16 => Dtype::BF16,
+        WeightDtype::F16 => Dtype::F16,
     }
 }

@@ -13,7 +13,6 @@ pub use backend::CpuBackend;
 pub(crate) use backend::{Cpu, memory_dtype};
 pub use isa::Isa;
 pub use kv_cache::{KvCache, KvLayer};
-pub use peaks::Peaks;
 pub use pool::ThreadPool;
 pub use storage::{Buffer, Matrix, MatrixPart, PartData, RopeTable};
 

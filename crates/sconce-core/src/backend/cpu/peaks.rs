@@ -1,26 +1,11 @@
-//! [`Peaks`]: what the machine does at most, measured, so that results can be stated against it.
+//! [`Peaks::of_cpu`]: what this machine does at most, measured.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::{Isa, SharedSlice, ThreadPool, memory, multiversion, topology};
+use crate::backend::Peaks;
 
-/// What the machine does at most with so many threads. The figures are the best of several short tries: what others on
-/// the machine take away is missing from few of them.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Peaks {
-    /// Threads that were measured together.
-    pub num_threads: usize,
-    /// Reading memory that no cache holds, in 10^9 bytes a second.
-    pub dram_read_gb_per_s: f64,
-    /// Fused multiply-adds of f32 (products and sums apart where there is nothing fused), in 10^9 operations a second, of
-    /// which a multiply-add is two.
-    pub f32_gflop_per_s: f64,
-    /// Products of bytes added up in i32, counted alike. `None`: the machine has no VNNI.
-    pub int8_gop_per_s: Option<f64>,
-    /// Products of bf16 added up in f32, counted alike. `None`: the machine has no AVX512-BF16.
-    pub bf16_gflop_per_s: Option<f64>,
-}
+use super::{Isa, SharedSlice, ThreadPool, memory, multiversion, topology};
 
 /// What is read: far more than caches hold.
 const READ_BYTES: usize = 512 << 20;
@@ -44,23 +29,11 @@ const NUM_STEPS: usize = 1 << 18;
 const NUM_SUMS: usize = 12;
 
 impl Peaks {
-    /// Measures with so many threads (`None`: one a physical core, as engines have) in well under a second.
-    pub fn measure(num_threads: Option<usize>) -> Self {
+    /// This machine, measured with so many threads (`None`: one a physical core, as engines have) in well under a second.
+    pub fn of_cpu(num_threads: Option<usize>) -> Self {
         let num_threads = num_threads.unwrap_or_else(topology::default_num_threads);
         let bytes = memory::free_memory().map_or(READ_BYTES, |free| READ_BYTES.min(free / MEMORY_SHARE));
         measure(&mut ThreadPool::new(num_threads), Isa::detect(), bytes)
-    }
-
-    /// The greater of each figure: of what was measured before something and after it.
-    pub fn best(self, other: Self) -> Self {
-        let best = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a.max(b)).or(a).or(b);
-        Self {
-            num_threads: self.num_threads,
-            dram_read_gb_per_s: self.dram_read_gb_per_s.max(other.dram_read_gb_per_s),
-            f32_gflop_per_s: self.f32_gflop_per_s.max(other.f32_gflop_per_s),
-            int8_gop_per_s: best(self.int8_gop_per_s, other.int8_gop_per_s),
-            bf16_gflop_per_s: best(self.bf16_gflop_per_s, other.bf16_gflop_per_s),
-        }
     }
 }
 
@@ -68,7 +41,7 @@ fn measure(pool: &mut ThreadPool, isa: Isa, read_bytes: usize) -> Peaks {
     Peaks {
         num_threads: pool.num_threads(),
         dram_read_gb_per_s: read_gb_per_s(pool, isa, read_bytes),
-        f32_gflop_per_s: arithmetic_gop_per_s(pool, f32_kernel(isa)),
+        f32_gflop_per_s: Some(arithmetic_gop_per_s(pool, f32_kernel(isa))),
         int8_gop_per_s: int8_kernel(isa).map(|kernel| arithmetic_gop_per_s(pool, kernel)),
         bf16_gflop_per_s: bf16_kernel(isa).map(|kernel| arithmetic_gop_per_s(pool, kernel)),
     }
@@ -286,8 +259,8 @@ mod tests {
     fn every_instruction_set_has_peaks() {
         for isa in Isa::available() {
             let peaks = measure(&mut ThreadPool::new(2), isa, 8 << 20);
-            let optional = [peaks.int8_gop_per_s, peaks.bf16_gflop_per_s].into_iter().flatten();
-            for figure in [peaks.dram_read_gb_per_s, peaks.f32_gflop_per_s].into_iter().chain(optional) {
+            let optional = [peaks.f32_gflop_per_s, peaks.int8_gop_per_s, peaks.bf16_gflop_per_s].into_iter().flatten();
+            for figure in optional.chain([peaks.dram_read_gb_per_s]) {
                 assert!(figure.is_finite() && figure > 0.0, "{isa:?}: {peaks:?}");
             }
             assert_eq!(peaks.int8_gop_per_s.is_some(), isa >= Isa::Avx512Vnni);
@@ -298,18 +271,5 @@ mod tests {
     #[test]
     fn little_memory_is_enough() {
         assert!(read_gb_per_s(&mut ThreadPool::new(1), Isa::Baseline, 0) > 0.0);
-    }
-
-    #[test]
-    fn the_best_of_two() {
-        let peaks = |x: f64, int8| Peaks {
-            num_threads: 1,
-            dram_read_gb_per_s: x,
-            f32_gflop_per_s: 3.0 - x,
-            int8_gop_per_s: int8,
-            bf16_gflop_per_s: None,
-        };
-        let best = peaks(1.0, Some(5.0)).best(peaks(2.0, Some(4.0)));
-        assert_eq!(best, Peaks { dram_read_gb_per_s: 2.0, f32_gflop_per_s: 2.0, ..peaks(1.0, Some(5.0)) });
     }
 }

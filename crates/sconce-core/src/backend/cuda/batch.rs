@@ -2,7 +2,8 @@
 //!
 //! Everything is `u32`, one section after the other, so that where a section begins depends on the numbers of tokens, of
 //! sequences and of rows of logits alone: a graph of launches that was captured for some numbers is good for every step that is
-//! padded to them. What has another length each time, the block tables, comes last.
+//! padded to them. What has another length each time comes last: the prompts, of which such steps have none, and the block
+//! tables.
 
 use std::sync::Arc;
 
@@ -19,25 +20,35 @@ pub(crate) const NO_SLOT: u32 = u32::MAX;
 
 /// A step's inputs.
 pub struct DeviceBatch {
-    device: Arc<dyn Device>,
     memory: Memory,
     words: Vec<u32>,
     num_tokens: usize,
     num_seqs: usize,
     num_logits: usize,
+    num_prompts: usize,
+    max_decode_context: usize,
+    /// Whether it was padded, for launches that are written down.
+    is_padded: bool,
 }
 
 impl DeviceBatch {
     /// No inputs yet, and room for `max_words` words.
     pub(crate) fn new(device: &Arc<dyn Device>, max_words: usize) -> Result<Self> {
         Ok(Self {
-            device: Arc::clone(device),
             memory: Memory::new(device, max_words * 4)?,
             words: Vec::with_capacity(max_words),
             num_tokens: 0,
             num_seqs: 0,
             num_logits: 0,
+            num_prompts: 0,
+            max_decode_context: 0,
+            is_padded: false,
         })
+    }
+
+    /// Words of a step of so many tokens, rows of logits and sequences of at most so many blocks.
+    pub(crate) fn max_words(max_tokens: usize, max_logits: usize, max_seqs: usize, max_blocks: usize) -> usize {
+        3 * max_tokens + max_logits + max_seqs * (SEQUENCE_WORDS + 1 + max_blocks)
     }
 
     /// Brings `batch` to the device. `num_rows`: pads tokens, sequences and rows of logits to so many, each padding token
@@ -46,6 +57,7 @@ impl DeviceBatch {
         let pad = |len: usize| num_rows.unwrap_or(len);
         (self.num_tokens, self.num_seqs) = (pad(batch.num_tokens()), pad(batch.sequences.len()));
         self.num_logits = pad(batch.logit_rows.len());
+        self.is_padded = num_rows.is_some();
         let words = &mut self.words;
         words.clear();
         for (section, len, padding) in [
@@ -64,6 +76,12 @@ impl DeviceBatch {
         for row in batch.sequences.len()..self.num_seqs {
             words.extend([row as u32, 1, 0, 0]);
         }
+        let is_prompt = |idx: &usize| batch.sequences[*idx].query_len > 1;
+        let before = words.len();
+        words.extend((0..batch.sequences.len()).filter(is_prompt).map(|idx| idx as u32));
+        self.num_prompts = words.len() - before;
+        let decodes = batch.sequences.iter().filter(|seq| seq.query_len == 1);
+        self.max_decode_context = decodes.map(|seq| seq.context_len).max().unwrap_or(0);
         words.extend_from_slice(&batch.block_tables);
         if words.len() * 4 > self.memory.bytes() {
             return Err(Error::internal(format!(
@@ -99,9 +117,36 @@ impl DeviceBatch {
         self.word(3 * self.num_tokens + self.num_logits)
     }
 
+    /// [num_prompts]: the sequences that have more than one token in the step.
+    pub(crate) fn prompts(&self) -> DevicePtr {
+        self.word(self.prompts_start())
+    }
+
     /// The sequences' block tables, one after the other.
     pub(crate) fn block_tables(&self) -> DevicePtr {
-        self.word(3 * self.num_tokens + self.num_logits + SEQUENCE_WORDS * self.num_seqs)
+        self.word(self.prompts_start() + self.num_prompts)
+    }
+
+    fn prompts_start(&self) -> usize {
+        3 * self.num_tokens + self.num_logits + SEQUENCE_WORDS * self.num_seqs
+    }
+
+    /// Sequences that have more than one token in the step.
+    pub(crate) fn num_prompts(&self) -> usize {
+        self.num_prompts
+    }
+
+    /// How many tiles of so many neighbours the prompts' tokens make, none of two prompts.
+    pub(crate) fn num_prompt_tiles(&self, tile_len: usize) -> usize {
+        let start = self.prompts_start();
+        let prompts = &self.words[start..start + self.num_prompts];
+        let sequences = &self.words[start - SEQUENCE_WORDS * self.num_seqs..start];
+        prompts.iter().map(|&idx| (sequences[SEQUENCE_WORDS * idx as usize + 1] as usize).div_ceil(tile_len)).sum()
+    }
+
+    /// The most tokens in the cache of a sequence that has one in the step.
+    pub(crate) fn max_decode_context(&self) -> usize {
+        self.max_decode_context
     }
 
     fn word(&self, idx: usize) -> DevicePtr {
@@ -123,8 +168,8 @@ impl DeviceBatch {
         self.num_logits
     }
 
-    /// Where the inputs are.
-    pub(crate) fn device(&self) -> &Arc<dyn Device> {
-        &self.device
+    /// Whether it was padded, for launches that are written down.
+    pub(crate) fn is_padded(&self) -> bool {
+        self.is_padded
     }
 }

@@ -36,6 +36,17 @@ impl Dims {
         Self { grid: [blocks as u32, 1, 1], block: [threads as u32, 1, 1], shared_bytes: 0 }
     }
 
+    /// A thread a unit, in blocks of 256.
+    pub(crate) fn over(units: usize) -> Self {
+        Self::linear(units.div_ceil(256), 256)
+    }
+
+    /// A thread a unit of each row, in blocks of at most 256: grid (rows, blocks).
+    pub(crate) fn over_rows(rows: usize, units: usize) -> Self {
+        let threads = units.next_multiple_of(32).clamp(32, 256);
+        Self { grid: [rows as u32, units.div_ceil(threads) as u32, 1], block: [threads as u32, 1, 1], shared_bytes: 0 }
+    }
+
     /// With so much dynamic shared memory a block.
     pub(crate) fn with_shared(self, shared_bytes: usize) -> Self {
         Self { shared_bytes: shared_bytes as u32, ..self }
@@ -134,6 +145,15 @@ impl ElemType {
     pub(crate) fn bytes(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }
     }
+
+    /// Of a kernel's two names the one for this type of 16 bits.
+    pub(crate) fn kernel(self, bf16: &'static str, f16: &'static str) -> &'static str {
+        match self {
+            Self::Bf16 => bf16,
+            Self::F16 => f16,
+            Self::F32 => unreachable!("kernels are for inputs of 16 bits"),
+        }
+    }
 }
 
 /// out = x . weight^T: a product of matrices in row-major order. Sums are taken in f32.
@@ -160,6 +180,12 @@ pub(crate) trait Device: Send + Sync {
 
     /// Streaming multiprocessors: how many blocks keep it busy.
     fn num_sms(&self) -> usize;
+
+    /// The most shared memory that a block can have.
+    fn max_shared_bytes(&self) -> usize;
+
+    /// Whether it does not come back from an error. What is on it is lost with it.
+    fn is_lost(&self) -> bool;
 
     /// Bytes that can still be allocated.
     fn free_memory(&self) -> Result<usize>;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::device::{Args, Device, DevicePtr, Dims, Graph, Matmul};
@@ -26,6 +27,7 @@ pub(crate) struct HostDevice {
     /// Length of each allocation, by address.
     allocations: Mutex<HashMap<u64, usize>>,
     captured: Arc<Mutex<Option<Vec<Call>>>>,
+    is_lost: Arc<AtomicBool>,
 }
 
 /// A call that was written down.
@@ -41,13 +43,25 @@ type Launcher = unsafe extern "C" fn(*const c_void, *const u32, *const u32, u32,
 impl HostDevice {
     /// All kernels, compiled once a process, and again only when a source has changed.
     pub(crate) fn open() -> Arc<dyn Device> {
+        Self::losable().0
+    }
+
+    /// The same, and what makes it a device that is lost.
+    pub(crate) fn losable() -> (Arc<dyn Device>, Arc<AtomicBool>) {
         static LIBRARY: OnceLock<Arc<libloading::Library>> = OnceLock::new();
         let library = LIBRARY.get_or_init(|| {
             let path = build();
             // SAFETY: the library is our own kernels, and runs nothing when it is loaded.
             Arc::new(unsafe { libloading::Library::new(&path) }.expect("invariant: the compiler made a library"))
         });
-        Arc::new(Self { library: Arc::clone(library), allocations: Mutex::default(), captured: Arc::default() })
+        let is_lost = Arc::<AtomicBool>::default();
+        let device = Self {
+            library: Arc::clone(library),
+            allocations: Mutex::default(),
+            captured: Arc::default(),
+            is_lost: Arc::clone(&is_lost),
+        };
+        (Arc::new(device), is_lost)
     }
 
     fn write_down(&self, call: impl FnOnce() -> Call) -> bool {
@@ -99,6 +113,14 @@ impl Device for HostDevice {
 
     fn num_sms(&self) -> usize {
         4
+    }
+
+    fn max_shared_bytes(&self) -> usize {
+        227 << 10
+    }
+
+    fn is_lost(&self) -> bool {
+        self.is_lost.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn free_memory(&self) -> Result<usize> {

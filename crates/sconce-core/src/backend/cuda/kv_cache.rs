@@ -13,7 +13,7 @@ const HEAD_ALIGNMENT: usize = 16;
 /// Keys and values: [num_layers, 2 (keys, values), num_blocks, num_kv_heads, block_size, head_stride]. Dimensions of a head
 /// from `head_dim` on are zero.
 pub struct KvCache {
-    memory: Memory,
+    pub(crate) memory: Memory,
     pub(crate) shape: KvCacheShape,
 }
 

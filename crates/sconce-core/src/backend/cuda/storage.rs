@@ -108,9 +108,21 @@ impl Buffer {
         self.rows = rows;
     }
 
+    /// Rows that there is room for. Launches that are repeated from a graph leave [`Buffer::rows`] as it was.
+    pub(crate) fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
     /// The rows in use in f32. Waits for the device.
+    #[cfg(test)]
     pub(crate) fn to_f32(&self) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; self.rows * self.cols * self.elem.bytes()];
+        self.first_rows_to_f32(self.rows)
+    }
+
+    /// The first rows in f32. Waits for the device.
+    pub(crate) fn first_rows_to_f32(&self, num_rows: usize) -> Result<Vec<f32>> {
+        assert!(num_rows <= self.max_rows, "invariant: what is read is there");
+        let mut bytes = vec![0; num_rows * self.cols * self.elem.bytes()];
         self.memory.read(0, &mut bytes)?;
         Ok(floats_of(&bytes, self.elem))
     }

@@ -9,6 +9,9 @@
 //! its own: its result depends neither on its tile nor on how its prompt was cut into chunks. Bounded by the cache's
 //! bytes when decoding, by FLOPs (4 * head_dim a query head and key) in prompts.
 
+pub(crate) mod cuda;
+#[cfg(test)]
+mod cuda_tests;
 mod products;
 mod scratch;
 mod softmax;

@@ -6,11 +6,12 @@
 //! these weights are packed too ([`Panels`]), and 16 bits are two planes of 8; elsewhere, and for the rarer formats, rows
 //! are unpacked for each call and multiplied by `vpmaddwd`. [`MatmulPrecision::Fast`](crate::config::MatmulPrecision)
 //! takes one plane, and bf16 inputs for bf16 weights; `Mixed` a second plane only in groups with
-//! outliers. Each output element is a sum in a fixed order over one row of W and
-//! one of x: it depends on no other row. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
+//! outliers. Each output element is a sum in a fixed order over one row of W and one of x: it depends on no other row, on a
+//! device ([`cuda`](mod@cuda)) as here. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
 #[cfg(target_arch = "x86_64")]
 mod bf16;
+pub(crate) mod cuda;
 mod float;
 mod float_panels;
 mod int8;
@@ -33,7 +34,7 @@ use crate::backend::cpu::{Buffer, Cpu, Isa, Matrix, MatrixPart, PartData, Shared
 #[cfg(target_arch = "x86_64")]
 use crate::config::MatmulPrecision;
 use crate::config::WeightDtype;
-use crate::weights::{Dtype, TensorView, quant};
+use crate::weights::{Dtype, TensorView, convert, quant};
 
 /// `x`: [n, cols]; `weight`: [rows, cols]; `out`: [n, rows]. Weights are dequantized; sums are taken in f64.
 pub fn reference(out: &mut Buffer, x: &Buffer, weight: &Matrix) {
@@ -193,11 +194,11 @@ impl<'a> Target<'a> {
 pub(crate) fn load_part(pool: &mut ThreadPool, isa: Isa, tensor: TensorView<'_>, asked: WeightDtype) -> MatrixPart {
     let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
     let dtype = memory_dtype(tensor.dtype, asked);
-    let converted;
+    let mut converted = Vec::new();
     let stored = if dtype == tensor.dtype {
         &*tensor.data
     } else {
-        converted = convert(&tensor.data, tensor.dtype, dtype, rows, cols);
+        convert(tensor.dtype, &tensor.data, dtype, &mut converted);
         &converted
     };
     let data = if !dtype.is_quantized() {
@@ -220,18 +221,4 @@ pub(crate) fn dequantize_row(part: &MatrixPart, row: usize, out: &mut [f32]) {
         PartData::Panels(panels) => panels.dequantize_row(row, out),
         PartData::FloatPanels(panels) => panels.dequantize_row(row, out),
     }
-}
-
-fn convert(data: &[u8], from: Dtype, to: Dtype, rows: usize, cols: usize) -> Box<[u8]> {
-    let mut out = Vec::with_capacity(rows * to.row_bytes(cols));
-    let mut row = vec![0.0; cols];
-    for src in data.chunks_exact(from.row_bytes(cols)) {
-        quant::dequantize(from, src, &mut row);
-        if to == Dtype::F32 {
-            out.extend_from_slice(bytemuck::cast_slice(&row));
-        } else {
-            row.iter().for_each(|&x| out.extend_from_slice(&half::bf16::from_f32(x).to_le_bytes()));
-        }
-    }
-    out.into()
 }

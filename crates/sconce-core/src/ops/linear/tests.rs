@@ -206,7 +206,7 @@ fn conversion_at_load_keeps_the_values() {
     let view = TensorView { dtype: Dtype::Q5K, shape: vec![3, 256], data: Cow::Borrowed(bytes(&part)) };
     let mut expected = vec![0.0; 3 * 256];
     quant::dequantize(Dtype::Q5K, bytes(&part), &mut expected);
-    for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3)] {
+    for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3), (WeightDtype::F16, 5e-4)] {
         let converted = load_part(&mut ThreadPool::new(1), Isa::Baseline, view.clone(), asked);
         for (r, expected) in expected.chunks_exact(256).enumerate() {
             let mut found = vec![0.0; 256];

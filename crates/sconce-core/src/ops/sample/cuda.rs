@@ -119,7 +119,7 @@ pub(crate) fn cuda(
     rows: &[SampleRow<'_>],
 ) -> Result<()> {
     assert!(logits.cols() == space.vocab_size && logits.elem() == ElemType::F32, "invariant: rows of f32 logits");
-    assert!(rows.iter().all(|row| row.row < logits.rows()), "invariant: rows of the step's logits");
+    assert!(rows.iter().all(|row| row.row < logits.max_rows()), "invariant: rows of the step's logits");
     out.clear();
     let mut rest = rows;
     while let Some(first) = rest.first() {

@@ -8,7 +8,6 @@
 //! `kernels/sample.cu` chooses, `decode` reads tokens, ranks, logits and sums, and takes the logarithms. The kernels sum
 //! integers and compute weights in the CPU's operations, so that every answer is the reference's, bit for bit.
 
-#[allow(dead_code, reason = "what launches on a device waits for the CUDA backend")]
 pub(crate) mod cuda;
 mod decode;
 mod encode;

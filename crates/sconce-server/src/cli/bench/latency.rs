@@ -50,7 +50,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         decode_len,
     )?;
     let measured = measure(&mut subject, &args)?;
-    subject.measure_peaks_again();
+    subject.measure_peaks_again()?;
     args.subject.print(&to_json(&subject, &args, &measured), &to_text(&subject, &args, &measured))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -84,17 +84,23 @@ pub(super) fn model_json(command: &str, info: &ModelInfo, peaks: &Peaks) -> Map<
 pub(super) fn peaks_text(info: &ModelInfo, peaks: &Peaks) -> String {
     let mut table = Table::default();
     table.row(["DRAM read", &figure(peaks.dram_read_gb_per_s), "GB/s"]);
-    table.row(["f32 FMA", &figure(peaks.f32_gflop_per_s), "GFLOP/s"]);
+    if let Some(peak) = peaks.f32_gflop_per_s {
+        table.row(["f32 FMA", &figure(peak), "GFLOP/s"]);
+    }
     if let Some(peak) = peaks.int8_gop_per_s {
         table.row(["int8 dot", &figure(peak), "Gop/s"]);
     }
     if let Some(peak) = peaks.bf16_gflop_per_s {
         table.row(["bf16 dot", &figure(peak), "GFLOP/s"]);
     }
-    let (cost, threads) = (info.token_cost, peaks.num_threads);
-    let plural = if threads == 1 { "" } else { "s" };
+    let cost = info.token_cost;
+    let device = match peaks.num_threads {
+        0 => "This GPU at most".to_owned(),
+        1 => "This machine at most, 1 thread".to_owned(),
+        threads => format!("This machine at most, {threads} threads"),
+    };
     format!(
-        "This machine at most, {threads} thread{plural}, measured before and after:\n{table}\
+        "{device}, measured before and after:\n{table}\
          GB/s counts the {} MB of weights that decoding a token reads, and nothing else;\n\
          GFLOP/s two for each of the {} M weights that a token is multiplied with, and the head's {} M where a token \
          is sampled.\n",
@@ -138,8 +144,12 @@ impl Multiplying {
 
     pub(super) fn text(self, peaks: &Peaks) -> String {
         let rate = self.gflop_per_s;
-        let mut text = format!("{} GFLOP/s, {} of f32 FMA", figure(rate), percent(rate, peaks.f32_gflop_per_s));
-        for (peak, name) in [(peaks.int8_gop_per_s, "int8 dot"), (peaks.bf16_gflop_per_s, "bf16 dot")] {
+        let mut text = format!("{} GFLOP/s", figure(rate));
+        for (peak, name) in [
+            (peaks.f32_gflop_per_s, "f32 FMA"),
+            (peaks.int8_gop_per_s, "int8 dot"),
+            (peaks.bf16_gflop_per_s, "bf16 dot"),
+        ] {
             text += &peak.map_or(String::new(), |peak| format!(", {} of {name}", percent(rate, peak)));
         }
         text
@@ -148,7 +158,7 @@ impl Multiplying {
     pub(super) fn add_to(self, report: &mut Value, peaks: &Peaks) {
         let share = |peak: f64| self.gflop_per_s / peak;
         report["gflop_per_s"] = json!(self.gflop_per_s);
-        report["share_of_f32"] = json!(share(peaks.f32_gflop_per_s));
+        report["share_of_f32"] = json!(peaks.f32_gflop_per_s.map(share));
         report["share_of_int8"] = json!(peaks.int8_gop_per_s.map(share));
         report["share_of_bf16"] = json!(peaks.bf16_gflop_per_s.map(share));
     }

@@ -40,7 +40,8 @@ impl SubjectArgs {
         let args = self.engine.clone().measured(num_requests);
         let num_threads = args.config().num_threads;
         let engine = args.load(self.model.as_deref(), progress::progress())?;
-        Ok(Subject { engine, peaks: Peaks::measure(num_threads), num_threads, random: Random::new(self.seed) })
+        let peaks = measure_peaks(&engine, num_threads)?;
+        Ok(Subject { engine, peaks, num_threads, random: Random::new(self.seed) })
     }
 
     /// Prints the results, for programs or for people.
@@ -83,9 +84,18 @@ impl Subject {
     }
 
     /// Measures the machine again, now that the model has been: the better of both is the peak.
-    pub(super) fn measure_peaks_again(&mut self) {
-        self.peaks = self.peaks.best(Peaks::measure(self.num_threads));
+    pub(super) fn measure_peaks_again(&mut self) -> Result<(), Failure> {
+        self.peaks = self.peaks.best(measure_peaks(&self.engine, self.num_threads)?);
+        Ok(())
     }
+}
+
+/// What the device that the engine runs on does at most.
+fn measure_peaks(engine: &Engine, num_threads: Option<usize>) -> Result<Peaks, Failure> {
+    Ok(match engine.handle().info().gpu {
+        Some(index) => Peaks::of_gpu(index)?,
+        None => Peaks::of_cpu(num_threads),
+    })
 }
 
 /// Checks that an answer is as long as was asked: only then do the figures mean what they say.

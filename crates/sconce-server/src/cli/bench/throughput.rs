@@ -45,7 +45,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     subject.engine.generate(warm_up)?;
     let requests: Vec<_> = (0..args.num_prompts).map(|_| subject.request(input_len, output_len)).collect();
     let measured = measure(&subject, &args, requests)?;
-    subject.measure_peaks_again();
+    subject.measure_peaks_again()?;
     args.subject.print(&to_json(&subject, &args, &measured), &to_text(&subject, &args, &measured))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -17,6 +17,7 @@ mod info;
 mod kernels;
 mod load;
 mod matmul;
+mod peaks;
 mod places;
 mod self_test;
 mod staging;
@@ -115,6 +116,14 @@ impl Device for Gpu {
 
     fn num_sms(&self) -> usize {
         self.inner.context.num_sms
+    }
+
+    fn max_shared_bytes(&self) -> usize {
+        self.inner.context.max_shared_bytes.max(0) as usize
+    }
+
+    fn is_lost(&self) -> bool {
+        self.inner.context.is_lost()
     }
 
     fn free_memory(&self) -> Result<usize> {

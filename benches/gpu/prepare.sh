@@ -1,0 +1,31 @@
+#!/bin/sh
+# Builds what run.sh takes to a machine with a GPU, into target/gpu: the program with kernels compiled for every device, the
+# library's tests, and models' configs and tokenizers.
+#
+# prepare.sh MODELS: MODELS has one folder a model, with config.json and tokenizer.json; weights are random.
+set -eu
+models=${1:?usage: prepare.sh MODELS}
+models=$(cd "$models" && pwd)
+cd "$(dirname "$0")/../.."
+NVCC=$(cargo run --quiet --package xtask -- nvcc)
+export NVCC
+out=target/gpu
+rm -rf "$out"
+mkdir -p "$out/models"
+cargo build --release --locked
+strip -o "$out/sconce" target/release/sconce
+tests=$(cargo test --locked --package sconce-core --lib --no-run --message-format=json |
+    python3 -c 'import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and message["target"]["name"] == "sconce_core":
+        print(message["executable"])')
+strip -o "$out/tests" "$tests"
+for model in "$models"/*/; do
+    name=$(basename "$model")
+    mkdir "$out/models/$name"
+    for file in config.json tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json special_tokens_map.json; do
+        [ ! -f "$model/$file" ] || cp "$model/$file" "$out/models/$name/"
+    done
+done
+du -sh "$out"/* "$out"/models/*

@@ -1,0 +1,156 @@
+"""Tests and measures Sconce on a GPU, in under eight minutes; leaves one JSON file and one readable table.
+
+Needs what `benches/gpu/prepare.sh` has built, and Python's own library. Each step has a time limit and a log; a step that
+fails or runs out of time does not keep the others from running, but the whole fails.
+
+    benches/gpu/run.sh --out results/             everything
+    benches/gpu/run.sh --out results/ --only ops  steps whose names contain "ops"
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILT = ROOT / "target/gpu"
+BUDGET_S = 8 * 60
+SANITIZERS = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
+MODEL = "llama-3.1-8b-instruct"
+GPU_FIELDS = ["name", "driver_version", "memory.total", "pci.bus_id", "clocks.max.sm", "clocks.max.memory", "power.limit"]
+
+
+class Step:
+    def __init__(self, name, command, limit_s, has_json=False, env=None):
+        self.name, self.command, self.limit_s, self.has_json = name, [str(part) for part in command], limit_s, has_json
+        self.env = env or {}
+
+    def run(self, out, left_s):
+        begun = time.monotonic()
+        limit = min(self.limit_s, left_s)
+        result = {"name": self.name, "command": " ".join(self.command)}
+        if limit <= 0:
+            return result | {"outcome": "not run: no time left", "seconds": 0.0}
+        try:
+            done = subprocess.run(
+                self.command, cwd=ROOT, env=os.environ | self.env, timeout=limit, text=True, errors="replace",
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT if not self.has_json else subprocess.PIPE)
+            outcome = "ok" if done.returncode == 0 else f"failed: exit code {done.returncode}"
+            printed = done.stdout + (done.stderr or "")
+            if done.returncode == 0 and self.has_json:
+                result["report"] = json.loads(done.stdout)
+        except subprocess.TimeoutExpired as error:
+            outcome = f"stopped after {limit:.0f} s"
+            printed = "".join(part.decode(errors="replace") if isinstance(part, bytes) else part or ""
+                              for part in (error.stdout, error.stderr))
+        except (OSError, ValueError) as error:
+            outcome, printed = f"failed: {error}", ""
+        with open(out / "log.txt", "a", encoding="utf-8") as log:
+            log.write(f"==== {self.name}: {outcome}\n$ {' '.join(self.command)}\n{printed}\n")
+        return result | {"outcome": outcome, "seconds": round(time.monotonic() - begun, 1),
+                         "tail": "" if outcome == "ok" else "\n".join(printed.splitlines()[-12:])}
+
+
+def bench(name, limit_s, mode, *flags, model=MODEL):
+    engine = ["--model", BUILT / "models" / model, "--load-format", "dummy", "--device", "cuda:0", "--json"]
+    return Step(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True)
+
+
+def steps():
+    on_gpu = {"REQUIRE_CUDA": "1", "CARGO_MANIFEST_DIR": str(ROOT / "crates/sconce-core")}
+    tests = [BUILT / "tests", "--test-threads=1"]
+
+    def test(name, limit_s, *filters, before=()):
+        return Step(name, [*before, *tests, *filters], limit_s, env=on_gpu)
+
+    yield Step("devices", [BUILT / "sconce", "devices", "--test"], 60)
+    yield test("ops", 120, "device_", "cuda::weights", "cuda::gpu")
+    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests")
+    sanitizer = next(filter(None, map(shutil.which, SANITIZERS)), None)
+    if sanitizer:
+        for tool in ["memcheck", "racecheck"]:
+            before = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kernel_substring=_"]
+            yield test(f"{tool} of the golden models", 60, "cuda::tests::models_keep", before=before)
+    else:
+        yield Step("compute-sanitizer", ["compute-sanitizer"], 1)
+    long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
+    yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
+    yield bench("one user after 8k", 60, "latency", "--input-len", "1024", "--decode-after", "8000", *long)
+    many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
+    for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
+        lengths = ["--num-prompts", prompts, "--input-len", input_len, "--output-len", output_len]
+        yield bench(f"offline {input_len}/{output_len}", 90, "throughput", *lengths, *many)
+
+
+def gpu():
+    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        line = subprocess.run(command, text=True, capture_output=True, check=True, timeout=20).stdout.splitlines()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        sys.exit(f"nvidia-smi: {error}")
+    return dict(zip(GPU_FIELDS, (field.strip() for field in line.split(","))))
+
+
+def table(result):
+    device = result["gpu"]
+    lines = [f"{device['name']}, driver {device['driver_version']}, {result['date']}", "",
+             "| step | outcome | seconds |", "|---|---|---|"]
+    lines += [f"| {step['name']} | {step['outcome']} | {step['seconds']} |" for step in result["steps"]]
+    rows = [row for step in result["steps"] for row in figures(step)]
+    if rows:
+        lines += ["", f"{MODEL}, random bf16 weights", "", "| work | tok/s | of the roof |", "|---|---|---|", *rows]
+    for step in result["steps"]:
+        if step.get("tail"):
+            lines += ["", f"{step['name']}: {step['outcome']}", "", "```", step["tail"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def figures(step):
+    report = step.get("report", {})
+
+    def row(name, rate, share, roof):
+        return f"| {step['name']}: {name} | {rate:,.0f} | {100 * share:.0f} % of {roof} |"
+
+    peaks = report.get("peaks", {})
+    memory, products = (f"{peaks.get('dram_read_gb_per_s') or 0:,.0f} GB/s",
+                        f"{(peaks.get('bf16_gflop_per_s') or 0) / 1e3:,.0f} TFLOP/s")
+    for prompt in report.get("prompt", []):
+        yield row(f"prompt of {prompt['input_len']}", prompt["tok_per_s"], prompt["share_of_bf16"] or 0, products)
+    if "decode" in report:
+        decode = report["decode"]
+        yield row(f"decode after {decode['input_len']}", decode["tok_per_s"], decode["share_of_dram_read"], memory)
+    if "generated_tok_per_s" in report:
+        yield row("generated", report["generated_tok_per_s"], report["share_of_bf16"] or 0, products)
+        yield row("weights once a step", report["generated_tok_per_s"], report["share_of_dram_read"], memory)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target/gpu/results", help="where results go")
+    parser.add_argument("--only", default="", help="only steps whose names contain this")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "log.txt").unlink(missing_ok=True)
+    begun = time.monotonic()
+    result = {"gpu": gpu(), "date": datetime.date.today().isoformat(), "steps": []}
+    for step in steps():
+        if args.only not in step.name:
+            continue
+        print(f"{step.name} ...", flush=True)
+        done = step.run(args.out, BUDGET_S - (time.monotonic() - begun))
+        print(f"{step.name}: {done['outcome']}, {done['seconds']} s", flush=True)
+        result["steps"].append(done)
+        # After each: what is killed from outside leaves what it has.
+        (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (args.out / "result.md").write_text(table(result), encoding="utf-8")
+    print(table(result))
+    sys.exit(any(step["outcome"] != "ok" for step in result["steps"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+//! [`Checked`]: runs each operation on two backends, and stops at the first whose results differ.
+//!
+//! After each operation the second backend's result is replaced by the first's, so that each is checked on its own, on equal
+//! inputs: differences do not add up, and the operation that is named is the one that is wrong.
+
+use super::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
+use crate::error::{Error, Result};
+use crate::kv::BlockCopy;
+use crate::sample::{SampleResults, SampleRow};
+use crate::weights::TensorView;
+
+/// The same on both backends.
+#[derive(Debug)]
+pub struct Pair<A, B> {
+    /// What is checked.
+    pub tested: A,
+    /// What it is compared with.
+    pub reference: B,
+}
+
+/// Two backends as one, whose results are those of the first.
+#[derive(Debug)]
+pub struct Checked<A, B> {
+    tested: A,
+    reference: B,
+    tolerance: f32,
+}
+
+impl<A: Backend, B: Backend> Checked<A, B> {
+    /// `tolerance`: what an element may differ by, as a share of the greatest magnitude in its operation's result.
+    pub fn new(tested: A, reference: B, tolerance: f32) -> Self {
+        Self { tested, reference, tolerance }
+    }
+
+    /// Does `op` on both, and compares `out`.
+    fn check(
+        &self,
+        op: &str,
+        out: &mut Pair<A::Buffer, B::Buffer>,
+        run: impl FnOnce(&mut Pair<A::Buffer, B::Buffer>) -> Result<()>,
+    ) -> Result<()> {
+        run(out)?;
+        self.compare(op, out)
+    }
+
+    fn compare(&self, op: &str, out: &mut Pair<A::Buffer, B::Buffer>) -> Result<()> {
+        // A device may add rows of padding.
+        let num_rows = self.reference.num_rows(&out.reference);
+        if self.tested.num_rows(&out.tested) < num_rows {
+            let message = format!("{op}: {} rows where {num_rows} are expected", self.tested.num_rows(&out.tested));
+            return Err(Error::internal(message));
+        }
+        let expected = self.reference.read(&out.reference, num_rows)?;
+        let found = self.tested.read(&out.tested, num_rows)?;
+        let bound = self.tolerance * expected.iter().fold(1e-3f32, |max, x| max.max(x.abs()));
+        let differs = |(found, expected): (&f32, &f32)| (found - expected).abs() > bound || found.is_nan();
+        if let Some(idx) = found.iter().zip(&expected).position(differs) {
+            let count = found.iter().zip(&expected).filter(|&pair| differs(pair)).count();
+            let (value, wanted, len) = (found[idx], expected[idx], expected.len());
+            let message = format!(
+                "{op} on {}: element {idx} is {value}, on {} {wanted}; {count} of {len} elements differ by more than {bound}",
+                self.tested.description(),
+                self.reference.description()
+            );
+            return Err(Error::internal(message));
+        }
+        self.reference.write(&mut out.reference, &found)
+    }
+}
+
+impl<A: Backend, B: Backend> Backend for Checked<A, B> {
+    type Buffer = Pair<A::Buffer, B::Buffer>;
+    type Matrix = Pair<A::Matrix, B::Matrix>;
+    type Vector = Pair<A::Vector, B::Vector>;
+    type KvCache = Pair<A::KvCache, B::KvCache>;
+    type Rope = Pair<A::Rope, B::Rope>;
+    type Batch = Pair<A::Batch, B::Batch>;
+
+    fn description(&self) -> String {
+        format!("{}, checked by {}", self.tested.description(), self.reference.description())
+    }
+
+    fn kv_pool_memory(&self) -> Result<usize> {
+        Ok(self.tested.kv_pool_memory()?.min(self.reference.kv_pool_memory()?))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.tested.is_lost() || self.reference.is_lost()
+    }
+
+    fn buffer(&self, max_rows: usize, cols: usize, role: BufferRole) -> Result<Self::Buffer> {
+        Ok(Pair {
+            tested: self.tested.buffer(max_rows, cols, role)?,
+            reference: self.reference.buffer(max_rows, cols, role)?,
+        })
+    }
+
+    fn vector(&self, data: &[f32]) -> Result<Self::Vector> {
+        Ok(Pair { tested: self.tested.vector(data)?, reference: self.reference.vector(data)? })
+    }
+
+    fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix> {
+        Ok(Pair {
+            tested: self.tested.matrix(parts.clone(), bias, dtype)?,
+            reference: self.reference.matrix(parts, bias, dtype)?,
+        })
+    }
+
+    fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
+        let dtype = self.tested.kv_dtype(asked)?;
+        self.reference.kv_dtype(match dtype {
+            KvDtype::F32 => KvCacheDtype::F32,
+            KvDtype::F16 => KvCacheDtype::F16,
+            KvDtype::Bf16 => KvCacheDtype::Bf16,
+        })
+    }
+
+    fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache> {
+        Ok(Pair { tested: self.tested.kv_cache(shape)?, reference: self.reference.kv_cache(shape)? })
+    }
+
+    fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<Self::Rope> {
+        Ok(Pair { tested: self.tested.rope(config, max_len)?, reference: self.reference.rope(config, max_len)? })
+    }
+
+    fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<Self::Batch> {
+        Ok(Pair { tested: self.tested.batch(config, limits)?, reference: self.reference.batch(config, limits)? })
+    }
+
+    fn upload(&self, dst: &mut Self::Batch, batch: &Batch) -> Result<()> {
+        self.tested.upload(&mut dst.tested, batch)?;
+        self.reference.upload(&mut dst.reference, batch)
+    }
+
+    /// Every operation is made anew, or there would be nothing to compare.
+    fn run(&self, _: &Self::Batch, forward: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        forward()
+    }
+
+    fn num_rows(&self, x: &Self::Buffer) -> usize {
+        self.reference.num_rows(&x.reference)
+    }
+
+    fn read(&self, x: &Self::Buffer, num_rows: usize) -> Result<Vec<f32>> {
+        self.tested.read(&x.tested, num_rows)
+    }
+
+    fn write(&self, x: &mut Self::Buffer, data: &[f32]) -> Result<()> {
+        self.tested.write(&mut x.tested, data)?;
+        self.reference.write(&mut x.reference, data)
+    }
+
+    fn copy_blocks(&self, kv: &mut Self::KvCache, copies: &[BlockCopy]) -> Result<()> {
+        self.tested.copy_blocks(&mut kv.tested, copies)?;
+        self.reference.copy_blocks(&mut kv.reference, copies)
+    }
+
+    fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix, batch: &Self::Batch, scale: f32) -> Result<()> {
+        self.check("embed", out, |out| {
+            self.tested.embed(&mut out.tested, &table.tested, &batch.tested, scale)?;
+            self.reference.embed(&mut out.reference, &table.reference, &batch.reference, scale)
+        })
+    }
+
+    fn rms_norm(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Vector, eps: f32) -> Result<()> {
+        self.check("rms_norm", out, |out| {
+            self.tested.rms_norm(&mut out.tested, &x.tested, &weight.tested, eps)?;
+            self.reference.rms_norm(&mut out.reference, &x.reference, &weight.reference, eps)
+        })
+    }
+
+    fn add_rms_norm(
+        &self,
+        out: &mut Self::Buffer,
+        residual: &mut Self::Buffer,
+        delta: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+    ) -> Result<()> {
+        let (a, b) = (&mut residual.tested, &mut residual.reference);
+        self.tested.add_rms_norm(&mut out.tested, a, &delta.tested, &weight.tested, eps)?;
+        self.reference.add_rms_norm(&mut out.reference, b, &delta.reference, &weight.reference, eps)?;
+        self.compare("add_rms_norm's residual", residual)?;
+        self.compare("add_rms_norm", out)
+    }
+
+    fn layer_norm(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        eps: f32,
+    ) -> Result<()> {
+        self.check("layer_norm", out, |out| {
+            self.tested.layer_norm(&mut out.tested, &x.tested, &weight.tested, &bias.tested, eps)?;
+            self.reference.layer_norm(&mut out.reference, &x.reference, &weight.reference, &bias.reference, eps)
+        })
+    }
+
+    fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix) -> Result<()> {
+        self.check("linear", out, |out| {
+            self.tested.linear(&mut out.tested, &x.tested, &weight.tested)?;
+            self.reference.linear(&mut out.reference, &x.reference, &weight.reference)
+        })
+    }
+
+    fn rope_append_kv(
+        &self,
+        qkv: &mut Self::Buffer,
+        kv: &mut Self::KvCache,
+        rope: &Self::Rope,
+        batch: &Self::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        self.check(&format!("rope_append_kv of layer {}", spec.layer), qkv, |qkv| {
+            let (a, b) = (&mut kv.tested, &mut kv.reference);
+            self.tested.rope_append_kv(&mut qkv.tested, a, &rope.tested, &batch.tested, spec)?;
+            self.reference.rope_append_kv(&mut qkv.reference, b, &rope.reference, &batch.reference, spec)
+        })
+    }
+
+    fn attention(
+        &self,
+        out: &mut Self::Buffer,
+        qkv: &Self::Buffer,
+        kv: &Self::KvCache,
+        batch: &Self::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        self.check(&format!("attention of layer {}", spec.layer), out, |out| {
+            self.tested.attention(&mut out.tested, &qkv.tested, &kv.tested, &batch.tested, spec)?;
+            self.reference.attention(&mut out.reference, &qkv.reference, &kv.reference, &batch.reference, spec)
+        })
+    }
+
+    fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()> {
+        self.check("gate_act_mul", out, |out| {
+            self.tested.gate_act_mul(&mut out.tested, &gate_up.tested, act)?;
+            self.reference.gate_act_mul(&mut out.reference, &gate_up.reference, act)
+        })
+    }
+
+    fn activate(&self, x: &mut Self::Buffer, act: Activation) -> Result<()> {
+        self.check("activate", x, |x| {
+            self.tested.activate(&mut x.tested, act)?;
+            self.reference.activate(&mut x.reference, act)
+        })
+    }
+
+    fn softcap(&self, x: &mut Self::Buffer, cap: f32) -> Result<()> {
+        self.check("softcap", x, |x| {
+            self.tested.softcap(&mut x.tested, cap)?;
+            self.reference.softcap(&mut x.reference, cap)
+        })
+    }
+
+    fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer) -> Result<()> {
+        self.check("add", out, |out| {
+            self.tested.add(&mut out.tested, &x.tested)?;
+            self.reference.add(&mut out.reference, &x.reference)
+        })
+    }
+
+    fn gather_rows(&self, out: &mut Self::Buffer, x: &Self::Buffer, batch: &Self::Batch) -> Result<()> {
+        self.check("gather_rows", out, |out| {
+            self.tested.gather_rows(&mut out.tested, &x.tested, &batch.tested)?;
+            self.reference.gather_rows(&mut out.reference, &x.reference, &batch.reference)
+        })
+    }
+
+    /// Logits are the same on both, and so must the answers be.
+    fn sample(&self, out: &mut SampleResults, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
+        let mut expected = SampleResults::default();
+        self.reference.sample(&mut expected, &logits.reference, rows)?;
+        self.tested.sample(out, &logits.tested, rows)?;
+        if *out == expected {
+            return Ok(());
+        }
+        Err(Error::internal(format!("sample: {out:?} of logits of which {expected:?} was expected")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::ops::testing::random;
+
+    #[test]
+    fn the_first_wrong_operation_is_named_and_no_other() {
+        let checked = Checked::new(CpuBackend::new(Some(1)), CpuBackend::new(Some(2)), 1e-5);
+        let buffer = || checked.buffer(3, 8, BufferRole::Activation).unwrap();
+        let (mut x, mut out, mut normed) = (buffer(), buffer(), buffer());
+        checked.write(&mut x, &random(24, 1)).unwrap();
+        let good = checked.vector(&random(8, 2)).unwrap();
+        checked.rms_norm(&mut out, &x, &good, 1e-5).unwrap();
+
+        let mut bad = checked.vector(&random(8, 3)).unwrap();
+        bad.reference[5] += 0.5;
+        let error = checked.rms_norm(&mut out, &x, &bad, 1e-5).unwrap_err().to_string();
+        assert!(error.contains("rms_norm on cpu (1 thread") && error.contains("element 5 is"), "{error}");
+        assert!(error.contains("3 of 24 elements differ"), "{error}");
+
+        // What differs a little is made equal: it does not add up.
+        let mut delta = buffer();
+        checked.write(&mut delta, &random(24, 4)).unwrap();
+        delta.reference.data_mut().iter_mut().for_each(|x| *x *= 1.0 + 1e-6);
+        for _ in 0..100 {
+            checked.add_rms_norm(&mut normed, &mut x, &delta, &good, 1e-5).unwrap();
+        }
+        assert_eq!(x.tested.data(), x.reference.data());
+        x.tested.data_mut()[23] = f32::NAN;
+        let error = checked.add(&mut x, &delta).unwrap_err().to_string();
+        assert!(error.contains("add on") && error.contains("element 23 is NaN"), "{error}");
+    }
+}

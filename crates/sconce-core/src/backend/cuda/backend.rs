@@ -1,0 +1,283 @@
+//! [`CudaBackend`]: the operations, handed to their launches in `ops/`.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use super::batch::DeviceBatch;
+use super::device::{Device, ElemType};
+use super::gpu::Gpu;
+use super::graphs::{Graphs, StepShape, padded_rows};
+use super::kv_cache::KvCache;
+use super::storage::{Buffer, Matrix, RopeTable, Vector};
+use super::weights;
+use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
+use crate::error::{Error, Result};
+use crate::kv::BlockCopy;
+use crate::ops::{
+    self, attention::cuda::AttentionSpace, copy_blocks::CopySpace, linear::cuda::Products, sample::cuda::SampleSpace,
+};
+use crate::sample::{SampleResults, SampleRow};
+use crate::weights::{Dtype, TensorView};
+
+/// One part in so many of the free memory stays free for what the driver takes later: graphs, and what others do.
+const FREE_SHARE: usize = 20;
+
+/// A GPU.
+pub struct CudaBackend {
+    device: Arc<dyn Device>,
+    index: usize,
+    /// Of weights, activations, keys and values.
+    elem: ElemType,
+    products: Products,
+    uses_graphs: bool,
+    scratch: RefCell<Scratch>,
+}
+
+/// What operations need beside their arguments.
+#[derive(Default)]
+struct Scratch {
+    sample: Option<SampleSpace>,
+    attention: Option<AttentionSpace>,
+    copies: Option<CopySpace>,
+    graphs: Graphs,
+    max_seqs: usize,
+}
+
+impl CudaBackend {
+    /// GPU `index`, for weights that are stored as `stored` and asked for as `asked`.
+    ///
+    /// Errors: no driver, no such GPU, or a type that GPUs have no kernels for.
+    pub fn open(index: usize, asked: WeightDtype, stored: Dtype) -> Result<Self> {
+        let elem = weights::elem_type(asked, stored)?;
+        Ok(Self { index, ..Self::new(Arc::new(Gpu::open(index)?), elem) })
+    }
+
+    pub(crate) fn new(device: Arc<dyn Device>, elem: ElemType) -> Self {
+        let uses_graphs = std::env::var_os("SCONCE_CUDA_GRAPHS").is_none_or(|value| value != "0");
+        Self { device, index: 0, elem, products: Products::Own, uses_graphs, scratch: RefCell::default() }
+    }
+
+    /// The same with another precision of products: `fast` leaves those of many rows to cuBLASLt, whose sums may depend on
+    /// how many there are.
+    pub fn with_matmul_precision(mut self, precision: MatmulPrecision) -> Self {
+        self.products = if precision == MatmulPrecision::Fast { Products::Library } else { Products::Own };
+        self
+    }
+
+    /// The same, with every launch made anew in each step.
+    #[cfg(test)]
+    pub(crate) fn without_graphs(self) -> Self {
+        Self { uses_graphs: false, ..self }
+    }
+
+    /// How many graphs there are.
+    #[cfg(test)]
+    pub(crate) fn num_graphs(&self) -> usize {
+        self.scratch.borrow().graphs.len()
+    }
+
+    /// Its number among the GPUs that the driver shows.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The type of weights in memory.
+    pub fn weight_dtype(&self) -> WeightDtype {
+        if self.elem == ElemType::F16 { WeightDtype::F16 } else { WeightDtype::Bf16 }
+    }
+}
+
+impl Backend for CudaBackend {
+    type Buffer = Buffer;
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type KvCache = KvCache;
+    type Rope = RopeTable;
+    type Batch = DeviceBatch;
+
+    fn description(&self) -> String {
+        self.device.name()
+    }
+
+    fn kv_pool_memory(&self) -> Result<usize> {
+        let free = self.device.free_memory()?;
+        Ok(free - free / FREE_SHARE)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.device.is_lost()
+    }
+
+    fn buffer(&self, max_rows: usize, cols: usize, role: BufferRole) -> Result<Buffer> {
+        if role == BufferRole::Logits {
+            self.scratch.borrow_mut().sample = Some(SampleSpace::new(&self.device, cols)?);
+        }
+        let elem = if role == BufferRole::Activation { self.elem } else { ElemType::F32 };
+        Buffer::new(&self.device, max_rows, cols, elem)
+    }
+
+    fn vector(&self, data: &[f32]) -> Result<Vector> {
+        weights::vector(&self.device, data)
+    }
+
+    fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, _: WeightDtype) -> Result<Matrix> {
+        weights::load(&self.device, parts, bias, self.elem)
+    }
+
+    fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
+        let (dtype, is_own) = match self.elem {
+            ElemType::F16 => (KvDtype::F16, asked == KvCacheDtype::F16),
+            _ => (KvDtype::Bf16, asked == KvCacheDtype::Bf16),
+        };
+        if asked == KvCacheDtype::Auto || is_own {
+            return Ok(dtype);
+        }
+        Err(Error::config(
+            "kv-cache-dtype",
+            format!("on a GPU keys and values have the weights' type, {dtype}; use auto"),
+        ))
+    }
+
+    fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {
+        KvCache::new(&self.device, shape)
+    }
+
+    fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<RopeTable> {
+        ops::rope_append_kv::table_cuda(&self.device, &ops::rope_append_kv::table(config, max_len))
+    }
+
+    fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<DeviceBatch> {
+        let spec = AttentionSpec::of_layer(config, 0);
+        ops::attention::cuda::check(&spec)?;
+        let mut scratch = self.scratch.borrow_mut();
+        scratch.attention = Some(AttentionSpace::new(&self.device, limits.max_seqs, &spec, limits.max_model_len)?);
+        scratch.copies = Some(CopySpace::new(&self.device)?);
+        scratch.max_seqs = limits.max_seqs;
+        let blocks = limits.max_model_len.div_ceil(limits.block_size);
+        DeviceBatch::new(
+            &self.device,
+            DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks),
+        )
+    }
+
+    fn upload(&self, dst: &mut DeviceBatch, batch: &Batch) -> Result<()> {
+        let is_decode = batch.sequences.iter().all(|seq| seq.query_len == 1)
+            && batch.logit_rows.len() == batch.sequences.len()
+            && batch.sequences.len() <= self.scratch.borrow().max_seqs;
+        let num_rows =
+            (self.uses_graphs && is_decode).then(|| padded_rows(batch.sequences.len(), self.scratch.borrow().max_seqs));
+        dst.upload(batch, num_rows)
+    }
+
+    fn run(&self, batch: &DeviceBatch, forward: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        if !batch.is_padded() {
+            return forward();
+        }
+        let num_splits = ops::attention::cuda::split_bucket(batch.max_decode_context());
+        let shape = StepShape { num_rows: batch.num_tokens(), num_splits };
+        // Out of the cell while `forward` runs: operations look for their scratch memory in it.
+        let mut graphs = std::mem::take(&mut self.scratch.borrow_mut().graphs);
+        // SAFETY: launches depend on the numbers in the shape alone; an engine has one workspace, one cache and one model
+        // for as long as its backend.
+        let done = unsafe { graphs.run(&*self.device, shape, forward) };
+        self.scratch.borrow_mut().graphs = graphs;
+        done
+    }
+
+    fn num_rows(&self, x: &Buffer) -> usize {
+        x.rows()
+    }
+
+    fn read(&self, x: &Buffer, num_rows: usize) -> Result<Vec<f32>> {
+        x.first_rows_to_f32(num_rows)
+    }
+
+    fn write(&self, x: &mut Buffer, data: &[f32]) -> Result<()> {
+        x.write_f32(data)
+    }
+
+    fn copy_blocks(&self, kv: &mut KvCache, copies: &[BlockCopy]) -> Result<()> {
+        let scratch = self.scratch.borrow();
+        let space = scratch.copies.as_ref().expect(PREPARED);
+        ops::copy_blocks::cuda(&*self.device, space, kv, copies)
+    }
+
+    fn embed(&self, out: &mut Buffer, table: &Matrix, batch: &DeviceBatch, scale: f32) -> Result<()> {
+        ops::embed::cuda(&*self.device, out, table, batch, scale)
+    }
+
+    fn rms_norm(&self, out: &mut Buffer, x: &Buffer, weight: &Vector, eps: f32) -> Result<()> {
+        ops::rms_norm::cuda(&*self.device, out, x, weight, eps)
+    }
+
+    fn add_rms_norm(
+        &self,
+        out: &mut Buffer,
+        residual: &mut Buffer,
+        delta: &Buffer,
+        weight: &Vector,
+        eps: f32,
+    ) -> Result<()> {
+        ops::rms_norm::cuda_add(&*self.device, out, residual, delta, weight, eps)
+    }
+
+    fn layer_norm(&self, out: &mut Buffer, x: &Buffer, weight: &Vector, bias: &Vector, eps: f32) -> Result<()> {
+        ops::layer_norm::cuda(&*self.device, out, x, weight, bias, eps)
+    }
+
+    fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+        ops::linear::cuda::cuda(&*self.device, out, x, weight, self.products)
+    }
+
+    fn rope_append_kv(
+        &self,
+        qkv: &mut Buffer,
+        kv: &mut KvCache,
+        rope: &RopeTable,
+        batch: &DeviceBatch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        ops::rope_append_kv::cuda(&*self.device, qkv, kv, rope, batch, spec)
+    }
+
+    fn attention(
+        &self,
+        out: &mut Buffer,
+        qkv: &Buffer,
+        kv: &KvCache,
+        batch: &DeviceBatch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        let scratch = self.scratch.borrow();
+        ops::attention::cuda::cuda(scratch.attention.as_ref().expect(PREPARED), out, qkv, kv, batch, spec)
+    }
+
+    fn gate_act_mul(&self, out: &mut Buffer, gate_up: &Buffer, act: Activation) -> Result<()> {
+        ops::gate_act_mul::cuda(&*self.device, out, gate_up, act)
+    }
+
+    fn activate(&self, x: &mut Buffer, act: Activation) -> Result<()> {
+        ops::activate::cuda(&*self.device, x, act)
+    }
+
+    fn softcap(&self, x: &mut Buffer, cap: f32) -> Result<()> {
+        ops::softcap::cuda(&*self.device, x, cap)
+    }
+
+    fn add(&self, out: &mut Buffer, x: &Buffer) -> Result<()> {
+        ops::add::cuda(&*self.device, out, x)
+    }
+
+    fn gather_rows(&self, out: &mut Buffer, x: &Buffer, batch: &DeviceBatch) -> Result<()> {
+        ops::gather_rows::cuda(&*self.device, out, x, batch)
+    }
+
+    fn sample(&self, out: &mut SampleResults, logits: &Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
+        let mut scratch = self.scratch.borrow_mut();
+        ops::sample::cuda::cuda(scratch.sample.as_mut().expect(PREPARED), out, logits, rows)
+    }
+}
+
+/// Why scratch memory is there in a step.
+const PREPARED: &str = "invariant: buffers and batches are made before the first step";

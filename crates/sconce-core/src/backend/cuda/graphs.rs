@@ -1,0 +1,84 @@
+//! [`Graphs`]: the launches of decode steps, written down once for each shape of a step and repeated with one call.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::device::{Device, Graph};
+use crate::error::Result;
+
+/// All that the launches of a step depend on, beside the contents of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct StepShape {
+    /// Tokens, each the only one of its sequence, with padding.
+    pub(crate) num_rows: usize,
+    /// Parts into which the longest context is cut, rounded up.
+    pub(crate) num_splits: usize,
+}
+
+/// Launches that were written down.
+#[derive(Default)]
+pub(crate) struct Graphs {
+    graphs: HashMap<StepShape, Box<dyn Graph>>,
+}
+
+impl Graphs {
+    /// Repeats what was written down for the shape, or writes down what `forward` does first.
+    ///
+    /// # Safety
+    /// `forward` makes the same launches for the same shape, and the memory that they name stays.
+    pub(crate) unsafe fn run(
+        &mut self,
+        device: &dyn Device,
+        shape: StepShape,
+        forward: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let graph = match self.graphs.entry(shape) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(write_down(device, forward)?),
+        };
+        // SAFETY: by the contract.
+        unsafe { graph.launch() }
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.graphs.len()
+    }
+}
+
+fn write_down(device: &dyn Device, forward: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
+    device.begin_capture()?;
+    let done = forward();
+    // What was begun is ended whatever came of it, or nothing else could run.
+    let graph = device.end_capture();
+    done.and(graph)
+}
+
+/// The least number of rows that steps of `num_rows` are padded to: so that there are few graphs, and little in vain.
+pub(crate) fn padded_rows(num_rows: usize, max_rows: usize) -> usize {
+    let padded = match num_rows {
+        0..=8 => num_rows.next_power_of_two(),
+        9..=64 => num_rows.next_multiple_of(8),
+        65..=256 => num_rows.next_multiple_of(16),
+        _ => num_rows.next_multiple_of(64),
+    };
+    padded.min(max_rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_reaches_up_and_not_beyond_the_limit() {
+        let mut buckets = Vec::new();
+        for rows in 1..=300 {
+            let padded = padded_rows(rows, 300);
+            assert!(padded >= rows && padded <= 300 && padded <= rows * 2, "{rows}: {padded}");
+            buckets.push(padded);
+        }
+        buckets.dedup();
+        assert!(buckets.is_sorted() && buckets.len() <= 26, "{buckets:?}");
+    }
+}

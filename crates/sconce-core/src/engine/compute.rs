@@ -1,0 +1,135 @@
+//! [`Compute`]: a model and all that its steps work on, on one device.
+
+use super::footprint::Footprint;
+use super::load::{MAX_PROMPT_LOGITS, mebibytes};
+use super::progress::Progress;
+use crate::backend::{Backend, KvCacheShape, StepLimits, Workspace};
+use crate::config::{EngineConfig, ModelConfig, WeightDtype};
+use crate::error::{Error, Result};
+use crate::models::{self, Loader, Model, RawConfig};
+use crate::weights::WeightStore;
+
+/// A model and all that its steps work on.
+pub(super) struct Compute<B: Backend> {
+    pub(super) model: Box<dyn Model<B>>,
+    pub(super) ws: Workspace<B>,
+    pub(super) kv: B::KvCache,
+    pub(super) batch: B::Batch,
+    pub(super) backend: B,
+}
+
+/// What is loaded, and how.
+pub(super) struct Source<'a> {
+    pub(super) id: &'a str,
+    pub(super) raw: &'a RawConfig,
+    pub(super) model: &'a ModelConfig,
+    pub(super) store: &'a WeightStore,
+    pub(super) config: &'a EngineConfig,
+    /// The type that weights have in memory.
+    pub(super) dtype: WeightDtype,
+}
+
+/// What loading found out.
+#[derive(Debug, Clone)]
+pub(super) struct Sizes {
+    pub(super) footprint: Footprint,
+    pub(super) kv_shape: KvCacheShape,
+    pub(super) max_model_len: usize,
+}
+
+impl<B: Backend> Compute<B> {
+    /// Reads the weights and takes all memory that steps need. `sizes`: those of an earlier load, which are kept.
+    pub(super) fn load(
+        backend: B,
+        source: &Source<'_>,
+        sizes: Option<&Sizes>,
+        progress: &dyn Progress,
+    ) -> Result<(Self, Sizes)> {
+        let Source { id, raw, model: model_config, store, config, dtype } = *source;
+        let wanted_len = match sizes {
+            Some(sizes) => sizes.max_model_len,
+            None => wanted_model_len(model_config, config)?,
+        };
+        let kv_dtype = backend.kv_dtype(config.kv_cache_dtype)?;
+        // Before the first tensor is read, so that what cannot be loaded is refused at once.
+        let footprint = Footprint::new(raw, model_config, store, dtype)?;
+        progress.start(&format!("loading {id}"), Some(footprint.stored_bytes));
+        let loader =
+            Loader { backend: &backend, store, config: model_config, dtype, max_model_len: wanted_len, progress };
+        let model = (models::find::<B>(raw)?.load)(&loader)?;
+        progress.finish();
+        let limits = StepLimits {
+            max_tokens: config.max_num_batched_tokens,
+            max_seqs: config.max_num_seqs,
+            max_logits: config.max_num_seqs + MAX_PROMPT_LOGITS,
+            max_model_len: wanted_len,
+            block_size: config.block_size,
+        };
+        let ws = Workspace::new(&backend, model_config, limits.max_tokens, limits.max_logits)?;
+        let batch = backend.batch(model_config, &limits)?;
+        let shape = KvCacheShape {
+            dtype: kv_dtype,
+            num_layers: model_config.num_hidden_layers,
+            num_blocks: 0,
+            block_size: config.block_size,
+            num_kv_heads: model_config.num_key_value_heads,
+            head_dim: model_config.head_dim,
+        };
+        // After all else: the pool takes what is left.
+        let sizes = match sizes {
+            Some(sizes) => sizes.clone(),
+            None => {
+                let pool = KvPool::new(&backend, config, shape, wanted_len)?;
+                let kv_shape = KvCacheShape { num_blocks: pool.num_blocks, ..shape };
+                Sizes { footprint, kv_shape, max_model_len: pool.max_model_len }
+            }
+        };
+        let kv = backend.kv_cache(sizes.kv_shape)?;
+        Ok((Self { model, ws, kv, batch, backend }, sizes))
+    }
+}
+
+/// The longest sequence, before it is known what the KV pool holds.
+pub(super) fn wanted_model_len(model: &ModelConfig, config: &EngineConfig) -> Result<usize> {
+    let limit = model.max_position_embeddings;
+    match config.max_model_len {
+        Some(len) if len > limit => {
+            Err(Error::config("max-model-len", format!("{len} is beyond the model's context of {limit} tokens")))
+        }
+        len => Ok(len.unwrap_or(limit)),
+    }
+}
+
+struct KvPool {
+    num_blocks: usize,
+    max_model_len: usize,
+}
+
+impl KvPool {
+    /// As many blocks as the setting or the free memory allows, and no more than can ever be used.
+    fn new<B: Backend>(backend: &B, config: &EngineConfig, shape: KvCacheShape, wanted_len: usize) -> Result<Self> {
+        let block_bytes = KvCacheShape { num_blocks: 1, ..shape }.num_bytes();
+        let blocks_for_one = wanted_len.div_ceil(config.block_size);
+        let most = blocks_for_one.saturating_mul(config.max_num_seqs);
+        let bytes = match config.kv_cache_bytes {
+            Some(bytes) => bytes,
+            None => backend.kv_pool_memory()?.min(most.saturating_mul(block_bytes)),
+        };
+        let num_blocks = (bytes / block_bytes).min(u32::MAX as usize / config.block_size);
+        if num_blocks >= blocks_for_one {
+            return Ok(Self { num_blocks, max_model_len: wanted_len });
+        }
+        let needed = mebibytes(blocks_for_one * block_bytes);
+        let have = mebibytes(bytes);
+        if num_blocks < 2 || config.max_model_len.is_some() {
+            let message = format!(
+                "a sequence of {wanted_len} tokens needs {needed} of KV cache, and there are {have}; \
+                 set a greater kv-cache-bytes or a smaller max-model-len"
+            );
+            return Err(Error::config("kv-cache-bytes", message));
+        }
+        let max_model_len = num_blocks * config.block_size;
+        tracing::warn!("the KV pool of {have} holds {max_model_len} of the model's {wanted_len} tokens of context");
+        Ok(Self { num_blocks, max_model_len })
+    }
+}

@@ -1,0 +1,185 @@
+//! The launches of `kernels/attention.cu`: one for all sequences of one query, with another that puts their splits together
+//! where they are many, and one for all prompts.
+
+use std::sync::Arc;
+
+use crate::backend::AttentionSpec;
+use crate::backend::cuda::batch::DeviceBatch;
+use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
+use crate::backend::cuda::kv_cache::KvCache;
+use crate::backend::cuda::storage::{Buffer, Memory};
+use crate::error::{Error, Result};
+
+/// Widths that there are kernels for; heads in between are padded.
+const DIMS: [usize; 7] = [16, 32, 64, 80, 96, 128, 256];
+/// Keys of a split, rows of a warp and most warps of a block, as the kernel has them.
+const SPLIT: usize = 256;
+const WARP_ROWS: usize = 16;
+const MAX_WARPS: usize = 8;
+/// The same where heads are wider than 128: shared memory must do for more of each row.
+const MAX_WIDE_WARPS: usize = 2;
+/// Splits that one block goes through at most: a long sequence is not to be waited for.
+const MAX_SHARE: usize = 8;
+/// Blocks for each multiprocessor, from which on sequences are not shared among more.
+const BLOCKS_PER_SM: usize = 8;
+/// Partial results take at most so much; a step that had more does with one block a sequence and head.
+const MAX_SPACE: usize = 256 << 20;
+
+/// Where the splits of long sequences leave what they have come to. Taken once: graphs name its address.
+pub(crate) struct AttentionSpace {
+    device: Arc<dyn Device>,
+    /// f32, as the kernel's head has it.
+    partials: Memory,
+}
+
+impl AttentionSpace {
+    /// For steps of at most `max_seqs` sequences of one query, of at most `max_context` tokens.
+    pub(crate) fn new(
+        device: &Arc<dyn Device>,
+        max_seqs: usize,
+        spec: &AttentionSpec,
+        max_context: usize,
+    ) -> Result<Self> {
+        let bytes = partials_bytes(max_seqs, split_bucket(max_context), spec);
+        Ok(Self { device: Arc::clone(device), partials: Memory::new(device, bytes.min(MAX_SPACE))? })
+    }
+}
+
+/// Refuses what the kernels cannot do: to be called when a model is loaded.
+pub(crate) fn check(spec: &AttentionSpec) -> Result<()> {
+    let refuse = |what: String| Err(Error::config("model", format!("{what}, which attention on a GPU cannot do")));
+    let (dim, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads);
+    if dim > DIMS[DIMS.len() - 1] || !dim.is_multiple_of(2) {
+        return refuse(format!("head_dim is {dim}: not an even number up to 256"));
+    }
+    if group > most_rows(dim) {
+        return refuse(format!("a key head has {group} query heads: more than {} of head_dim {dim}", most_rows(dim)));
+    }
+    Ok(())
+}
+
+/// What launches for sequences of one query depend on beside the number of sequences: the splits of the longest, rounded up
+/// to a power of two. A graph is good for steps of the same bucket.
+pub(crate) fn split_bucket(max_context: usize) -> usize {
+    max_context.div_ceil(SPLIT).max(1).next_power_of_two()
+}
+
+/// `out`: [num_tokens, num_heads * head_dim], of the type of `qkv` and of the cache. What it computes is
+/// [`reference`](super::reference)'s; padding sequences get zeros. Each row's bits depend on its query alone.
+pub(crate) fn cuda(
+    space: &AttentionSpace,
+    out: &mut Buffer,
+    qkv: &Buffer,
+    kv: &KvCache,
+    batch: &DeviceBatch,
+    spec: &AttentionSpec,
+) -> Result<()> {
+    assert_eq!((qkv.rows(), qkv.cols()), (batch.num_tokens(), spec.qkv_dim()), "invariant: q, k and v of all tokens");
+    assert_eq!(out.cols(), spec.num_heads * spec.head_dim, "invariant: all heads");
+    assert_eq!(
+        (out.elem(), kv.elem()),
+        (qkv.elem(), qkv.elem()),
+        "invariant: the cache has the type of the activations"
+    );
+    out.set_rows(qkv.rows());
+    let call = Call { device: &*space.device, out: out.ptr(), qkv, kv, batch, space, spec };
+    if batch.num_seqs() > batch.num_prompts() {
+        call.decode()?;
+    }
+    if batch.num_prompts() > 0 {
+        call.prompts()?;
+    }
+    Ok(())
+}
+
+/// One call: what its launches have in common.
+struct Call<'a> {
+    device: &'a dyn Device,
+    out: DevicePtr,
+    qkv: &'a Buffer,
+    kv: &'a KvCache,
+    batch: &'a DeviceBatch,
+    space: &'a AttentionSpace,
+    spec: &'a AttentionSpec,
+}
+
+impl Call<'_> {
+    /// Sequences of one query. The launches depend on the number of sequences and on the bucket alone.
+    fn decode(&self) -> Result<()> {
+        let (spec, num_seqs) = (self.spec, self.batch.num_seqs());
+        let num_slots = split_bucket(self.batch.max_decode_context());
+        let wanted = (BLOCKS_PER_SM * self.device.num_sms()).div_ceil(num_seqs * spec.num_kv_heads);
+        let parts = wanted.next_power_of_two().max(num_slots / MAX_SHARE).min(num_slots);
+        let fits = partials_bytes(num_seqs, num_slots, spec) <= self.space.partials.bytes();
+        let parts = if fits { parts } else { 1 };
+        let num_warps = (spec.num_heads / spec.num_kv_heads).div_ceil(WARP_ROWS);
+        let grid = [parts as u32, spec.num_kv_heads as u32, num_seqs as u32];
+        self.attend(grid, num_warps, num_slots, 0)?;
+        if parts == 1 {
+            return Ok(());
+        }
+        let dim = padded_dim(spec.head_dim);
+        let args = Args::new().with(self.out).with(self.space.partials.ptr()).with(self.batch.sequences());
+        let args = args.with(dim).with(spec.head_dim).with(num_slots).with(spec.window.unwrap_or(0));
+        let grid = [spec.num_heads as u32, num_seqs as u32, 1];
+        let dims = Dims { grid, ..Dims::linear(0, dim.next_multiple_of(32)) };
+        let kernel = format!("attention_merge_{}", self.elem_name());
+        // SAFETY: the launch before has filled what this one reads, in the same places.
+        unsafe { self.device.launch(&kernel, &dims, &args) }
+    }
+
+    /// Sequences of several queries.
+    fn prompts(&self) -> Result<()> {
+        let spec = self.spec;
+        let rows = most_rows(spec.head_dim);
+        let num_tiles = self.batch.num_prompt_tiles(rows / (spec.num_heads / spec.num_kv_heads));
+        let grid = [(num_tiles * spec.num_kv_heads) as u32, 1, 1];
+        self.attend(grid, rows / WARP_ROWS, 0, self.batch.num_prompts())
+    }
+
+    fn attend(&self, grid: [u32; 3], num_warps: usize, num_slots: usize, num_prompts: usize) -> Result<()> {
+        let Self { qkv, kv, batch, spec, .. } = self;
+        let dim = padded_dim(spec.head_dim);
+        // One warp waits for memory, several for one another.
+        let num_stages = if num_warps == 1 { 3 } else { 2 };
+        let threads = 32 * num_warps;
+        let (tile_len, q_bytes) = if dim > 128 { (16, 2 * dim * threads) } else { (32, 0) };
+        let shared = num_stages * 4 * tile_len * (dim + 8) + 2 * dim * threads + q_bytes;
+        let (factor, cap, cap_factor) = scales(spec);
+        let args = Args::new().with(self.out).with(qkv.ptr()).with(kv.keys(spec.layer)).with(kv.values(spec.layer));
+        let args = args.with(batch.sequences()).with(batch.block_tables()).with(batch.prompts());
+        let args = args.with(self.space.partials.ptr()).with(num_prompts).with(spec.num_heads).with(spec.num_kv_heads);
+        let args = args.with(spec.head_dim).with(kv.head_stride()).with(kv.shape.block_size);
+        let args = args.with(spec.window.unwrap_or(0)).with(num_slots).with(num_stages);
+        let args = args.with(factor).with(cap).with(cap_factor);
+        let dims = Dims { grid, ..Dims::linear(0, threads).with_shared(shared) };
+        let kernel = format!("attention_{}_{dim}", self.elem_name());
+        // SAFETY: `cuda` compared the shapes, `check` the widths when the model was loaded; partial results fit their
+        // memory; the batch's tables name blocks of the cache.
+        unsafe { self.device.launch(&kernel, &dims, &args) }
+    }
+
+    fn elem_name(&self) -> &'static str {
+        if self.qkv.elem() == ElemType::Bf16 { "bf16" } else { "f16" }
+    }
+}
+
+/// What a score is multiplied by before its power of two is taken; the soft cap or 0; and what a score is multiplied by to
+/// give, to the base 2, the exponential that tanh is made of.
+fn scales(spec: &AttentionSpec) -> (f32, f32, f32) {
+    let log2e = std::f32::consts::LOG2_E;
+    spec.softcap.map_or((spec.scale * log2e, 0.0, 0.0), |cap| (log2e, cap, 2.0 * spec.scale / cap * log2e))
+}
+
+fn padded_dim(head_dim: usize) -> usize {
+    DIMS.into_iter().find(|&dim| dim >= head_dim).expect("invariant: checked when the model was loaded")
+}
+
+/// Rows of the largest block.
+fn most_rows(head_dim: usize) -> usize {
+    WARP_ROWS * if head_dim > 128 { MAX_WIDE_WARPS } else { MAX_WARPS }
+}
+
+fn partials_bytes(num_seqs: usize, num_slots: usize, spec: &AttentionSpec) -> usize {
+    4 * num_seqs * spec.num_heads * num_slots * (padded_dim(spec.head_dim) + 2)
+}

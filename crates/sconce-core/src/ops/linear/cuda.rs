@@ -1,0 +1,191 @@
+//! The launches of `kernels/linear.cu`: which kernel for how many tokens, and how a matrix's columns are cut into segments.
+
+#[cfg(test)]
+mod tests;
+
+use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
+use crate::backend::cuda::storage::{Buffer, Matrix};
+use crate::error::Result;
+
+/// Who multiplies more than [`MAX_ROWS`] tokens at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Products {
+    /// Our kernels: a token's results have the same bits whatever else is in the step.
+    Own,
+    /// The device's library: faster, but its sums may be taken in another order where the number of tokens is another.
+    Library,
+}
+
+/// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type; `out`: [n, rows] of that type or f32.
+pub(crate) fn cuda(
+    device: &dyn Device,
+    out: &mut Buffer,
+    x: &Buffer,
+    weight: &Matrix,
+    products: Products,
+) -> Result<()> {
+    out.set_rows(x.rows());
+    if x.rows() > MAX_ROWS && products == Products::Library {
+        return by_library(device, out, x, weight);
+    }
+    launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight)
+}
+
+/// Features of a warp, columns of a chunk, and the warps of a block, as `linear.cu` has them.
+const WARP_FEATURES: usize = 16;
+const CHUNK: usize = 32;
+const WARPS: usize = 8;
+/// The most tokens of the kernels without tiles.
+const MAX_ROWS: usize = 16;
+/// Warps that keep a large device's memory busy, each with some KiB under way.
+const ENOUGH_WARPS: usize = 1024;
+/// A segment shorter than this is over before its loads flow.
+const MIN_SEGMENT: usize = 256;
+
+/// How the sums over a matrix's columns are cut. It depends on the matrix's shape alone, never on the device or the step: with
+/// it the order of the sums would change, and with that the results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segments {
+    /// A power of two, at least as many as there are segments.
+    splits: usize,
+    /// Columns of a segment.
+    len: usize,
+}
+
+impl Segments {
+    fn of(weight: &Matrix) -> Self {
+        let num_warps = weight.rows.div_ceil(WARP_FEATURES);
+        let mut splits = 1;
+        while splits < WARPS && splits * num_warps < ENOUGH_WARPS && weight.cols >= 2 * splits * MIN_SEGMENT {
+            splits *= 2;
+        }
+        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(CHUNK) }
+    }
+}
+
+/// A kernel of `linear.cu`: its names, and the shape of its tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    /// At most so many tokens.
+    Rows(usize),
+    Tile(Tile),
+}
+
+/// A tile, as `linear.cu` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tile {
+    features: usize,
+    tokens: usize,
+    /// Of a stage.
+    chunks: usize,
+    stages: usize,
+}
+
+const TILE_THREADS: usize = 128;
+const TILE_64X32: Tile = Tile { features: 64, tokens: 32, chunks: 2, stages: 7 };
+const TILE_64X64: Tile = Tile { features: 64, tokens: 64, chunks: 2, stages: 5 };
+const TILE_128X128: Tile = Tile { features: 128, tokens: 128, chunks: 1, stages: 3 };
+
+impl Tile {
+    fn count(&self, num_tokens: usize, weight: &Matrix) -> usize {
+        weight.rows.div_ceil(self.features) * num_tokens.div_ceil(self.tokens)
+    }
+
+    fn shared_bytes(&self, weight: &Matrix) -> usize {
+        let padding = if self.chunks > 1 { 64 } else { 0 };
+        let stages = self.stages * self.chunks * ((self.features + self.tokens) * CHUNK * 2 + padding);
+        let has_totals = Segments::of(weight).len < weight.cols;
+        let totals = if has_totals { self.features * self.tokens * 4 } else { 0 };
+        let results = self.tokens * (self.features + 4) * 4;
+        results.max(stages + totals)
+    }
+}
+
+impl Kernel {
+    /// All give the same bits. Large tiles read least, where there are enough of them for the whole device and its blocks have
+    /// the shared memory; of few tokens a large tile would be empty for the most part.
+    fn choose(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
+        let fills = |tile: Tile| {
+            tile.count(num_tokens, weight) >= device.num_sms() && tile.shared_bytes(weight) <= device.max_shared_bytes()
+        };
+        match num_tokens {
+            0..=8 => Self::Rows(8),
+            9..=MAX_ROWS => Self::Rows(16),
+            17..=32 => Self::Tile(TILE_64X32),
+            33..=64 => Self::Tile(TILE_64X64),
+            _ if fills(TILE_128X128) => Self::Tile(TILE_128X128),
+            _ => Self::Tile(TILE_64X64),
+        }
+    }
+
+    fn name(self, elem: ElemType) -> &'static str {
+        match self {
+            Self::Rows(8) => elem.kernel("linear_rows8_bf16", "linear_rows8_f16"),
+            Self::Rows(_) => elem.kernel("linear_rows16_bf16", "linear_rows16_f16"),
+            Self::Tile(TILE_64X32) => elem.kernel("linear_tile64x32_bf16", "linear_tile64x32_f16"),
+            Self::Tile(TILE_64X64) => elem.kernel("linear_tile64x64_bf16", "linear_tile64x64_f16"),
+            Self::Tile(_) => elem.kernel("linear_tile128x128_bf16", "linear_tile128x128_f16"),
+        }
+    }
+}
+
+fn check(out: &Buffer, x: &Buffer, weight: &Matrix) {
+    assert_eq!((x.cols(), out.cols()), (weight.cols, weight.rows), "invariant: shapes fit");
+    assert_eq!(x.elem(), weight.elem, "invariant: inputs have the weights' type");
+    assert!(out.elem() == ElemType::F32 || out.elem() == weight.elem, "invariant: outputs are f32 or as the inputs");
+    assert!(weight.cols.is_multiple_of(8), "invariant: rows begin at multiples of 16 bytes");
+}
+
+fn bias_ptr(weight: &Matrix) -> DevicePtr {
+    weight.bias.as_ref().map_or(DevicePtr::NULL, |bias| {
+        assert_eq!(bias.len, weight.rows, "invariant: a bias a row");
+        bias.memory.ptr()
+    })
+}
+
+fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+    check(out, x, weight);
+    let segments = Segments::of(weight);
+    let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr()).with(bias_ptr(weight));
+    let args = args.with(x.rows()).with(weight.rows).with(weight.cols).with(segments.len);
+    let args = args.with(u32::from(out.elem() == ElemType::F32));
+    let (dims, args) = match kernel {
+        Kernel::Rows(_) => {
+            let blocks = weight.rows.div_ceil(WARPS / segments.splits * WARP_FEATURES);
+            (Dims::linear(if x.rows() == 0 { 0 } else { blocks }, WARPS * 32), args.with(segments.splits))
+        }
+        Kernel::Tile(tile) => {
+            let dims = Dims::linear(tile.count(x.rows(), weight), TILE_THREADS);
+            (dims.with_shared(tile.shared_bytes(weight)), args)
+        }
+    };
+    // SAFETY: `check` compared the shapes; grids and shared memory are as the kernels' head says.
+    unsafe { device.launch(kernel.name(weight.elem), &dims, &args) }
+}
+
+fn by_library(device: &dyn Device, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+    check(out, x, weight);
+    let call = Matmul {
+        out: out.ptr(),
+        x: x.ptr(),
+        weight: weight.memory.ptr(),
+        num_rows: x.rows(),
+        cols: weight.cols,
+        out_cols: weight.rows,
+        out_stride: weight.rows,
+        in_type: weight.elem,
+        out_type: out.elem(),
+    };
+    // SAFETY: `check` compared the shapes.
+    unsafe { device.matmul(&call)? };
+    if weight.bias.is_none() {
+        return Ok(());
+    }
+    let kernel = match out.elem() {
+        ElemType::F32 => "linear_add_bias_f32",
+        elem => elem.kernel("linear_add_bias_bf16", "linear_add_bias_f16"),
+    };
+    let args = Args::new().with(out.ptr()).with(bias_ptr(weight)).with(weight.rows);
+    // SAFETY: the bias is as long as a row of `out`.
+    unsafe { device.launch(kernel, &Dims::over_rows(out.rows(), weight.rows), &args) }
+}

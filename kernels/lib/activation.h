@@ -1,0 +1,11 @@
+// The functions between an MLP's products: `Activation` of config/model.rs, by the numbers of ops/gate_act_mul.rs.
+#pragma once
+
+enum ActivationKind { SILU = 0, GELU_TANH = 1 };
+
+// Both are x * sigmoid(y): SiLU with y = x; GELU's 0.5 * (1 + tanh(z)) is sigmoid(2z). Where the exponential is infinite the
+// result is 0, as it is to be.
+DEVICE float activation(float x, u32 kind) {
+    const float y = kind == SILU ? x : 1.5957691f * (x + 0.044715f * x * x * x);
+    return __fdividef(x, 1.0f + fast_exp(-y));
+}
