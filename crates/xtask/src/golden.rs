@@ -1,4 +1,5 @@
-//! `cargo xtask golden`: the golden tests of sconce-core as one table, a row a fixture.
+//! `cargo xtask golden`: the golden tests of sconce-core as one table, a row a fixture; and the CUDA kernels against their
+//! references, on the host shim or with `REQUIRE_CUDA=1` on a GPU, a row an operation and tolerance.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,6 +14,10 @@ const COLUMNS: &[(&str, &str)] = &[
     ("batched", "batched"),
     ("beams", "beams"),
     ("bf16", "bf16: top-1, mean KL"),
+    ("cuda bf16", "CUDA bf16: top-1, mean KL"),
+    ("cuda f16", "CUDA f16"),
+    ("cuda bits", "chunks, batches, graphs"),
+    ("cuda checked", "each op"),
     ("gguf", "GGUF greedy"),
     ("template", "template"),
     ("tokenizer", "tokenizer"),
@@ -21,25 +26,42 @@ const COLUMNS: &[(&str, &str)] = &[
 /// What each check found of each fixture.
 type Outcomes = BTreeMap<String, BTreeMap<String, String>>;
 
-/// Runs the tests and prints the table; an error if anything is off, or if there was nothing to check.
+/// Runs the tests and prints the tables; an error if anything is off, or if there was nothing to check.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let args = ["test", "--quiet", "--locked", "--package", "sconce-core", "--test", "golden", "--", "--nocapture"];
-    let mut command = Command::new(program);
-    command.args(args).current_dir(root).stderr(Stdio::inherit());
-    let output = command.output().map_err(|e| format!("cargo test: {e}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let (mut text, mut is_good) = (String::new(), true);
+    let kernels = ["--lib", "--", "device", "cuda_tests", "cuda::tests", "--nocapture", "--test-threads=1"];
+    for args in [&["--test", "golden", "--", "--nocapture"][..], &kernels] {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.args(["test", "--quiet", "--locked", "--package", "sconce-core"]).args(args);
+        let output = command.current_dir(root).stderr(Stdio::inherit()).output();
+        let output = output.map_err(|e| format!("cargo test: {e}"))?;
+        is_good &= output.status.success();
+        text += &String::from_utf8_lossy(&output.stdout);
+    }
     // The test runner may have begun the line.
     text.lines().filter_map(|line| line.find("skipped: ").map(|at| &line[at..])).for_each(|line| println!("{line}"));
     let outcomes = collect(&text);
-    print!("\n{}", table(&outcomes));
-    if !output.status.success() {
+    print!("\n{}\n{}", table(&outcomes), kernel_table(&text));
+    if !is_good {
         return Err("golden tests failed".into());
     }
     if outcomes.is_empty() {
         return Err("no golden fixture was found".into());
     }
     Ok(())
+}
+
+/// The last of each operation's and tolerance's lines `kernel|op|tolerance|cases|worst error`: they count up.
+fn kernel_table(text: &str) -> String {
+    let mut last = BTreeMap::new();
+    for line in text.lines() {
+        let Some((_, line)) = line.split_once("kernel|") else { continue };
+        if let [op, tolerance, cases, worst] = line.split('|').collect::<Vec<_>>()[..] {
+            last.insert((op, tolerance), [op, cases, worst, tolerance].map(str::to_owned).to_vec());
+        }
+    }
+    let headings = ["kernel", "cases", "worst error", "allowed"].map(str::to_owned).to_vec();
+    in_columns(&std::iter::once(headings).chain(last.into_values()).collect::<Vec<_>>())
 }
 
 /// The lines `golden|fixture|column|outcome` of the tests' output, whatever stands before them.
@@ -62,8 +84,12 @@ fn table(outcomes: &Outcomes) -> String {
         let cells = COLUMNS.iter().map(|(key, _)| cell(row, key));
         rows.push(std::iter::once(fixture.clone()).chain(cells).collect());
     }
-    let widths: Vec<usize> =
-        (0..=COLUMNS.len()).map(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+    in_columns(&rows)
+}
+
+fn in_columns(rows: &[Vec<String>]) -> String {
+    let width = |i: usize| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu::Isa;
     use crate::backend::cuda::device::ElemType;
-    use crate::ops::testing::{assert_close, devices, on_device, random, round};
+    use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random, round};
 
     #[test]
     fn device_equals_reference() {
@@ -49,7 +49,7 @@ mod tests {
                         reference(&mut expected, act);
                         let mut found = on_device::buffer(&device, &data, cols, elem);
                         cuda(&*device, &mut found, act).unwrap();
-                        assert_close(&found.to_f32().unwrap(), expected.data(), tolerance);
+                        assert_device_close(&found.to_f32().unwrap(), expected.data(), tolerance);
                     }
                 }
             }

@@ -29,7 +29,7 @@ pub(crate) fn cuda(device: &dyn Device, out: &mut CudaBuffer, x: &CudaBuffer) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, devices, on_device, random, round};
+    use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 
     #[test]
     fn device_equals_reference() {
@@ -43,7 +43,7 @@ mod tests {
                         reference(&mut expected, &Buffer::from_vec(x.clone(), cols));
                         let mut found = on_device::buffer(&device, &out, cols, out_elem);
                         cuda(&*device, &mut found, &on_device::buffer(&device, &x, cols, elem)).unwrap();
-                        assert_close(&found.to_f32().unwrap(), expected.data(), tolerance);
+                        assert_device_close(&found.to_f32().unwrap(), expected.data(), tolerance);
                     }
                 }
             }

@@ -137,7 +137,7 @@ pub(super) fn activation_kind(act: Activation) -> u32 {
 mod tests {
     use super::*;
     use crate::backend::cuda::device::ElemType;
-    use crate::ops::testing::{assert_close, devices, on_device, random, round};
+    use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random, round};
 
     #[test]
     fn device_equals_reference() {
@@ -155,7 +155,7 @@ mod tests {
                         let gate_up = on_device::buffer(&device, &data, 2 * cols, elem);
                         let mut found = CudaBuffer::new(&device, rows, cols, elem).unwrap();
                         cuda(&*device, &mut found, &gate_up, act).unwrap();
-                        assert_close(&found.to_f32().unwrap(), expected.data(), tolerance);
+                        assert_device_close(&found.to_f32().unwrap(), expected.data(), tolerance);
                     }
                 }
             }

@@ -73,7 +73,7 @@ pub(crate) fn cuda(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, devices, on_device, random};
+    use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random};
 
     #[test]
     fn device_equals_reference() {
@@ -89,7 +89,7 @@ mod tests {
                     let [weight, bias] = [weight, bias].map(|v| on_device::vector(&device, &v));
                     let mut found = CudaBuffer::new(&device, rows, cols, elem).unwrap();
                     cuda(&*device, &mut found, &x, &weight, &bias, 1e-5).unwrap();
-                    assert_close(&found.to_f32().unwrap(), expected.data(), tolerance);
+                    assert_device_close(&found.to_f32().unwrap(), expected.data(), tolerance);
                 }
             }
         }

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::backend::cpu::Isa;
     use crate::ops::add;
-    use crate::ops::testing::{assert_close, devices, on_device, random, round};
+    use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random, round};
 
     #[test]
     fn kernel_equals_reference() {
@@ -161,18 +161,18 @@ mod tests {
                     let host = Buffer::from_vec(x.clone(), cols);
                     reference(&mut expected, &host, &weight, 1e-5);
                     cuda(&*device, &mut out, &x_dev, &w, 1e-5).unwrap();
-                    assert_close(&out.to_f32().unwrap(), expected.data(), tolerance);
+                    assert_device_close(&out.to_f32().unwrap(), expected.data(), tolerance);
 
                     let host = Buffer::from_vec(delta.clone(), cols);
                     reference(&mut expected, &host, &weight, 1e-5);
                     cuda(&*device, &mut out, &delta_dev, &w, 1e-5).unwrap();
-                    assert_close(&out.to_f32().unwrap(), expected.data(), tolerance);
+                    assert_device_close(&out.to_f32().unwrap(), expected.data(), tolerance);
 
                     let sum = x.iter().zip(&delta).map(|(x, d)| x + d).collect();
                     let host = Buffer::from_vec(sum, cols);
                     reference(&mut expected, &host, &weight, 1e-5);
                     cuda_add(&*device, &mut out, &mut x_dev, &delta_dev, &w, 1e-5).unwrap();
-                    assert_close(&out.to_f32().unwrap(), expected.data(), tolerance);
+                    assert_device_close(&out.to_f32().unwrap(), expected.data(), tolerance);
                     assert_eq!(x_dev.to_f32().unwrap(), host.data());
                 }
             }

@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use crate::backend::KvDtype;
     use crate::backend::cpu::{Isa, KvLayer};
-    use crate::ops::testing::{assert_close, devices, on_device, random, round};
+    use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random, round};
 
     #[test]
     fn llama3_keeps_high_and_stretches_low_frequencies() {
@@ -343,10 +343,10 @@ mod tests {
             let mut kv = on_device::kv_cache(device, &KvCache::new(shape));
             cuda(&**device, &mut qkv, &mut kv, &rope, &on_dev, spec).unwrap();
             let found = qkv.to_f32().unwrap();
-            assert_close(&found[..expected.data().len()], expected.data(), tolerance);
+            assert_device_close(&found[..expected.data().len()], expected.data(), tolerance);
             for layer in 0..2 {
                 let (found, expected) = (on_device::kv_rows(&kv, layer), on_device::cpu_kv_rows(&cpu_kv, layer));
-                assert_close(&found.0, &expected.0, tolerance);
+                assert_device_close(&found.0, &expected.0, tolerance);
                 assert_eq!(found.1, expected.1, "values are moved as they are");
             }
             // The cache has the bits of the row.

@@ -52,7 +52,7 @@ pub(crate) fn cuda(device: &dyn Device, x: &mut CudaBuffer, cap: f32) -> Result<
 mod tests {
     use super::*;
     use crate::backend::cpu::Isa;
-    use crate::ops::testing::{assert_close, devices, on_device, random};
+    use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random};
 
     #[test]
     fn device_equals_reference() {
@@ -63,7 +63,7 @@ mod tests {
                 reference(&mut expected, 30.0);
                 let mut found = on_device::buffer(&device, &data, cols, ElemType::F32);
                 cuda(&*device, &mut found, 30.0).unwrap();
-                assert_close(&found.to_f32().unwrap(), expected.data(), 1e-6);
+                assert_device_close(&found.to_f32().unwrap(), expected.data(), 1e-6);
             }
         }
     }

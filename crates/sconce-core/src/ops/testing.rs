@@ -1,6 +1,8 @@
 //! Helpers of the ops' tests.
+#![allow(clippy::print_stdout)]
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::backend::cpu::{Matrix, MatrixPart, PartData, ThreadPool};
 use crate::backend::cuda::device::{Device, ElemType};
@@ -46,6 +48,22 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
         assert!((f - e).abs() <= bound, "element {i}: found {f}, expected {e}, tolerance {bound}");
     }
+}
+
+/// The same of what a device has computed, with a line for the table that `cargo xtask golden` makes:
+/// `kernel|op|tolerance|cases so far|the worst of them`.
+#[track_caller]
+pub(crate) fn assert_device_close(found: &[f32], expected: &[f32], tolerance: f32) {
+    static WORST: Mutex<BTreeMap<(String, u32), (usize, f32)>> = Mutex::new(BTreeMap::new());
+    assert_close(found, expected, tolerance);
+    let greatest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+    let error = found.iter().zip(expected).fold(0.0f32, |max, (f, e)| max.max((f - e).abs())) / greatest;
+    let file = std::path::Path::new(std::panic::Location::caller().file());
+    let op = file.iter().skip_while(|part| *part != "ops").nth(1).unwrap_or_default().to_string_lossy();
+    let mut worst = WORST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (count, worst) = worst.entry((op.trim_end_matches(".rs").into(), tolerance.to_bits())).or_default();
+    (*count, *worst) = (*count + 1, worst.max(error));
+    println!("kernel|{}|{tolerance:.0e}|{count}|{worst:.1e}", op.trim_end_matches(".rs"));
 }
 
 /// What kernels are tested on: the host shim, or with `REQUIRE_CUDA=1` the first GPU.

@@ -9,7 +9,7 @@ use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::kv_cache::KvCache as CudaKvCache;
 use crate::backend::cuda::storage::Buffer as CudaBuffer;
 use crate::backend::{KvCacheShape, KvDtype};
-use crate::ops::testing::{assert_close, devices, on_device, random, round};
+use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 
 /// A model's attention on a device, with a cache of random contents.
 struct Case {
@@ -88,7 +88,7 @@ impl Case {
         let mut expected = Buffer::new(batch.num_tokens(), out_cols);
         reference(&mut expected, &Buffer::from_vec(qkv.clone(), cols), &self.cpu_kv, &batch, &self.spec);
         let found = self.run(&batch, &qkv, None);
-        assert_close(&found, expected.data(), if self.elem == ElemType::F16 { 2e-3 } else { 1e-2 });
+        assert_device_close(&found, expected.data(), if self.elem == ElemType::F16 { 2e-3 } else { 1e-2 });
         for (seq, (&lens, table)) in batch.sequences.iter().zip(lens.iter().zip(&tables)) {
             let alone = self.batch(&[lens], std::slice::from_ref(table));
             let end = seq.query_start + seq.query_len;

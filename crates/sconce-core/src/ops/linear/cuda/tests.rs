@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::ops::testing::{assert_close, devices, on_device, random, round};
+use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 
 const KERNELS: [Kernel; 5] =
     [Kernel::Rows(8), Kernel::Rows(16), Kernel::Tile(TILE_64X32), Kernel::Tile(TILE_64X64), Kernel::Tile(TILE_128X128)];
@@ -96,7 +96,7 @@ fn products_equal_the_reference() {
                     let found =
                         case.found(&device, out_elem, |out, x, weight| cuda(&*device, out, x, weight, products));
                     // A product by a library is rounded twice where there is a bias.
-                    assert_close(&found, &expected, 2.0 * tolerance(out_elem));
+                    assert_device_close(&found, &expected, 2.0 * tolerance(out_elem));
                 }
             }
         }
@@ -111,7 +111,7 @@ fn all_kernels_give_the_same_bits() {
             let case = Case::new(shape, [ElemType::Bf16, ElemType::F16][i % 2], i % 2 == 0);
             assert_eq!(Segments::of(&case.matrix(&device)).splits, 1 << i);
             let expected = case.by_kernel(&device, Kernel::Rows(16));
-            assert_close(&expected, &case.expected(), 1e-6);
+            assert_device_close(&expected, &case.expected(), 1e-6);
             for kernel in &KERNELS[2..] {
                 assert_eq!(case.by_kernel(&device, *kernel), expected, "{kernel:?}, {shape:?}");
             }
