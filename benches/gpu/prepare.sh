@@ -2,7 +2,8 @@
 # Builds what run.sh takes to a machine with a GPU, into target/gpu: the program with kernels compiled for every device, the
 # library's tests, and models' configs and tokenizers.
 #
-# prepare.sh MODELS: MODELS has one folder a model, with config.json and tokenizer.json; weights are random.
+# prepare.sh MODELS: MODELS has one folder a model, with config.json and, if at hand, tokenizer.json; weights are random, and so
+# are prompts, for which any tokenizer does.
 set -eu
 models=${1:?usage: prepare.sh MODELS}
 models=$(cd "$models" && pwd)
@@ -27,5 +28,6 @@ for model in "$models"/*/; do
     for file in config.json tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json special_tokens_map.json; do
         [ ! -f "$model/$file" ] || cp "$model/$file" "$out/models/$name/"
     done
+    [ -f "$out/models/$name/tokenizer.json" ] || cp tests/golden/llama/tokenizer.json "$out/models/$name/"
 done
 du -sh "$out"/* "$out"/models/*

@@ -69,7 +69,7 @@ def steps():
         return Step(name, [*before, *tests, *filters], limit_s, env=on_gpu)
 
     yield Step("devices", [BUILT / "sconce", "devices", "--test"], 60)
-    yield test("ops", 120, "device_", "cuda::weights", "cuda::gpu")
+    yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "copy_blocks", "sample::tests::device", "cuda::weights")
     yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests")
     sanitizer = next(filter(None, map(shutil.which, SANITIZERS)), None)
     if sanitizer:
@@ -126,7 +126,6 @@ def figures(step):
         yield row(f"decode after {decode['input_len']}", decode["tok_per_s"], decode["share_of_dram_read"], memory)
     if "generated_tok_per_s" in report:
         yield row("generated", report["generated_tok_per_s"], report["share_of_bf16"] or 0, products)
-        yield row("weights once a step", report["generated_tok_per_s"], report["share_of_dram_read"], memory)
 
 
 def main():

@@ -122,6 +122,16 @@ pub trait Backend: Send + Sized + 'static {
     /// Matrices of the same number of columns over each other, [sum of rows, cols], with an optional bias as long as
     /// all rows. Parts that own their data are not copied where the backend can keep them as they are.
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix>;
+    /// A matrix of random weights, made on the device; `None`: [`Backend::matrix`] is to be given some.
+    fn random_matrix(
+        &self,
+        _rows: usize,
+        _cols: usize,
+        _bias: Option<&[f32]>,
+        _seed: u64,
+    ) -> Result<Option<Self::Matrix>> {
+        Ok(None)
+    }
     /// The type of keys and values that a setting stands for here. Errors: one that the device has no kernels for.
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype>;
     /// An empty cache.

@@ -13,6 +13,7 @@ pub mod gather_rows;
 mod lanes;
 pub mod layer_norm;
 pub mod linear;
+pub mod random;
 pub mod rms_norm;
 pub mod rope_append_kv;
 pub mod sample;

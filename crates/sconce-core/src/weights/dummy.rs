@@ -30,6 +30,11 @@ pub(super) struct DummyWeights {
 }
 
 impl DummyWeights {
+    /// What makes the random numbers of the matrix `name`.
+    pub(super) fn seed_of(&self, name: &str) -> u64 {
+        mix(self.seed ^ hash(name))
+    }
+
     pub(super) fn new(seed: u64, dtype: Dtype) -> Self {
         Self { seed, dtype, page: OnceLock::new() }
     }
@@ -71,7 +76,7 @@ impl DummyWeights {
             let message = format!("rows of {row_len} elements are not whole blocks of {}", self.dtype);
             return Err(Error::tensor(super::store::DUMMY_PATH, name, message));
         }
-        let first_block = (mix(self.seed ^ hash(name)) % PAGE_BLOCKS as u64) as usize;
+        let first_block = (self.seed_of(name) % PAGE_BLOCKS as u64) as usize;
         let num_bytes = self.dtype.row_bytes(num_elements);
         if num_elements < SMALL_BLOCKS * BLOCK_LEN {
             let mut data = self.blocks(first_block..first_block + num_elements.div_ceil(BLOCK_LEN))?;
@@ -99,7 +104,7 @@ impl DummyWeights {
         let mut data = Vec::with_capacity(self.dtype.row_bytes(range.len() * BLOCK_LEN));
         for block in range {
             let first = block % PAGE_BLOCKS * BLOCK_LEN;
-            let values: [f32; BLOCK_LEN] = std::array::from_fn(|i| normal(self.seed, (first + i) as u64));
+            let values: [f32; BLOCK_LEN] = std::array::from_fn(|i| random_weight(self.seed, (first + i) as u64));
             data.extend(self.encode(self.dtype, &values)?);
         }
         Ok(data)
@@ -128,8 +133,8 @@ impl Kind {
     }
 }
 
-/// Nearly normal: the sum of four uniform numbers, scaled to [`STD`].
-fn normal(seed: u64, counter: u64) -> f32 {
+/// Nearly normal: the sum of four uniform numbers, scaled to a standard deviation of 0.02.
+pub fn random_weight(seed: u64, counter: u64) -> f32 {
     let bits = mix(seed.wrapping_add(counter.wrapping_mul(GOLDEN)));
     let sum: i32 = (0..4).map(|i| (bits >> (16 * i)) as i32 & 0xffff).sum();
     // Each of the four has the mean 65535 / 2 and, in units of 65536, the variance 1/12.

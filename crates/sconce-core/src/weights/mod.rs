@@ -15,6 +15,7 @@ mod store;
 
 pub use convert::convert;
 pub use dtype::Dtype;
+pub use dummy::random_weight;
 pub use gguf::{GgufFile, GgufMetadata, GgufValue};
 pub use outline::{Outline, TensorInfo, TensorSource};
 pub use store::{TensorView, WeightStore};

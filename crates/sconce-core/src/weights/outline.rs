@@ -32,6 +32,8 @@ impl TensorInfo {
 pub trait TensorSource {
     /// The tensor, checked against the shape that the model's config asks for.
     fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>>;
+    /// Where matrices are random: what makes the numbers of this one, for those who can make them themselves.
+    fn random_seed(&self, name: &str) -> Option<u64>;
     /// Takes from memory what has been read so far; it has been copied. It can be asked for again.
     fn release(&self);
 }
@@ -39,6 +41,10 @@ pub trait TensorSource {
 impl TensorSource for WeightStore {
     fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         WeightStore::get(self, name, shape)
+    }
+
+    fn random_seed(&self, name: &str) -> Option<u64> {
+        WeightStore::random_seed(self, name)
     }
 
     fn release(&self) {
@@ -76,6 +82,11 @@ impl TensorSource for Outline<'_> {
         let view = TensorView { dtype: info.dtype, shape, data: Cow::Borrowed(&[]) };
         self.tensors.borrow_mut().insert(name.to_owned(), info);
         Ok(view)
+    }
+
+    fn random_seed(&self, _: &str) -> Option<u64> {
+        // Every tensor is to be asked for.
+        None
     }
 
     fn release(&self) {

@@ -86,6 +86,14 @@ impl WeightStore {
         Ok(tensor)
     }
 
+    /// What makes the numbers of a random matrix; `None`: it is a file's.
+    pub fn random_seed(&self, name: &str) -> Option<u64> {
+        match &self.source {
+            Source::Dummy(dummy) => Some(dummy.seed_of(name)),
+            Source::Safetensors(_) | Source::Gguf(_) => None,
+        }
+    }
+
     /// Takes the pages of files that have been read from memory; they can be read again.
     pub fn release(&self) {
         match &self.source {

@@ -125,6 +125,10 @@ impl Backend for CudaBackend {
         weights::load(&self.device, parts, bias, self.elem)
     }
 
+    fn random_matrix(&self, rows: usize, cols: usize, bias: Option<&[f32]>, seed: u64) -> Result<Option<Matrix>> {
+        weights::random(&self.device, (rows, cols), bias, self.elem, seed).map(Some)
+    }
+
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
         let (dtype, is_own) = match self.elem {
             ElemType::F16 => (KvDtype::F16, asked == KvCacheDtype::F16),

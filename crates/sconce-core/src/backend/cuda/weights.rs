@@ -6,6 +6,7 @@ use super::device::{Device, ElemType};
 use super::storage::{Matrix, Memory, Vector, bytes_of};
 use crate::config::WeightDtype;
 use crate::error::{Error, Result};
+use crate::ops;
 use crate::weights::{Dtype, TensorView, convert};
 
 /// Stored bytes that one thread converts at a time.
@@ -31,22 +32,46 @@ pub(crate) fn load(
     elem: ElemType,
 ) -> Result<Matrix> {
     let (rows, cols) = (parts.iter().map(|part| part.shape[0]).sum::<usize>(), parts[0].shape[1]);
+    let matrix = empty(device, (rows, cols), bias, elem)?;
+    let mut start = 0;
+    for part in parts {
+        let target = if elem == ElemType::F16 { Dtype::F16 } else { Dtype::BF16 };
+        if part.dtype == target {
+            matrix.memory.write(start, &part.data)?;
+        } else {
+            write_converted(&matrix.memory, start, &part, target)?;
+        }
+        start += part.shape[0] * cols * elem.bytes();
+    }
+    Ok(matrix)
+}
+
+/// Random weights, [rows, cols], which are made where they are.
+pub(crate) fn random(
+    device: &Arc<dyn Device>,
+    shape: (usize, usize),
+    bias: Option<&[f32]>,
+    elem: ElemType,
+    seed: u64,
+) -> Result<Matrix> {
+    let mut matrix = empty(device, shape, bias, elem)?;
+    ops::random::cuda(&**device, &mut matrix, seed)?;
+    Ok(matrix)
+}
+
+/// A matrix whose weights are anything.
+fn empty(
+    device: &Arc<dyn Device>,
+    (rows, cols): (usize, usize),
+    bias: Option<&[f32]>,
+    elem: ElemType,
+) -> Result<Matrix> {
     if !cols.is_multiple_of(ROW_ALIGNMENT) {
         let message =
             format!("matrices of {cols} columns, which {ROW_ALIGNMENT} does not divide, run on the cpu alone");
         return Err(Error::config("device", message));
     }
     let memory = Memory::new(device, rows * cols * elem.bytes())?;
-    let mut start = 0;
-    for part in parts {
-        let target = if elem == ElemType::F16 { Dtype::F16 } else { Dtype::BF16 };
-        if part.dtype == target {
-            memory.write(start, &part.data)?;
-        } else {
-            write_converted(&memory, start, &part, target)?;
-        }
-        start += part.shape[0] * cols * elem.bytes();
-    }
     let bias = bias.map(|bias| vector(device, bias)).transpose()?;
     Ok(Matrix { memory, rows, cols, elem, bias })
 }

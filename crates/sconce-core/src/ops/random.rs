@@ -1,0 +1,53 @@
+//! `random`: weights for measuring, made where they are used. Bounded by integer arithmetic; nothing is read.
+
+use crate::backend::cuda::device::{Args, Device, Dims};
+use crate::backend::cuda::storage::Matrix;
+use crate::error::Result;
+use crate::weights::random_weight;
+
+/// Element `i` of `out` is that of counter `i`: nearly normal, with a standard deviation of 0.02.
+pub fn reference(out: &mut [f32], seed: u64) {
+    out.iter_mut().enumerate().for_each(|(i, out)| *out = random_weight(seed, i as u64));
+}
+
+/// `kernels/random.cu`: the same, rounded to the 16 bits of `out`.
+pub(crate) fn cuda(device: &dyn Device, out: &mut Matrix, seed: u64) -> Result<()> {
+    let len = out.rows * out.cols;
+    let args = Args::new().with(out.memory.ptr()).with(len as u64).with(seed);
+    // SAFETY: the matrix has so many elements, whole eighths of them.
+    unsafe { device.launch(out.elem.kernel("random_bf16", "random_f16"), &Dims::over(len / 8), &args) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::device::ElemType;
+    use crate::backend::cuda::storage::floats_of;
+    use crate::ops::testing::{assert_device_close, devices, on_device, round};
+
+    #[test]
+    fn device_equals_reference() {
+        for device in devices() {
+            for elem in [ElemType::Bf16, ElemType::F16] {
+                for (rows, cols) in [(0, 8), (1, 8), (37, 264)] {
+                    let mut expected = vec![0.0; rows * cols];
+                    reference(&mut expected, 0x1234_5678_9abc_def0);
+                    let mut matrix = on_device::matrix(&device, &vec![0.0; rows * cols], cols, elem, None);
+                    cuda(&*device, &mut matrix, 0x1234_5678_9abc_def0).unwrap();
+                    let mut bytes = vec![0; 2 * rows * cols];
+                    matrix.memory.read(0, &mut bytes).unwrap();
+                    assert_device_close(&floats_of(&bytes, elem), &round(&expected, elem), 0.0);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_have_their_mean_and_deviation() {
+        let mut numbers = vec![0.0; 100_000];
+        reference(&mut numbers, 7);
+        let mean = numbers.iter().map(|&x| f64::from(x)).sum::<f64>() / 1e5;
+        let variance = numbers.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / 1e5;
+        assert!(mean.abs() < 3e-4 && (variance.sqrt() - 0.02).abs() < 2e-4, "{mean} {variance}");
+    }
+}
