@@ -93,17 +93,17 @@ fn choose_gpu(config: &EngineConfig, stored: Dtype) -> Result<Option<CudaBackend
 }
 
 /// What is to be started.
-struct Launch<'a> {
-    id: &'a str,
-    path: &'a Path,
-    config: &'a EngineConfig,
-    progress: &'a dyn Progress,
-    gpu: Option<usize>,
+pub(super) struct Launch<'a> {
+    pub(super) id: &'a str,
+    pub(super) path: &'a Path,
+    pub(super) config: &'a EngineConfig,
+    pub(super) progress: &'a dyn Progress,
+    pub(super) gpu: Option<usize>,
 }
 
 impl Launch<'_> {
     /// `open` makes the backend anew, should its device be lost.
-    fn start<B: Backend>(
+    pub(super) fn start<B: Backend>(
         &self,
         files: ModelFiles,
         backend: B,

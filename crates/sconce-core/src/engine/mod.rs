@@ -2,6 +2,8 @@
 
 mod compute;
 mod core;
+#[cfg(test)]
+mod cuda_tests;
 mod files;
 mod footprint;
 mod handle;
