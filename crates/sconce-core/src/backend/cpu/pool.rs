@@ -213,6 +213,13 @@ impl<'a, T> SharedSlice<'a, T> {
         Self { ptr: slice.as_mut_ptr(), len: slice.len(), _slice: PhantomData }
     }
 
+    /// Where `slice[idx]` is, or would be.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn address(&self, idx: usize) -> *const T {
+        self.ptr.wrapping_add(idx)
+    }
+
     /// `slice[start..start + len]`, to be written.
     ///
     /// # Safety

@@ -36,6 +36,9 @@ use crate::config::MatmulPrecision;
 use crate::config::WeightDtype;
 use crate::weights::{Dtype, TensorView, convert, quant};
 
+/// Tasks that the panels of a part are cut into, for every thread.
+const TASKS_A_THREAD: usize = 6;
+
 /// `x`: [n, cols]; `weight`: [rows, cols]; `out`: [n, rows]. Weights are dequantized; sums are taken in f64.
 pub fn reference(out: &mut Buffer, x: &Buffer, weight: &Matrix) {
     assert_eq!((x.cols(), out.cols()), (weight.cols, weight.rows()), "invariant: shapes fit");
@@ -123,13 +126,15 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) 
     }
 }
 
-/// Shares the panels of `rows` rows among the threads: `task` is given the first, and how many.
+/// Shares the panels of `rows` rows among the threads, in pairs as the tiles of several tokens take them: `task` is given
+/// the first, and how many. Tasks are enough that the threads end together, and no more: each reads the inputs anew.
 fn for_panels(pool: &mut ThreadPool, rows: usize, task: &(dyn Fn(usize, usize) + Sync)) {
     let num_panels = rows.div_ceil(panels::ROWS);
-    let task_panels = panels_per_task(num_panels, pool.num_threads());
-    pool.run(num_panels.div_ceil(task_panels), &|idx| {
-        let first = idx * task_panels;
-        task(first, task_panels.min(num_panels - first));
+    let num_pairs = num_panels.div_ceil(2);
+    let num_tasks = num_pairs.min(pool.num_threads() * TASKS_A_THREAD);
+    pool.run(num_tasks, &|idx| {
+        let start = |idx: usize| num_panels.min(2 * (idx * num_pairs / num_tasks));
+        task(start(idx), start(idx + 1) - start(idx));
     });
 }
 
@@ -142,11 +147,6 @@ fn multiply_panels(target: &Target<'_>, weight: &Panels, first: usize, count: us
 #[cfg(not(target_arch = "x86_64"))]
 fn multiply_panels(_: &Target<'_>, _: &Panels, _: usize, _: usize, _: &Planes) {
     unreachable!("weights are packed only on x86-64")
-}
-
-/// Tasks enough that the threads end together, and no more: each costs a little.
-fn panels_per_task(num_panels: usize, num_threads: usize) -> usize {
-    num_panels.div_ceil(num_threads * 6).max(1)
 }
 
 /// Enough tasks that the threads end together, and rows enough in each that the inputs are read from the cache.
@@ -173,6 +173,14 @@ impl<'a> Target<'a> {
         // SAFETY: tasks have disjoint rows of W, hence disjoint columns of `out`.
         let cell = unsafe { self.out.range(t * self.out_cols + self.first_col + row, 1) };
         cell[0] = value + self.bias.map_or(0.0, |b| b[row]);
+    }
+
+    /// Where token `t` times rows from `row` on will be written, to be asked for ahead: memory is slow to take stores to
+    /// lines that no cache holds.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn address(&self, t: usize, row: usize) -> *const f32 {
+        self.out.address(t * self.out_cols + self.first_col + row)
     }
 
     /// Where token `t` times rows `row..row + 16` of the task's weights go, as far as there are such rows, and the bias

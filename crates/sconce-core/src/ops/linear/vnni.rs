@@ -15,8 +15,9 @@ use super::planes::Planes;
 use crate::config::MatmulPrecision;
 use crate::weights::Dtype;
 
-/// Bytes of inputs that a pass over a task's panels goes through: they stay in the second cache.
-const CHUNK_BYTES: usize = 256 << 10;
+/// Bytes of inputs that a pass over a task's panels goes through: they stay in the second cache, beside the panels at hand
+/// and the next ones.
+const CHUNK_BYTES: usize = 512 << 10;
 
 /// Groups that a lone token's weights are asked for ahead of their use: short tasks leave the machine's own guesses
 /// no time to settle.
@@ -116,33 +117,61 @@ unsafe fn run<const F: u8, const LOW: u8>(task: &Task<'_>) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn panels<const F: u8, const LOW: u8, const P: usize>(task: &Task<'_>, panel: usize, mut t: usize, end: usize) {
-    // SAFETY: as the caller's.
-    unsafe {
-        while t + 6 <= end {
-            tile::<F, LOW, P, 6>(task, panel, t);
-            t += 6;
-        }
-        if t + 4 <= end {
-            tile::<F, LOW, P, 4>(task, panel, t);
-            t += 4;
-        }
-        if t + 2 <= end {
-            tile::<F, LOW, P, 2>(task, panel, t);
-            t += 2;
-        }
-        if t < end {
-            tile::<F, LOW, P, 1>(task, panel, t);
+    let groups = task.x.cols / GROUP;
+    let next_len = const { P * lines_of(dtype_of(F)) };
+    let next = task.weight.codes_of(panel).as_ptr().wrapping_add(groups * next_len);
+    let each = next_len.div_ceil((end - t).div_ceil(6));
+    let mut next = Next { lines: next, each, rest: groups * next_len };
+    while t < end {
+        // SAFETY: as the caller's.
+        unsafe {
+            // Two tiles of 4 read weights as often as one of 6 and one of 2, and waste less on the second.
+            t += match end - t {
+                8 | 4 | 5 => tile::<F, LOW, P, 4>(task, panel, t, &mut next),
+                6.. => tile::<F, LOW, P, 6>(task, panel, t, &mut next),
+                2.. => tile::<F, LOW, P, 2>(task, panel, t, &mut next),
+                _ => tile::<F, LOW, P, 1>(task, panel, t, &mut next),
+            };
         }
     }
 }
 
-/// `P` panels times tokens `t0..t0 + T`.
+/// The codes that the task's next panels begin with, as far as they are not yet asked for: the tiles of the panels at hand
+/// bring them to the second cache, some lines with every group. They need not exist.
+struct Next {
+    lines: *const Line,
+    /// With every group.
+    each: usize,
+    rest: usize,
+}
+
+impl Next {
+    #[inline(always)]
+    fn prefetch(&mut self) {
+        if self.rest == 0 {
+            return;
+        }
+        for line in 0..self.each {
+            // SAFETY: every x86-64 has the instruction, which reads nothing and takes any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.lines.wrapping_add(line).cast()) };
+        }
+        self.lines = self.lines.wrapping_add(self.each);
+        self.rest = self.rest.saturating_sub(self.each);
+    }
+}
+
+/// `P` panels times tokens `t0..t0 + T`. Returns `T`.
 ///
 /// # Safety
 /// The machine has the instructions; the weights have the panels, the inputs the tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(task: &Task<'_>, panel: usize, t0: usize) {
+unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(
+    task: &Task<'_>,
+    panel: usize,
+    t0: usize,
+    next: &mut Next,
+) -> usize {
     let Task { weight, x, target, first, .. } = *task;
     let (dtype, groups) = (const { dtype_of(F) }, x.cols / GROUP);
     let groups_a_block = dtype.block_len() / GROUP;
@@ -157,12 +186,19 @@ unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(task:
             factors: weight.factors.as_ptr().wrapping_add((panel + p) * groups * factors_of(dtype)),
         };
     }
+    for p in 0..P {
+        for i in 0..T {
+            _mm_prefetch::<_MM_HINT_T0>(target.address(t0 + i, (panel + p - first) * ROWS).cast());
+        }
+    }
     let mut acc = [[_mm512_setzero_ps(); T]; P];
     for g in 0..groups {
         // SAFETY: the panels have codes and scales of every group, and each token has inputs, scales and sums of it.
         unsafe {
             if T == 1 && P == 1 {
                 prefetch::<F>(codes[0], &scales[0], g + AHEAD);
+            } else {
+                next.prefetch();
             }
             let mut has_low = LOW == ALL_LOW;
             if LOW == SOME_LOW {
@@ -224,6 +260,7 @@ unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(task:
             }
         }
     }
+    T
 }
 
 /// Adds the products of a group's codes with one plane; of Q6_K, those of half `part`. `x`: the first token's inputs,
