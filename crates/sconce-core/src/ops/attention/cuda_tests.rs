@@ -141,6 +141,39 @@ fn device_equals_reference_for_groups_windows_caps_and_blocks() {
     }
 }
 
+/// More prompts than a warp looks at together, of several tiles and of one.
+#[test]
+fn many_prompts_beside_decodes() {
+    for device in devices() {
+        let lens: Vec<_> = (0..60).map(|i| if i == 55 { (40, 37) } else { (3 + i % 5, 1 + i % 3) }).collect();
+        Case::new(&device, spec(16, 1, 16), KvDtype::F16, 1, 500).check(&lens);
+    }
+}
+
+#[test]
+fn a_graph_is_good_for_steps_of_its_bucket() {
+    for device in devices() {
+        let case = Case::new(&device, spec(4, 2, 20), KvDtype::Bf16, 16, 1200);
+        let lens = [(400, 1), (20, 1), (511, 1)];
+        let batch = case.batch(&lens, &case.tables(&lens));
+        let qkv = case.queries(4);
+        let expected = case.run(&batch, &qkv[..3 * case.spec.qkv_dim()], Some(4));
+
+        let mut inputs = DeviceBatch::new(&device, 1000).unwrap();
+        let captured = [(257, 1), (300, 1)];
+        inputs.upload(&case.batch(&captured, &case.tables(&captured)), Some(4)).unwrap();
+        let qkv = on_device::buffer(&device, &qkv, case.spec.qkv_dim(), case.elem);
+        let mut out = CudaBuffer::new(&device, 4, case.spec.num_heads * case.spec.head_dim, case.elem).unwrap();
+        device.begin_capture().unwrap();
+        cuda(&case.space, &mut out, &qkv, &case.kv, &inputs, &case.spec).unwrap();
+        let graph = device.end_capture().unwrap();
+        inputs.upload(&batch, Some(4)).unwrap();
+        // SAFETY: all that was captured is still there.
+        unsafe { graph.launch() }.unwrap();
+        assert_eq!(out.to_f32().unwrap(), expected);
+    }
+}
+
 #[test]
 fn a_prompt_in_chunks_has_the_same_bits() {
     for device in devices() {
