@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Most memory that `sconce serve` takes, from its start over a prompt that fills the KV pool, against the file and the pool.
 
-    cargo build --release && python3 benches/memory.py FILE.gguf [--kv-cache-bytes 64MiB] [--max-model-len 2048] [...]
+    cargo build --release && python3 benches/memory.py FILE.gguf [--kv-cache-bytes 90MiB] [--max-model-len 2048] [...]
 
 Other arguments go to serve. What is measured is VmHWM: the most that was resident at once, pages of the file included.
 """
@@ -25,7 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("gguf", type=pathlib.Path)
     parser.add_argument("--binary", type=pathlib.Path, default=DEFAULT_BIN)
-    parser.add_argument("--kv-cache-bytes", type=mebibytes, default=64, help="the pool, such as 64MiB")
+    parser.add_argument("--kv-cache-bytes", type=mebibytes, default=90, help="the pool, such as 90MiB, which is what 2048 tokens of the starter model take in f32")
     parser.add_argument("--max-model-len", type=int, default=2048, help="tokens of the prompt, and one")
     args, rest = parser.parse_known_args()
     if not args.binary.is_file():
