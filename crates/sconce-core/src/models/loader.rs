@@ -40,30 +40,24 @@ impl From<bool> for Bias {
 impl<B: Backend> Loader<'_, B> {
     /// `<name>.weight` of each part, (name, rows), over each other: [sum of rows, cols].
     pub fn matrix(&self, parts: &[(String, usize)], cols: usize, bias: Bias) -> Result<B::Matrix> {
-        if let Some(matrix) = self.random_matrix(parts, cols, bias)? {
-            return Ok(matrix);
-        }
-        let get = |(name, rows): &(String, usize)| self.tensor(&format!("{name}.weight"), &[*rows, cols]);
-        let tensors: Vec<_> = parts.iter().map(get).collect::<Result<_>>()?;
         let bias = match bias {
             Bias::Present => Some(self.bias(parts)?),
             Bias::Absent => None,
         };
+        if let Some(seed) = self.store.random_seed(&format!("{}.weight", parts[0].0)) {
+            let rows = parts.iter().map(|(_, rows)| rows).sum();
+            if let Some(matrix) = self.backend.random_matrix(rows, cols, bias.as_deref(), seed)? {
+                // As the files of such a model would have them.
+                self.progress.advance(2 * (rows * cols) as u64);
+                return Ok(matrix);
+            }
+        }
+        let get = |(name, rows): &(String, usize)| self.tensor(&format!("{name}.weight"), &[*rows, cols]);
+        let tensors: Vec<_> = parts.iter().map(get).collect::<Result<_>>()?;
         let matrix = self.backend.matrix(tensors, bias.as_deref(), self.dtype);
         // The file and its copy would take twice the memory.
         self.store.release();
         matrix
-    }
-
-    /// The same of random weights, where the backend makes them itself.
-    fn random_matrix(&self, parts: &[(String, usize)], cols: usize, bias: Bias) -> Result<Option<B::Matrix>> {
-        let Some(seed) = self.store.random_seed(&format!("{}.weight", parts[0].0)) else { return Ok(None) };
-        let rows = parts.iter().map(|(_, rows)| rows).sum();
-        let bias = if bias == Bias::Present { Some(self.bias(parts)?) } else { None };
-        let matrix = self.backend.random_matrix(rows, cols, bias.as_deref(), seed)?;
-        // As the files of such a model would have them.
-        self.progress.advance(if matrix.is_some() { 2 * (rows * cols) as u64 } else { 0 });
-        Ok(matrix)
     }
 
     /// `name`, a vector.

@@ -15,7 +15,7 @@ mod report;
 mod runner;
 mod text;
 
-use compare::{argmax, divergence, max_error};
+use compare::max_error;
 use report::check_all;
 use runner::Runner;
 use sconce_core::backend::cpu::CpuBackend;
@@ -96,22 +96,7 @@ fn batches_change_nothing() {
 fn bf16_weights_keep_the_distribution() {
     check_all("bf16", |fixture| {
         let mut runner = Runner::new(fixture, WeightDtype::Bf16, CpuBackend::new(Some(2)));
-        let (mut num_rows, mut num_equal, mut sum) = (0, 0, 0.0);
-        for (i, prompt) in fixture.prompts().iter().enumerate() {
-            let ids = prompt.input_ids.as_slice();
-            let (found, expected) = (runner.logits(&[ids], ids.len()).remove(0), fixture.logits(i));
-            let vocab_size = expected.len() / ids.len();
-            for (found, expected) in found.chunks_exact(vocab_size).zip(expected.chunks_exact(vocab_size)) {
-                num_rows += 1;
-                num_equal += usize::from(argmax(found) == argmax(expected));
-                sum += divergence(found, expected);
-            }
-        }
-        let (agreement, mean) = (num_equal as f64 / num_rows as f64, sum / num_rows as f64);
-        println!("{} bf16: {num_equal} of {num_rows} top tokens agree, mean KL {mean:.1e}", fixture.name);
-        assert!(agreement >= BF16_MIN_AGREEMENT, "{}: {num_equal} of {num_rows} top tokens agree", fixture.name);
-        assert!(mean <= BF16_MAX_DIVERGENCE, "{}: the mean divergence is {mean:.1e}", fixture.name);
-        Ok(format!("{:.0} %, KL {mean:.0e}", 100.0 * agreement))
+        Ok(runner.check_distribution(fixture, BF16_MIN_AGREEMENT, BF16_MAX_DIVERGENCE))
     });
 }
 

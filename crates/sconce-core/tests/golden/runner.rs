@@ -6,6 +6,7 @@ use sconce_core::engine::NoProgress;
 use sconce_core::models::{self, Loader, Model, RawConfig, Step};
 use sconce_core::weights::WeightStore;
 
+use super::compare::{argmax, divergence};
 use super::fixture::Fixture;
 
 const BLOCK_SIZE: usize = 8;
@@ -76,6 +77,26 @@ impl<B: Backend> Runner<B> {
             }
         }
         logits
+    }
+
+    /// Checks every position of every prompt against the golden logits: the least share whose most probable token is the
+    /// golden one, and the greatest mean of KL(golden || found). Returns what was found.
+    pub(crate) fn check_distribution(&mut self, fixture: &Fixture, min_agreement: f64, max_divergence: f64) -> String {
+        let (mut num_rows, mut num_equal, mut sum) = (0, 0, 0.0);
+        for (i, prompt) in fixture.prompts().iter().enumerate() {
+            let ids = prompt.input_ids.as_slice();
+            let (found, expected) = (self.logits(&[ids], ids.len()).remove(0), fixture.logits(i));
+            let vocab_size = self.config.vocab_size;
+            for (found, expected) in found.chunks_exact(vocab_size).zip(expected.chunks_exact(vocab_size)) {
+                num_rows += 1;
+                num_equal += usize::from(argmax(found) == argmax(expected));
+                sum += divergence(found, expected);
+            }
+        }
+        let (agreement, mean) = (num_equal as f64 / num_rows as f64, sum / num_rows as f64);
+        assert!(agreement >= min_agreement, "{}: {num_equal} of {num_rows} top tokens agree", fixture.name);
+        assert!(mean <= max_divergence, "{}: the mean divergence is {mean:.1e}", fixture.name);
+        format!("{:.0} %, KL {mean:.0e}", 100.0 * agreement)
     }
 
     fn forward(&mut self, batch: &Batch) {

@@ -12,7 +12,6 @@ mod report;
 #[path = "../../../tests/golden/runner.rs"]
 mod runner;
 
-use compare::{argmax, divergence};
 use fixture::Fixture;
 use report::check_all;
 use runner::Runner;
@@ -39,24 +38,8 @@ fn runners(fixture: &Fixture, elem: ElemType) -> Vec<Runner<CudaBackend>> {
 fn models_keep_the_distribution() {
     for (elem, column, min_agreement, max_divergence) in BOUNDS {
         check_all(column, |fixture| {
-            let (mut num_rows, mut num_equal, mut sum) = (0, 0, 0.0);
-            for mut runner in runners(fixture, elem) {
-                for (i, prompt) in fixture.prompts().iter().enumerate() {
-                    let ids = prompt.input_ids.as_slice();
-                    let (found, expected) = (runner.logits(&[ids], ids.len()).remove(0), fixture.logits(i));
-                    let vocab_size = expected.len() / ids.len();
-                    for (found, expected) in found.chunks_exact(vocab_size).zip(expected.chunks_exact(vocab_size)) {
-                        num_rows += 1;
-                        num_equal += usize::from(argmax(found) == argmax(expected));
-                        sum += divergence(found, expected);
-                    }
-                }
-            }
-            let (agreement, mean) = (num_equal as f64 / num_rows as f64, sum / num_rows as f64);
-            println!("{} {column}: {num_equal} of {num_rows} top tokens agree, mean KL {mean:.1e}", fixture.name);
-            assert!(agreement >= min_agreement, "{}: {num_equal} of {num_rows} top tokens agree", fixture.name);
-            assert!(mean <= max_divergence, "{}: the mean divergence is {mean:.1e}", fixture.name);
-            Ok(format!("{:.0} %, KL {mean:.0e}", 100.0 * agreement))
+            let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
+            Ok(runners(fixture, elem).into_iter().map(check).collect::<Vec<_>>().join("; "))
         });
     }
 }

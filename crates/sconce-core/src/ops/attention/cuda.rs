@@ -123,9 +123,9 @@ impl Call<'_> {
         let args = args.with(dim).with(spec.head_dim).with(num_slots).with(spec.window.unwrap_or(0));
         let grid = [spec.num_heads as u32, num_seqs as u32, 1];
         let dims = Dims { grid, ..Dims::linear(0, dim.next_multiple_of(32)) };
-        let kernel = format!("attention_merge_{}", self.elem_name());
+        let kernel = self.qkv.elem().kernel("attention_merge_bf16", "attention_merge_f16");
         // SAFETY: the launch before has filled what this one reads, in the same places.
-        unsafe { self.device.launch(&kernel, &dims, &args) }
+        unsafe { self.device.launch(kernel, &dims, &args) }
     }
 
     /// Sequences of several queries.
@@ -153,14 +153,10 @@ impl Call<'_> {
         let args = args.with(spec.window.unwrap_or(0)).with(num_slots).with(num_stages);
         let args = args.with(factor).with(cap).with(cap_factor);
         let dims = Dims { grid, ..Dims::linear(0, threads).with_shared(shared) };
-        let kernel = format!("attention_{}_{dim}", self.elem_name());
+        let kernel = kernel_name(self.qkv.elem(), dim);
         // SAFETY: `cuda` compared the shapes, `check` the widths when the model was loaded; partial results fit their
         // memory; the batch's tables name blocks of the cache.
-        unsafe { self.device.launch(&kernel, &dims, &args) }
-    }
-
-    fn elem_name(&self) -> &'static str {
-        if self.qkv.elem() == ElemType::Bf16 { "bf16" } else { "f16" }
+        unsafe { self.device.launch(kernel, &dims, &args) }
     }
 }
 
@@ -169,6 +165,19 @@ impl Call<'_> {
 fn scales(spec: &AttentionSpec) -> (f32, f32, f32) {
     let log2e = std::f32::consts::LOG2_E;
     spec.softcap.map_or((spec.scale * log2e, 0.0, 0.0), |cap| (log2e, cap, 2.0 * spec.scale / cap * log2e))
+}
+
+/// The kernel of one of [`DIMS`].
+fn kernel_name(elem: ElemType, dim: usize) -> &'static str {
+    match dim {
+        16 => elem.kernel("attention_bf16_16", "attention_f16_16"),
+        32 => elem.kernel("attention_bf16_32", "attention_f16_32"),
+        64 => elem.kernel("attention_bf16_64", "attention_f16_64"),
+        80 => elem.kernel("attention_bf16_80", "attention_f16_80"),
+        96 => elem.kernel("attention_bf16_96", "attention_f16_96"),
+        128 => elem.kernel("attention_bf16_128", "attention_f16_128"),
+        _ => elem.kernel("attention_bf16_256", "attention_f16_256"),
+    }
 }
 
 fn padded_dim(head_dim: usize) -> usize {
