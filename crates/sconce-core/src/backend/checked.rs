@@ -107,6 +107,10 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         })
     }
 
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {
+        self.tested.matrix_bytes(&matrix.tested)
+    }
+
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
         let dtype = self.tested.kv_dtype(asked)?;
         self.reference.kv_dtype(match dtype {

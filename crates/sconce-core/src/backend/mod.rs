@@ -9,12 +9,14 @@ pub mod cpu;
 pub mod cuda;
 mod kv;
 mod peaks;
+mod profiled;
 mod workspace;
 
 pub use batch::{Batch, BatchSequence, SharedPrefix};
 pub use checked::{Checked, Pair};
 pub use kv::{KvCacheShape, KvDtype};
 pub use peaks::Peaks;
+pub use profiled::{OpProfile, OpTime, Profiled};
 pub use workspace::Workspace;
 
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
@@ -113,6 +115,11 @@ pub trait Backend: Send + Sized + 'static {
         false
     }
 
+    /// Returns once all that was asked for is done. For measuring: a step waits where it reads its answers.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
     // At load.
 
     /// A buffer of at most `max_rows` rows.
@@ -132,6 +139,8 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<Option<Self::Matrix>> {
         Ok(None)
     }
+    /// Bytes of a matrix's weights in memory.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// The type of keys and values that a setting stands for here. Errors: one that the device has no kernels for.
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype>;
     /// An empty cache.

@@ -164,6 +164,9 @@ pub struct EngineConfig {
     /// Whether each of a GPU's operations is computed on the CPU too and compared. Requests fail at the first that differs,
     /// with its name. Slow: for finding out what is wrong.
     pub check_ops: bool,
+    /// Whether each operation is waited for and timed. Steps take longer than they do otherwise: for finding out where time
+    /// goes.
+    pub profile_ops: bool,
 }
 
 impl Default for EngineConfig {
@@ -183,6 +186,7 @@ impl Default for EngineConfig {
             prefix_cache: true,
             num_threads: None,
             check_ops: false,
+            profile_ops: false,
         }
     }
 }
@@ -207,6 +211,9 @@ impl EngineConfig {
                 "block-size",
                 format!("must be a power of two up to 256, found {}", self.block_size),
             ));
+        }
+        if self.check_ops && self.profile_ops {
+            return Err(Error::config("profile-ops", "operations that are checked cannot be timed: use one of both"));
         }
         if self.max_num_batched_tokens < self.max_num_seqs {
             return Err(Error::config(

@@ -27,7 +27,8 @@ fn engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     };
     change(&mut config);
     let files = ModelFiles::open(dir.path(), config.load_format).unwrap();
-    let launch = Launch { id: "tiny", path: dir.path(), config: &config, progress: &NoProgress, gpu: Some(0) };
+    let launch =
+        Launch { id: "tiny", path: dir.path(), config: &config, progress: &NoProgress, gpu: Some(0), profile: None };
     let open = || Ok(CudaBackend::new(devices().remove(0), ElemType::Bf16));
     launch.start(files, open().unwrap(), WeightDtype::Bf16, Box::new(open)).unwrap()
 }

@@ -12,6 +12,7 @@ use super::request::{GenerationRequest, Prompt};
 use super::running::{Caller, QueuedRequest};
 use super::status::{EngineStatus, ModelInfo};
 use super::stream::{PromptInfo, TokenStream};
+use crate::backend::OpProfile;
 use crate::config::SamplingParams;
 use crate::error::{Error, Result};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -33,6 +34,7 @@ pub(super) struct HandleInner {
     pub(super) max_requests: usize,
     pub(super) is_closed: AtomicBool,
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
+    pub(super) profile: Option<Arc<OpProfile>>,
 }
 
 impl EngineHandle {
@@ -143,6 +145,11 @@ impl EngineHandle {
     /// Counters, kept up to date once a step.
     pub fn status(&self) -> &EngineStatus {
         &self.inner.status
+    }
+
+    /// What operations took, if [`EngineConfig::profile_ops`](crate::config::EngineConfig::profile_ops) asks for it.
+    pub fn op_profile(&self) -> Option<&OpProfile> {
+        self.inner.profile.as_deref()
     }
 
     /// The model's tokenizer.

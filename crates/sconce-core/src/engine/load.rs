@@ -15,7 +15,7 @@ use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::{self, CudaBackend};
-use crate::backend::{Backend, Checked};
+use crate::backend::{Backend, Checked, OpProfile, Profiled};
 use crate::config::{DeviceKind, EngineConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::sched::SchedulerConfig;
@@ -35,7 +35,8 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
     let files = ModelFiles::open(path, config.load_format)?;
     let stored = files.stored_dtype()?;
     let gpu = choose_gpu(config, stored)?;
-    let launch = Launch { id, path, config, progress, gpu: gpu.as_ref().map(CudaBackend::index) };
+    let profile = config.profile_ops.then(Arc::default);
+    let launch = Launch { id, path, config, progress, gpu: gpu.as_ref().map(CudaBackend::index), profile };
     let handle = match gpu {
         None if config.check_ops => {
             Err(Error::config("check-ops", "there is no GPU whose operations could be checked"))
@@ -43,7 +44,7 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
         None => {
             let (threads, precision) = (config.num_threads, config.matmul_precision);
             let open = move || Ok(CpuBackend::new(threads).with_matmul_precision(precision));
-            launch.start(files, open()?, config.dtype, Box::new(open))
+            launch.start_timed(files, open()?, config.dtype, open)
         }
         Some(gpu) => {
             let (index, asked, precision) = (gpu.index(), config.dtype, config.matmul_precision);
@@ -54,7 +55,7 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
                 let check = move |gpu| Checked::new(gpu, CpuBackend::new(threads), CHECK_TOLERANCE);
                 launch.start(files, check(gpu), dtype, Box::new(move || Ok(check(open()?))))
             } else {
-                launch.start(files, gpu, dtype, Box::new(open))
+                launch.start_timed(files, gpu, dtype, open)
             }
         }
     }?;
@@ -99,9 +100,25 @@ pub(super) struct Launch<'a> {
     pub(super) config: &'a EngineConfig,
     pub(super) progress: &'a dyn Progress,
     pub(super) gpu: Option<usize>,
+    /// Where the times of operations go, if they are taken.
+    pub(super) profile: Option<Arc<OpProfile>>,
 }
 
 impl Launch<'_> {
+    /// [`Launch::start`], on a backend whose operations are timed if that is asked for.
+    fn start_timed<B: Backend>(
+        &self,
+        files: ModelFiles,
+        backend: B,
+        dtype: WeightDtype,
+        open: impl Fn() -> Result<B> + Send + 'static,
+    ) -> Result<EngineHandle> {
+        let Some(profile) = &self.profile else { return self.start(files, backend, dtype, Box::new(open)) };
+        let profile = Arc::clone(profile);
+        let timed = move |backend| Profiled::new(backend, Arc::clone(&profile));
+        self.start(files, timed(backend), dtype, Box::new(move || Ok(timed(open()?))))
+    }
+
     /// `open` makes the backend anew, should its device be lost.
     pub(super) fn start<B: Backend>(
         &self,
@@ -113,7 +130,7 @@ impl Launch<'_> {
         let text = files.text();
         let ModelFiles { raw, config: model, store, .. } = files;
         let (store, (tokenizer, chat_template)) = (store?, text?);
-        let Self { id, path, config, progress, gpu } = *self;
+        let Self { id, path, config, progress, gpu, .. } = *self;
         let device = backend.description();
         let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype };
         let (compute, sizes) = Compute::load(backend, &source, None, progress)?;
@@ -164,6 +181,7 @@ impl Launch<'_> {
             max_requests: config.max_num_seqs + config.max_waiting,
             is_closed: AtomicBool::new(false),
             thread: Mutex::new(Some(thread)),
+            profile: self.profile.clone(),
         }))
     }
 }

@@ -59,6 +59,8 @@ pub(super) struct EngineArgs {
     /// Where downloaded models are kept [default: the user's cache].
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
+    #[arg(skip)]
+    profile_ops: bool,
 }
 
 impl EngineArgs {
@@ -79,12 +81,18 @@ impl EngineArgs {
             prefix_cache: !self.no_prefix_cache,
             num_threads: self.threads,
             check_ops: self.check_ops,
+            profile_ops: self.profile_ops,
         }
     }
 
     /// The same for measuring so many requests at once: all are taken, and each computes every token.
     pub(super) fn measured(self, num_requests: usize) -> Self {
         Self { no_prefix_cache: true, max_waiting: self.max_waiting.max(num_requests), ..self }
+    }
+
+    /// The same with each operation timed.
+    pub(super) fn profiled(self) -> Self {
+        Self { profile_ops: true, ..self }
     }
 
     /// Loads `model`, a path or an id; without one, the starter model.

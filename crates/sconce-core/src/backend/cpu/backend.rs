@@ -100,6 +100,10 @@ impl Backend for CpuBackend {
         Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
     }
 
+    fn matrix_bytes(&self, matrix: &Matrix) -> usize {
+        matrix.parts.iter().map(|part| part.rows * part.dtype.row_bytes(matrix.cols)).sum()
+    }
+
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
         Ok(match asked {
             KvCacheDtype::Auto | KvCacheDtype::F32 => KvDtype::F32,

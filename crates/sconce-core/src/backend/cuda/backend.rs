@@ -109,6 +109,10 @@ impl Backend for CudaBackend {
         self.device.is_lost()
     }
 
+    fn synchronize(&self) -> Result<()> {
+        self.device.synchronize()
+    }
+
     fn buffer(&self, max_rows: usize, cols: usize, role: BufferRole) -> Result<Buffer> {
         if role == BufferRole::Logits {
             self.scratch.borrow_mut().sample = Some(SampleSpace::new(&self.device, cols)?);
@@ -127,6 +131,10 @@ impl Backend for CudaBackend {
 
     fn random_matrix(&self, rows: usize, cols: usize, bias: Option<&[f32]>, seed: u64) -> Result<Option<Matrix>> {
         weights::random(&self.device, (rows, cols), bias, self.elem, seed).map(Some)
+    }
+
+    fn matrix_bytes(&self, matrix: &Matrix) -> usize {
+        matrix.rows * matrix.cols * self.elem.bytes()
     }
 
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {

@@ -4,6 +4,7 @@ mod answer;
 mod client;
 mod latency;
 mod load;
+mod ops;
 mod percentiles;
 mod random;
 mod report;
@@ -29,6 +30,8 @@ pub(super) struct Args {
 enum Command {
     /// Measure one request at a time inside this process: prompts and decoding, beside what the machine does at most.
     Latency(latency::Args),
+    /// Time each operation of the model by itself: where prompts and decoding spend their time.
+    Ops(ops::Args),
     /// Measure many requests at once inside this process.
     Throughput(throughput::Args),
     /// Measure a server by its /v1/completions, which may be of any kind.
@@ -39,6 +42,7 @@ enum Command {
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     match args.command {
         Command::Latency(args) => latency::run(args),
+        Command::Ops(args) => ops::run(args),
         Command::Throughput(args) => throughput::run(args),
         Command::Serve(args) => serve::run(args),
     }

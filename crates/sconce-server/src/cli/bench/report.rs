@@ -164,7 +164,7 @@ impl Multiplying {
     }
 }
 
-fn percent(value: f64, peak: f64) -> String {
+pub(super) fn percent(value: f64, peak: f64) -> String {
     format!("{:.0} %", 100.0 * value / peak)
 }
 

@@ -37,7 +37,15 @@ pub(super) struct Subject {
 impl SubjectArgs {
     /// Loads the model, for so many requests at once, without a prefix cache: every token is to be computed.
     pub(super) fn load(&self, num_requests: usize) -> Result<Subject, Failure> {
-        let args = self.engine.clone().measured(num_requests);
+        self.load_as(self.engine.clone().measured(num_requests))
+    }
+
+    /// The same with each operation timed.
+    pub(super) fn load_profiled(&self, num_requests: usize) -> Result<Subject, Failure> {
+        self.load_as(self.engine.clone().measured(num_requests).profiled())
+    }
+
+    fn load_as(&self, args: EngineArgs) -> Result<Subject, Failure> {
         let num_threads = args.config().num_threads;
         let engine = args.load(self.model.as_deref(), progress::progress())?;
         let peaks = measure_peaks(&engine, num_threads)?;

@@ -1,0 +1,321 @@
+//! [`Profiled`]: runs each operation by itself, and takes down how long it took.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
+use crate::error::Result;
+use crate::kv::BlockCopy;
+use crate::sample::{SampleResults, SampleRow};
+use crate::weights::TensorView;
+
+/// What one operation took, all its calls together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OpTime {
+    /// Its name.
+    pub op: &'static str,
+    /// Of `linear`: outputs and inputs of the weights, [rows, cols]. Products of other shapes are other operations.
+    pub weight: Option<[usize; 2]>,
+    /// Calls.
+    pub num_calls: usize,
+    /// Time.
+    pub time: Duration,
+    /// Bytes of weights read, each call's counted once.
+    pub weight_bytes: u64,
+    /// Multiply-adds with weights.
+    pub products: u64,
+}
+
+impl OpTime {
+    /// Adds it to the same operation's among `times`.
+    pub fn add_to(self, times: &mut Vec<Self>) {
+        match times.iter_mut().find(|sum| (sum.op, sum.weight) == (self.op, self.weight)) {
+            Some(sum) => {
+                sum.num_calls += self.num_calls;
+                sum.time += self.time;
+                sum.weight_bytes += self.weight_bytes;
+                sum.products += self.products;
+            }
+            None => times.push(self),
+        }
+    }
+}
+
+/// What each operation has taken so far.
+#[derive(Debug, Default)]
+pub struct OpProfile {
+    times: Mutex<Vec<OpTime>>,
+}
+
+impl OpProfile {
+    /// What has been taken down since the last time, the longest first.
+    pub fn take(&self) -> Vec<OpTime> {
+        let mut times = std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner));
+        times.sort_by_key(|of| std::cmp::Reverse(of.time));
+        times
+    }
+
+    fn add(&self, call: OpTime) {
+        call.add_to(&mut self.times.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A matrix and its shape.
+#[derive(Debug)]
+pub struct Shaped<M> {
+    matrix: M,
+    shape: [usize; 2],
+}
+
+/// A backend whose operations are timed. Each is waited for, so that nothing overlaps.
+#[derive(Debug)]
+pub struct Profiled<B> {
+    backend: B,
+    profile: Arc<OpProfile>,
+}
+
+impl<B: Backend> Profiled<B> {
+    /// Times go to `profile`.
+    pub fn new(backend: B, profile: Arc<OpProfile>) -> Self {
+        Self { backend, profile }
+    }
+
+    fn time<T>(&self, op: &'static str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.time_products(op, None, 0, 0, run)
+    }
+
+    fn time_products<T>(
+        &self,
+        op: &'static str,
+        weight: Option<[usize; 2]>,
+        weight_bytes: usize,
+        num_rows: usize,
+        run: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let begun = Instant::now();
+        let result = run()?;
+        self.backend.synchronize()?;
+        let products = weight.map_or(0, |[rows, cols]| (num_rows * rows * cols) as u64);
+        let (time, weight_bytes) = (begun.elapsed(), weight_bytes as u64);
+        self.profile.add(OpTime { op, weight, num_calls: 1, time, weight_bytes, products });
+        Ok(result)
+    }
+}
+
+impl<B: Backend> Backend for Profiled<B> {
+    type Buffer = B::Buffer;
+    type Matrix = Shaped<B::Matrix>;
+    type Vector = B::Vector;
+    type KvCache = B::KvCache;
+    type Rope = B::Rope;
+    type Batch = B::Batch;
+
+    fn description(&self) -> String {
+        format!("{}, operations timed one by one", self.backend.description())
+    }
+
+    fn kv_pool_memory(&self) -> Result<usize> {
+        self.backend.kv_pool_memory()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.backend.is_lost()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.backend.synchronize()
+    }
+
+    fn buffer(&self, max_rows: usize, cols: usize, role: BufferRole) -> Result<B::Buffer> {
+        self.backend.buffer(max_rows, cols, role)
+    }
+
+    fn vector(&self, data: &[f32]) -> Result<B::Vector> {
+        self.backend.vector(data)
+    }
+
+    fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Self::Matrix> {
+        let shape = [parts.iter().map(|part| part.shape[0]).sum(), parts[0].shape[1]];
+        Ok(Shaped { matrix: self.backend.matrix(parts, bias, dtype)?, shape })
+    }
+
+    fn random_matrix(&self, rows: usize, cols: usize, bias: Option<&[f32]>, seed: u64) -> Result<Option<Self::Matrix>> {
+        let matrix = self.backend.random_matrix(rows, cols, bias, seed)?;
+        Ok(matrix.map(|matrix| Shaped { matrix, shape: [rows, cols] }))
+    }
+
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {
+        self.backend.matrix_bytes(&matrix.matrix)
+    }
+
+    fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
+        self.backend.kv_dtype(asked)
+    }
+
+    fn kv_cache(&self, shape: KvCacheShape) -> Result<B::KvCache> {
+        self.backend.kv_cache(shape)
+    }
+
+    fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<B::Rope> {
+        self.backend.rope(config, max_len)
+    }
+
+    fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<B::Batch> {
+        self.backend.batch(config, limits)
+    }
+
+    fn upload(&self, dst: &mut B::Batch, batch: &Batch) -> Result<()> {
+        self.time("upload", || self.backend.upload(dst, batch))
+    }
+
+    /// Every operation is made anew, or there would be nothing to time.
+    fn run(&self, _: &B::Batch, forward: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        forward()
+    }
+
+    fn num_rows(&self, x: &B::Buffer) -> usize {
+        self.backend.num_rows(x)
+    }
+
+    fn read(&self, x: &B::Buffer, num_rows: usize) -> Result<Vec<f32>> {
+        self.backend.read(x, num_rows)
+    }
+
+    fn write(&self, x: &mut B::Buffer, data: &[f32]) -> Result<()> {
+        self.backend.write(x, data)
+    }
+
+    fn copy_blocks(&self, kv: &mut B::KvCache, copies: &[BlockCopy]) -> Result<()> {
+        self.time("copy_blocks", || self.backend.copy_blocks(kv, copies))
+    }
+
+    fn embed(&self, out: &mut B::Buffer, table: &Self::Matrix, batch: &B::Batch, scale: f32) -> Result<()> {
+        self.time("embed", || self.backend.embed(out, &table.matrix, batch, scale))
+    }
+
+    fn rms_norm(&self, out: &mut B::Buffer, x: &B::Buffer, weight: &B::Vector, eps: f32) -> Result<()> {
+        self.time("rms_norm", || self.backend.rms_norm(out, x, weight, eps))
+    }
+
+    fn add_rms_norm(
+        &self,
+        out: &mut B::Buffer,
+        residual: &mut B::Buffer,
+        delta: &B::Buffer,
+        weight: &B::Vector,
+        eps: f32,
+    ) -> Result<()> {
+        self.time("add_rms_norm", || self.backend.add_rms_norm(out, residual, delta, weight, eps))
+    }
+
+    fn layer_norm(
+        &self,
+        out: &mut B::Buffer,
+        x: &B::Buffer,
+        weight: &B::Vector,
+        bias: &B::Vector,
+        eps: f32,
+    ) -> Result<()> {
+        self.time("layer_norm", || self.backend.layer_norm(out, x, weight, bias, eps))
+    }
+
+    fn linear(&self, out: &mut B::Buffer, x: &B::Buffer, weight: &Self::Matrix) -> Result<()> {
+        let (bytes, num_rows) = (self.matrix_bytes(weight), self.backend.num_rows(x));
+        self.time_products("linear", Some(weight.shape), bytes, num_rows, || {
+            self.backend.linear(out, x, &weight.matrix)
+        })
+    }
+
+    fn rope_append_kv(
+        &self,
+        qkv: &mut B::Buffer,
+        kv: &mut B::KvCache,
+        rope: &B::Rope,
+        batch: &B::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        self.time("rope_append_kv", || self.backend.rope_append_kv(qkv, kv, rope, batch, spec))
+    }
+
+    fn attention(
+        &self,
+        out: &mut B::Buffer,
+        qkv: &B::Buffer,
+        kv: &B::KvCache,
+        batch: &B::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        self.time("attention", || self.backend.attention(out, qkv, kv, batch, spec))
+    }
+
+    fn gate_act_mul(&self, out: &mut B::Buffer, gate_up: &B::Buffer, act: Activation) -> Result<()> {
+        self.time("gate_act_mul", || self.backend.gate_act_mul(out, gate_up, act))
+    }
+
+    fn activate(&self, x: &mut B::Buffer, act: Activation) -> Result<()> {
+        self.time("activate", || self.backend.activate(x, act))
+    }
+
+    fn softcap(&self, x: &mut B::Buffer, cap: f32) -> Result<()> {
+        self.time("softcap", || self.backend.softcap(x, cap))
+    }
+
+    fn add(&self, out: &mut B::Buffer, x: &B::Buffer) -> Result<()> {
+        self.time("add", || self.backend.add(out, x))
+    }
+
+    fn gather_rows(&self, out: &mut B::Buffer, x: &B::Buffer, batch: &B::Batch) -> Result<()> {
+        self.time("gather_rows", || self.backend.gather_rows(out, x, batch))
+    }
+
+    fn sample(&self, out: &mut SampleResults, logits: &B::Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
+        self.time("sample", || self.backend.sample(out, logits, rows))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cpu::CpuBackend;
+    use crate::ops::testing::random;
+    use crate::weights::Dtype;
+
+    #[test]
+    fn products_are_counted_by_shape_and_results_are_the_backends() {
+        let profile = Arc::new(OpProfile::default());
+        let (plain, profiled) =
+            (CpuBackend::new(Some(1)), Profiled::new(CpuBackend::new(Some(1)), Arc::clone(&profile)));
+        let data = random(6 * 8, 1);
+        let view = |rows: usize| TensorView {
+            dtype: Dtype::F32,
+            shape: vec![rows, 8],
+            data: bytemuck::cast_slice(&data[..rows * 8]).into(),
+        };
+        let [mut x, mut out, mut small, mut expected] =
+            [8, 6, 2, 6].map(|cols| plain.buffer(3, cols, BufferRole::Activation).unwrap());
+        plain.write(&mut x, &random(24, 2)).unwrap();
+        let weight = profiled.matrix(vec![view(4), view(2)], None, WeightDtype::Auto).unwrap();
+        let other = profiled.matrix(vec![view(2)], None, WeightDtype::Auto).unwrap();
+        profiled.linear(&mut out, &x, &weight).unwrap();
+        profiled.linear(&mut out, &x, &weight).unwrap();
+        profiled.linear(&mut small, &x, &other).unwrap();
+        profiled.activate(&mut small, Activation::Silu).unwrap();
+        let weight = plain.matrix(vec![view(4), view(2)], None, WeightDtype::Auto).unwrap();
+        plain.linear(&mut expected, &x, &weight).unwrap();
+        assert_eq!(out.data(), expected.data());
+
+        let mut times = profile.take();
+        times.sort_by_key(|of| (of.op, of.weight));
+        let found: Vec<_> =
+            times.iter().map(|of| (of.op, of.weight, of.num_calls, of.weight_bytes, of.products)).collect();
+        let expected = [
+            ("activate", None, 1, 0, 0),
+            ("linear", Some([2, 8]), 1, 2 * 8 * 4, 3 * 2 * 8),
+            ("linear", Some([6, 8]), 2, 2 * 6 * 8 * 4, 2 * 3 * 6 * 8),
+        ];
+        assert_eq!(found, expected);
+        assert!(times.iter().all(|of| of.time > Duration::ZERO));
+        assert!(profile.take().is_empty());
+    }
+}
