@@ -10,7 +10,8 @@ use std::thread::JoinHandle;
 /// Persistent threads. [`ThreadPool::run`] splits an operation into tasks, works on them itself, and returns when all
 /// are done. Idle threads spin for a few microseconds (the next operation is usually that near), then sleep.
 ///
-/// A thread that wakes late finds no task left and is not waited for, so a busy core delays nobody.
+/// Each thread begins with a share of its own of neighbouring tasks, which mostly are neighbours in memory, and goes on with
+/// what others have left. A thread that wakes late finds no task left and is not waited for, so a busy core delays nobody.
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -21,7 +22,8 @@ pub struct ThreadPool {
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    next_task: AtomicUsize,
+    /// For each thread the next task of its share (low 32 bits) in an operation (high 32 bits).
+    next_tasks: Box<[Padded]>,
     panicked: AtomicBool,
     stop: AtomicBool,
     num_sleeping: AtomicUsize,
@@ -29,10 +31,16 @@ struct Shared {
     wake: Condvar,
 }
 
+/// Alone in its cache line and the one that is fetched with it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Padded(AtomicU64);
+
 #[derive(Clone, Copy)]
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
     num_tasks: usize,
+    number: u64,
 }
 
 // SAFETY: `job` is written only by `run`, while no worker is in the operation, and read only by workers that are in
@@ -48,10 +56,11 @@ const SPINS: usize = 4000;
 impl ThreadPool {
     /// A pool of `num_threads` threads, the caller of [`ThreadPool::run`] among them.
     pub fn new(num_threads: usize) -> Self {
+        let num_threads = num_threads.max(1);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next_task: AtomicUsize::new(0),
+            next_tasks: (0..num_threads).map(|_| Padded::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             num_sleeping: AtomicUsize::new(0),
@@ -61,10 +70,10 @@ impl ThreadPool {
         let spawn = |i: usize| {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name(format!("sconce-cpu-{i}"));
-            builder.spawn(move || shared.work()).ok()
+            builder.spawn(move || shared.work(i)).ok()
         };
         // A system that refuses a thread gets a smaller pool.
-        let workers = (1..num_threads.max(1)).map_while(spawn).collect();
+        let workers = (1..num_threads).map_while(spawn).collect();
         Self { shared, workers }
     }
 
@@ -86,10 +95,10 @@ impl ThreadPool {
         // is in the operation, and the closed operation can no longer be entered.
         let task_ptr: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        // SAFETY: the last operation is closed and empty, so no worker reads the job.
-        unsafe { *shared.job.get() = Some(Job { task: task_ptr, num_tasks }) };
-        shared.next_task.store(0, Ordering::Relaxed);
         let number = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1) & 0xffff_ffff;
+        let job = Job { task: task_ptr, num_tasks, number };
+        // SAFETY: the last operation is closed and empty, so no worker reads the job.
+        unsafe { *shared.job.get() = Some(job) };
         // SeqCst with the sleeper's own: either it sees the new state, or it is seen sleeping here.
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
         if shared.num_sleeping.load(Ordering::SeqCst) > 0 {
@@ -97,7 +106,7 @@ impl ThreadPool {
             shared.wake.notify_all();
         }
         let close = Close(shared);
-        shared.run_tasks(Job { task: task_ptr, num_tasks });
+        shared.run_tasks(job, 0);
         drop(close);
         if shared.panicked.swap(false, Ordering::Relaxed) {
             panic!("a compute task panicked");
@@ -110,8 +119,14 @@ struct Close<'a>(&'a Shared);
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
-        // A panic of the caller's own task leaves tasks that nobody may begin.
-        self.0.next_task.store(usize::MAX / 2, Ordering::Relaxed);
+        if std::thread::panicking() {
+            // The caller's own task has left tasks that nobody may begin.
+            let number = self.0.state.load(Ordering::Relaxed) >> 32;
+            self.0
+                .next_tasks
+                .iter()
+                .for_each(|next| next.0.store(number << 32 | u64::from(u32::MAX), Ordering::Relaxed));
+        }
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0;
         while self.0.state.load(Ordering::Acquire) & COUNT != 0 {
@@ -134,25 +149,43 @@ impl Drop for ThreadPool {
 }
 
 impl Shared {
-    fn run_tasks(&self, job: Job) {
-        loop {
-            let idx = self.next_task.fetch_add(1, Ordering::Relaxed);
-            if idx >= job.num_tasks {
-                return;
+    /// Works on the tasks of `thread`'s share, then on those that the next ones have left.
+    fn run_tasks(&self, job: Job, thread: usize) {
+        let num_threads = self.next_tasks.len();
+        for share in (thread..num_threads).chain(0..thread) {
+            let start = |share: usize| share * job.num_tasks / num_threads;
+            while let Some(idx) = self.take_task(job.number, share, start(share), start(share + 1)) {
+                // SAFETY: the operation is open or this thread is counted in it, so `run` has not returned.
+                unsafe { (*job.task)(idx) };
             }
-            // SAFETY: the operation is open or this thread is counted in it, so `run` has not returned.
-            unsafe { (*job.task)(idx) };
+        }
+    }
+
+    /// The next task of a share, `start..end`, in operation `number`: the first if nobody has had one yet.
+    fn take_task(&self, number: u64, share: usize, start: usize, end: usize) -> Option<usize> {
+        let next = &self.next_tasks[share].0;
+        let mut seen = next.load(Ordering::Relaxed);
+        loop {
+            let idx = if seen >> 32 == number { (seen & 0xffff_ffff) as usize } else { start };
+            if idx >= end {
+                return None;
+            }
+            let taken = number << 32 | (idx as u64 + 1);
+            match next.compare_exchange_weak(seen, taken, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(idx),
+                Err(now) => seen = now,
+            }
         }
     }
 
     /// A worker's life.
-    fn work(&self) {
+    fn work(&self, thread: usize) {
         let mut last = 0;
         while let Some(number) = self.enter_next(last) {
             last = number;
             // SAFETY: this thread is counted in the operation, so the job stays as it is.
             let job = unsafe { *self.job.get() }.expect("invariant: an open operation has a job");
-            if panic::catch_unwind(AssertUnwindSafe(|| self.run_tasks(job))).is_err() {
+            if panic::catch_unwind(AssertUnwindSafe(|| self.run_tasks(job, thread))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
             self.state.fetch_sub(1, Ordering::AcqRel);

@@ -79,9 +79,12 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) 
         cpu.bf16.fill(&mut cpu.pool, x);
     }
     let shared = SharedSlice::new(out.data_mut());
-    let mut offset = 0;
-    for part in &weight.parts {
-        let target = |start: usize| Target {
+    let (planes, quantized) = (&cpu.planes, &cpu.quantized);
+    #[cfg(target_arch = "x86_64")]
+    let bf16 = in_bf16.then_some(&cpu.bf16);
+    for_panels(&mut cpu.pool, &weight.parts, &|part, offset, first, count| {
+        let start = first * panels::ROWS;
+        let target = Target {
             out: shared,
             out_cols,
             first_col: offset + start,
@@ -90,51 +93,44 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) 
         };
         match &part.data {
             PartData::Rows(data) => {
-                let task_rows = rows_per_task(part.rows, cpu.pool.num_threads());
-                let quantized = &cpu.quantized;
-                cpu.pool.run(part.rows.div_ceil(task_rows), &|task| {
-                    let start = task * task_rows;
-                    let num_rows = task_rows.min(part.rows - start);
-                    let row_bytes = part.dtype.row_bytes(weight.cols);
-                    let rows = &data[start * row_bytes..(start + num_rows) * row_bytes];
-                    quantized::rows(isa, &target(start), quantized, part.dtype, rows);
-                });
+                let row_bytes = part.dtype.row_bytes(weight.cols);
+                let end = part.rows.min(start + count * panels::ROWS);
+                quantized::rows(isa, &target, quantized, part.dtype, &data[start * row_bytes..end * row_bytes]);
             }
-            PartData::Panels(panels) => {
-                let planes = &cpu.planes;
-                for_panels(&mut cpu.pool, part.rows, &|first, count| {
-                    multiply_panels(&target(first * panels::ROWS), panels, first, count, planes);
-                });
-            }
+            PartData::Panels(panels) => multiply_panels(&target, panels, first, count, planes),
             PartData::FloatPanels(panels) => {
                 #[cfg(target_arch = "x86_64")]
-                if in_bf16 && part.dtype == Dtype::BF16 {
-                    let x = &cpu.bf16;
-                    for_panels(&mut cpu.pool, part.rows, &|first, count| {
-                        // SAFETY: Isa::detect found the instructions.
-                        unsafe { bf16::multiply(&target(first * panels::ROWS), panels, first, count, x) };
-                    });
-                    offset += part.rows;
-                    continue;
+                if let (Some(x), Dtype::BF16) = (bf16, part.dtype) {
+                    // SAFETY: Isa::detect found the instructions.
+                    unsafe { bf16::multiply(&target, panels, first, count, x) };
+                    return;
                 }
-                for_panels(&mut cpu.pool, part.rows, &|first, count| {
-                    float::multiply(isa, &target(first * panels::ROWS), panels, first, count, x);
-                });
+                float::multiply(isa, &target, panels, first, count, x);
             }
         }
-        offset += part.rows;
-    }
+    });
 }
 
-/// Shares the panels of `rows` rows among the threads, in pairs as the tiles of several tokens take them: `task` is given
-/// the first, and how many. Tasks are enough that the threads end together, and no more: each reads the inputs anew.
-fn for_panels(pool: &mut ThreadPool, rows: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-    let num_panels = rows.div_ceil(panels::ROWS);
-    let num_pairs = num_panels.div_ceil(2);
+/// Shares the parts' panels of 16 rows among the threads, in pairs as the tiles of several tokens take them: `task` is given
+/// a part, the rows before it, a panel of it, and how many from there on. Tasks are enough that the threads end together, and
+/// no more: each reads the inputs anew.
+fn for_panels(pool: &mut ThreadPool, parts: &[MatrixPart], task: &(dyn Fn(&MatrixPart, usize, usize, usize) + Sync)) {
+    let num_panels = |part: &MatrixPart| part.rows.div_ceil(panels::ROWS);
+    let num_pairs = parts.iter().map(|part| num_panels(part).div_ceil(2)).sum::<usize>();
     let num_tasks = num_pairs.min(pool.num_threads() * TASKS_A_THREAD);
     pool.run(num_tasks, &|idx| {
-        let start = |idx: usize| num_panels.min(2 * (idx * num_pairs / num_tasks));
-        task(start(idx), start(idx + 1) - start(idx));
+        let [start, end] = [idx, idx + 1].map(|idx| 2 * (idx * num_pairs / num_tasks));
+        // The panels before a part, a last one without its pair counted as two; and the rows.
+        let (mut before, mut rows) = (0, 0);
+        for part in parts {
+            let num_panels = num_panels(part);
+            let first = start.saturating_sub(before);
+            let last = end.saturating_sub(before).min(num_panels);
+            if first < last {
+                task(part, rows, first, last - first);
+            }
+            (before, rows) = (before + num_panels.next_multiple_of(2), rows + part.rows);
+        }
     });
 }
 
@@ -147,11 +143,6 @@ fn multiply_panels(target: &Target<'_>, weight: &Panels, first: usize, count: us
 #[cfg(not(target_arch = "x86_64"))]
 fn multiply_panels(_: &Target<'_>, _: &Panels, _: usize, _: usize, _: &Planes) {
     unreachable!("weights are packed only on x86-64")
-}
-
-/// Enough tasks that the threads end together, and rows enough in each that the inputs are read from the cache.
-fn rows_per_task(rows: usize, num_threads: usize) -> usize {
-    rows.div_ceil(num_threads * 8).next_multiple_of(8).clamp(8, 128)
 }
 
 /// Where a task's results go: columns `first_col..` of every row of `out`.

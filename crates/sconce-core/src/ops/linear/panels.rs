@@ -116,6 +116,21 @@ impl Panels {
         &self.codes[panel * len..(panel + 1) * len]
     }
 
+    /// Where the codes begin.
+    pub(super) fn codes_ptr(&self) -> *const u8 {
+        self.codes.as_ptr().cast()
+    }
+
+    /// Scales of a panel; offsets are as many where there are any.
+    pub(super) fn num_d(&self) -> usize {
+        self.cols / self.dtype.block_len() * ROWS
+    }
+
+    /// Bytes of factors of a panel.
+    pub(super) fn num_factors(&self) -> usize {
+        self.cols / GROUP * factors_of(self.dtype)
+    }
+
     /// One row in f32: the bits that [`quant::dequantize`] gives for what was packed.
     pub(crate) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         let (dtype, panel, lane) = (self.dtype, row / ROWS, row % ROWS);

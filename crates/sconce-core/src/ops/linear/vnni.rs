@@ -117,11 +117,8 @@ unsafe fn run<const F: u8, const LOW: u8>(task: &Task<'_>) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn panels<const F: u8, const LOW: u8, const P: usize>(task: &Task<'_>, panel: usize, mut t: usize, end: usize) {
-    let groups = task.x.cols / GROUP;
-    let next_len = const { P * lines_of(dtype_of(F)) };
-    let next = task.weight.codes_of(panel).as_ptr().wrapping_add(groups * next_len);
-    let each = next_len.div_ceil((end - t).div_ceil(6));
-    let mut next = Next { lines: next, each, rest: groups * next_len };
+    let num_passes = task.x.cols / GROUP * (end - t).div_ceil(6);
+    let mut next = Next::new(task.weight, panel + P, P, num_passes);
     while t < end {
         // SAFETY: as the caller's.
         unsafe {
@@ -136,27 +133,46 @@ unsafe fn panels<const F: u8, const LOW: u8, const P: usize>(task: &Task<'_>, pa
     }
 }
 
-/// The codes that the task's next panels begin with, as far as they are not yet asked for: the tiles of the panels at hand
-/// bring them to the second cache, some lines with every group. They need not exist.
+/// What the task's next panels consist of, as far as it is not yet asked for: the tiles of the panels at hand bring it to the
+/// second cache, some lines with every group. It need not exist.
 struct Next {
-    lines: *const Line,
-    /// With every group.
+    /// Codes, d, m and factors: where they are, and bytes that are left.
+    ranges: [(*const u8, usize); 4],
+    at: usize,
+    /// Bytes with every group.
     each: usize,
-    rest: usize,
 }
 
 impl Next {
+    /// Of `count` panels from `panel` on, in so many passes over a group.
+    #[inline(always)]
+    fn new(weight: &Panels, panel: usize, count: usize, num_passes: usize) -> Self {
+        let len = weight.codes_of(0).len() * 64;
+        let (d_len, m_len) = (2 * weight.num_d(), if weight.m.is_empty() { 0 } else { 2 * weight.num_d() });
+        let factors_len = weight.num_factors();
+        let range = |start: *const u8, len: usize| (start.wrapping_add(panel * len), count * len);
+        let ranges = [
+            range(weight.codes_ptr(), len),
+            range(weight.d.as_ptr().cast(), d_len),
+            range(weight.m.as_ptr().cast(), m_len),
+            range(weight.factors.as_ptr(), factors_len),
+        ];
+        let num_bytes = ranges.iter().map(|range| range.1).sum::<usize>();
+        Self { ranges, at: 0, each: num_bytes.div_ceil(num_passes).next_multiple_of(64) }
+    }
+
     #[inline(always)]
     fn prefetch(&mut self) {
-        if self.rest == 0 {
-            return;
-        }
-        for line in 0..self.each {
+        let Some((start, rest)) = self.ranges.get_mut(self.at) else { return };
+        for line in 0..self.each / 64 {
             // SAFETY: every x86-64 has the instruction, which reads nothing and takes any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.lines.wrapping_add(line).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(64 * line).cast()) };
         }
-        self.lines = self.lines.wrapping_add(self.each);
-        self.rest = self.rest.saturating_sub(self.each);
+        *start = start.wrapping_add(self.each);
+        *rest = rest.saturating_sub(self.each);
+        if *rest == 0 {
+            self.at += 1;
+        }
     }
 }
 
