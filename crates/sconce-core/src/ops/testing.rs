@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::backend::cpu::{Matrix, MatrixPart, PartData, ThreadPool};
+use crate::backend::cpu::{Arena, Matrix, MatrixPart, PartData, ThreadPool};
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::gpu::Gpu;
 use crate::backend::cuda::host::HostDevice;
@@ -37,7 +37,8 @@ pub(crate) fn float_matrix(dtype: Dtype, data: &[f32], cols: usize) -> Matrix {
         _ => x.to_le_bytes().to_vec(),
     };
     let (rows, bytes) = (data.len() / cols, data.iter().flat_map(to_bytes).collect::<Vec<u8>>());
-    let panels = FloatPanels::pack(&mut ThreadPool::new(1), dtype, rows, cols, &bytes);
+    let panels =
+        FloatPanels::pack((&mut ThreadPool::new(1), &mut Arena::default()), dtype, rows, cols, &bytes).unwrap();
     Matrix { parts: vec![MatrixPart { dtype, rows, data: PartData::FloatPanels(panels) }], cols, bias: None }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 
+use super::arena::Arena;
 use super::kv_cache::KvCache;
 use super::memory;
 use super::pool::ThreadPool;
@@ -21,6 +22,7 @@ const KV_MEMORY_SHARE: usize = 2;
 /// Threads, their SIMD, and scratch memory of the kernels.
 pub(crate) struct Cpu {
     pub(crate) pool: ThreadPool,
+    pub(crate) weights: Arena,
     pub(crate) isa: Isa,
     pub(crate) precision: MatmulPrecision,
     pub(crate) quantized: ops::linear::QuantizedRows,
@@ -35,6 +37,7 @@ impl Cpu {
     pub(crate) fn new(num_threads: usize, isa: Isa) -> Self {
         Self {
             pool: ThreadPool::new(num_threads),
+            weights: Arena::default(),
             isa,
             precision: MatmulPrecision::default(),
             quantized: Default::default(),
@@ -95,8 +98,9 @@ impl Backend for CpuBackend {
 
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Matrix> {
         let cols = parts[0].shape[1];
-        let Cpu { pool, isa, .. } = &mut *self.cpu.borrow_mut();
-        let parts = parts.into_iter().map(|part| ops::linear::load_part(pool, *isa, part, dtype)).collect();
+        let Cpu { pool, weights, isa, .. } = &mut *self.cpu.borrow_mut();
+        let load = |part| ops::linear::load_part((&mut *pool, &mut *weights), *isa, part, dtype);
+        let parts = parts.into_iter().map(load).collect::<Result<_>>()?;
         Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
     }
 

@@ -1,5 +1,6 @@
 //! The CPU: f32 activations, weights as the file stores them, SIMD chosen at run time.
 
+mod arena;
 mod backend;
 mod isa;
 mod kv_cache;
@@ -9,6 +10,7 @@ mod pool;
 mod storage;
 mod topology;
 
+pub(crate) use arena::{Arena, ArenaSlice};
 pub use backend::CpuBackend;
 pub(crate) use backend::{Cpu, memory_dtype};
 pub use isa::Isa;

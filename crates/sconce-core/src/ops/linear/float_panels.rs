@@ -5,7 +5,8 @@
 //! are as large as the rows were, but for rows up to a multiple of 16 and an odd last column.
 
 use super::panels::{Line, ROWS};
-use crate::backend::cpu::{SharedSlice, ThreadPool};
+use crate::backend::cpu::{Arena, ArenaSlice, SharedSlice, ThreadPool};
+use crate::error::Result;
 use crate::weights::{Dtype, quant};
 
 /// Rows of one float type, 16 to a panel. Rows beyond the last, and a column that makes their number even, are zeros.
@@ -14,7 +15,7 @@ pub struct FloatPanels {
     dtype: Dtype,
     cols: usize,
     /// [panels, pairs of columns, lines of a pair].
-    lines: Box<[Line]>,
+    lines: ArenaSlice<Line>,
 }
 
 /// Lines of two columns.
@@ -24,11 +25,17 @@ pub(super) const fn lines_of_pair(dtype: Dtype) -> usize {
 
 impl FloatPanels {
     /// Packs `rows` rows of a float type.
-    pub(crate) fn pack(pool: &mut ThreadPool, dtype: Dtype, rows: usize, cols: usize, data: &[u8]) -> Self {
+    pub(crate) fn pack(
+        (pool, arena): (&mut ThreadPool, &mut Arena),
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+        data: &[u8],
+    ) -> Result<Self> {
         assert!(!dtype.is_quantized(), "invariant: a float type");
         let (num_panels, size) = (rows.div_ceil(ROWS), dtype.row_bytes(1));
         let panel_len = cols.div_ceil(2) * lines_of_pair(dtype);
-        let mut panels = Self { dtype, cols, lines: bytemuck::zeroed_slice_box(num_panels * panel_len) };
+        let mut panels = Self { dtype, cols, lines: arena.zeroed(num_panels * panel_len)? };
         let lines = SharedSlice::new(&mut panels.lines);
         pool.run(num_panels, &|panel| {
             // SAFETY: each task has a panel of its own.
@@ -40,7 +47,7 @@ impl FloatPanels {
                 }
             }
         });
-        panels
+        Ok(panels)
     }
 
     pub(super) fn dtype(&self) -> Dtype {

@@ -30,10 +30,13 @@ pub use panels::Panels;
 pub(crate) use planes::Planes;
 pub(crate) use quantized::QuantizedRows;
 
-use crate::backend::cpu::{Buffer, Cpu, Isa, Matrix, MatrixPart, PartData, SharedSlice, ThreadPool, memory_dtype};
+use crate::backend::cpu::{
+    Arena, Buffer, Cpu, Isa, Matrix, MatrixPart, PartData, SharedSlice, ThreadPool, memory_dtype,
+};
 #[cfg(target_arch = "x86_64")]
 use crate::config::MatmulPrecision;
 use crate::config::WeightDtype;
+use crate::error::Result;
 use crate::weights::{Dtype, TensorView, convert, quant};
 
 /// Tasks that the panels of a part are cut into, for every thread.
@@ -190,7 +193,12 @@ impl<'a> Target<'a> {
 }
 
 /// A weight as it is kept in memory: as stored, converted, or packed for the machine's products.
-pub(crate) fn load_part(pool: &mut ThreadPool, isa: Isa, tensor: TensorView<'_>, asked: WeightDtype) -> MatrixPart {
+pub(crate) fn load_part(
+    memory: (&mut ThreadPool, &mut Arena),
+    isa: Isa,
+    tensor: TensorView<'_>,
+    asked: WeightDtype,
+) -> Result<MatrixPart> {
     let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
     let dtype = memory_dtype(tensor.dtype, asked);
     let mut converted = Vec::new();
@@ -201,13 +209,13 @@ pub(crate) fn load_part(pool: &mut ThreadPool, isa: Isa, tensor: TensorView<'_>,
         &converted
     };
     let data = if !dtype.is_quantized() {
-        PartData::FloatPanels(FloatPanels::pack(pool, dtype, rows, cols, stored))
+        PartData::FloatPanels(FloatPanels::pack(memory, dtype, rows, cols, stored)?)
     } else if isa >= Isa::Avx512Vnni && Panels::supports(dtype) {
-        PartData::Panels(Panels::pack(pool, dtype, rows, cols, stored))
+        PartData::Panels(Panels::pack(memory, dtype, rows, cols, stored)?)
     } else {
         PartData::Rows(stored.into())
     };
-    MatrixPart { dtype, rows, data }
+    Ok(MatrixPart { dtype, rows, data })
 }
 
 /// One row of a part in f32, however it is kept.

@@ -6,7 +6,8 @@
 //! file's bits, those of 16 rows side by side. Nothing is rounded, and a panel is as large as its rows in the file, but
 //! for 2 bytes in 144 of Q4_K.
 
-use crate::backend::cpu::{SharedSlice, ThreadPool};
+use crate::backend::cpu::{Arena, ArenaSlice, SharedSlice, ThreadPool};
+use crate::error::Result;
 use crate::weights::Dtype;
 use crate::weights::quant::{self, BlockScales, Unpacked, f16_to_f32};
 
@@ -31,13 +32,13 @@ pub struct Panels {
     dtype: Dtype,
     cols: usize,
     /// [panels, cols / 32, lines of codes].
-    codes: Box<[Line]>,
+    codes: ArenaSlice<Line>,
     /// [panels, blocks a row, 16]: bits of f16.
-    pub(super) d: Box<[u16]>,
+    pub(super) d: ArenaSlice<u16>,
     /// The same of the offsets; empty without them.
-    pub(super) m: Box<[u16]>,
+    pub(super) m: ArenaSlice<u16>,
     /// Q4_K: [panels, cols / 32, 2, 16]: factors of d, then of m. Q6_K: [panels, cols / 16, 16]: signed factors of d.
-    pub(super) factors: Box<[u8]>,
+    pub(super) factors: ArenaSlice<u8>,
 }
 
 /// What is added to a type's integers to make them unsigned codes.
@@ -71,16 +72,22 @@ impl Panels {
     }
 
     /// Packs `rows` rows of whole blocks.
-    pub(crate) fn pack(pool: &mut ThreadPool, dtype: Dtype, rows: usize, cols: usize, data: &[u8]) -> Self {
+    pub(crate) fn pack(
+        (pool, arena): (&mut ThreadPool, &mut Arena),
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+        data: &[u8],
+    ) -> Result<Self> {
         let (num_panels, groups, blocks) = (rows.div_ceil(ROWS), cols / GROUP, cols / dtype.block_len());
         let num_m = if quant::has_offset(dtype) { num_panels * blocks * ROWS } else { 0 };
         let mut panels = Self {
             dtype,
             cols,
-            codes: bytemuck::zeroed_slice_box(num_panels * groups * lines_of(dtype)),
-            d: bytemuck::zeroed_slice_box(num_panels * blocks * ROWS),
-            m: bytemuck::zeroed_slice_box(num_m),
-            factors: bytemuck::zeroed_slice_box(num_panels * groups * factors_of(dtype)),
+            codes: arena.zeroed(num_panels * groups * lines_of(dtype))?,
+            d: arena.zeroed(num_panels * blocks * ROWS)?,
+            m: arena.zeroed(num_m)?,
+            factors: arena.zeroed(num_panels * groups * factors_of(dtype))?,
         };
         let (codes_len, d_len, m_len) = (groups * lines_of(dtype), blocks * ROWS, num_m / num_panels.max(1));
         let factors_len = groups * factors_of(dtype);
@@ -103,7 +110,7 @@ impl Panels {
                 }
             }
         });
-        panels
+        Ok(panels)
     }
 
     pub(super) fn dtype(&self) -> Dtype {

@@ -62,7 +62,7 @@ fn loaded(isa: Isa, matrix: Matrix) -> Matrix {
     let Matrix { parts, cols, bias } = matrix;
     let load = |part: MatrixPart| {
         let view = TensorView { dtype: part.dtype, shape: vec![part.rows, cols], data: Cow::Borrowed(bytes(&part)) };
-        load_part(&mut ThreadPool::new(2), isa, view, WeightDtype::Auto)
+        load_part((&mut ThreadPool::new(2), &mut Arena::default()), isa, view, WeightDtype::Auto).unwrap()
     };
     Matrix { parts: parts.into_iter().map(load).collect(), cols, bias }
 }
@@ -207,7 +207,8 @@ fn conversion_at_load_keeps_the_values() {
     let mut expected = vec![0.0; 3 * 256];
     quant::dequantize(Dtype::Q5K, bytes(&part), &mut expected);
     for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3), (WeightDtype::F16, 5e-4)] {
-        let converted = load_part(&mut ThreadPool::new(1), Isa::Baseline, view.clone(), asked);
+        let converted =
+            load_part((&mut ThreadPool::new(1), &mut Arena::default()), Isa::Baseline, view.clone(), asked).unwrap();
         for (r, expected) in expected.chunks_exact(256).enumerate() {
             let mut found = vec![0.0; 256];
             dequantize_row(&converted, r, &mut found);
