@@ -346,7 +346,7 @@ mod x86 {
 
     /// AVX-512: one register.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
+    pub(crate) struct Avx512(pub(crate) __m512);
 
     impl Lanes for Avx512 {
         const NUM_REGISTERS: usize = 32;

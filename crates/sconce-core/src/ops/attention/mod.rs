@@ -9,6 +9,8 @@
 //! its own: its result depends neither on its tile nor on how its prompt was cut into chunks. Bounded by the cache's
 //! bytes when decoding, by FLOPs (4 * head_dim a query head and key) in prompts.
 
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
@@ -21,8 +23,12 @@ mod tile;
 
 use std::cell::RefCell;
 
+#[cfg(target_arch = "x86_64")]
+use crate::backend::cpu::Isa;
 use crate::backend::cpu::{Buffer, Cpu, KvCache, SharedSlice, with_kv_elem};
 use crate::backend::{AttentionSpec, Batch};
+#[cfg(target_arch = "x86_64")]
+use crate::config::MatmulPrecision;
 use products::Element;
 use scratch::Scratch;
 use tile::Tile;
@@ -86,19 +92,27 @@ struct Call<'a> {
     kv: &'a KvCache,
     batch: &'a Batch,
     spec: &'a AttentionSpec,
+    /// Whether both products are of numbers rounded to bf16.
+    in_bf16: bool,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// The same in f32 over the threads: one task a tile and key head, or a part of one where those are few.
+/// The same over the threads, in f32, or in bf16 where that is fast and asked for: one task a tile and key head, or a part of one where those are few.
 pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) {
-    with_kv_elem!(kv.shape.dtype, E => run::<E>(cpu, out, &Call { qkv, kv, batch, spec }));
+    #[cfg(target_arch = "x86_64")]
+    let in_bf16 = cpu.precision == MatmulPrecision::Fast
+        && cpu.isa >= Isa::Avx512Bf16
+        && bf16::suits(spec.head_dim, kv.shape.block_size);
+    #[cfg(not(target_arch = "x86_64"))]
+    let in_bf16 = false;
+    with_kv_elem!(kv.shape.dtype, E => run::<E>(cpu, out, &Call { qkv, kv, batch, spec, in_bf16 }));
 }
 
 fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {
-    let Call { qkv, kv, batch, spec } = *call;
+    let Call { qkv, kv, batch, spec, .. } = *call;
     let (dim, heads, isa) = (spec.head_dim, spec.num_kv_heads, cpu.isa);
     let group = spec.num_heads / heads;
     assert!(group <= MAX_GROUP, "invariant: checked when the model was loaded");

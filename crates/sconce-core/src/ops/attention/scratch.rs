@@ -86,10 +86,12 @@ pub(super) struct Scratch {
     pub(super) greatest: Floats,
     /// [rows]: what a span multiplies the sums before it with.
     pub(super) shrink: Floats,
-    /// [head_dim, SPAN]: a span's keys in f32.
+    /// [head_dim, SPAN]: a span's keys in f32; or pairs of bf16, [head_dim / 2, SPAN].
     pub(super) keys: Floats,
-    /// [SPAN, head_dim]: its values.
+    /// [SPAN, head_dim]: its values; or pairs of bf16, [SPAN / 2, head_dim].
     pub(super) values: Floats,
+    /// [rows, head_dim / 2]: queries in pairs of bf16.
+    pub(super) queries: Floats,
 }
 
 impl Scratch {
@@ -103,6 +105,7 @@ impl Scratch {
         self.shrink.reserve(rows.next_multiple_of(LANES));
         self.keys.reserve(dim * SPAN);
         self.values.reserve(dim * SPAN);
+        self.queries.reserve(rows * dim.div_ceil(2));
     }
 
     /// Adds up the part's weights.

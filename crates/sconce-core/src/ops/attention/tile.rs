@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::bf16;
 use super::products::{Element, Keys, MOST_ROWS, SPAN, Weights, add_values, convert, score_rows};
 use super::scratch::Scratch;
 use super::softmax::{LOG2_E, mask, weigh};
@@ -51,9 +53,9 @@ pub(super) fn attend<E: Element>(
     part: usize,
     scratch: &mut Scratch,
 ) {
-    let Call { qkv, kv, batch, spec } = *call;
+    let Call { qkv, kv, batch, spec, in_bf16 } = *call;
     let (keys, values) = (kv.k[spec.layer].as_slice::<E>(), kv.v[spec.layer].as_slice::<E>());
-    let task = Task { qkv, kv, batch, spec, keys, values, tile, head, part };
+    let task = Task { qkv, kv, batch, spec, keys, values, tile, head, part, in_bf16 };
     let task = &task;
     #[cfg(target_arch = "x86_64")]
     {
@@ -94,6 +96,7 @@ struct Task<'a, E> {
     tile: &'a Tile,
     head: usize,
     part: usize,
+    in_bf16: bool,
 }
 
 impl<E> Task<'_, E> {
@@ -119,6 +122,10 @@ unsafe fn attend_part<V: Lanes, E: Element, const FMA: bool>(task: &Task<'_, E>,
     let Task { tile, part, .. } = *task;
     let end = tile.end_key.min((part + 1) * PART_LEN);
     let mut start = tile.first_key.max(part * PART_LEN) / SPAN * SPAN;
+    #[cfg(target_arch = "x86_64")]
+    if task.in_bf16 {
+        round_queries(task, scratch);
+    }
     while start < end {
         // SAFETY: the caller vouches for the instructions.
         unsafe {
@@ -198,8 +205,11 @@ unsafe fn attend_span<V: Lanes, E: Element, const FMA: bool>(
         // SAFETY: as above.
         *value = unsafe { task.values.as_ptr().add(place) };
     }
-    let is_converted =
-        E::DTYPE != KvDtype::F32 && rows.len() >= CONVERT_ROWS && lanes == LANES && dim.is_multiple_of(LANES);
+    let is_converted = !task.in_bf16
+        && E::DTYPE != KvDtype::F32
+        && rows.len() >= CONVERT_ROWS
+        && lanes == LANES
+        && dim.is_multiple_of(LANES);
     let span = Span { rows: rows.clone(), num_keys, lanes, stride: block_size, stretch };
     let seen = |query: usize| {
         let pos = task.position(query);
@@ -208,7 +218,10 @@ unsafe fn attend_span<V: Lanes, E: Element, const FMA: bool>(
     };
     // SAFETY: the caller vouches for the instructions; the pointers are good for the keys of the span.
     unsafe {
-        if is_converted {
+        if task.in_bf16 {
+            #[cfg(target_arch = "x86_64")]
+            score_span_bf16(task, scratch, &span, &keys, &values[..num_stretches]);
+        } else if is_converted {
             let converted = convert_span::<V, E>(scratch, &span, dim, &keys, &values[..num_stretches]);
             score_span::<V, f32>(task, scratch, &converted.0, &converted.1);
         } else {
@@ -220,7 +233,10 @@ unsafe fn attend_span<V: Lanes, E: Element, const FMA: bool>(
             }
         }
         weigh::<V>(scratch, rows, num_keys);
-        if is_converted {
+        if task.in_bf16 {
+            #[cfg(target_arch = "x86_64")]
+            add_span_bf16(scratch, &span, dim);
+        } else if is_converted {
             let span = Span { stretch: SPAN, ..span };
             add_span::<V, f32>(scratch, &span, dim, &[scratch.values.as_ptr()]);
         } else {
@@ -330,5 +346,66 @@ unsafe fn add_span<V: Lanes, E: Element>(scratch: &mut Scratch, span: &Span, dim
         // SAFETY: the caller vouches for the instructions and the values; rows exist.
         unsafe { add_values::<V, E>(n, &weights, values, out) };
         row += n;
+    }
+}
+
+/// The tile's queries to `scratch.queries`.
+#[cfg(target_arch = "x86_64")]
+fn round_queries<E: Element>(task: &Task<'_, E>, scratch: &mut Scratch) {
+    let (dim, len) = (task.spec.head_dim, task.group() * task.spec.head_dim);
+    for query in 0..task.tile.num_rows {
+        let src = &task.qkv.row(task.tile.first_row + query)[task.head * len..][..len];
+        let dst = scratch.queries[query * task.group() * (dim / 2)..][..len / 2].as_mut_ptr();
+        // SAFETY: in_bf16 says that the machine has the instructions, and that heads are whole vectors.
+        unsafe { bf16::round(src.as_ptr(), src.len(), dst) };
+    }
+}
+
+/// [`score_span`] of keys, and values made ready, that are rounded.
+///
+/// # Safety
+/// The machine has AVX-512 and BF16; there are as many keys and values.
+#[cfg(target_arch = "x86_64")]
+unsafe fn score_span_bf16<E: Element>(
+    task: &Task<'_, E>,
+    scratch: &mut Scratch,
+    span: &Span,
+    keys: &[*const E; SPAN],
+    values: &[*const E],
+) {
+    let (spec, rows) = (task.spec, &span.rows);
+    let scale = if spec.softcap.is_some() { spec.scale } else { spec.scale * LOG2_E };
+    let num_vectors = span.num_keys.div_ceil(LANES);
+    let Scratch { queries, keys: rounded, values: rounded_values, scores, .. } = scratch;
+    // SAFETY: the caller vouches for the instructions, keys and values; the scratch has room for a span.
+    unsafe {
+        bf16::round_keys(rounded, &keys[..num_vectors], spec.head_dim, span.stride);
+        bf16::round_values(rounded_values, values, span.num_keys, spec.head_dim, span.stretch);
+        let q = queries[rows.start * (spec.head_dim / 2)..].as_ptr();
+        let dst = scores[rows.start * SPAN..].as_mut_ptr();
+        bf16::score(dst, (q, rows.len()), rounded, num_vectors, spec.head_dim, scale);
+    }
+}
+
+/// [`add_span`] of weights that are rounded, and values that were.
+///
+/// # Safety
+/// The machine has AVX-512 and BF16; [`score_span_bf16`] was called for the span.
+#[cfg(target_arch = "x86_64")]
+unsafe fn add_span_bf16(scratch: &mut Scratch, span: &Span, dim: usize) {
+    let Scratch { part, shrink, scores, values, .. } = scratch;
+    let num_weights = span.num_keys.next_multiple_of(LANES);
+    for row in span.rows.clone() {
+        let weights = scores[row * SPAN..][..num_weights].as_mut_ptr();
+        // SAFETY: the caller vouches for the instructions; pairs take less room than what they are made of, vector after
+        // vector.
+        unsafe { bf16::round(weights, num_weights, weights) };
+    }
+    let rows = &span.rows;
+    // SAFETY: the caller vouches for the instructions and the values; rows exist.
+    unsafe {
+        let out = part.out[rows.start * dim..].as_mut_ptr();
+        let weights = scores[rows.start * SPAN..].as_ptr();
+        bf16::add_values(out, &shrink[rows.clone()], weights, values, span.num_keys, dim);
     }
 }
