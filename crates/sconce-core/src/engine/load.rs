@@ -13,7 +13,7 @@ use super::inspect::end_token_ids;
 use super::progress::{NoProgress, Progress};
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
-use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::{CpuBackend, release_freed};
 use crate::backend::cuda::{self, CudaBackend};
 use crate::backend::{Backend, Checked};
 use crate::config::{DeviceKind, EngineConfig, WeightDtype};
@@ -58,6 +58,7 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
             }
         }
     }?;
+    release_freed();
     let info = handle.info();
     tracing::info!(
         "{id}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks of {} tokens), context {} tokens",
