@@ -14,7 +14,7 @@ use super::progress::{NoProgress, Progress};
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
 use crate::backend::cpu::{CpuBackend, release_freed};
-use crate::backend::cuda::{self, CudaBackend};
+use crate::backend::cuda::{self, CudaBackend, GpuInfo};
 use crate::backend::{Backend, Checked};
 use crate::config::{DeviceKind, EngineConfig, WeightDtype};
 use crate::error::{Error, Result};
@@ -83,13 +83,27 @@ fn choose_gpu(config: &EngineConfig, stored: Dtype) -> Result<Option<CudaBackend
         // Asked for in f32, which is for the CPU.
         DeviceKind::Auto if config.dtype == WeightDtype::F32 => Ok(None),
         DeviceKind::Auto => {
-            let gpus = cuda::available().inspect_err(|error| tracing::debug!("no GPU: {error}")).unwrap_or_default();
-            let Some(gpu) = gpus.iter().find(|gpu| gpu.problem().is_none()) else { return Ok(None) };
+            let Some(gpu) = first_gpu() else { return Ok(None) };
             let unusable = |error: &Error| {
                 tracing::warn!("cuda:{} ({}) cannot be used, so the CPU is: {error}", gpu.index, gpu.name);
             };
             Ok(CudaBackend::open(gpu.index, config.dtype, stored).inspect_err(unusable).ok())
         }
+    }
+}
+
+/// The first GPU that can be used.
+fn first_gpu() -> Option<GpuInfo> {
+    let gpus = cuda::available().inspect_err(|error| tracing::debug!("no GPU: {error}")).unwrap_or_default();
+    gpus.into_iter().find(|gpu| gpu.problem().is_none())
+}
+
+/// Whether a model is loaded onto a GPU, which need not be there if it is asked for by name.
+pub(super) fn is_for_gpu(config: &EngineConfig) -> bool {
+    match config.device {
+        DeviceKind::Cpu => false,
+        DeviceKind::Cuda(_) => true,
+        DeviceKind::Auto => config.dtype != WeightDtype::F32 && first_gpu().is_some(),
     }
 }
 

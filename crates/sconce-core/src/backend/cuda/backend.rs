@@ -7,12 +7,12 @@ use super::batch::DeviceBatch;
 use super::device::{Device, ElemType};
 use super::gpu::Gpu;
 use super::graphs::{Graphs, StepShape, padded_rows};
-use super::kv_cache::KvCache;
+use super::kv_cache::{self, KvCache};
 use super::storage::{Buffer, Matrix, RopeTable, Vector};
 use super::weights;
 use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv::BlockCopy;
 use crate::ops::{
     self, attention::cuda::AttentionSpace, copy_blocks::CopySpace, linear::cuda::Products, sample::cuda::SampleSpace,
@@ -84,7 +84,7 @@ impl CudaBackend {
 
     /// The type of weights in memory.
     pub fn weight_dtype(&self) -> WeightDtype {
-        if self.elem == ElemType::F16 { WeightDtype::F16 } else { WeightDtype::Bf16 }
+        weights::weight_dtype(self.elem)
     }
 }
 
@@ -130,17 +130,7 @@ impl Backend for CudaBackend {
     }
 
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
-        let (dtype, is_own) = match self.elem {
-            ElemType::F16 => (KvDtype::F16, asked == KvCacheDtype::F16),
-            _ => (KvDtype::Bf16, asked == KvCacheDtype::Bf16),
-        };
-        if asked == KvCacheDtype::Auto || is_own {
-            return Ok(dtype);
-        }
-        Err(Error::config(
-            "kv-cache-dtype",
-            format!("on a GPU keys and values have the weights' type, {dtype}; use auto"),
-        ))
+        kv_cache::dtype(self.elem, asked)
     }
 
     fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {
