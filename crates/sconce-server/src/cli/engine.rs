@@ -56,7 +56,8 @@ pub(super) struct EngineArgs {
     /// Compute each of a GPU's operations on the CPU too, and fail requests at the first that differs.
     #[arg(long)]
     check_ops: bool,
-    /// Where downloaded models are kept [default: the user's cache].
+    /// Where downloaded models are kept [default: the user's cache]. A GPU's compiled kernels are kept where SCONCE_CACHE
+    /// says, whatever this is.
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
 }
