@@ -146,7 +146,7 @@ impl Launch<'_> {
             config: model,
         };
         let scheduler_config = SchedulerConfig {
-            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_num_batched_tokens: sizes.max_step_tokens,
             max_num_seqs: config.max_num_seqs,
             max_prompt_logits: MAX_PROMPT_LOGITS,
             window: info.config.greatest_window(),

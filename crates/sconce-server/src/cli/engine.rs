@@ -38,9 +38,9 @@ pub(super) struct EngineArgs {
     /// Tokens in one KV block.
     #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().block_size)]
     block_size: usize,
-    /// Most tokens computed in one step.
-    #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().max_num_batched_tokens)]
-    max_num_batched_tokens: usize,
+    /// Most tokens computed in one step [default: 512 on the CPU, 2048 on a GPU, and at least --max-num-seqs].
+    #[arg(long, value_name = "TOKENS")]
+    max_num_batched_tokens: Option<usize>,
     /// Most sequences that run at once.
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs)]
     max_num_seqs: usize,

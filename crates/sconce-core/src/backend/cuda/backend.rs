@@ -22,6 +22,8 @@ use crate::weights::{Dtype, TensorView};
 
 /// One part in so many of the free memory stays free for what the driver takes later: graphs, and what others do.
 const FREE_SHARE: usize = 20;
+/// Enough tiles of a matrix product for all multiprocessors of a large device.
+const STEP_TOKENS: usize = 2048;
 
 /// A GPU.
 pub struct CudaBackend {
@@ -103,6 +105,10 @@ impl Backend for CudaBackend {
     fn kv_pool_memory(&self) -> Result<usize> {
         let free = self.device.free_memory()?;
         Ok(free - free / FREE_SHARE)
+    }
+
+    fn default_step_tokens(&self) -> usize {
+        STEP_TOKENS
     }
 
     fn is_lost(&self) -> bool {
