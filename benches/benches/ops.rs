@@ -138,6 +138,10 @@ fn elementwise(c: &mut Criterion) {
     let mut mlp = backend.buffer(128, INTERMEDIATE, BufferRole::Activation).expect("invariant: the CPU has the memory");
     group.throughput(Throughput::Elements(128));
     group.bench_function("rms_norm", |b| b.iter(|| backend.rms_norm(&mut out, black_box(&x), &weight, 1e-5)));
+    let bias = vec![0.5; HIDDEN];
+    group
+        .bench_function("layer_norm", |b| b.iter(|| backend.layer_norm(&mut out, black_box(&x), &weight, &bias, 1e-5)));
+    group.bench_function("add", |b| b.iter(|| backend.add(&mut out, black_box(&x))));
     group.bench_function("gate_act_mul", |b| {
         b.iter(|| backend.gate_act_mul(&mut mlp, black_box(&gate_up), Activation::Silu));
     });

@@ -75,7 +75,7 @@ fn sixty_four_requests_of_all_kinds_equal_their_lone_runs_in_a_pool_for_a_quarte
         let engine = tiny_engine(|c| {
             c.max_model_len = Some(160);
             c.kv_cache_bytes = Some(num_blocks * BLOCK_BYTES);
-            (c.max_num_seqs, c.max_num_batched_tokens) = (128, 160);
+            (c.max_num_seqs, c.max_num_batched_tokens) = (128, Some(160));
             c.prefix_cache = prefix_cache;
         });
         assert_eq!(engine.info().num_kv_blocks, num_blocks);

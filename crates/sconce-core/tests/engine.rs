@@ -61,7 +61,7 @@ fn requests_together_equal_requests_alone() {
     let alone = run_alone(&engine);
     assert_eq!(run_together(&engine), alone);
     // Small steps: prompts in chunks, mixed with decodes.
-    let chunked = tiny_engine(|c| (c.max_num_batched_tokens, c.max_num_seqs) = (24, 20));
+    let chunked = tiny_engine(|c| (c.max_num_batched_tokens, c.max_num_seqs) = (Some(24), 20));
     assert_eq!(run_together(&chunked), alone);
     for (request, output) in requests().iter().zip(&alone) {
         assert_eq!(output.outputs.len(), request.params.n);

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 
 use common::write_tiny_model;
 use sconce_core::Error;
-use sconce_core::config::{EngineConfig, LoadFormat, WeightDtype};
+use sconce_core::backend::KvDtype;
+use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, WeightDtype};
 use sconce_core::engine::{ModelReport, TokenCost, inspect};
 use sconce_core::weights::Dtype;
 use serde_json::{Value, json};
 
 fn dummy() -> EngineConfig {
-    EngineConfig { load_format: LoadFormat::Dummy, ..Default::default() }
+    EngineConfig { device: DeviceKind::Cpu, load_format: LoadFormat::Dummy, ..Default::default() }
 }
 
 fn shared(path: &str) -> Option<PathBuf> {
@@ -63,6 +64,31 @@ fn a_tiny_model_is_counted() {
     assert!(template.takes_system_role && template.first_line.starts_with("{% for m in messages %}"), "{template:?}");
     let report = tiny(json!({}), &EngineConfig { dtype: WeightDtype::F32, ..dummy() }).unwrap();
     assert_eq!(report.footprint.memory_bytes(), 4 * (matrices + norms));
+}
+
+/// Types are those of the device that is asked for, be it here or not.
+#[test]
+fn a_gpu_has_types_of_its_own() {
+    let gpu = |dtype, kv_cache_dtype| EngineConfig { device: DeviceKind::Cuda(3), dtype, kv_cache_dtype, ..dummy() };
+    for (dtype, kv_cache_dtype, in_memory, kv_dtype) in [
+        (WeightDtype::Auto, KvCacheDtype::Auto, Dtype::BF16, KvDtype::Bf16),
+        (WeightDtype::Bf16, KvCacheDtype::Bf16, Dtype::BF16, KvDtype::Bf16),
+        (WeightDtype::F16, KvCacheDtype::Auto, Dtype::F16, KvDtype::F16),
+    ] {
+        let report = tiny(json!({}), &gpu(dtype, kv_cache_dtype)).unwrap();
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        assert_eq!((report.footprint.groups[0].dtype, report.kv_dtype), (in_memory, kv_dtype));
+        assert_eq!(report.kv_bytes_per_token, 2 * 2 * 2 * 16 * 2);
+    }
+    for (dtype, kv_cache_dtype, words) in [
+        (WeightDtype::F32, KvCacheDtype::Auto, "dtype: f32 is for the CPU"),
+        (WeightDtype::Auto, KvCacheDtype::F32, "kv-cache-dtype: on a GPU keys and values have the weights' type, bf16"),
+        (WeightDtype::F16, KvCacheDtype::Bf16, "kv-cache-dtype: on a GPU keys and values have the weights' type, f16"),
+    ] {
+        let report = tiny(json!({}), &gpu(dtype, kv_cache_dtype)).unwrap();
+        assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
+        assert!(report.problems[0].to_string().contains(words), "{}", report.problems[0]);
+    }
 }
 
 #[test]

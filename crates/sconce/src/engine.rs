@@ -132,7 +132,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Where downloaded models are kept; by default as [`hub`] describes.
+    /// Where downloaded models are kept; by default as [`hub`] describes. Kernels compiled for a GPU are kept where
+    /// `SCONCE_CACHE` says, whatever this is.
     pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.cache_dir = Some(dir.into());
         self

@@ -85,6 +85,10 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         Ok(self.tested.kv_pool_memory()?.min(self.reference.kv_pool_memory()?))
     }
 
+    fn default_step_tokens(&self) -> usize {
+        self.tested.default_step_tokens()
+    }
+
     fn is_lost(&self) -> bool {
         self.tested.is_lost() || self.reference.is_lost()
     }

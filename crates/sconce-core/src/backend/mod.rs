@@ -109,6 +109,8 @@ pub trait Backend: Send + Sized + 'static {
     fn description(&self) -> String;
     /// Bytes that keys and values may take of what is free now, unless a setting says otherwise.
     fn kv_pool_memory(&self) -> Result<usize>;
+    /// Most tokens of a step, unless a setting says otherwise: as many as keep the device busy.
+    fn default_step_tokens(&self) -> usize;
 
     /// Whether the device does not come back from an error, so that all that is on it has to be made anew.
     fn is_lost(&self) -> bool {

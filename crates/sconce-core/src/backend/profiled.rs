@@ -119,6 +119,10 @@ impl<B: Backend> Backend for Profiled<B> {
         self.backend.kv_pool_memory()
     }
 
+    fn default_step_tokens(&self) -> usize {
+        self.backend.default_step_tokens()
+    }
+
     fn is_lost(&self) -> bool {
         self.backend.is_lost()
     }

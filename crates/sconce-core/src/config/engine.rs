@@ -151,8 +151,9 @@ pub struct EngineConfig {
     pub kv_cache_bytes: Option<usize>,
     /// Tokens in one KV block.
     pub block_size: usize,
-    /// Most tokens computed in one step, prompts and decodes together.
-    pub max_num_batched_tokens: usize,
+    /// Most tokens computed in one step, prompts and decodes together. `None`: what keeps the device busy, 512 on the CPU
+    /// and 2048 on a GPU, and at least `max_num_seqs`.
+    pub max_num_batched_tokens: Option<usize>,
     /// Most sequences that run at once.
     pub max_num_seqs: usize,
     /// Most requests that wait in the inbox before submit answers `Overloaded`.
@@ -180,7 +181,7 @@ impl Default for EngineConfig {
             max_model_len: None,
             kv_cache_bytes: None,
             block_size: 16,
-            max_num_batched_tokens: 512,
+            max_num_batched_tokens: None,
             max_num_seqs: 128,
             max_waiting: 1024,
             prefix_cache: true,
@@ -197,9 +198,11 @@ impl EngineConfig {
         let at_least_one = |field: &'static str, value: usize| {
             if value == 0 { Err(Error::config(field, "must be at least 1, found 0")) } else { Ok(()) }
         };
-        at_least_one("max-num-batched-tokens", self.max_num_batched_tokens)?;
         at_least_one("max-num-seqs", self.max_num_seqs)?;
         at_least_one("max-waiting", self.max_waiting)?;
+        if let Some(n) = self.max_num_batched_tokens {
+            at_least_one("max-num-batched-tokens", n)?;
+        }
         if let Some(n) = self.max_model_len {
             at_least_one("max-model-len", n)?;
         }
@@ -215,12 +218,12 @@ impl EngineConfig {
         if self.check_ops && self.profile_ops {
             return Err(Error::config("profile-ops", "operations that are checked cannot be timed: use one of both"));
         }
-        if self.max_num_batched_tokens < self.max_num_seqs {
+        if let Some(tokens) = self.max_num_batched_tokens.filter(|&tokens| tokens < self.max_num_seqs) {
             return Err(Error::config(
                 "max-num-batched-tokens",
                 format!(
-                    "must be at least max-num-seqs ({}), so that every running sequence can decode in one step; found {}",
-                    self.max_num_seqs, self.max_num_batched_tokens
+                    "must be at least max-num-seqs ({}), so that every running sequence can decode in one step; found {tokens}",
+                    self.max_num_seqs
                 ),
             ));
         }

@@ -35,6 +35,7 @@ pub(super) struct Sizes {
     pub(super) footprint: Footprint,
     pub(super) kv_shape: KvCacheShape,
     pub(super) max_model_len: usize,
+    pub(super) max_step_tokens: usize,
 }
 
 impl<B: Backend> Compute<B> {
@@ -50,6 +51,7 @@ impl<B: Backend> Compute<B> {
             Some(sizes) => sizes.max_model_len,
             None => wanted_model_len(model_config, config)?,
         };
+        let max_step_tokens = step_tokens(&backend, config);
         let kv_dtype = backend.kv_dtype(config.kv_cache_dtype)?;
         // Before the first tensor is read, so that what cannot be loaded is refused at once.
         let footprint = Footprint::new(raw, model_config, store, dtype)?;
@@ -59,7 +61,7 @@ impl<B: Backend> Compute<B> {
         let model = (models::find::<B>(raw)?.load)(&loader)?;
         progress.finish();
         let limits = StepLimits {
-            max_tokens: config.max_num_batched_tokens,
+            max_tokens: max_step_tokens,
             max_seqs: config.max_num_seqs,
             max_logits: config.max_num_seqs + MAX_PROMPT_LOGITS,
             max_model_len: wanted_len,
@@ -81,12 +83,17 @@ impl<B: Backend> Compute<B> {
             None => {
                 let pool = KvPool::new(&backend, config, shape, wanted_len)?;
                 let kv_shape = KvCacheShape { num_blocks: pool.num_blocks, ..shape };
-                Sizes { footprint, kv_shape, max_model_len: pool.max_model_len }
+                Sizes { footprint, kv_shape, max_model_len: pool.max_model_len, max_step_tokens }
             }
         };
         let kv = backend.kv_cache(sizes.kv_shape)?;
         Ok((Self { model, ws, kv, batch, backend }, sizes))
     }
+}
+
+/// Most tokens of a step. Every running sequence can decode in it.
+pub(super) fn step_tokens<B: Backend>(backend: &B, config: &EngineConfig) -> usize {
+    config.max_num_batched_tokens.unwrap_or_else(|| backend.default_step_tokens().max(config.max_num_seqs))
 }
 
 /// The longest sequence, before it is known what the KV pool holds.

@@ -5,9 +5,11 @@ mod common;
 
 use common::{prompt, write_tiny_model};
 
+use super::compute::step_tokens;
 use super::files::ModelFiles;
 use super::load::Launch;
 use super::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoProgress};
+use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
 use crate::config::{BeamParams, EngineConfig, LoadFormat, SamplingParams, WeightDtype};
@@ -31,6 +33,18 @@ fn engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
         Launch { id: "tiny", path: dir.path(), config: &config, progress: &NoProgress, gpu: Some(0), profile: None };
     let open = || Ok(CudaBackend::new(devices().remove(0), ElemType::Bf16));
     launch.start(files, open().unwrap(), WeightDtype::Bf16, Box::new(open)).unwrap()
+}
+
+#[test]
+fn a_step_has_the_tokens_that_suit_the_device() {
+    let tokens = |asked, max_num_seqs| {
+        let config = EngineConfig { max_num_batched_tokens: asked, max_num_seqs, ..Default::default() };
+        let gpu = CudaBackend::new(devices().remove(0), ElemType::Bf16);
+        (step_tokens(&CpuBackend::new(Some(1)), &config), step_tokens(&gpu, &config))
+    };
+    assert_eq!(tokens(None, 128), (512, 2048));
+    assert_eq!(tokens(None, 1000), (1000, 2048));
+    assert_eq!(tokens(Some(300), 128), (300, 300));
 }
 
 /// Requests of every kind: greedy, drawn, filtered, several sequences of one prompt, logprobs, beams.
@@ -78,7 +92,7 @@ fn device_steps_give_each_request_what_it_gets_alone() {
     assert_eq!(alone.iter().map(|output| output.outputs.len()).sum::<usize>(), 2 * (1 + 2 + 3) + 3);
     assert_eq!(run_together(&engine(|_| {})), alone);
     // Prompts in chunks beside decodes.
-    assert_eq!(run_together(&engine(|config| config.max_num_batched_tokens = 24)), alone);
+    assert_eq!(run_together(&engine(|config| config.max_num_batched_tokens = Some(24))), alone);
     // A pool that does not hold all of them.
     let small = engine(|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES));
     assert_eq!(run_together(&small), alone);

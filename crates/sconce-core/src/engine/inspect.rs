@@ -7,9 +7,11 @@ use serde_json::json;
 use super::compute::wanted_model_len;
 use super::files::ModelFiles;
 use super::footprint::Footprint;
+use super::load::is_for_gpu;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::cuda;
 use crate::backend::{Backend, KvDtype};
-use crate::config::{EngineConfig, ModelConfig};
+use crate::config::{EngineConfig, ModelConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::text::{ChatInput, ChatTemplate, Tokenizer};
 use crate::weights::{Dtype, WeightStore};
@@ -77,20 +79,23 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
     let files = ModelFiles::open(path, config.load_format)?;
     let mut problems = Vec::new();
     let text = if files.has_tokenizer() { files.text().map_err(|e| problems.push(e)).ok() } else { None };
+    let (dtype, kv_dtype) = dtypes(&files, config).unwrap_or_else(|error| {
+        problems.push(error);
+        (config.dtype, KvDtype::F32)
+    });
     let ModelFiles { raw, config: model, store, .. } = files;
-    let of_files = store.and_then(|store| Footprint::new(&raw, &model, &store, config.dtype));
+    let of_files = store.and_then(|store| Footprint::new(&raw, &model, &store, dtype));
     let footprint = match of_files {
         Ok(footprint) => footprint,
         Err(error) => {
             problems.push(error);
-            Footprint::new(&raw, &model, &WeightStore::dummy(0, Dtype::BF16), config.dtype)?
+            Footprint::new(&raw, &model, &WeightStore::dummy(0, Dtype::BF16), dtype)?
         }
     };
     let max_model_len = wanted_model_len(&model, config).unwrap_or_else(|error| {
         problems.push(error);
         model.max_position_embeddings
     });
-    let kv_dtype = CpuBackend::new(Some(1)).kv_dtype(config.kv_cache_dtype)?;
     let tokenizer = text.as_ref().map(|(tokenizer, _)| tokenizer);
     let template = text.as_ref().and_then(|(tokenizer, template)| Some((template.as_ref()?, tokenizer)));
     Ok(ModelReport {
@@ -105,6 +110,16 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
         config: model,
         problems,
     })
+}
+
+/// The types that weights, and keys and values, have on the device that the model would be loaded onto.
+fn dtypes(files: &ModelFiles, config: &EngineConfig) -> Result<(WeightDtype, KvDtype)> {
+    if is_for_gpu(config) {
+        // An embedding that cannot be read is found with the other weights.
+        let stored = files.stored_dtype().unwrap_or(Dtype::BF16);
+        return cuda::dtypes(config.dtype, config.kv_cache_dtype, stored);
+    }
+    Ok((config.dtype, CpuBackend::new(Some(1)).kv_dtype(config.kv_cache_dtype)?))
 }
 
 /// The ids that end a sequence: those of the config and those of the tokenizer, each once.

@@ -13,8 +13,8 @@ use super::inspect::end_token_ids;
 use super::progress::{NoProgress, Progress};
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
-use crate::backend::cpu::CpuBackend;
-use crate::backend::cuda::{self, CudaBackend};
+use crate::backend::cpu::{CpuBackend, release_freed};
+use crate::backend::cuda::{self, CudaBackend, GpuInfo};
 use crate::backend::{Backend, Checked, OpProfile, Profiled};
 use crate::config::{DeviceKind, EngineConfig, WeightDtype};
 use crate::error::{Error, Result};
@@ -59,6 +59,7 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
             }
         }
     }?;
+    release_freed();
     let info = handle.info();
     tracing::info!(
         "{id}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks of {} tokens), context {} tokens",
@@ -83,13 +84,27 @@ fn choose_gpu(config: &EngineConfig, stored: Dtype) -> Result<Option<CudaBackend
         // Asked for in f32, which is for the CPU.
         DeviceKind::Auto if config.dtype == WeightDtype::F32 => Ok(None),
         DeviceKind::Auto => {
-            let gpus = cuda::available().inspect_err(|error| tracing::debug!("no GPU: {error}")).unwrap_or_default();
-            let Some(gpu) = gpus.iter().find(|gpu| gpu.problem().is_none()) else { return Ok(None) };
+            let Some(gpu) = first_gpu() else { return Ok(None) };
             let unusable = |error: &Error| {
                 tracing::warn!("cuda:{} ({}) cannot be used, so the CPU is: {error}", gpu.index, gpu.name);
             };
             Ok(CudaBackend::open(gpu.index, config.dtype, stored).inspect_err(unusable).ok())
         }
+    }
+}
+
+/// The first GPU that can be used.
+fn first_gpu() -> Option<GpuInfo> {
+    let gpus = cuda::available().inspect_err(|error| tracing::debug!("no GPU: {error}")).unwrap_or_default();
+    gpus.into_iter().find(|gpu| gpu.problem().is_none())
+}
+
+/// Whether a model is loaded onto a GPU, which need not be there if it is asked for by name.
+pub(super) fn is_for_gpu(config: &EngineConfig) -> bool {
+    match config.device {
+        DeviceKind::Cpu => false,
+        DeviceKind::Cuda(_) => true,
+        DeviceKind::Auto => config.dtype != WeightDtype::F32 && first_gpu().is_some(),
     }
 }
 
@@ -148,7 +163,7 @@ impl Launch<'_> {
             config: model,
         };
         let scheduler_config = SchedulerConfig {
-            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_num_batched_tokens: sizes.max_step_tokens,
             max_num_seqs: config.max_num_seqs,
             max_prompt_logits: MAX_PROMPT_LOGITS,
             window: info.config.greatest_window(),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sconce_core::config::{EngineConfig, KvCacheDtype, SamplingParams, WeightDtype};
 use sconce_core::engine::{self, EngineHandle, FinishReason, GenerationRequest, NoProgress};
+use sconce_core::weights::Dtype;
 
 use crate::compare::{log_softmax, max_error};
 use crate::fixture::{Fixture, GreedyCase};
@@ -94,7 +95,7 @@ fn gguf_files_give_the_golden_outputs() {
     check_all("gguf", |fixture| {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
-        gguf::write(fixture, &path)?;
+        gguf::write(fixture, &path, Dtype::F32)?;
         let engine = load(fixture, &path);
         // A SentencePiece GGUF puts a space after a control token, which newer tokenizer.json do not: texts without.
         for prompt in fixture.prompts().iter().filter(|p| p.kind == "completion") {

@@ -1,12 +1,15 @@
-//! A fixture as a GGUF: what llama.cpp's converter would make of its folder, in F32.
+//! A fixture as a GGUF: what llama.cpp's converter would make of its folder.
 
 use std::collections::HashMap;
 use std::f64::consts::TAU;
 use std::path::Path;
 
 use safetensors::SafeTensors;
+use sconce_core::backend::cpu::CpuBackend;
+use sconce_core::config::{ModelConfig, RopeScaling};
+use sconce_core::models::{self, RawConfig};
 use sconce_core::weights::gguf_writer::GgufWriter;
-use sconce_core::weights::{Dtype, GgufValue, quant};
+use sconce_core::weights::{Dtype, GgufFile, GgufValue, WeightStore, quant};
 use serde_json::Value;
 
 use crate::fixture::Fixture;
@@ -55,8 +58,9 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("", "lm_head", "output"),
 ];
 
-/// Writes `fixture` to `path`, or says why there is no GGUF that means the same.
-pub(crate) fn write(fixture: &Fixture, path: &Path) -> Result<(), &'static str> {
+/// Writes `fixture` to `path`, or says why there is no GGUF that means the same. Matrices whose rows are whole blocks of
+/// `dtype` have that type, and all else is in F32.
+pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), &'static str> {
     let config = json(&fixture.dir.join("config.json"));
     let arch = match config["architectures"][0].as_str().unwrap() {
         "MistralForCausalLM" if config["sliding_window"].is_u64() => {
@@ -76,7 +80,7 @@ pub(crate) fn write(fixture: &Fixture, path: &Path) -> Result<(), &'static str> 
     write_tokenizer(&mut writer, arch, &fixture.dir);
     for file in std::fs::read_dir(&fixture.dir).unwrap().map(|entry| entry.unwrap().path()) {
         if file.extension().is_some_and(|extension| extension == "safetensors") {
-            write_tensors(&mut writer, arch, &config, &std::fs::read(&file).unwrap());
+            write_tensors(&mut writer, (arch, dtype), &config, &std::fs::read(&file).unwrap());
         }
     }
     if config["rope_scaling"]["rope_type"] == "llama3" {
@@ -85,6 +89,22 @@ pub(crate) fn write(fixture: &Fixture, path: &Path) -> Result<(), &'static str> 
     }
     writer.write(path).unwrap();
     Ok(())
+}
+
+/// What a GGUF of `fixture` holds, as loading finds it.
+pub(crate) fn open(fixture: &Fixture, dtype: Dtype) -> Result<(RawConfig, ModelConfig, WeightStore), &'static str> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    write(fixture, &path, dtype)?;
+    let file = GgufFile::open(&path).unwrap();
+    let raw = RawConfig::from_gguf(file.metadata(), !file.contains("output.weight")).unwrap();
+    let mut config = (models::find::<CpuBackend>(&raw).unwrap().parse_config)(&raw).unwrap();
+    let store = WeightStore::open_gguf(file, &config).unwrap();
+    if store.contains("rope_freqs.weight") {
+        let factors = store.get("rope_freqs.weight", &[config.rope.rotary_dim / 2]).unwrap();
+        config.rope.scaling = RopeScaling::Factors(factors.to_f32());
+    }
+    Ok((raw, config, store))
 }
 
 fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
@@ -103,7 +123,7 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
     }
 }
 
-fn write_tensors(writer: &mut GgufWriter, arch: &str, config: &Value, file: &[u8]) {
+fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config: &Value, file: &[u8]) {
     for (name, tensor) in SafeTensors::deserialize(file).unwrap().tensors() {
         let dtype = match tensor.dtype() {
             safetensors::Dtype::F32 => Dtype::F32,
@@ -124,7 +144,12 @@ fn write_tensors(writer: &mut GgufWriter, arch: &str, config: &Value, file: &[u8
             if is_of(of) { name.replace(from, to) } else { name }
         };
         let name = NAMES.iter().fold(name, rename);
-        writer.tensor(&name, Dtype::F32, tensor.shape(), bytemuck::cast_slice(&data));
+        let is_in_blocks = |row_len: &usize| row_len.is_multiple_of(wanted.block_len());
+        if tensor.shape().len() == 2 && tensor.shape().last().is_some_and(is_in_blocks) {
+            writer.tensor(&name, wanted, tensor.shape(), &quant::encode(wanted, &data).unwrap());
+        } else {
+            writer.tensor(&name, Dtype::F32, tensor.shape(), bytemuck::cast_slice(&data));
+        }
     }
 }
 

@@ -16,10 +16,12 @@ mod runner;
 mod text;
 
 use compare::max_error;
+use fixture::Fixture;
 use report::check_all;
 use runner::Runner;
 use sconce_core::backend::cpu::CpuBackend;
-use sconce_core::config::WeightDtype;
+use sconce_core::config::{MatmulPrecision, WeightDtype};
+use sconce_core::weights::Dtype;
 
 /// What f32 kernels may differ from transformers' f32 kernels.
 const LOGITS_TOLERANCE: f32 = 2e-4;
@@ -27,6 +29,9 @@ const LOGITS_TOLERANCE: f32 = 2e-4;
 /// of KL(golden || found).
 const BF16_MIN_AGREEMENT: f64 = 0.95;
 const BF16_MAX_DIVERGENCE: f64 = 2e-3;
+/// The same with weights in Q8_0, and the golden logits those of exact products with the same weights.
+const MIXED_MIN_AGREEMENT: f64 = 0.94;
+const MIXED_MAX_DIVERGENCE: f64 = 1.5e-2;
 
 #[test]
 fn logits_equal_the_golden_ones() {
@@ -58,37 +63,72 @@ fn hidden_states_equal_the_golden_ones() {
     });
 }
 
+/// Chunks of a prompt, and other sequences beside it, change no bit of its logits.
+fn check_chunks_and_batches(fixture: &Fixture, runner: &mut Runner<CpuBackend>) {
+    let prompts = fixture.prompts();
+    let alone: Vec<_> = prompts.iter().map(|p| runner.logits(&[&p.input_ids], p.input_ids.len()).remove(0)).collect();
+    for (i, (prompt, alone)) in prompts.iter().zip(&alone).enumerate() {
+        for chunk_len in [1, 7] {
+            let chunked = runner.logits(&[&prompt.input_ids], chunk_len).remove(0);
+            assert!(chunked == *alone, "{} prompt {i} in chunks of {chunk_len}", fixture.name);
+        }
+    }
+    let eight: Vec<&[u32]> = prompts.iter().map(|p| p.input_ids.as_slice()).cycle().take(8).collect();
+    for chunk_len in [7, 1000] {
+        for (i, found) in runner.logits(&eight, chunk_len).iter().enumerate() {
+            let prompt = i % prompts.len();
+            assert!(found == &alone[prompt], "{} prompt {prompt} in a batch of 8", fixture.name);
+        }
+    }
+}
+
+fn cpu(precision: MatmulPrecision) -> CpuBackend {
+    CpuBackend::new(Some(2)).with_matmul_precision(precision)
+}
+
+/// A fixture's model with quantized weights, or why there is none.
+fn quantized(fixture: &Fixture, dtype: Dtype, precision: MatmulPrecision) -> Result<Runner<CpuBackend>, &'static str> {
+    let (raw, config, store) = gguf::open(fixture, dtype)?;
+    Ok(Runner::of_weights(&raw, config, &store, WeightDtype::Auto, cpu(precision)))
+}
+
 #[test]
-fn chunks_change_nothing() {
-    check_all("chunked", |fixture| {
-        let mut runner = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2)));
-        for (i, prompt) in fixture.prompts().iter().enumerate() {
-            let ids = prompt.input_ids.as_slice();
-            let whole = runner.logits(&[ids], ids.len());
-            for chunk_len in [1, 7] {
-                let chunked = runner.logits(&[ids], chunk_len);
-                assert!(chunked == whole, "{} prompt {i} in chunks of {chunk_len}", fixture.name);
+fn chunks_and_batches_change_nothing() {
+    check_all("batched", |fixture| {
+        let mut runner = Runner::new(fixture, WeightDtype::F32, cpu(MatmulPrecision::Exact));
+        check_chunks_and_batches(fixture, &mut runner);
+        Ok("equal".into())
+    });
+}
+
+/// Which inputs have 16 bits is a matter of their row alone.
+#[test]
+fn chunks_and_batches_change_nothing_in_any_precision() {
+    check_all("batched quantized", |fixture| {
+        for precision in [MatmulPrecision::Exact, MatmulPrecision::Mixed, MatmulPrecision::Fast] {
+            for dtype in [Dtype::Q8_0, Dtype::Q4_1] {
+                let mut runner = quantized(fixture, dtype, precision)?;
+                check_chunks_and_batches(fixture, &mut runner);
             }
+            let mut runner = Runner::new(fixture, WeightDtype::Bf16, cpu(precision));
+            check_chunks_and_batches(fixture, &mut runner);
         }
         Ok("equal".into())
     });
 }
 
 #[test]
-fn batches_change_nothing() {
-    check_all("batched", |fixture| {
-        let mut runner = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2)));
-        let prompts = fixture.prompts();
-        let alone: Vec<_> =
-            prompts.iter().map(|p| runner.logits(&[&p.input_ids], p.input_ids.len()).remove(0)).collect();
-        let eight: Vec<&[u32]> = prompts.iter().map(|p| p.input_ids.as_slice()).cycle().take(8).collect();
-        for chunk_len in [7, 1000] {
-            for (i, found) in runner.logits(&eight, chunk_len).iter().enumerate() {
-                let prompt = i % prompts.len();
-                assert!(found == &alone[prompt], "{} prompt {prompt} in a batch of 8", fixture.name);
-            }
-        }
-        Ok("equal".into())
+fn mixed_precision_keeps_the_distribution() {
+    check_all("mixed bf16", |fixture| {
+        let mut runner = Runner::new(fixture, WeightDtype::Bf16, cpu(MatmulPrecision::Mixed));
+        Ok(runner.check_distribution(fixture, BF16_MIN_AGREEMENT, BF16_MAX_DIVERGENCE))
+    });
+    check_all("mixed Q8_0", |fixture| {
+        // What the weights lose is not the products' matter.
+        let mut exact = quantized(fixture, Dtype::Q8_0, MatmulPrecision::Exact)?;
+        let mut mixed = quantized(fixture, Dtype::Q8_0, MatmulPrecision::Mixed)?;
+        let expected = |_: usize, ids: &[u32]| exact.logits(&[ids], ids.len()).remove(0);
+        Ok(mixed.check_against(fixture, expected, MIXED_MIN_AGREEMENT, MIXED_MAX_DIVERGENCE))
     });
 }
 

@@ -26,9 +26,19 @@ pub(crate) struct Runner<B: Backend> {
 impl<B: Backend> Runner<B> {
     pub(crate) fn new(fixture: &Fixture, dtype: WeightDtype, backend: B) -> Self {
         let raw = RawConfig::from_dir(&fixture.dir).unwrap();
-        let entry = models::find::<B>(&raw).unwrap();
-        let config = (entry.parse_config)(&raw).unwrap();
+        let config = (models::find::<B>(&raw).unwrap().parse_config)(&raw).unwrap();
         let store = WeightStore::open_safetensors(&fixture.dir).unwrap();
+        Self::of_weights(&raw, config, &store, dtype, backend)
+    }
+
+    /// A model of any weights.
+    pub(crate) fn of_weights(
+        raw: &RawConfig,
+        config: ModelConfig,
+        store: &WeightStore,
+        dtype: WeightDtype,
+        backend: B,
+    ) -> Self {
         let limits = StepLimits {
             max_tokens: MAX_TOKENS,
             max_seqs: MAX_SEQS,
@@ -38,13 +48,13 @@ impl<B: Backend> Runner<B> {
         };
         let loader = Loader {
             backend: &backend,
-            store: &store,
+            store,
             config: &config,
             dtype,
             max_model_len: limits.max_model_len,
             progress: &NoProgress,
         };
-        let model = (entry.load)(&loader).unwrap();
+        let model = (models::find::<B>(raw).unwrap().load)(&loader).unwrap();
         let ws = Workspace::new(&backend, &config, MAX_TOKENS, MAX_TOKENS).unwrap();
         let shape = KvCacheShape {
             dtype: backend.kv_dtype(KvCacheDtype::Auto).unwrap(),
@@ -82,10 +92,21 @@ impl<B: Backend> Runner<B> {
     /// Checks every position of every prompt against the golden logits: the least share whose most probable token is the
     /// golden one, and the greatest mean of KL(golden || found). Returns what was found.
     pub(crate) fn check_distribution(&mut self, fixture: &Fixture, min_agreement: f64, max_divergence: f64) -> String {
+        self.check_against(fixture, |i, _| fixture.logits(i), min_agreement, max_divergence)
+    }
+
+    /// The same against other logits, which `expected` gives of a prompt's number and ids.
+    pub(crate) fn check_against(
+        &mut self,
+        fixture: &Fixture,
+        mut expected: impl FnMut(usize, &[u32]) -> Vec<f32>,
+        min_agreement: f64,
+        max_divergence: f64,
+    ) -> String {
         let (mut num_rows, mut num_equal, mut sum) = (0, 0, 0.0);
         for (i, prompt) in fixture.prompts().iter().enumerate() {
             let ids = prompt.input_ids.as_slice();
-            let (found, expected) = (self.logits(&[ids], ids.len()).remove(0), fixture.logits(i));
+            let (found, expected) = (self.logits(&[ids], ids.len()).remove(0), expected(i, ids));
             let vocab_size = self.config.vocab_size;
             for (found, expected) in found.chunks_exact(vocab_size).zip(expected.chunks_exact(vocab_size)) {
                 num_rows += 1;

@@ -38,9 +38,9 @@ pub(super) struct EngineArgs {
     /// Tokens in one KV block.
     #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().block_size)]
     block_size: usize,
-    /// Most tokens computed in one step.
-    #[arg(long, value_name = "TOKENS", default_value_t = EngineConfig::default().max_num_batched_tokens)]
-    max_num_batched_tokens: usize,
+    /// Most tokens computed in one step [default: 512 on the CPU, 2048 on a GPU, and at least --max-num-seqs].
+    #[arg(long, value_name = "TOKENS")]
+    max_num_batched_tokens: Option<usize>,
     /// Most sequences that run at once.
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs)]
     max_num_seqs: usize,
@@ -56,7 +56,8 @@ pub(super) struct EngineArgs {
     /// Compute each of a GPU's operations on the CPU too, and fail requests at the first that differs.
     #[arg(long)]
     check_ops: bool,
-    /// Where downloaded models are kept [default: the user's cache].
+    /// Where downloaded models are kept [default: the user's cache]. A GPU's compiled kernels are kept where SCONCE_CACHE
+    /// says, whatever this is.
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     #[arg(skip)]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use indicatif::{BinaryBytes, HumanCount};
 use sconce::{
-    Activation, EngineConfig, KvCacheDtype, LoadFormat, ModelConfig, ModelReport, RopeConfig, RopeScaling,
+    Activation, DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, ModelConfig, ModelReport, RopeConfig, RopeScaling,
     TokenizerReport, WeightDtype, WeightGroup, hub,
 };
 use serde_json::{Map, Value, json};
@@ -20,10 +20,13 @@ pub(super) struct Args {
     /// A GGUF file, a folder, or an id of the Hugging Face hub, which is brought as `sconce pull` does.
     #[arg(value_name = "PATH|ID")]
     model: String,
-    /// The type of weights in memory: auto (as stored), f32 or bf16.
+    /// What the model is to run on, which need not be here: auto (a GPU where there is one), cpu, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: DeviceKind,
+    /// The type of weights in memory: auto (as stored; bf16 or f16 on a GPU), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
-    /// The type of keys and values in the cache: auto (f32), f32, bf16 or f16.
+    /// The type of keys and values in the cache: auto (f32; on a GPU as weights), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
     /// Where weights come from: auto (files) or dummy (config.json alone is looked at).
@@ -43,6 +46,7 @@ pub(super) struct Args {
 /// Runs `sconce inspect`. It fails where the model cannot run.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let config = EngineConfig {
+        device: args.device,
         dtype: args.dtype,
         kv_cache_dtype: args.kv_cache_dtype,
         load_format: args.load_format,

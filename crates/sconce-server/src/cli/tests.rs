@@ -50,13 +50,26 @@ fn serve_flags_reach_the_settings() {
     );
     assert_eq!((config.max_model_len, config.kv_cache_bytes, config.num_threads), (Some(9), Some(512 << 20), Some(3)));
     assert_eq!(config.kv_cache_dtype, KvCacheDtype::F32);
-    assert_eq!((config.max_num_seqs, config.max_num_batched_tokens), (4, 5));
+    assert_eq!((config.max_num_seqs, config.max_num_batched_tokens), (4, Some(5)));
     assert_eq!((config.block_size, config.max_waiting), (8, 6));
     let settings = args.settings();
     assert!(settings.api_key.as_ref().is_some_and(|key| key.matches(b"k")));
     assert!(!format!("{settings:?}").contains("\"k\""));
     assert_eq!(settings.cors_allow_origins, ["*"]);
     assert_eq!((settings.max_body_bytes, settings.drain_timeout.as_secs()), (1024, 2));
+}
+
+/// What a setting is where nobody sets it, and what it does not reach.
+#[test]
+fn help_says_what_depends_on_the_device() {
+    let help = parse("sconce serve --help").unwrap_err().to_string();
+    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for expected in ["[default: 512 on the CPU, 2048 on a GPU,", "kernels are kept where SCONCE_CACHE says"] {
+        assert!(words.contains(expected), "{help}");
+    }
+    let args = parse_serve("sconce serve --max-num-batched-tokens 0");
+    let error = args.engine.config().validate().unwrap_err().to_string();
+    assert!(error.contains("max-num-batched-tokens: must be at least 1"), "{error}");
 }
 
 #[test]

@@ -18,6 +18,8 @@ use crate::weights::{Dtype, TensorView};
 
 /// The share of the free memory that the KV pool takes by default: the other half stays for the rest of the machine.
 const KV_MEMORY_SHARE: usize = 2;
+/// Enough that a prompt's products are bounded by FLOPs, and few enough that others' decodes beside it do not wait long.
+const STEP_TOKENS: usize = 512;
 
 /// Threads, their SIMD, and scratch memory of the kernels.
 pub(crate) struct Cpu {
@@ -86,6 +88,10 @@ impl Backend for CpuBackend {
     fn kv_pool_memory(&self) -> Result<usize> {
         let unknown = || Error::config("kv-cache-bytes", "must be set: this system does not tell its free memory");
         Ok(memory::free_memory().ok_or_else(unknown)? / KV_MEMORY_SHARE)
+    }
+
+    fn default_step_tokens(&self) -> usize {
+        STEP_TOKENS
     }
 
     fn buffer(&self, max_rows: usize, cols: usize, _: BufferRole) -> Result<Buffer> {
@@ -179,7 +185,7 @@ impl Backend for CpuBackend {
     }
 
     fn layer_norm(&self, out: &mut Buffer, x: &Buffer, weight: &Vec<f32>, bias: &Vec<f32>, eps: f32) -> Result<()> {
-        ops::layer_norm::cpu(self.cpu.borrow().isa, out, x, weight, bias, eps);
+        ops::layer_norm::cpu(&mut self.cpu.borrow_mut(), out, x, weight, bias, eps);
         Ok(())
     }
 
@@ -228,7 +234,7 @@ impl Backend for CpuBackend {
     }
 
     fn add(&self, out: &mut Buffer, x: &Buffer) -> Result<()> {
-        ops::add::reference(out, x);
+        ops::add::cpu(&mut self.cpu.borrow_mut(), out, x);
         Ok(())
     }
 

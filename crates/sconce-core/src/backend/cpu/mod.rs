@@ -20,4 +20,5 @@ pub use storage::{Buffer, Matrix, MatrixPart, PartData, RopeTable};
 
 pub(crate) use isa::multiversion;
 pub(crate) use kv_cache::{KvElem, with_kv_elem};
+pub(crate) use memory::release_freed;
 pub(crate) use pool::SharedSlice;

@@ -7,12 +7,12 @@ use super::batch::DeviceBatch;
 use super::device::{Device, ElemType};
 use super::gpu::Gpu;
 use super::graphs::{Graphs, StepShape, padded_rows};
-use super::kv_cache::KvCache;
+use super::kv_cache::{self, KvCache};
 use super::storage::{Buffer, Matrix, RopeTable, Vector};
 use super::weights;
 use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kv::BlockCopy;
 use crate::ops::{
     self, attention::cuda::AttentionSpace, copy_blocks::CopySpace, linear::cuda::Products, sample::cuda::SampleSpace,
@@ -22,6 +22,8 @@ use crate::weights::{Dtype, TensorView};
 
 /// One part in so many of the free memory stays free for what the driver takes later: graphs, and what others do.
 const FREE_SHARE: usize = 20;
+/// Enough tiles of a matrix product for all multiprocessors of a large device.
+const STEP_TOKENS: usize = 2048;
 
 /// A GPU.
 pub struct CudaBackend {
@@ -84,7 +86,7 @@ impl CudaBackend {
 
     /// The type of weights in memory.
     pub fn weight_dtype(&self) -> WeightDtype {
-        if self.elem == ElemType::F16 { WeightDtype::F16 } else { WeightDtype::Bf16 }
+        weights::weight_dtype(self.elem)
     }
 }
 
@@ -103,6 +105,10 @@ impl Backend for CudaBackend {
     fn kv_pool_memory(&self) -> Result<usize> {
         let free = self.device.free_memory()?;
         Ok(free - free / FREE_SHARE)
+    }
+
+    fn default_step_tokens(&self) -> usize {
+        STEP_TOKENS
     }
 
     fn is_lost(&self) -> bool {
@@ -138,17 +144,7 @@ impl Backend for CudaBackend {
     }
 
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
-        let (dtype, is_own) = match self.elem {
-            ElemType::F16 => (KvDtype::F16, asked == KvCacheDtype::F16),
-            _ => (KvDtype::Bf16, asked == KvCacheDtype::Bf16),
-        };
-        if asked == KvCacheDtype::Auto || is_own {
-            return Ok(dtype);
-        }
-        Err(Error::config(
-            "kv-cache-dtype",
-            format!("on a GPU keys and values have the weights' type, {dtype}; use auto"),
-        ))
+        kv_cache::dtype(self.elem, asked)
     }
 
     fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {

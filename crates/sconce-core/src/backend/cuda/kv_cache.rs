@@ -5,10 +5,23 @@ use std::sync::Arc;
 use super::device::{Device, DevicePtr, ElemType};
 use super::storage::Memory;
 use crate::backend::{KvCacheShape, KvDtype};
+use crate::config::KvCacheDtype;
 use crate::error::{Error, Result};
 
 /// Heads begin at multiples of so many elements, so that copies take 16 bytes at a time and products 16 columns.
 const HEAD_ALIGNMENT: usize = 16;
+
+/// The type of keys and values on a device: that of the weights. Errors: another one was asked for.
+pub(super) fn dtype(elem: ElemType, asked: KvCacheDtype) -> Result<KvDtype> {
+    let (dtype, is_own) = match elem {
+        ElemType::F16 => (KvDtype::F16, asked == KvCacheDtype::F16),
+        _ => (KvDtype::Bf16, asked == KvCacheDtype::Bf16),
+    };
+    if asked == KvCacheDtype::Auto || is_own {
+        return Ok(dtype);
+    }
+    Err(Error::config("kv-cache-dtype", format!("on a GPU keys and values have the weights' type, {dtype}; use auto")))
+}
 
 /// Keys and values: [num_layers, 2 (keys, values), num_blocks, num_kv_heads, block_size, head_stride]. Dimensions of a head
 /// from `head_dim` on are zero.

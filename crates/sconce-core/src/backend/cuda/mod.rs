@@ -16,3 +16,15 @@ mod weights;
 
 pub use backend::CudaBackend;
 pub use gpu::{GpuInfo, available, release, self_test};
+
+use crate::backend::KvDtype;
+use crate::config::{KvCacheDtype, WeightDtype};
+use crate::error::Result;
+use crate::weights::Dtype;
+
+/// The types that a model's weights, and its keys and values, have on a GPU. `stored`: what most weights are stored in.
+/// Errors: a type was asked for that GPUs do not have.
+pub(crate) fn dtypes(asked: WeightDtype, kv: KvCacheDtype, stored: Dtype) -> Result<(WeightDtype, KvDtype)> {
+    let elem = weights::elem_type(asked, stored)?;
+    Ok((weights::weight_dtype(elem), kv_cache::dtype(elem, kv)?))
+}

@@ -24,6 +24,11 @@ pub(crate) fn elem_type(asked: WeightDtype, stored: Dtype) -> Result<ElemType> {
     }
 }
 
+/// The same, as settings name it.
+pub(super) fn weight_dtype(elem: ElemType) -> WeightDtype {
+    if elem == ElemType::F16 { WeightDtype::F16 } else { WeightDtype::Bf16 }
+}
+
 /// Parts of the same number of columns over each other.
 pub(crate) fn load(
     device: &Arc<dyn Device>,
