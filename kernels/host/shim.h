@@ -6,6 +6,7 @@
 // as they may: when they are waited for. A block that waits for itself ends the process with a message.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -131,6 +132,14 @@ static inline u32 __ballot_sync(u32 mask, int predicate) {
     for (unsigned i = 0; i < 32; i++) votes |= (mask >> i & 1) && *shim::slots(i) ? 1u << i : 0;
     shim::warp_barrier(mask);
     return votes;
+}
+static inline u32 __reduce_min_sync(u32 mask, u32 value) {
+    for (int i = 1; i < 32; i *= 2) value = std::min(value, __shfl_xor_sync(mask, value, i));
+    return value;
+}
+static inline u32 __reduce_max_sync(u32 mask, u32 value) {
+    for (int i = 1; i < 32; i *= 2) value = std::max(value, __shfl_xor_sync(mask, value, i));
+    return value;
 }
 static inline int __any_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
