@@ -17,9 +17,9 @@
 // A block has one key head and as many queries with all their heads as its rows allow: 16 a warp, row r being query r / group,
 // head r % group. K and V tiles pass through num_stages buffers of shared memory and serve all its warps.
 //   num_prompts = 0: sequences of one query; grid (parts, num_kv_heads, num_seqs): a part has an equal share of the splits that
-//     are not shared. With more than one part, which there must be where splits are shared, a sequence of several splits leaves each split's (O, max, sum) in partials
-//     [num_seqs, num_heads, num_slots, DIM] and, behind all of them, [num_seqs, num_heads, num_slots, 2], and attention_merge puts
-//     them together. Sequences of no key get zeros. The grid does not depend on lengths.
+//     are not shared. With more than one part, which there must be where splits are shared, a sequence of several splits leaves
+//     each split's (O, max, sum) in partials [num_seqs, num_heads, num_slots, DIM] and, behind all of them, [num_seqs, num_heads,
+//     num_slots, 2], and attention_merge puts them together. Sequences of no key get zeros. The grid does not depend on lengths.
 //   num_prompts > 0: grid (tiles of all prompts * num_kv_heads), a tile being the queries of a block.
 // attention_merge: grid (num_heads, num_seqs), DIM threads (whole warps), no shared memory.
 //
@@ -141,7 +141,6 @@ DEVICE void merge_splits(T* out, const float* partials, const u32* sequences, u3
         }
         out[((u64)seq[0] * num_heads + blockIdx.x) * head_dim + d] = from_float<T>(__fmul_rn(sum, __frcp_rn(all.sum)));
     }
-    let_next_kernel_begin();
 }
 
 #define ATTENTION(T, DIM)                                                                                              \
@@ -153,7 +152,6 @@ DEVICE void merge_splits(T* out, const float* partials, const u32* sequences, u3
         const bool has_work = num_prompts > 0 ? take_prompt(call, prompts, num_prompts, work)                          \
                                               : take_decode(call, shared_splits, work);                                \
         if (has_work) Core<T, DIM, Work>::run(call, work);                                                             \
-        let_next_kernel_begin();                                                                                       \
     }                                                                                                                  \
     EXPORT_KERNEL(attention_##T##_##DIM)
 #define KERNELS(T)                                                                                                     \

@@ -56,7 +56,6 @@ DEVICE bool take_item(const Call<T>& call, const u32* items, SharedWork& work) {
         const Call<T> call = CALL(T);                                                                                  \
         SharedWork work;                                                                                               \
         if (take_item(call, items, work)) Core<T, DIM, SharedWork>::run(call, work);                                   \
-        let_next_kernel_begin();                                                                                       \
     }                                                                                                                  \
     EXPORT_KERNEL(attention_shared_##T##_##DIM)
 #define KERNELS(T)                                                                                                     \

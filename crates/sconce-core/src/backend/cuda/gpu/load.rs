@@ -55,7 +55,7 @@ const DRIVER_FUNCTIONS: &[&str] = &[
     "cuModuleGetFunction",
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
 ];
 
 const CUBLASLT_FUNCTIONS: &[&str] = &[

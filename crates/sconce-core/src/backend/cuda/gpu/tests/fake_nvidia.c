@@ -91,12 +91,18 @@ int cuModuleUnload(void* m) { return !m; }
 int cuModuleGetFunction(void** f, void* m, const char* name) { *f = strdup(name); return !m; }
 int cuFuncGetAttribute(int* v, int a, void* f) { *v = a == 1 ? 1024 : 0; return !f; }
 int cuFuncSetAttribute(void* f, int a, int v) { return !f || a != 8 || v != 232448 - 1024; }
-// Writes what it was given to the address that is its first argument: grid, block, shared bytes, second argument.
-int cuLaunchKernel(char* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, Stream* s, void** params, void** extra) {
-    if (gx == 9) return 1;
-    unsigned seen[] = {gx, gy, gz, bx, by, bz, shared, *(unsigned*)params[1]};
-    memcpy(*(void**)params[0], seen, sizeof seen);
-    return !f || !s || extra;
+// Writes what it was given to the address that is its first argument: grid, block, shared bytes, second argument, and whether it may
+// begin before the kernel before it has ended.
+typedef struct { int id; char pad[4]; union { int value; char pad[64]; } of; } Attribute;
+typedef struct { unsigned dims[7]; Stream* s; Attribute* attributes; unsigned count; } LaunchConfig;
+int cuLaunchKernelEx(const LaunchConfig* c, char* f, void** params, void** extra) {
+    ENTER(cuLaunchKernelEx)
+    if (c->dims[0] == 9 || c->count > 1 || (c->count && (c->attributes->id != 6 || c->attributes->of.value != 1))) return 1;
+    unsigned* seen = *(unsigned**)params[0];
+    memcpy(seen, c->dims, sizeof c->dims);
+    seen[7] = *(unsigned*)params[1];
+    seen[8] = c->count;
+    return !f || !c->s || extra;
 }
 
 // cuBLASLt: one product, of bf16, as the engine describes it.
