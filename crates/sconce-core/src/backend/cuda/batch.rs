@@ -30,7 +30,7 @@ pub struct DeviceBatch {
     num_prompts: usize,
     max_decode_context: usize,
     max_own_splits: usize,
-    /// What sequences that begin alike have together; never anything where the batch does not look for it.
+    /// What sequences that begin alike have together. None: nobody looks for it.
     shared: Option<SharedSplits>,
     /// Whether it was padded, for launches that are written down.
     is_padded: bool,

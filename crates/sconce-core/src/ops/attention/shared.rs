@@ -3,14 +3,14 @@
 use super::cuda::{MAX_WARPS, SPLIT, WARP_ROWS, most_rows, padded_dim};
 use crate::backend::{AttentionSpec, Batch};
 
-/// What must be saved at least, for each layer: what an H100's memory moves in the 2 to 3 microseconds that another launch takes.
-/// An estimate: it was not measured.
+/// What must be saved at least, for each layer: what an H100's memory moves in the 2 to 3 microseconds that another launch
+/// takes. An estimate: it was not measured.
 pub(crate) const MIN_SAVED_BYTES: usize = 8 << 20;
 /// Blocks for each multiprocessor, of one warp; of more warps there are as many fewer.
 const BLOCKS_PER_SM: usize = MAX_WARPS;
 
-/// What a block does for each key head, as the kernel has it: the first of some neighbouring sequences, how many they are, the first of
-/// some splits that they have in common, and how many those are.
+/// What a block does for each key head, as the kernel has it: the first of some neighbouring sequences, how many they are,
+/// the first of some splits that they have in common, and how many those are.
 type Item = [u32; ITEM_WORDS];
 /// Words of an item.
 pub(crate) const ITEM_WORDS: usize = 4;
@@ -25,11 +25,11 @@ struct Tile {
 
 /// Makes plans, and keeps the last. Memory is reused from step to step.
 ///
-/// A run of sequences is cut into tiles, of as many sequences as a block has rows for with all heads of a key head. A tile of
-/// `n` sequences reads the keys and values of `s` splits once in place of `n` times. That saves `(n - 1) * s * 256` times the bytes
-/// of a token, less what its partial results take where a sequence alone would have needed none: they are counted always. Tiles
-/// are made where something is saved, and the step has a launch for them where it is [`MIN_SAVED_BYTES`] in all. Windows are not looked
-/// at: the plan is for all layers, which may differ in them.
+/// A run of sequences is cut into tiles, of as many sequences as a block has rows for with all heads of a key head. A tile
+/// of `n` sequences reads the keys and values of `s` splits once in place of `n` times. That saves `(n - 1) * s * 256`
+/// times the bytes of a token, less what its partial results take where a sequence alone would have needed none: they are
+/// counted always. Tiles are made where something is saved, and the step has a launch for them where it is
+/// [`MIN_SAVED_BYTES`] in all. Windows are not looked at: the plan is for all layers, which may differ in them.
 #[derive(Debug)]
 pub(crate) struct SharedSplits {
     /// Query heads of a key head.
@@ -134,8 +134,9 @@ impl SharedSplits {
         low
     }
 
-    /// The most items of a step of `num_seqs` sequences, with padding: it depends on them and on the number of warps alone, as launches
-    /// must. As many blocks as keep the device busy, or, where that is more, one for each two sequences.
+    /// The most items of a step of `num_seqs` sequences, with padding: it depends on them and on the number of warps alone,
+    /// as launches must. As many blocks as keep the device busy, or, where that is more, one for each two sequences. Only
+    /// where something is shared.
     pub(crate) fn max_items(&self, num_seqs: usize) -> usize {
         self.wanted_blocks.div_ceil(self.num_warps).max(num_seqs / 2)
     }

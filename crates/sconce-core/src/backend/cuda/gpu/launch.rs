@@ -1,11 +1,12 @@
 //! [`Launcher`]: puts kernels on the stream. On Hopper and later a kernel begins while the one before it ends (programmatic
 //! dependent launch): its blocks take their places, and do what needs nothing of those before it.
 //!
-//! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_kernel_before`) before it reads what is not a
-//! weight, before it writes anything, and before it lets the next kernel begin. The wait returns when the kernel before has ended and
-//! its writes can be seen. So a kernel begins only when the one before has passed its own wait everywhere, which is when the one
-//! before that has ended: two kernels at most are on the device together, and what a kernel waits for is all that came before. Copies,
-//! cuBLASLt's products, graphs and whatever else is no kernel of ours wait for all before them, and are waited for in full.
+//! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_kernel_before`) before it reads what
+//! is not a weight, before it writes anything, and before it lets the next kernel begin. The wait returns when the kernel
+//! before has ended and its writes can be seen. So a kernel begins only when the one before has passed its own wait
+//! everywhere, which is when the one before that has ended: two kernels at most are on the device together, and what a
+//! kernel waits for is all that came before. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
+//! wait for all before them, and are waited for in full.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};

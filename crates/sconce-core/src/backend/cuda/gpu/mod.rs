@@ -1,11 +1,13 @@
 //! [`Gpu`]: a [`Device`] by way of NVIDIA's driver, which is loaded when it is asked for. Without one there is an error that
 //! says what is missing, and nothing else happens.
 //!
-//! Everything runs on one stream, in order. Events are used for pinned memory alone, so that captures see none.
+//! Everything runs on one stream, in order. Events are used for pinned memory, and where algorithms are tried, so that
+//! captures see none.
 //!
 //! What it reads of the environment: `SCONCE_CUDA_LIBS` (folders with NVIDIA's libraries), `SCONCE_CUDA_KERNELS` (`cubin`,
-//! `ptx` or `source` in place of the best of them), `SCONCE_CUDA_SYNC=1` (waits after every launch, so that an error names its
-//! kernel), `SCONCE_CUDA_PDL=0` (no kernel begins before the one before it has ended). `CUDA_VISIBLE_DEVICES` is the driver's own affair.
+//! `ptx` or `source` in place of the best of them), `SCONCE_CUDA_SYNC=1` (waits after every launch, so that an error names
+//! its kernel), `SCONCE_CUDA_PDL=0` (no kernel begins before the one before it has ended). `CUDA_VISIBLE_DEVICES` is the
+//! driver's own affair.
 
 mod cache;
 mod compile;
@@ -22,6 +24,7 @@ mod peaks;
 mod places;
 mod self_test;
 mod staging;
+mod trial;
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use super::super::image::embedded;
 use super::super::places::OWN_VARIABLE;
 use super::super::self_test::self_test;
 use super::super::{Gpu, available};
-use crate::backend::cuda::device::{Args, Device, Dims};
+use crate::backend::cuda::device::{Args, Device, Dims, ElemType, Matmul};
 use crate::error::Result;
 
 /// The stand-ins, under the names of what they stand in for.
@@ -124,6 +124,32 @@ fn child_overlap() {
     }
 }
 
+/// Products of two numbers of rows that round to the same, and one in a graph: before them where `FAKE_GRAPH_FIRST` is set.
+#[test]
+fn child_products() {
+    if is_child() {
+        let gpu = Gpu::open(0).unwrap();
+        let [out, x, weight] = [(); 3].map(|()| gpu.alloc(1 << 16).unwrap());
+        let product = |num_rows: usize| {
+            let (in_type, out_type) = (ElemType::Bf16, ElemType::F32);
+            let call = Matmul { out, x, weight, num_rows, cols: 64, out_cols: 64, out_stride: 64, in_type, out_type };
+            // SAFETY: there is memory for 64 rows; what is in it does not matter.
+            unsafe { gpu.matmul(&call) }.unwrap();
+        };
+        let graph = || {
+            gpu.begin_capture().unwrap();
+            product(40);
+            drop(gpu.end_capture().unwrap());
+        };
+        if std::env::var_os("FAKE_GRAPH_FIRST").is_some() {
+            graph();
+        }
+        product(40);
+        product(50);
+        graph();
+    }
+}
+
 #[test]
 fn child_lost_device() {
     if is_child() {
@@ -154,6 +180,22 @@ fn against_a_stand_in_for_the_driver() {
     assert!(lines.contains("graph of a copy and a product"), "{lines}");
     child("child_self_test", dir.path(), &[("SCONCE_CUDA_KERNELS", "source")]);
     child("child_self_test", dir.path(), &[("SCONCE_CUDA_SYNC", "1")]);
+    // Of the algorithms that are proposed the fastest is kept, also for graphs; the first where they cannot be timed.
+    for (vars, kept, is_tried) in [(&[][..], 3, true), (&[("FAKE_FAIL", "cuEventElapsedTime:1")], 5, false)] {
+        let printed = child("child_products", dir.path(), vars);
+        let products: Vec<_> = printed.lines().filter_map(|line| line.strip_prefix("fake: a product of ")).collect();
+        let of = |ms: u32| products.iter().filter(|line| line.starts_with(&format!("{ms} ms"))).count();
+        assert_eq!(products.last().copied(), Some(format!("{kept} ms in a graph").as_str()), "{products:?}");
+        assert_eq!((of(1), of(9) > 0), (0, is_tried), "{products:?}");
+        assert!(
+            products[products.len() - 3..].iter().all(|line| line.starts_with(&format!("{kept} ms"))),
+            "{products:?}"
+        );
+    }
+    // What a graph is written down with is not tried.
+    let printed = child("child_products", dir.path(), &[("FAKE_GRAPH_FIRST", "1")]);
+    let is_first = |line: &str| !line.starts_with("fake: a product of") || line.starts_with("fake: a product of 5 ms");
+    assert!(printed.lines().all(is_first), "{printed}");
     let printed = child("child_lost_device", dir.path(), &[("FAKE_FAIL", "cuStreamSynchronize:700")]);
     assert!(printed.contains("fake: reset with 0 contexts"), "{printed}");
     if embedded::SOURCES.is_empty() {
