@@ -16,8 +16,7 @@ use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops::{
     self,
-    attention::cuda::AttentionSpace,
-    attention::cuda::DecodeShape,
+    attention::cuda::{AttentionSpace, DecodeShape},
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
     linear::cuda::Products,
@@ -37,7 +36,7 @@ pub struct CudaBackend {
     elem: ElemType,
     products: Products,
     uses_graphs: bool,
-    /// What a step must save by attending for sequences that begin alike together, that it does.
+    /// Bytes that a layer must save where sequences that begin alike are attended together.
     min_saved_bytes: usize,
     scratch: RefCell<Scratch>,
 }

@@ -1,6 +1,6 @@
 //! The device's kernel against the reference, and against itself in other batches.
 
-mod shared;
+mod shared_tests;
 
 use std::sync::Arc;
 

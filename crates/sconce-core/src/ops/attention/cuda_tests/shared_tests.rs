@@ -42,9 +42,8 @@ impl Case {
 
     fn inputs(&self, batch: &Batch, num_rows: Option<usize>) -> DeviceBatch {
         let shared = SharedSplits::new(&self.spec, self.cpu_kv.shape.block_size, self.device.num_sms());
-        let inputs =
-            DeviceBatch::new(&self.device, 1 << 16).unwrap().with_shared_splits(shared.with_min_saved_bytes(0));
-        let mut inputs = inputs;
+        let inputs = DeviceBatch::new(&self.device, 1 << 16).unwrap();
+        let mut inputs = inputs.with_shared_splits(shared.with_min_saved_bytes(0));
         inputs.upload(batch, num_rows).unwrap();
         inputs
     }
