@@ -21,6 +21,5 @@ extern "C" __global__ void copy_blocks(u8* kv, const u32* copies, u32 num_copies
             *(uint4*)(own + destination * block_bytes) = *(const uint4*)(own + source * block_bytes);
         }
     }
-    let_next_kernel_begin();
 }
 EXPORT_KERNEL(copy_blocks)

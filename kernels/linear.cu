@@ -119,7 +119,9 @@ DEVICE void rows(const Product<T>& p, u32 splits) {
     const u32 block_features = ROWS_WARPS / splits * FEATURES, block_feature = blockIdx.x * block_features;
     const u32 first_feature = block_feature + warp / splits * FEATURES;
     const u32 start = warp % splits * p.segment, end = min(start + p.segment, p.cols);
-    if (start < end && first_feature < p.features) {
+    if (start >= end || first_feature >= p.features) {
+        wait_for_kernel_before();
+    } else {
         float sums[TILES][4] = {};
         stream<T, TILES, STAGES>(sums, p, first_feature, start, end);
 #pragma unroll
@@ -130,7 +132,6 @@ DEVICE void rows(const Product<T>& p, u32 splits) {
             }
         }
     }
-    let_next_kernel_begin();
     __syncthreads();
     const u32 num_segments = (p.cols + p.segment - 1) / p.segment;
     for (u32 idx = threadIdx.x; idx < p.tokens * block_features; idx += ROWS_WARPS * 32) {
@@ -323,7 +324,6 @@ DEVICE void tile(const Product<T>& p) {
         }
     }
     copy_wait<0>();
-    let_next_kernel_begin();
     if (segment_chunks < num_chunks) add_totals<S>(sums, totals, false);
     // Results take the place of stages and totals.
     __syncthreads();
@@ -346,8 +346,8 @@ DEVICE void tile(const Product<T>& p) {
 
 template <typename T>
 DEVICE void add_bias(T* out, const float* bias, u32 features) {
-    const u32 feature = blockIdx.y * blockDim.x + threadIdx.x;
     wait_for_kernel_before();
+    const u32 feature = blockIdx.y * blockDim.x + threadIdx.x;
     T* at = out + (u64)blockIdx.x * features + feature;
     if (feature < features) *at = from_float<T>(to_float(*at) + bias[feature]);
 }

@@ -18,6 +18,7 @@ DEVICE float weight_of(u64 seed, u64 counter) {
 
 template <typename T>
 DEVICE void fill(T* out, u64 len, u64 seed) {
+    wait_for_kernel_before();
     const u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (first >= len) return;
     u32 pairs[4];

@@ -55,7 +55,6 @@ DEVICE void norm_row(T* out, X* x, const T* delta, const float* weight, u32 cols
         load_part<X, WIDTH>(more, x, col, cols, is_aligned);
         write(more, col);
     }
-    let_next_kernel_begin();
 }
 
 #define KERNELS(T)                                                                                                     \

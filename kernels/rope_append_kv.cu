@@ -111,7 +111,6 @@ DEVICE void do_token(T* qkv, T* keys, T* values, const float* table, const u32* 
     } else {
         do_item<T, 1>(row, key, value, angles, heads, item, head_step);
     }
-    let_next_kernel_begin();
 }
 
 #define KERNELS(T)                                                                                                     \

@@ -194,7 +194,6 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
         apply_edits(copy, row, edits, start, end);
         write_maxima(edited_best + chunk * MAXIMA, copy, start, end);
     }
-    let_next_kernel_begin();
 }
 EXPORT_KERNEL(sample_scan)
 
@@ -245,7 +244,6 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
         mass[at + chunk] = raw_mass;
         mass[at + num_chunks + chunk] = edited_mass;
     }
-    let_next_kernel_begin();
 }
 EXPORT_KERNEL(sample_weigh)
 
@@ -457,6 +455,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     choose(out, head, views, row, mass + at, num_chunks, s);
     __syncthreads();
     if (threadIdx.x < HEAD_LEN) out[threadIdx.x] = reinterpret_cast<const u32*>(&head)[threadIdx.x];
-    let_next_kernel_begin();
 }
 EXPORT_KERNEL(sample_choose)

@@ -27,7 +27,7 @@ struct Copy {
 struct Fiber {
     void* stack_pointer = nullptr;
     Place place;
-    bool is_done = false;
+    bool is_done = false, has_waited = false;
     std::vector<Copy> open;
     std::vector<std::vector<Copy>> groups;
 };
@@ -165,6 +165,7 @@ void fiber_main() {
         // Legal, but a copy that nobody waits for is a mistake.
         give_up("the thread ends and has not waited for its copies");
     }
+    if (!self.has_waited) give_up("the thread ends and has not waited for the kernel before");
     self.is_done = true;
     progressed();
     if (--block.num_alive > 0 && block.barrier.arrived >= block.num_alive) release(block.barrier);
@@ -199,7 +200,7 @@ void run_block() {
     block.warps.assign(block.num_threads / 32, Warp{});
     for (unsigned i = 0; i < block.num_threads; i++) {
         Fiber& fiber = block.fibers[i];
-        fiber.is_done = false;
+        fiber.is_done = fiber.has_waited = false;
         fiber.open.clear();
         fiber.groups.clear();
         fiber.place = place;
@@ -246,6 +247,8 @@ void copy_wait(int num_pending) {
         self.groups.erase(self.groups.begin());
     }
 }
+
+void note_wait() { block.fibers[block.current].has_waited = true; }
 
 float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
 

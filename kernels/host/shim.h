@@ -6,6 +6,7 @@
 // as they may: when they are waited for. A block that waits for itself ends the process with a message.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -65,6 +66,8 @@ unsigned lane();
 void copy_async(void* shared, const void* global, bool is_there);
 void copy_commit();
 void copy_wait(int num_pending);
+// Every thread must wait for the kernel before: here there is none, but one that forgets it ends the process.
+void note_wait();
 float bf16_to_float(u16 bits);
 u16 bf16_from_float(float x);
 float f16_to_float(u16 bits);
@@ -131,6 +134,14 @@ static inline u32 __ballot_sync(u32 mask, int predicate) {
     for (unsigned i = 0; i < 32; i++) votes |= (mask >> i & 1) && *shim::slots(i) ? 1u << i : 0;
     shim::warp_barrier(mask);
     return votes;
+}
+static inline u32 __reduce_min_sync(u32 mask, u32 value) {
+    for (int i = 1; i < 32; i *= 2) value = std::min(value, __shfl_xor_sync(mask, value, i));
+    return value;
+}
+static inline u32 __reduce_max_sync(u32 mask, u32 value) {
+    for (int i = 1; i < 32; i *= 2) value = std::max(value, __shfl_xor_sync(mask, value, i));
+    return value;
 }
 static inline int __any_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
@@ -294,5 +305,4 @@ template <int NUM_PENDING>
 void copy_wait() {
     shim::copy_wait(NUM_PENDING);
 }
-DEVICE void wait_for_kernel_before() {}
-DEVICE void let_next_kernel_begin() {}
+DEVICE void wait_for_kernel_before() { shim::note_wait(); }

@@ -4,6 +4,7 @@
 // out[0], out[1]: a . b^T, 16 x 8, of a [16, 32] and b [8, 32], b given row after row and, in `b_trans` [32, 8], column after
 // column. All bf16, by way of asynchronous copies, shared memory and matrix products. One warp; 3 KB of shared memory.
 extern "C" __global__ void shim_test_mma(float* out, const bf16* a, const bf16* b, const bf16* b_trans) {
+    wait_for_kernel_before();
     DYNAMIC_SHARED(shared);
     bf16* sa = (bf16*)shared;
     bf16* sb = sa + 16 * 32;
@@ -37,6 +38,7 @@ EXPORT_KERNEL(shim_test_mma)
 
 // out[i]: the bits of x[i] as bf16, and above them as f16; back[i] and back[n + i]: these in f32 again.
 extern "C" __global__ void shim_test_convert(u32* out, float* back, const float* x, u32 n) {
+    wait_for_kernel_before();
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     const bf16 b = from_float<bf16>(x[i]);
@@ -50,6 +52,7 @@ EXPORT_KERNEL(shim_test_convert)
 // Of a block's threads, by thread: the sum of all, the lane before it, the votes of odd lanes of its warp.
 extern "C" __global__ void shim_test_warp(float* sum, u32* before, u32* votes) {
     __shared__ float scratch[32];
+    wait_for_kernel_before();
     const u32 thread = threadIdx.x;
     sum[thread] = block_sum((float)thread, scratch);
     before[thread] = __shfl_up_sync(FULL_WARP, thread, 1);

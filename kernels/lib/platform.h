@@ -154,15 +154,13 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(NUM_PENDING) : "memory");
 }
 
-// Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it): waits until what the kernel
-// before this one has written can be read; and lets the next kernel begin.
+// Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it): waits until the kernel before this one
+// has ended and what it has written can be read, and only then lets the next one begin. Every thread of every kernel calls it,
+// also one that has nothing to do: then all that came before has ended with the kernel before. Until it returns, weights alone
+// may be read, and nothing may be written: the kernel before may still read it.
 DEVICE void wait_for_kernel_before() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void let_next_kernel_begin() {
-#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }

@@ -92,8 +92,9 @@ pub enum MatmulPrecision {
     /// As exactly as products of f32: inputs have 16 bits for quantized weights, and stay in f32 for others.
     #[default]
     Exact,
-    /// Faster still in prompts and large batches: inputs have 8 bits for quantized weights, and are rounded to bf16
-    /// for bf16 weights, where the machine has instructions for them.
+    /// Faster still in prompts and large batches: inputs have 8 bits for quantized weights, and are rounded to bf16 for
+    /// bf16 weights, where the machine has instructions for them. On a GPU NVIDIA's library multiplies where there are many
+    /// rows: results then depend on how many there are, and may differ from one run to the next.
     Fast,
 }
 

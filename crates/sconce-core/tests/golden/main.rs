@@ -18,7 +18,7 @@ mod text;
 use compare::max_error;
 use fixture::Fixture;
 use report::check_all;
-use runner::Runner;
+use runner::{BLOCK_SIZE, Runner};
 use sconce_core::backend::cpu::CpuBackend;
 use sconce_core::config::{MatmulPrecision, WeightDtype};
 use sconce_core::weights::Dtype;
@@ -45,6 +45,19 @@ fn logits_equal_the_golden_ones() {
             worst = worst.max(error);
         }
         Ok(format!("{worst:.1e}"))
+    });
+}
+
+#[test]
+fn a_common_prompt_changes_nothing() {
+    check_all("common prompt", |fixture| {
+        let mut runner = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2)));
+        let prompt = &fixture.prompts()[0].input_ids[..BLOCK_SIZE];
+        let sequences = [&prompt[..3], &prompt[3..6], &prompt[1..4]];
+        runner.logits(&[prompt], prompt.len());
+        let found = runner.continued(1, &sequences, true);
+        assert!(found == runner.continued(1, &sequences, false), "{}", fixture.name);
+        Ok("equal".into())
     });
 }
 

@@ -9,9 +9,9 @@ use sconce_core::weights::WeightStore;
 use super::compare::{argmax, divergence};
 use super::fixture::Fixture;
 
-const BLOCK_SIZE: usize = 8;
+pub(crate) const BLOCK_SIZE: usize = 8;
 const MAX_TOKENS: usize = 1024;
-const BLOCKS_PER_SEQ: usize = 32;
+const BLOCKS_PER_SEQ: usize = 40;
 const MAX_SEQS: usize = 8;
 
 pub(crate) struct Runner<B: Backend> {
@@ -85,6 +85,27 @@ impl<B: Backend> Runner<B> {
             for (row, &i) in found.chunks_exact(self.config.vocab_size).zip(&rows) {
                 logits[i].extend_from_slice(row);
             }
+        }
+        logits
+    }
+
+    /// Logits of each sequence's tokens behind the first blocks of the sequence that `logits` was called with, which they have
+    /// in common. `is_known`: whether the batches say so.
+    pub(crate) fn continued(&mut self, num_common: usize, sequences: &[&[u32]], is_known: bool) -> Vec<f32> {
+        let mut logits = Vec::new();
+        for step in 0..sequences[0].len() {
+            let mut batch = Batch::default();
+            for (i, seq) in sequences.iter().enumerate() {
+                let blocks = [&blocks_of(0)[..num_common], &blocks_of(1 + i)[num_common..]].concat();
+                let start = num_common * BLOCK_SIZE + step;
+                batch.push(&seq[step..=step], &blocks, start, start, BLOCK_SIZE);
+            }
+            if is_known {
+                batch.find_shared_prefixes();
+                assert_eq!(batch.shared_prefixes.len(), 1);
+            }
+            self.forward(&batch);
+            logits.extend(self.backend.read(&self.ws.logits, sequences.len()).unwrap());
         }
         logits
     }

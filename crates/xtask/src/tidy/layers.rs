@@ -77,14 +77,16 @@ pub(super) fn core_dependencies(source: &Source, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Every `kernels/<op>.cu` has an `ops/<op>.rs` with its reference.
+/// Every `kernels/<op>.cu` has an `ops/<op>.rs` with its reference, and every `kernels/<op>_<part>.cu` an `ops/<op>/`.
 pub(super) fn kernels_have_ops(sources: &[Source], findings: &mut Vec<Finding>) {
     let has = |path: &str| sources.iter().any(|source| source.path == path);
     for kernel in sources {
         let name = kernel.path.strip_prefix("kernels/").and_then(|name| name.strip_suffix(".cu"));
         let Some(op) = name.filter(|name| !name.contains('/')) else { continue };
-        let (file, folder) = (format!("{CORE}/ops/{op}.rs"), format!("{CORE}/ops/{op}/mod.rs"));
-        if !has(&file) && !has(&folder) {
+        let file = format!("{CORE}/ops/{op}.rs");
+        let is_folder = |op: &str| has(&format!("{CORE}/ops/{op}/mod.rs"));
+        let is_part = op.rsplit_once('_').is_some_and(|(op, _)| is_folder(op));
+        if !has(&file) && !is_folder(op) && !is_part {
             findings.push(Finding::error(kernel, 1, format!("there is no {file} with the kernel's reference")));
         }
     }

@@ -127,6 +127,14 @@ fn kernels_have_references() {
     let kernel = Source::new("kernels/softmax.cu", "// The math.\n");
     let op = Source::new("crates/sconce-core/src/ops/softmax.rs", "//! M.\n");
     assert_eq!(check(&[kernel, op]).len(), 0);
+    let part = Source::new("kernels/softmax_wide.cu", "// The math.\n");
+    let folder = Source::new("crates/sconce-core/src/ops/softmax/mod.rs", "//! M.\n");
+    assert_eq!(check(&[part, folder]).len(), 0);
+    assert_one(
+        &check_file("kernels/softmax_wide.cu", "// The math.\n"),
+        1,
+        "there is no crates/sconce-core/src/ops/softmax_wide.rs",
+    );
     assert_one(
         &check_file("kernels/softmax.cu", "// The math.\n"),
         1,

@@ -15,7 +15,12 @@ use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, Rope
 use crate::error::Result;
 use crate::kv::BlockCopy;
 use crate::ops::{
-    self, attention::cuda::AttentionSpace, copy_blocks::CopySpace, linear::cuda::Products, sample::cuda::SampleSpace,
+    self,
+    attention::cuda::{AttentionSpace, DecodeShape},
+    attention::shared::{MIN_SAVED_BYTES, SharedSplits},
+    copy_blocks::CopySpace,
+    linear::cuda::Products,
+    sample::cuda::SampleSpace,
 };
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, TensorView};
@@ -33,6 +38,8 @@ pub struct CudaBackend {
     elem: ElemType,
     products: Products,
     uses_graphs: bool,
+    /// Bytes that a layer must save where sequences that begin alike are attended together.
+    min_saved_bytes: usize,
     scratch: RefCell<Scratch>,
 }
 
@@ -57,7 +64,8 @@ impl CudaBackend {
 
     pub(crate) fn new(device: Arc<dyn Device>, elem: ElemType) -> Self {
         let uses_graphs = std::env::var_os("SCONCE_CUDA_GRAPHS").is_none_or(|value| value != "0");
-        Self { device, index: 0, elem, products: Products::Own, uses_graphs, scratch: RefCell::default() }
+        let (products, min_saved_bytes) = (Products::Own, MIN_SAVED_BYTES);
+        Self { device, index: 0, elem, products, uses_graphs, min_saved_bytes, scratch: RefCell::default() }
     }
 
     /// The same with another precision of products: `fast` leaves those of many rows to cuBLASLt, whose sums may depend on
@@ -71,6 +79,12 @@ impl CudaBackend {
     #[cfg(test)]
     pub(crate) fn without_graphs(self) -> Self {
         Self { uses_graphs: false, ..self }
+    }
+
+    /// The same, where sequences that begin alike are attended together however little that saves.
+    #[cfg(test)]
+    pub(crate) fn sharing_always(self) -> Self {
+        Self { min_saved_bytes: 0, ..self }
     }
 
     /// How many graphs there are.
@@ -163,10 +177,11 @@ impl Backend for CudaBackend {
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
-        DeviceBatch::new(
-            &self.device,
-            DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks),
-        )
+        let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
+        let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());
+        let max_words = max_words + shared.max_words(limits.max_seqs);
+        let shared = shared.with_min_saved_bytes(self.min_saved_bytes);
+        Ok(DeviceBatch::new(&self.device, max_words)?.with_shared_splits(shared))
     }
 
     fn upload(&self, dst: &mut DeviceBatch, batch: &Batch) -> Result<()> {
@@ -182,8 +197,7 @@ impl Backend for CudaBackend {
         if !batch.is_padded() {
             return forward();
         }
-        let num_splits = ops::attention::cuda::split_bucket(batch.max_decode_context());
-        let shape = StepShape { num_rows: batch.num_tokens(), num_splits };
+        let shape = StepShape { num_rows: batch.num_tokens(), attention: DecodeShape::of(batch) };
         // Out of the cell while `forward` runs: operations look for their scratch memory in it.
         let mut graphs = std::mem::take(&mut self.scratch.borrow_mut().graphs);
         // SAFETY: launches depend on the numbers in the shape alone; an engine has one workspace, one cache and one model

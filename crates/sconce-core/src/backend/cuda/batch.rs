@@ -2,8 +2,8 @@
 //!
 //! Everything is `u32`, one section after the other, so that where a section begins depends on the numbers of tokens, of
 //! sequences and of rows of logits alone: a graph of launches that was captured for some numbers is good for every step that is
-//! padded to them. What has another length each time comes last: the prompts, of which such steps have none, and the block
-//! tables.
+//! padded to them; where splits are shared, also on the warps that blocks have for them. What has another length each time comes
+//! last: the prompts, of which such steps have none, and the block tables.
 
 use std::sync::Arc;
 
@@ -11,6 +11,8 @@ use super::device::{Device, DevicePtr};
 use super::storage::Memory;
 use crate::backend::Batch;
 use crate::error::{Error, Result};
+use crate::ops::attention::cuda::SPLIT;
+use crate::ops::attention::shared::{ITEM_WORDS, SharedSplits};
 
 /// Words of a sequence: the row of its first token, its tokens in the step, its tokens in the cache once the step's are
 /// written, and where its block table begins.
@@ -27,6 +29,9 @@ pub struct DeviceBatch {
     num_logits: usize,
     num_prompts: usize,
     max_decode_context: usize,
+    max_own_splits: usize,
+    /// What sequences that begin alike have together. None: nobody looks for it.
+    shared: Option<SharedSplits>,
     /// Whether it was padded, for launches that are written down.
     is_padded: bool,
 }
@@ -42,11 +47,18 @@ impl DeviceBatch {
             num_logits: 0,
             num_prompts: 0,
             max_decode_context: 0,
+            max_own_splits: 0,
+            shared: None,
             is_padded: false,
         })
     }
 
-    /// Words of a step of so many tokens, rows of logits and sequences of at most so many blocks.
+    /// The same, where sequences that begin alike are attended together.
+    pub(crate) fn with_shared_splits(self, shared: SharedSplits) -> Self {
+        Self { shared: Some(shared), ..self }
+    }
+
+    /// Words of a step of so many tokens, rows of logits and sequences of at most so many blocks, where nothing is shared.
     pub(crate) fn max_words(max_tokens: usize, max_logits: usize, max_seqs: usize, max_blocks: usize) -> usize {
         3 * max_tokens + max_logits + max_seqs * (SEQUENCE_WORDS + 1 + max_blocks)
     }
@@ -76,12 +88,25 @@ impl DeviceBatch {
         for row in batch.sequences.len()..self.num_seqs {
             words.extend([row as u32, 1, 0, 0]);
         }
+        if let Some(shared) = &mut self.shared {
+            shared.plan(batch, self.num_seqs);
+            if shared.num_warps() > 0 {
+                words.extend_from_slice(shared.of_sequences());
+                let end = words.len() + ITEM_WORDS * shared.max_items(self.num_seqs);
+                words.extend_from_slice(shared.items().as_flattened());
+                words.resize(end, 0);
+            }
+        }
         let is_prompt = |idx: &usize| batch.sequences[*idx].query_len > 1;
         let before = words.len();
         words.extend((0..batch.sequences.len()).filter(is_prompt).map(|idx| idx as u32));
         self.num_prompts = words.len() - before;
-        let decodes = batch.sequences.iter().filter(|seq| seq.query_len == 1);
-        self.max_decode_context = decodes.map(|seq| seq.context_len).max().unwrap_or(0);
+        let decodes = batch.sequences.iter().enumerate().filter(|(_, seq)| seq.query_len == 1);
+        self.max_decode_context = decodes.clone().map(|(_, seq)| seq.context_len).max().unwrap_or(0);
+        let of_sequences = self.shared.as_ref().map_or(&[][..], SharedSplits::of_sequences);
+        let shared_len = |idx: usize| of_sequences.get(idx).map_or(0, |&num| num as usize);
+        let own = decodes.map(|(idx, seq)| seq.context_len.div_ceil(SPLIT) - shared_len(idx));
+        self.max_own_splits = own.max().unwrap_or(0);
         words.extend_from_slice(&batch.block_tables);
         if words.len() * 4 > self.memory.bytes() {
             return Err(Error::internal(format!(
@@ -117,6 +142,16 @@ impl DeviceBatch {
         self.word(3 * self.num_tokens + self.num_logits)
     }
 
+    /// [num_seqs]: the splits of each sequence that it has in common with others, its first. Null where nothing is shared.
+    pub(crate) fn shared_splits(&self) -> DevicePtr {
+        if self.shared_warps() == 0 { DevicePtr::NULL } else { self.word(self.shared_start()) }
+    }
+
+    /// [max_shared_items]: what is done for several sequences together.
+    pub(crate) fn shared_items(&self) -> DevicePtr {
+        self.word(self.shared_start() + self.num_seqs)
+    }
+
     /// [num_prompts]: the sequences that have more than one token in the step.
     pub(crate) fn prompts(&self) -> DevicePtr {
         self.word(self.prompts_start())
@@ -127,8 +162,23 @@ impl DeviceBatch {
         self.word(self.prompts_start() + self.num_prompts)
     }
 
-    fn prompts_start(&self) -> usize {
+    fn shared_start(&self) -> usize {
         3 * self.num_tokens + self.num_logits + SEQUENCE_WORDS * self.num_seqs
+    }
+
+    fn prompts_start(&self) -> usize {
+        let of_shared = if self.shared_warps() == 0 { 0 } else { self.num_seqs + ITEM_WORDS * self.max_shared_items() };
+        self.shared_start() + of_shared
+    }
+
+    /// Warps of a block that attends for several sequences together; 0 where nothing is shared.
+    pub(crate) fn shared_warps(&self) -> usize {
+        self.shared.as_ref().map_or(0, SharedSplits::num_warps)
+    }
+
+    /// Items that there is room for; those behind the last have no sequences. Only where something is shared.
+    pub(crate) fn max_shared_items(&self) -> usize {
+        self.shared.as_ref().map_or(0, |shared| shared.max_items(self.num_seqs))
     }
 
     /// Sequences that have more than one token in the step.
@@ -138,15 +188,20 @@ impl DeviceBatch {
 
     /// How many tiles of so many neighbours the prompts' tokens make, none of two prompts.
     pub(crate) fn num_prompt_tiles(&self, tile_len: usize) -> usize {
-        let start = self.prompts_start();
+        let (start, shared_start) = (self.prompts_start(), self.shared_start());
         let prompts = &self.words[start..start + self.num_prompts];
-        let sequences = &self.words[start - SEQUENCE_WORDS * self.num_seqs..start];
+        let sequences = &self.words[shared_start - SEQUENCE_WORDS * self.num_seqs..shared_start];
         prompts.iter().map(|&idx| (sequences[SEQUENCE_WORDS * idx as usize + 1] as usize).div_ceil(tile_len)).sum()
     }
 
     /// The most tokens in the cache of a sequence that has one in the step.
     pub(crate) fn max_decode_context(&self) -> usize {
         self.max_decode_context
+    }
+
+    /// The most splits of a sequence that has one token in the step, without those that it has in common with others.
+    pub(crate) fn max_own_splits(&self) -> usize {
+        self.max_own_splits
     }
 
     fn word(&self, idx: usize) -> DevicePtr {

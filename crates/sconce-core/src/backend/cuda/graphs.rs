@@ -5,14 +5,15 @@ use std::collections::hash_map::Entry;
 
 use super::device::{Device, Graph};
 use crate::error::Result;
+use crate::ops::attention::cuda::DecodeShape;
 
 /// All that the launches of a step depend on, beside the contents of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct StepShape {
     /// Tokens, each the only one of its sequence, with padding.
     pub(crate) num_rows: usize,
-    /// Parts into which the longest context is cut, rounded up.
-    pub(crate) num_splits: usize,
+    /// What attention's launches depend on beside it.
+    pub(crate) attention: DecodeShape,
 }
 
 /// Launches that were written down.

@@ -14,7 +14,7 @@ mod runner;
 
 use fixture::Fixture;
 use report::check_all;
-use runner::Runner;
+use runner::{BLOCK_SIZE, Runner};
 
 use super::CudaBackend;
 use super::device::ElemType;
@@ -66,6 +66,26 @@ fn chunks_batches_and_graphs_change_no_bit() {
             let found = eager.logits(&[shortest], 1).remove(0);
             assert_eq!(eager.backend.num_graphs(), 0);
             assert!(found == *whole, "{} without graphs", fixture.name);
+        }
+        Ok("equal".into())
+    });
+}
+
+/// Behind a prompt of more than a split, beams read its keys together.
+#[test]
+fn a_common_prompt_changes_no_bit() {
+    check_all("cuda common prompt", |fixture| {
+        for device in devices() {
+            let backend = CudaBackend::new(device, ElemType::Bf16).sharing_always();
+            let mut runner = Runner::new(fixture, WeightDtype::Auto, backend);
+            let prompt: Vec<u32> =
+                fixture.prompts()[0].input_ids.iter().copied().cycle().take(34 * BLOCK_SIZE).collect();
+            let sequences = [&prompt[..3], &prompt[3..6], &prompt[1..4]];
+            runner.logits(&[&prompt], prompt.len());
+            let found = runner.continued(34, &sequences, true);
+            let num_graphs = runner.backend.num_graphs();
+            assert!(found == runner.continued(34, &sequences, false), "{}", fixture.name);
+            assert!(runner.backend.num_graphs() > num_graphs, "both were the same launches");
         }
         Ok("equal".into())
     });

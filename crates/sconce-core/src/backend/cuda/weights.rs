@@ -61,6 +61,8 @@ pub(crate) fn random(
 ) -> Result<Matrix> {
     let mut matrix = empty(device, shape, bias, elem)?;
     ops::random::cuda(&**device, &mut matrix, seed)?;
+    // Products read weights before they wait for the kernel before them.
+    device.synchronize()?;
     Ok(matrix)
 }
 

@@ -1,8 +1,10 @@
 //! The device's kernel against the reference, and against itself in other batches.
 
+mod shared_tests;
+
 use std::sync::Arc;
 
-use super::cuda::{AttentionSpace, check, cuda};
+use super::cuda::{AttentionSpace, DecodeShape, check, cuda};
 use super::*;
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Device, ElemType};
@@ -68,6 +70,10 @@ impl Case {
     fn run(&self, batch: &Batch, qkv: &[f32], num_rows: Option<usize>) -> Vec<f32> {
         let mut inputs = DeviceBatch::new(&self.device, 16384).unwrap();
         inputs.upload(batch, num_rows).unwrap();
+        self.run_inputs(&inputs, qkv)
+    }
+
+    fn run_inputs(&self, inputs: &DeviceBatch, qkv: &[f32]) -> Vec<f32> {
         let cols = self.spec.qkv_dim();
         let mut padded = qkv.to_vec();
         padded.resize(inputs.num_tokens() * cols, 1.0);
@@ -75,7 +81,7 @@ impl Case {
         let out_cols = self.spec.num_heads * self.spec.head_dim;
         let mut out = CudaBuffer::new(&self.device, inputs.num_tokens(), out_cols, self.elem).unwrap();
         out.write_f32(&vec![f32::NAN; inputs.num_tokens() * out_cols]).unwrap();
-        cuda(&self.space, &mut out, &qkv, &self.kv, &inputs, &self.spec).unwrap();
+        cuda(&self.space, &mut out, &qkv, &self.kv, inputs, &self.spec).unwrap();
         out.to_f32().unwrap()
     }
 

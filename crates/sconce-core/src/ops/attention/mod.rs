@@ -16,6 +16,7 @@ pub(crate) mod cuda;
 mod cuda_tests;
 mod products;
 mod scratch;
+pub(crate) mod shared;
 mod softmax;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use cudarc::driver::sys::{CUevent, CUresult};
 use cudarc::{cublaslt, driver, nvrtc};
 use libloading::Library as Handle;
 
@@ -44,6 +45,7 @@ const DRIVER_FUNCTIONS: &[&str] = &[
     "cuEventDestroy_v2",
     "cuEventRecord",
     "cuEventSynchronize",
+    "cuEventElapsedTime",
     "cuGraphInstantiateWithFlags",
     "cuGraphUpload",
     "cuGraphLaunch",
@@ -55,7 +57,7 @@ const DRIVER_FUNCTIONS: &[&str] = &[
     "cuModuleGetFunction",
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
 ];
 
 const CUBLASLT_FUNCTIONS: &[&str] = &[
@@ -116,6 +118,21 @@ impl Library {
                 Self::CublasLt => cublaslt::sys::culib(),
                 Self::Nvrtc => nvrtc::sys::culib(),
             }
+        }
+    }
+}
+
+/// The milliseconds between two events. The bindings have a second version of it alone, which drivers before CUDA 12.8 lack.
+///
+/// # Safety
+/// The driver is loaded; both events live, and keep the time.
+pub(super) unsafe fn event_elapsed_time(ms: &mut f32, start: CUevent, end: CUevent) -> CUresult {
+    type Function = unsafe extern "C" fn(*mut f32, CUevent, CUevent) -> CUresult;
+    // SAFETY: this is the function's type in the driver's header; events are the caller's.
+    unsafe {
+        match Library::Driver.of_bindings().get::<Function>(b"cuEventElapsedTime\0") {
+            Ok(function) => function(ms, start, end),
+            Err(_) => CUresult::CUDA_ERROR_NOT_FOUND,
         }
     }
 }

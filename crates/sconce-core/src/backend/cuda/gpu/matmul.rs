@@ -3,9 +3,12 @@
 //! cuBLASLt counts columns first. A row-major [n, k] is its column-major [k, n], so out = x . weight^T is
 //! out^T [out_cols, n] = weight [out_cols, k] . x^T [k, n]: A is the weight, transposed, and B is x.
 //!
-//! The algorithm is chosen for the number of rows rounded up to a power of two and taken for all numbers of rows that round to
-//! it: fewer questions, and sums of a row in one order whoever else is in the batch, within those bounds. It is
-//! cuBLASLt's first choice, not the fastest of a trial: a trial's winner differs from run to run, and with it the results.
+//! The algorithm is chosen for the number of rows rounded up to a power of two and taken for all numbers of rows that round
+//! to it, as long as the process lives: fewer questions, and sums of a row in one order whoever else is in the batch,
+//! within those bounds. It is the fastest of a trial of those that cuBLASLt proposes, made when a shape comes for the first
+//! time, with the call's own inputs and output. Where that cannot be, while a graph is captured or if timing fails, it is
+//! cuBLASLt's first. A trial's winner may differ from run to run, and with it the last bits of results: products by
+//! cuBLASLt are for those who asked for speed.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -22,12 +25,15 @@ use super::context::Context;
 use super::error::cublas_error;
 use super::load::load;
 use super::places::Library;
+use super::trial::fastest;
 use crate::error::{Error, Result};
 
 /// What NVIDIA advises for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 /// The most alignment that makes a difference.
 const MAX_ALIGNMENT: u64 = 256;
+/// Algorithms that are asked for and tried.
+const MAX_CANDIDATES: usize = 8;
 /// Shapes that are kept. Prompts come in many lengths: when it is full, all are forgotten and made again.
 const MAX_PLANS: usize = 4096;
 /// cuBLAS's word for "transposed".
@@ -102,7 +108,8 @@ impl Products {
     pub(super) unsafe fn run(&mut self, call: &Matmul) -> Result<()> {
         let shape = Shape::of(call)?;
         if !self.plans.contains_key(&shape) {
-            let plan = self.plan(shape)?;
+            // SAFETY: by this function's contract.
+            let plan = unsafe { self.plan(shape, call)? };
             if self.plans.len() >= MAX_PLANS {
                 self.plans.clear();
             }
@@ -111,11 +118,23 @@ impl Products {
         let Some(Plan { descriptors, algorithm }) = self.plans.get(&shape) else {
             return Err(Error::internal("a matrix product's plan is gone"));
         };
+        // SAFETY: by this function's contract.
+        unsafe { self.multiply(call, descriptors, algorithm) }
+    }
+
+    /// # Safety
+    /// There is so much memory as the shapes say; the descriptors are the call's, and the algorithm is good for them.
+    unsafe fn multiply(
+        &self,
+        call: &Matmul,
+        descriptors: &Descriptors,
+        algorithm: &cublasLtMatmulAlgo_t,
+    ) -> Result<()> {
         let (alpha, beta) = (1.0f32, 0.0f32);
         let pointer = |ptr: DevicePtr| std::ptr::without_provenance_mut::<c_void>(ptr.0 as usize);
         let (weight, x, out) = (pointer(call.weight), pointer(call.x), pointer(call.out));
-        // SAFETY: by this function's contract; the descriptors are of this shape, scalars are f32 as the descriptor says and
-        // are read before the call returns; beta is 0, so that `out` is not read; the workspace is used in the stream's order.
+        // SAFETY: by this function's contract; scalars are f32 as the descriptor says and are read before the call returns;
+        // beta is 0, so that `out` is not read; the workspace is used in the stream's order.
         let code = unsafe {
             sys::cublasLtMatmul(
                 self.handle,
@@ -136,14 +155,18 @@ impl Products {
                 self.context.stream().cast(),
             )
         };
-        check(&format!("cublasLtMatmul {shape:?}"), code)
+        check(&format!("cublasLtMatmul {call:?}"), code)
     }
 
-    fn plan(&mut self, shape: Shape) -> Result<Plan> {
+    /// # Safety
+    /// As [`Products::run`].
+    unsafe fn plan(&mut self, shape: Shape, call: &Matmul) -> Result<Plan> {
         let descriptors = Descriptors::new(&shape)?;
         let rounded = Shape { num_rows: shape.num_rows.next_power_of_two(), ..shape };
         if !self.algorithms.contains_key(&rounded) {
-            let algorithm = self.first_choice(&Descriptors::new(&rounded)?, &rounded)?;
+            let candidates = self.candidates(&Descriptors::new(&rounded)?, &rounded)?;
+            // SAFETY: by this function's contract.
+            let algorithm = unsafe { self.choose(&candidates, call, &descriptors) };
             self.algorithms.insert(rounded, algorithm);
         }
         if let Some(&algorithm) = self.algorithms.get(&rounded)
@@ -152,8 +175,41 @@ impl Products {
             return Ok(Plan { descriptors, algorithm });
         }
         tracing::debug!("{shape:?}: the algorithm of {} rows does not serve", rounded.num_rows);
-        let algorithm = self.first_choice(&descriptors, &shape)?;
+        let candidates = self.candidates(&descriptors, &shape)?;
+        // SAFETY: by this function's contract.
+        let algorithm = unsafe { self.choose(&candidates, call, &descriptors) };
         Ok(Plan { descriptors, algorithm })
+    }
+
+    /// The fastest of the candidates, of which there is at least one, in a trial with the call's inputs, which leaves its output
+    /// to be written again.
+    ///
+    /// # Safety
+    /// As [`Products::run`]; the descriptors are the call's.
+    unsafe fn choose(
+        &self,
+        candidates: &[cublasLtMatmulAlgo_t],
+        call: &Matmul,
+        descriptors: &Descriptors,
+    ) -> cublasLtMatmulAlgo_t {
+        let first = candidates[0];
+        if candidates.len() == 1 || self.context.is_capturing() {
+            return first;
+        }
+        let suitable: Vec<_> = candidates.iter().filter(|algorithm| self.is_good_for(descriptors, algorithm)).collect();
+        // SAFETY: by this function's contract; the algorithms were checked for the descriptors.
+        let mut work = |idx: usize| unsafe { self.multiply(call, descriptors, suitable[idx]) };
+        match fastest(&self.context, suitable.len(), &mut work) {
+            Ok(Some((idx, ms))) => {
+                tracing::debug!("{call:?}: algorithm {idx} of {} takes {:.1} us", suitable.len(), ms * 1e3);
+                *suitable[idx]
+            }
+            Ok(None) => first,
+            Err(error) => {
+                tracing::debug!("{call:?}: no trial of algorithms, the first is taken: {error}");
+                first
+            }
+        }
     }
 
     fn is_good_for(&self, descriptors: &Descriptors, algorithm: &cublasLtMatmulAlgo_t) -> bool {
@@ -165,11 +221,12 @@ impl Products {
         code == cublasStatus_t::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE_BYTES
     }
 
-    fn first_choice(&self, descriptors: &Descriptors, shape: &Shape) -> Result<cublasLtMatmulAlgo_t> {
+    /// What cuBLASLt proposes, best first, of what the workspace is large enough for: one at least.
+    fn candidates(&self, descriptors: &Descriptors, shape: &Shape) -> Result<Vec<cublasLtMatmulAlgo_t>> {
         let Descriptors { product, weight, x, out } = *descriptors;
-        let (mut result, mut count) = (no_result(), 0);
+        let (mut results, mut count) = ([no_result(); MAX_CANDIDATES], 0);
         let preferences = Preferences::new(shape)?;
-        // SAFETY: the handles live; there is room for the one result that is asked for.
+        // SAFETY: the handles live; there is room for the results that are asked for.
         let code = unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
@@ -179,17 +236,22 @@ impl Products {
                 out,
                 out,
                 preferences.0,
-                1,
-                &mut result,
+                MAX_CANDIDATES as i32,
+                results.as_mut_ptr(),
                 &mut count,
             )
         };
         check(&format!("cublasLtMatmulAlgoGetHeuristic {shape:?}"), code)?;
-        if count < 1 || result.state != cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        let results = &results[..usize::try_from(count).unwrap_or(0).min(MAX_CANDIDATES)];
+        let is_suitable = |result: &&cublasLtMatmulHeuristicResult_t| {
+            result.state == cublasStatus_t::CUBLAS_STATUS_SUCCESS && result.workspaceSize <= WORKSPACE_BYTES
+        };
+        let candidates: Vec<_> = results.iter().filter(is_suitable).map(|result| result.algo).collect();
+        if candidates.is_empty() {
             return Err(Error::Device { message: format!("cuBLASLt has no algorithm for {shape:?}") });
         }
-        tracing::debug!("{shape:?}: {:.2} waves, workspace of {} B", result.wavesCount, result.workspaceSize);
-        Ok(result.algo)
+        tracing::debug!("{shape:?}: {} algorithms", candidates.len());
+        Ok(candidates)
     }
 }
 

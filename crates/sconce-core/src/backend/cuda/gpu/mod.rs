@@ -1,11 +1,13 @@
 //! [`Gpu`]: a [`Device`] by way of NVIDIA's driver, which is loaded when it is asked for. Without one there is an error that
 //! says what is missing, and nothing else happens.
 //!
-//! Everything runs on one stream, in order. Events are used for pinned memory alone, so that captures see none.
+//! Everything runs on one stream, in order. Events are used for pinned memory, and where algorithms are tried, so that
+//! captures see none.
 //!
 //! What it reads of the environment: `SCONCE_CUDA_LIBS` (folders with NVIDIA's libraries), `SCONCE_CUDA_KERNELS` (`cubin`,
-//! `ptx` or `source` in place of the best of them), `SCONCE_CUDA_SYNC=1` (waits after every launch, so that an error names its
-//! kernel). `CUDA_VISIBLE_DEVICES` is the driver's own affair.
+//! `ptx` or `source` in place of the best of them), `SCONCE_CUDA_SYNC=1` (waits after every launch, so that an error names
+//! its kernel), `SCONCE_CUDA_PDL=0` (no kernel begins before the one before it has ended). `CUDA_VISIBLE_DEVICES` is the
+//! driver's own affair.
 
 mod cache;
 mod compile;
@@ -15,12 +17,14 @@ mod graph;
 mod image;
 mod info;
 mod kernels;
+mod launch;
 mod load;
 mod matmul;
 mod peaks;
 mod places;
 mod self_test;
 mod staging;
+mod trial;
 
 #[cfg(test)]
 mod tests;
@@ -35,6 +39,7 @@ use cudarc::driver::sys;
 
 use self::context::Context;
 use self::kernels::Kernels;
+use self::launch::Launcher;
 use self::matmul::Products;
 use self::staging::Staging;
 use super::device::{Args, Device, DevicePtr, Dims, Graph, Matmul};
@@ -48,6 +53,7 @@ pub(crate) struct Gpu {
 /// What graphs keep alive. In the order in which it is given back.
 struct Inner {
     kernels: Kernels,
+    launcher: Launcher,
     products: Mutex<Products>,
     staging: Mutex<Staging>,
     waits_after_launch: bool,
@@ -63,6 +69,7 @@ impl Gpu {
         let context = Arc::new(Context::new(index)?);
         let inner = Inner {
             kernels: Kernels::load(&context)?,
+            launcher: Launcher::new(&context.info),
             products: Mutex::new(Products::new(&context)?),
             staging: Mutex::new(Staging::new(&context)?),
             waits_after_launch: std::env::var_os("SCONCE_CUDA_SYNC").is_some_and(|value| value == "1"),
@@ -197,14 +204,11 @@ impl Device for Gpu {
         let context = &self.inner.context;
         let function = self.inner.kernels.get(kernel)?;
         context.enter()?;
-        let ([gx, gy, gz], [bx, by, bz], shared) = (dims.grid, dims.block, dims.shared_bytes);
         let mut pointers = args.pointers();
-        let (stream, params, none) = (context.stream(), pointers.as_mut_ptr(), std::ptr::null_mut());
-        // SAFETY: the function is loaded, and the arguments are its own by the contract; the driver copies them before it
-        // returns.
-        let code = unsafe { sys::cuLaunchKernel(function, gx, gy, gz, bx, by, bz, shared, stream, params, none) };
+        // SAFETY: the arguments are the function's own by the contract.
+        let code = unsafe { self.inner.launcher.launch(context, function, dims, pointers.as_mut_ptr()) };
         if code != sys::CUresult::CUDA_SUCCESS {
-            return context.check(&format!("cuLaunchKernel {kernel} with {} arguments, {dims:?}", args.len()), code);
+            return context.check(&format!("cuLaunchKernelEx {kernel} with {} arguments, {dims:?}", args.len()), code);
         }
         self.inner.wait_if_asked(kernel)
     }

@@ -8,7 +8,7 @@ use super::super::image::embedded;
 use super::super::places::OWN_VARIABLE;
 use super::super::self_test::self_test;
 use super::super::{Gpu, available};
-use crate::backend::cuda::device::{Args, Device, Dims};
+use crate::backend::cuda::device::{Args, Device, Dims, ElemType, Matmul};
 use crate::error::Result;
 
 /// The stand-ins, under the names of what they stand in for.
@@ -77,17 +77,17 @@ fn child_launch() {
         let dims = Dims { grid: [1, 2, 3], block: [32, 4, 5], shared_bytes: 70_000 };
         // What it is called depends on who compiled it.
         let name = gpu.inner.kernels.names().next().expect("invariant: there is a kernel").to_owned();
-        let mut seen = [0u32; 8];
-        // SAFETY: the stand-in's kernel takes an address with room for 32 bytes and a number.
+        let mut seen = [0u32; 9];
+        // SAFETY: the stand-in's kernel takes an address with room for 36 bytes and a number.
         unsafe {
             gpu.launch(&name, &dims, &Args::new().with(there).with(77u32)).unwrap();
             gpu.download(bytemuck::cast_slice_mut(&mut seen), there).unwrap();
-            assert_eq!(seen, [1, 2, 3, 32, 4, 5, 70_000, 77]);
+            assert_eq!(seen, [1, 2, 3, 32, 4, 5, 70_000, 77, 1]);
             let empty = Dims { grid: [1, 0, 1], ..dims };
             gpu.launch("absent", &empty, &Args::new()).unwrap();
             assert!(error(gpu.launch("absent", &dims, &Args::new())).contains("there is no kernel absent"));
             let refused = error(gpu.launch(&name, &Dims { grid: [9, 9, 9], ..dims }, &Args::new()));
-            assert!(refused.contains(&format!("cuLaunchKernel {name} with 0 arguments, Dims")), "{refused}");
+            assert!(refused.contains(&format!("cuLaunchKernelEx {name} with 0 arguments, Dims")), "{refused}");
             assert!(!gpu.inner.context.is_lost());
             gpu.begin_capture().unwrap();
             for refused in [gpu.synchronize(), gpu.upload(there, &[0]), gpu.begin_capture(), gpu.alloc(1).map(|_| ())] {
@@ -97,6 +97,56 @@ fn child_launch() {
             assert!(error(gpu.end_capture().map(|_| ())).contains("not begun"));
             gpu.free(there);
         }
+    }
+}
+
+/// Prints of some launches, the last of them for a graph, whether each may begin before the one before it has ended.
+#[test]
+fn child_overlap() {
+    if is_child() {
+        let gpu = Gpu::open(0).unwrap();
+        let there = gpu.alloc(64).unwrap();
+        let name = gpu.inner.kernels.names().next().expect("invariant: there is a kernel").to_owned();
+        let launch = || {
+            let mut seen = [0u32; 9];
+            // SAFETY: as in `child_launch`; the stand-in launches at once, whatever is captured.
+            unsafe {
+                gpu.launch(&name, &Dims::linear(1, 32), &Args::new().with(there).with(77u32)).unwrap();
+                std::ptr::copy_nonoverlapping(there.0 as *const u32, seen.as_mut_ptr(), seen.len());
+            }
+            seen[8]
+        };
+        let eager = [launch(), launch()];
+        gpu.begin_capture().unwrap();
+        let captured = launch();
+        drop(gpu.end_capture().unwrap());
+        println!("overlaps: {eager:?}, {captured} in a graph");
+    }
+}
+
+/// Products of two numbers of rows that round to the same, and one in a graph: before them where `FAKE_GRAPH_FIRST` is set.
+#[test]
+fn child_products() {
+    if is_child() {
+        let gpu = Gpu::open(0).unwrap();
+        let [out, x, weight] = [(); 3].map(|()| gpu.alloc(1 << 16).unwrap());
+        let product = |num_rows: usize| {
+            let (in_type, out_type) = (ElemType::Bf16, ElemType::F32);
+            let call = Matmul { out, x, weight, num_rows, cols: 64, out_cols: 64, out_stride: 64, in_type, out_type };
+            // SAFETY: there is memory for 64 rows; what is in it does not matter.
+            unsafe { gpu.matmul(&call) }.unwrap();
+        };
+        let graph = || {
+            gpu.begin_capture().unwrap();
+            product(40);
+            drop(gpu.end_capture().unwrap());
+        };
+        if std::env::var_os("FAKE_GRAPH_FIRST").is_some() {
+            graph();
+        }
+        product(40);
+        product(50);
+        graph();
     }
 }
 
@@ -130,15 +180,41 @@ fn against_a_stand_in_for_the_driver() {
     assert!(lines.contains("graph of a copy and a product"), "{lines}");
     child("child_self_test", dir.path(), &[("SCONCE_CUDA_KERNELS", "source")]);
     child("child_self_test", dir.path(), &[("SCONCE_CUDA_SYNC", "1")]);
+    // Of the algorithms that are proposed the fastest is kept, also for graphs; the first where they cannot be timed.
+    for (vars, kept, is_tried) in [(&[][..], 3, true), (&[("FAKE_FAIL", "cuEventElapsedTime:1")], 5, false)] {
+        let printed = child("child_products", dir.path(), vars);
+        let products: Vec<_> = printed.lines().filter_map(|line| line.strip_prefix("fake: a product of ")).collect();
+        let of = |ms: u32| products.iter().filter(|line| line.starts_with(&format!("{ms} ms"))).count();
+        assert_eq!(products.last().copied(), Some(format!("{kept} ms in a graph").as_str()), "{products:?}");
+        assert_eq!((of(1), of(9) > 0), (0, is_tried), "{products:?}");
+        assert!(
+            products[products.len() - 3..].iter().all(|line| line.starts_with(&format!("{kept} ms"))),
+            "{products:?}"
+        );
+    }
+    // What a graph is written down with is not tried.
+    let printed = child("child_products", dir.path(), &[("FAKE_GRAPH_FIRST", "1")]);
+    let is_first = |line: &str| !line.starts_with("fake: a product of") || line.starts_with("fake: a product of 5 ms");
+    assert!(printed.lines().all(is_first), "{printed}");
     let printed = child("child_lost_device", dir.path(), &[("FAKE_FAIL", "cuStreamSynchronize:700")]);
     assert!(printed.contains("fake: reset with 0 contexts"), "{printed}");
     if embedded::SOURCES.is_empty() {
         return;
     }
     child("child_launch", dir.path(), &[]);
+    let overlaps = |vars: &[(&str, &str)], expected: &str| {
+        let printed = child("child_overlap", dir.path(), vars);
+        assert!(printed.contains(&format!("overlaps: {expected}\n")), "{vars:?}: {printed}");
+    };
+    overlaps(&[], "[1, 1], 1 in a graph");
+    overlaps(&[("SCONCE_CUDA_PDL", "0")], "[0, 0], 0 in a graph");
+    overlaps(&[("FAKE_DRIVER", "12020")], "[1, 1], 0 in a graph");
+    // Refused once: never asked for again.
+    overlaps(&[("FAKE_FAIL", "cuLaunchKernelEx:801")], "[0, 0], 0 in a graph");
     if embedded::IMAGES.is_empty() {
         return;
     }
+    overlaps(&[("FAKE_CC", "89")], "[0, 0], 0 in a graph");
     // An image that is refused gives way to the sources; a build without nvcc has none.
     child("child_self_test", dir.path(), &[("FAKE_FAIL", "cuModuleLoadDataEx:222"), ("SCONCE_CUDA_KERNELS", "cubin")]);
 }

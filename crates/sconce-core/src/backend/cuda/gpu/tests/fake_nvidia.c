@@ -15,6 +15,8 @@ typedef struct Op {
 typedef struct {
     int is_capturing, count;
     Op ops[64];
+    // What products have taken.
+    float ms;
 } Stream;
 
 static int fails(const char* function) {
@@ -71,10 +73,17 @@ int cuStreamDestroy_v2(Stream* s) { free(s); return 0; }
 int cuStreamSynchronize(Stream* s) { ENTER(cuStreamSynchronize) return s->is_capturing ? 900 : 0; }
 int cuStreamBeginCapture_v2(Stream* s, int mode) { s->is_capturing = 1; s->count = 0; return mode == 1 ? 0 : 1; }
 int cuStreamEndCapture(Stream* s, Stream** g) { ENTER(cuStreamEndCapture) s->is_capturing = 0; *g = malloc(sizeof **g); **g = *s; return 0; }
-int cuEventCreate(void** e, unsigned flags) { *e = &num_contexts; return flags == 2 ? 0 : 1; }
-int cuEventDestroy_v2(void* e) { return !e; }
-int cuEventRecord(void* e, Stream* s) { return !e || !s; }
-int cuEventSynchronize(void* e) { return !e; }
+// Events that keep the time know how long products have taken until they were recorded.
+typedef struct { float ms; int is_timed; } Event;
+int cuEventCreate(Event** e, unsigned flags) { *e = calloc(1, sizeof **e); (*e)->is_timed = flags == 0; return flags == 0 || flags == 2 ? 0 : 1; }
+int cuEventDestroy_v2(Event* e) { free(e); return 0; }
+int cuEventRecord(Event* e, Stream* s) { e->ms = e->is_timed ? s->ms : 0; return s->is_capturing ? 900 : 0; }
+int cuEventSynchronize(Event* e) { return !e; }
+int cuEventElapsedTime(float* ms, Event* start, Event* end) {
+    ENTER(cuEventElapsedTime)
+    *ms = end->ms - start->ms;
+    return !start->is_timed || !end->is_timed;
+}
 int cuGraphInstantiateWithFlags(Stream** x, Stream* g, unsigned long long flags) { *x = malloc(sizeof **x); **x = *g; return (int)flags; }
 int cuGraphUpload(Stream* x, Stream* s) { return !x || !s; }
 int cuGraphLaunch(Stream* x, Stream* s) { for (int i = 0; i < x->count; i++) x->ops[i].run(&x->ops[i]); return !s; }
@@ -91,12 +100,18 @@ int cuModuleUnload(void* m) { return !m; }
 int cuModuleGetFunction(void** f, void* m, const char* name) { *f = strdup(name); return !m; }
 int cuFuncGetAttribute(int* v, int a, void* f) { *v = a == 1 ? 1024 : 0; return !f; }
 int cuFuncSetAttribute(void* f, int a, int v) { return !f || a != 8 || v != 232448 - 1024; }
-// Writes what it was given to the address that is its first argument: grid, block, shared bytes, second argument.
-int cuLaunchKernel(char* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, Stream* s, void** params, void** extra) {
-    if (gx == 9) return 1;
-    unsigned seen[] = {gx, gy, gz, bx, by, bz, shared, *(unsigned*)params[1]};
-    memcpy(*(void**)params[0], seen, sizeof seen);
-    return !f || !s || extra;
+// Writes what it was given to the address that is its first argument: grid, block, shared bytes, second argument, and whether it may
+// begin before the kernel before it has ended.
+typedef struct { int id; char pad[4]; union { int value; char pad[64]; } of; } Attribute;
+typedef struct { unsigned dims[7]; Stream* s; Attribute* attributes; unsigned count; } LaunchConfig;
+int cuLaunchKernelEx(const LaunchConfig* c, char* f, void** params, void** extra) {
+    ENTER(cuLaunchKernelEx)
+    if (c->dims[0] == 9 || c->count > 1 || (c->count && (c->attributes->id != 6 || c->attributes->of.value != 1))) return 1;
+    unsigned* seen = *(unsigned**)params[0];
+    memcpy(seen, c->dims, sizeof c->dims);
+    seen[7] = *(unsigned*)params[1];
+    seen[8] = c->count;
+    return !f || !c->s || extra;
 }
 
 // cuBLASLt: one product, of bf16, as the engine describes it.
@@ -117,10 +132,16 @@ int cublasLtMatmulPreferenceSetAttribute(void* p, int a, const void* v, size_t n
 int cublasLtMatmulPreferenceDestroy(void* p) { free(p); return 0; }
 typedef struct { uint64_t algo[8]; size_t workspace; int state; float waves; int reserved[4]; } Result;
 int cublasLtMatmulAlgoGetHeuristic(void* h, Desc* d, Desc* a, Desc* b, Desc* c, Desc* o, void* p, int wanted, Result* r, int* n) {
-    if (!h || !d || !p || c != o || wanted != 1 || a->rows != b->rows) return 7;
-    memset(r, 0, sizeof *r);
-    r->algo[0] = b->cols;
-    *n = 1;
+    if (!h || !d || !p || c != o || wanted != 8 || a->rows != b->rows) return 7;
+    // Two are not to be tried: one is not supported, one needs too much memory. Of the others the third takes the least time.
+    const unsigned ms[] = {5, 1, 4, 1, 3, 9};
+    memset(r, 0, wanted * sizeof *r);
+    for (*n = 0; *n < 6; ++*n) {
+        r[*n].algo[0] = b->cols;
+        r[*n].algo[1] = ms[*n];
+        r[*n].state = *n == 1 ? 15 : 0;
+        r[*n].workspace = *n == 3 ? 33 << 20 : 32 << 20;
+    }
     return 0;
 }
 // As the real one may: an algorithm for 64 rows serves fewer.
@@ -143,6 +164,8 @@ static void run_product(Op* o) {
 }
 int cublasLtMatmul(void* h, Desc* d, const float* alpha, void* a, Desc* ad, const float* beta_or_b, Desc* bd, const float* beta, void* c, Desc* cd, void* o, Desc* od, const uint64_t* algo, void* workspace, size_t bytes, Stream* s) {
     if (!h || !d->is_transposed || *alpha != 1 || *beta != 0 || c != o || cd != od || algo[0] != 64 || !workspace || bytes != 32 << 20) return 7;
+    s->ms += algo[1];
+    fprintf(stderr, "fake: a product of %d ms%s\n", (int)algo[1], s->is_capturing ? " in a graph" : "");
     if (ad->type != 14 || bd->type != 14 || ad->ld != ad->rows || bd->ld != bd->rows) return 15;
     return enqueue(s, (Op){run_product, o, a, (size_t)beta_or_b, ad->cols, bd->cols, ad->rows, od->ld, od->type == 0});
 }

@@ -1,0 +1,102 @@
+//! [`Launcher`]: puts kernels on the stream. On Hopper and later a kernel begins while the one before it ends (programmatic
+//! dependent launch): its blocks take their places, and do what needs nothing of those before it.
+//!
+//! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_kernel_before`) before it reads what
+//! is not a weight, before it writes anything, and before it lets the next kernel begin. The wait returns when the kernel
+//! before has ended and its writes can be seen. So a kernel begins only when the one before has passed its own wait
+//! everywhere, which is when the one before that has ended: two kernels at most are on the device together, and what a
+//! kernel waits for is all that came before. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
+//! wait for all before them, and are waited for in full.
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cudarc::driver::sys::{
+    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUresult,
+};
+
+use super::super::device::Dims;
+use super::context::Context;
+use super::info::GpuInfo;
+
+/// The first devices that can, and the first driver whose graphs can.
+const MIN_COMPUTE_CAPABILITY: (u32, u32) = (9, 0);
+const MIN_GRAPH_DRIVER: u32 = 12_030;
+
+/// How kernels are launched.
+pub(super) struct Launcher {
+    /// Whether a kernel may begin before the one before it has ended; no more once the driver has refused.
+    overlaps: AtomicBool,
+    overlaps_in_graphs: bool,
+}
+
+impl Launcher {
+    /// For a device. `SCONCE_CUDA_PDL=0`: each kernel begins when the one before it has ended.
+    pub(super) fn new(info: &GpuInfo) -> Self {
+        let is_wanted = std::env::var_os("SCONCE_CUDA_PDL").is_none_or(|value| value != "0");
+        Self {
+            overlaps: AtomicBool::new(is_wanted && info.compute_capability >= MIN_COMPUTE_CAPABILITY),
+            overlaps_in_graphs: info.driver_version >= MIN_GRAPH_DRIVER,
+        }
+    }
+
+    /// Puts a kernel on the stream, and returns what the driver says.
+    ///
+    /// # Safety
+    /// `params` are the function's parameters, and the memory that they name is as the kernel's head says.
+    pub(super) unsafe fn launch(
+        &self,
+        context: &Context,
+        function: sys::CUfunction,
+        dims: &Dims,
+        params: *mut *mut c_void,
+    ) -> CUresult {
+        let overlaps = self.overlaps.load(Ordering::Relaxed) && (self.overlaps_in_graphs || !context.is_capturing());
+        // SAFETY: by the contract.
+        let code = unsafe { launch(context, function, dims, params, overlaps) };
+        if code == CUresult::CUDA_SUCCESS || !overlaps {
+            return code;
+        }
+        // SAFETY: by the contract; nothing was launched.
+        let plain = unsafe { launch(context, function, dims, params, false) };
+        // A call that fails may spoil the capture it was made in: then the next one must do without.
+        if matches!(plain, CUresult::CUDA_SUCCESS | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED) {
+            self.overlaps.store(false, Ordering::Relaxed);
+            tracing::debug!(
+                "the driver refuses programmatic dependent launches ({code:?}): kernels follow one another"
+            );
+        }
+        plain
+    }
+}
+
+/// # Safety
+/// As [`Launcher::launch`].
+unsafe fn launch(
+    context: &Context,
+    function: sys::CUfunction,
+    dims: &Dims,
+    params: *mut *mut c_void,
+    overlaps: bool,
+) -> CUresult {
+    let mut attribute = CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    };
+    let config = CUlaunchConfig {
+        gridDimX: dims.grid[0],
+        gridDimY: dims.grid[1],
+        gridDimZ: dims.grid[2],
+        blockDimX: dims.block[0],
+        blockDimY: dims.block[1],
+        blockDimZ: dims.block[2],
+        sharedMemBytes: dims.shared_bytes,
+        hStream: context.stream(),
+        attrs: &raw mut attribute,
+        numAttrs: u32::from(overlaps),
+    };
+    // SAFETY: the function is loaded and the stream lives; parameters are its own by the contract; the driver copies all that it
+    // is given before it returns.
+    unsafe { sys::cuLaunchKernelEx(&config, function, params, std::ptr::null_mut()) }
+}
