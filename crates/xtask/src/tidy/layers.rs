@@ -77,12 +77,13 @@ pub(super) fn core_dependencies(source: &Source, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Every `kernels/<op>.cu` has an `ops/<op>.rs` with its reference.
+/// Every `kernels/<op>.cu` has an `ops/<op>.rs` with its reference; so has `<op>_hopper.cu`, the same for one kind of device.
 pub(super) fn kernels_have_ops(sources: &[Source], findings: &mut Vec<Finding>) {
     let has = |path: &str| sources.iter().any(|source| source.path == path);
     for kernel in sources {
         let name = kernel.path.strip_prefix("kernels/").and_then(|name| name.strip_suffix(".cu"));
         let Some(op) = name.filter(|name| !name.contains('/')) else { continue };
+        let op = op.strip_suffix("_hopper").unwrap_or(op);
         let (file, folder) = (format!("{CORE}/ops/{op}.rs"), format!("{CORE}/ops/{op}/mod.rs"));
         if !has(&file) && !has(&folder) {
             findings.push(Finding::error(kernel, 1, format!("there is no {file} with the kernel's reference")));

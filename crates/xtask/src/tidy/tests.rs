@@ -124,9 +124,11 @@ fn layers() {
 
 #[test]
 fn kernels_have_references() {
-    let kernel = Source::new("kernels/softmax.cu", "// The math.\n");
-    let op = Source::new("crates/sconce-core/src/ops/softmax.rs", "//! M.\n");
-    assert_eq!(check(&[kernel, op]).len(), 0);
+    for kernel in ["kernels/softmax.cu", "kernels/softmax_hopper.cu"] {
+        let kernel = Source::new(kernel, "// The math.\n");
+        let op = Source::new("crates/sconce-core/src/ops/softmax.rs", "//! M.\n");
+        assert_eq!(check(&[kernel, op]).len(), 0);
+    }
     assert_one(
         &check_file("kernels/softmax.cu", "// The math.\n"),
         1,

@@ -12,6 +12,9 @@
 pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
+mod hopper;
+#[cfg(test)]
+mod hopper_tests;
 mod products;
 mod scratch;
 mod softmax;

@@ -56,6 +56,7 @@ const DRIVER_FUNCTIONS: &[&str] = &[
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuLaunchKernel",
+    "cuTensorMapEncodeTiled",
 ];
 
 const CUBLASLT_FUNCTIONS: &[&str] = &[
