@@ -1,107 +1,35 @@
-// attention_hopper: what attention.cu computes for prompts, of the same arguments, for Hopper (sm_90a) alone: copies of boxes and
+// attention_hopper: what attention.cu computes for prompts, on Hopper (sm_90a) alone: boxes by the tensor memory accelerator and
 // products of warpgroups in place of the portable ones (FlashAttention-3, Shah et al. 2024).
 //
-// A block has one key head and 128 rows, row r being query r / group, head r % group, so that keys and values are read once for
-// all heads that share them. Its first warpgroup brings tiles of 64 keys: a page of the cache is contiguous for a key head, and a
-// box of the map is such a page (or 64 keys of it) by 64 dimensions, so that the copy swizzles it as products want it; what is
-// beyond the array becomes zeros, which is where pages are taken from that no row sees. The other two warpgroups have 64 rows each:
-// scores from shared memory, weights from the registers in which scores come. While a group's weights meet the values, the scores
-// of its next tile are under way; the groups take turns in starting products, so that one's softmax meets the other's products.
+// A block has one key head and 128 rows, row r being query r / group, head r % group, so that keys and values are read once
+// for all heads that share them. Its first warpgroup brings tiles of 64 keys. A page of the cache is contiguous for a key head,
+// and a box of the map is such a page (or 64 keys of one) by 64 dimensions: the copy swizzles it as products want it, which
+// copies of whole pages in one piece would not. Pages that no row sees are taken from beyond the array, where copies find zeros.
+// The other two warpgroups have 64 rows each: scores from shared memory, weights from the registers in which scores come. While
+// a group's weights meet the values, the scores of its next tile are under way; the groups take turns in starting products, so
+// that one's softmax meets the other's products.
 //
-// The order of operations is attention.cu's: tiles of 32 keys at absolute positions as far as the softmax is concerned, which begins
-// anew at each absolute multiple of SPLIT keys, splits merged from the first to the last; a query's bits depend on the query alone.
-// They are attention.cu's too if a product of a warpgroup adds as mma.sync does. Beyond DIM 128 registers do not hold two outputs:
-// there the softmax takes 64 keys at a time and goes on over the splits.
+// The order of operations is attention.cu's: the softmax takes 32 keys at absolute positions, begins anew at each absolute
+// multiple of SPLIT keys, and splits are merged from the first to the last. A query's bits depend on the query alone; they are
+// attention.cu's if a warpgroup's product adds as mma.sync does, which a device has yet to show. Beyond DIM 128 registers do not
+// hold two outputs: there the softmax takes 64 keys at a time and goes on over the splits.
 //
-// Arguments are attention.cu's, but that the cache is given by a map: [layers, keys then values][num_rows = num_blocks * num_kv_heads *
-// block_size][head_stride], boxes [1][min(block_size, 64)][64], block_size a multiple of 8 and a power of two; layer counts layers.
-// head_dim a multiple of 8.
+// Arguments are attention.cu's, but that a map gives the cache: arrays [2 * layers: a layer's keys, then its values][num_rows =
+// num_blocks * num_kv_heads * block_size][head_stride], boxes [1][min(block_size, 64)][64]; block_size a power of two from 8 on.
+// layer: which. head_dim a multiple of 8, head_stride at least 64.
 //
-// Grid (tiles of all prompts * num_kv_heads), 384 threads. Shared memory: 1024 bytes, so that tiles begin at multiples of it; 128 rows
-// of q; STAGES tiles of keys and of values; all rows 64 dimensions or a multiple of it; 128 bytes of barriers.
+// Grid (tiles of all prompts * num_kv_heads), a tile being the queries of a block; 384 threads. Shared memory: 1024 bytes, for
+// what is in it begins at a multiple of that; 128 rows of q; STAGES tiles of keys and of values; rows of 64 dimensions or a
+// multiple; 128 bytes of barriers.
 //
 // Bounded by FLOPs, 4 * head_dim a query head and key.
 #include "lib/platform.h"
 #include "lib/hopper.h"
+#include "lib/prompt.h"
 
 static constexpr u32 SPLIT = 256, TILE = 64, GROUP_ROWS = 64, GROUP_THREADS = 128, CONSUMERS = 2;
 // Bytes of 64 rows of 64 dimensions; of 16 of them.
 static constexpr u32 CHUNK_BYTES = 64 * 128, STEP_BYTES = 16 * 128;
-
-template <typename T>
-struct Call {
-    T* out;
-    const T* qkv;
-    const u32* sequences;
-    const u32* tables;
-    const u32* prompts;
-    u32 num_prompts, num_heads, num_kv_heads, head_dim, block_size, num_rows, layer;
-    // 0: none.
-    u32 window;
-    // Scores are taken times this to the base 2, after the cap.
-    float factor;
-    // 0: none. A score's product with cap_factor is to the base 2 what tanh takes the exponential of.
-    float cap, cap_factor;
-};
-
-// What a block does. Keys low to high are all that any of its queries sees; its sequence has num_keys.
-struct Work {
-    u32 query_start, num_queries, first_pos, num_keys, table_start, kv_head, low, high;
-};
-
-// A number that a warp's lanes all have: said to the compiler, which keeps it where products want it, once for a warp.
-DEVICE u32 of_warp(u32 x) { return __shfl_sync(FULL_WARP, x, 0); }
-
-DEVICE float minus_infinity() { return -__int_as_float(0x7f800000); }
-
-// The first key that a query sees.
-DEVICE u32 low_of(u32 pos, u32 window) { return window != 0 && pos + 1 > window ? pos + 1 - window : 0; }
-
-// Some queries of a prompt, those with most keys first.
-template <typename T>
-DEVICE bool take_prompt(const Call<T>& call, Work& work) {
-    const u32 most = CONSUMERS * GROUP_ROWS / (call.num_heads / call.num_kv_heads), lane = threadIdx.x % 32;
-    u32 tile = blockIdx.x / call.num_kv_heads;
-    work.kv_head = blockIdx.x % call.num_kv_heads;
-    for (u32 start = 0; start < call.num_prompts; start += 32) {
-        const bool is_there = start + lane < call.num_prompts;
-        const u32 own = is_there ? call.prompts[start + lane] : 0;
-        u32 end = is_there ? (call.sequences[4 * own + 1] + most - 1) / most : 0;
-#pragma unroll
-        for (u32 offset = 1; offset < 32; offset *= 2) {
-            const u32 before = __shfl_up_sync(FULL_WARP, end, offset);
-            if (lane >= offset) end += before;
-        }
-        const u32 beyond = __ballot_sync(FULL_WARP, end > tile);
-        if (beyond != 0) {
-            const int from = __ffs((int)beyond) - 1;
-            // Counted from the prompt's end.
-            tile = __shfl_sync(FULL_WARP, end, from) - 1 - tile;
-            const u32* seq = call.sequences + 4 * __shfl_sync(FULL_WARP, own, from);
-            const u32 first = tile * most;
-            work.query_start = seq[0] + first;
-            work.num_queries = min(most, seq[1] - first);
-            work.first_pos = seq[2] - seq[1] + first;
-            work.num_keys = seq[2];
-            work.table_start = seq[3];
-            work.low = low_of(work.first_pos, call.window);
-            work.high = work.first_pos + work.num_queries - 1;
-            return true;
-        }
-        tile -= __shfl_sync(FULL_WARP, end, 31);
-    }
-    return false;
-}
-
-// A pass through stages of shared memory: which is next, and the parity of its phase.
-template <u32 STAGES>
-struct Pass {
-    u32 stage = 0, parity = 0;
-    __device__ __forceinline__ void advance() {
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-        parity ^= stage == 0;
-    }
-};
 
 template <typename T, int DIM>
 struct Core {
@@ -163,7 +91,8 @@ struct Core {
             uint4 part = make_uint4(0, 0, 0, 0);
             if (idx / group < work.num_queries && piece * 8 < call.head_dim) {
                 const u32 head = work.kv_head * group + idx % group;
-                part = *(const uint4*)(call.qkv + (u64)(work.query_start + idx / group) * cols + head * call.head_dim + piece * 8);
+                const T* row_start = call.qkv + (u64)(work.query_start + idx / group) * cols + head * call.head_dim;
+                part = *(const uint4*)(row_start + piece * 8);
             }
             *(uint4*)(q + piece / 8 * CHUNK_BYTES + row * 128 + (piece % 8 ^ row % 8) * 16) = part;
         }
@@ -355,19 +284,27 @@ struct Core {
         }
     };
 
+    // A group that consumes: which; where its first matrix in shared memory would be as products want it; the stage that is next.
+    struct Consumer {
+        u32 idx, matrices;
+        Turns turns;
+        Pass<STAGES> pass;
+    };
+
     // Each warp says for itself that it has left a stage.
     DEVICE void leave(CopyBarrier& left) {
         if (threadIdx.x % 32 == 0) barrier_arrive(&left);
     }
 
-    DEVICE void skip(Shared& shared, Pass<STAGES>& pass, Turns& turns) {
+    DEVICE void skip(Shared& shared, Consumer& consumer) {
+        Pass<STAGES>& pass = consumer.pass;
         barrier_wait(&shared.has_keys[pass.stage], pass.parity);
         leave(shared.keys_left[pass.stage]);
         barrier_wait(&shared.has_values[pass.stage], pass.parity);
         leave(shared.values_left[pass.stage]);
         pass.advance();
-        turns.take();
-        turns.give();
+        consumer.turns.take();
+        consumer.turns.give();
     }
 
     // What a group sees: tiles begin to end (none: equal), of which those are masked that its warp's rows do not see whole.
@@ -403,23 +340,22 @@ struct Core {
         return rows;
     }
 
-    DEVICE void consume(const Call<T>& call, const Work& work, Shared& shared, u32 consumer) {
-        const u32 matrices = of_warp(matrix_at(shared_address(&shared), CHUNK_BYTES));
-        load_q(call, work, consumer, shared.q[consumer]);
+    DEVICE void consume(const Call<T>& call, const Work& work, Shared& shared, u32 idx) {
         const u32 first_tile = work.low / TILE, end_tile = work.high / TILE + 1;
-        const Range range = range_of(call, work, consumer, end_tile);
-        Turns turns = {consumer, end_tile - first_tile};
-        Pass<STAGES> pass;
-        for (u32 tile = first_tile; tile < range.begin; tile++) skip(shared, pass, turns);
-        if (range.begin < range.end) attend(call, work, shared, matrices, consumer, range, pass, turns);
-        for (u32 tile = range.end; tile < end_tile; tile++) skip(shared, pass, turns);
+        Consumer consumer = {idx, of_warp(matrix_at(shared_address(&shared), CHUNK_BYTES)), {idx, end_tile - first_tile}, {}};
+        load_q(call, work, idx, shared.q[idx]);
+        const Range range = range_of(call, work, idx, end_tile);
+        for (u32 tile = first_tile; tile < range.begin; tile++) skip(shared, consumer);
+        if (range.begin < range.end) attend(call, work, shared, consumer, range);
+        for (u32 tile = range.end; tile < end_tile; tile++) skip(shared, consumer);
     }
 
-    DEVICE void attend(const Call<T>& call, const Work& work, Shared& shared, u32 matrices, u32 consumer, const Range& range,
-                       Pass<STAGES>& pass, Turns& turns) {
-        const Rows rows = rows_of(call, work, consumer);
-        const u32 q = matrix_further(matrices, consumer * TILE_BYTES);
-        const u32 keys = matrix_further(matrices, CONSUMERS * TILE_BYTES);
+    DEVICE void attend(const Call<T>& call, const Work& work, Shared& shared, Consumer& consumer, const Range& range) {
+        Pass<STAGES>& pass = consumer.pass;
+        Turns& turns = consumer.turns;
+        const Rows rows = rows_of(call, work, consumer.idx);
+        const u32 q = matrix_further(consumer.matrices, consumer.idx * TILE_BYTES);
+        const u32 keys = matrix_further(consumer.matrices, CONSUMERS * TILE_BYTES);
         const u32 values = matrix_further(keys, STAGES * TILE_BYTES);
         Splits splits;
         float o[O_LEN], s[32];
@@ -487,7 +423,7 @@ struct Core {
 
         // The last tile's values.
         barrier_wait(&shared.has_values[pass.stage], pass.parity);
-        clear_others(call, work, consumer, shared.values[pass.stage], range.end - 1);
+        clear_others(call, work, consumer.idx, shared.values[pass.stage], range.end - 1);
         const u32 own_values = of_warp(matrix_further(values, pass.stage * TILE_BYTES));
         products_begin();
         start_weighing<0>(o, weights, own_values);
@@ -504,10 +440,10 @@ struct Core {
         pass.advance();
         if constexpr (RESTARTS) {
             add_split(splits, o, state.max, state.sum);
-            store(call, work, consumer, splits.total, splits.sum);
+            store(call, work, consumer.idx, splits.total, splits.sum);
         } else {
             const float sum[2] = {sum_of_row(state.sum[0]), sum_of_row(state.sum[1])};
-            store(call, work, consumer, o, sum);
+            store(call, work, consumer.idx, o, sum);
         }
     }
 
@@ -525,15 +461,15 @@ struct Core {
             barrier_init_done();
         }
         __syncthreads();
-        // What is known before registers change hands must do with the fewest: each group finds out for itself what there is to do.
+        // What is known before registers change hands has few of them: each group finds out for itself what there is to do.
         const u32 warpgroup = threadIdx.x / GROUP_THREADS;
         Work work;
         if (warpgroup == 0) {
             give_registers<24>();
-            if (threadIdx.x < 32 && take_prompt(call, work)) produce(call, map, work, shared);
+            if (threadIdx.x < 32 && take_prompt(call, CONSUMERS * GROUP_ROWS, work)) produce(call, map, work, shared);
         } else {
             take_registers<240>();
-            if (take_prompt(call, work)) consume(call, work, shared, warpgroup - 1);
+            if (take_prompt(call, CONSUMERS * GROUP_ROWS, work)) consume(call, work, shared, warpgroup - 1);
         }
     }
 };

@@ -49,11 +49,11 @@ u8* at_address(u32 address, u32 len) {
     return place.shared + offset;
 }
 
-// Where the 128-byte swizzle puts the byte of that address: pieces of 16 bytes change places within 128, by the address's own bits.
+// Where the 128-byte swizzle puts the byte of that address: pieces of 16 change places within 128, by the address's own bits.
 u32 swizzled(u32 address) { return address ^ (address >> 7 & 7) << 4; }
 
-// A barrier: the parity of the phase that goes on; arrivals that are awaited in each and are still missing in this one; bytes that
-// are announced and not there, which may be fewer than none for a moment.
+// A barrier: the parity of the phase that goes on; arrivals that each awaits, and those that this one still does; bytes that are
+// announced and not there, which may be fewer than none for a moment.
 struct Phase {
     u64 parity : 1;
     u64 num_arrivals : 15;
@@ -101,8 +101,7 @@ void carry_out(const BoxCopy& copy) {
     store(copy.barrier, phase);
 }
 
-// A number of a matrix: the start of its lower half's descriptor, rows (of the layout: 128 bytes each) eight by eight, and 64
-// numbers by 64 numbers, `next` bytes apart.
+// A number of a matrix as lib/hopper.h gives it: rows of 128 bytes, and the next 64 numbers of each `next` bytes further.
 u16 at_matrix(u32 matrix, u32 row, u32 col) {
     const u32 start = (matrix & 0x3fff) << 4, next = (matrix >> 16 & 0x3fff) << 4;
     const u32 address = start + row / 8 * 1024 + row % 8 * 128 + col / 64 * next + col % 64 * 2;
@@ -182,7 +181,7 @@ void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i3
     memcpy(&copy.map, map, sizeof copy.map);
     if (copy.shared % 128 != 0) give_up("a box does not go to a multiple of 128 bytes");
     if (copy.map.box[0] != 64) give_up("a box that is swizzled has rows of 128 bytes");
-    if (block_number() % 2 == 0) {
+    if (block_number() / 2 % 2 == 0) {
         carry_out(copy);
     } else {
         state().copies.push_back(copy);

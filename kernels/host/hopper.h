@@ -1,5 +1,5 @@
-// lib/hopper.h in C++, after the layouts that the PTX ISA documents. What runs on its own happens as late as it may, or in every
-// other block as early: copies of boxes when their barrier is waited for, or at once; products when they are waited for, reading
+// lib/hopper.h in C++, after the layouts that the PTX ISA documents. What runs on its own happens as late as it may, or in some
+// blocks as early: copies of boxes when their barrier is waited for, or at once; products when they are waited for, reading
 // registers and shared memory then.
 #pragma once
 
@@ -62,9 +62,6 @@ void products_wait() {
 }
 template <int LEN>
 void keep(float (&)[LEN]) {}
-
-DEVICE u32 matrix_at(u32 address, u32 next) { return (address & 0x3ffff) >> 4 | next >> 4 << 16; }
-DEVICE u32 matrix_further(u32 matrix, u32 bytes) { return matrix + (bytes >> 4); }
 
 template <typename T, int N>
 void product_shared(float* d, u32 a, u32 b, bool adds) {

@@ -11,6 +11,14 @@ struct alignas(64) TensorMap {
 // A barrier in shared memory: a phase is over when all have arrived and all bytes that were announced are there.
 typedef u64 CopyBarrier;
 
+// A matrix in shared memory whose rows (or, of a matrix that is given column after column, columns) of 64 numbers, 128 bytes,
+// follow one another, swizzled: of each row's eight pieces of 16 bytes, piece i of row r lies where i ^ r % 8 would, as copies of
+// boxes leave them. Eight rows, 1024 bytes, begin at a multiple of as many; `next` bytes further are the 64 numbers that follow
+// in each row. This is the lower half of its descriptor; the upper one is the same for all.
+DEVICE u32 matrix_at(u32 address, u32 next) { return (address & 0x3ffff) >> 4 | next >> 4 << 16; }
+// The same so many bytes further.
+DEVICE u32 matrix_further(u32 matrix, u32 bytes) { return matrix + (bytes >> 4); }
+
 #ifdef SCONCE_HOST
 #include "../host/hopper.h"
 #else
@@ -50,8 +58,8 @@ DEVICE void prefetch_map(const TensorMap* map) {
 
 // Starts the copy of the map's box at (x, y, z), x counting neighbours in memory. What lies beyond the array becomes zeros.
 DEVICE void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, u32 x, u32 y, u32 z) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-                     shared_address(shared)),
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(shared)),
                  "l"((u64)map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
                  : "memory");
 }
@@ -79,7 +87,7 @@ DEVICE void take_registers() {
 
 // Products run on their own. `products_begin` comes before the first and after every write to registers that they use,
 // `products_commit` closes a group, and `products_wait` waits until at most NUM_PENDING groups are under way. Their registers,
-// accumulators and a, must be left alone until then, and `keep` the accumulators be called: it is where their values become known.
+// accumulators and a, must be left alone until then, and `keep` of the accumulators is where their values become known.
 DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int NUM_PENDING>
@@ -92,14 +100,7 @@ DEVICE void keep(float (&d)[LEN]) {
     for (int i = 0; i < LEN; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// A matrix in shared memory whose rows (or, of a matrix that is given column after column, columns) of 64 numbers, 128 bytes,
-// follow one another, swizzled: of each row's eight pieces of 16 bytes, piece i of row r lies where i ^ r % 8 would, as copies of
-// boxes leave them. Eight rows, 1024 bytes, begin at a multiple of as many; `next` bytes further are the 64 numbers that follow in
-// each row. This is the lower half of its descriptor; the upper one is the same for all.
-DEVICE u32 matrix_at(u32 address, u32 next) { return (address & 0x3ffff) >> 4 | next >> 4 << 16; }
-// The same so many bytes further.
-DEVICE u32 matrix_further(u32 matrix, u32 bytes) { return matrix + (bytes >> 4); }
-// Eight rows' bytes, and the swizzle of 128 bytes.
+// The whole of a matrix's descriptor: eight rows' bytes, and the swizzle of 128 bytes.
 DEVICE u64 descriptor_of(u32 matrix) { return (u64)(1024 >> 4 | 1u << 30) << 32 | matrix; }
 
 // d (+)= a * b of a warpgroup: a 64 x 16, b 16 x N, d 64 x N in f32. Warp w of the group has rows 16 * w.. of d, and of a in
@@ -155,3 +156,18 @@ PRODUCTS(f16, "f16")
 #undef PRODUCT_SHARED
 
 #endif // SCONCE_HOST
+
+// What follows is the same everywhere.
+
+// A number that a warp's lanes all have: said to the compiler, which keeps it where products want it, once for a warp.
+DEVICE u32 of_warp(u32 x) { return __shfl_sync(FULL_WARP, x, 0); }
+
+// A pass through stages of shared memory: which is next, and the parity of its phase.
+template <u32 STAGES>
+struct Pass {
+    u32 stage = 0, parity = 0;
+    __device__ __forceinline__ void advance() {
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        parity ^= stage == 0;
+    }
+};

@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 /// What has copies of boxes and kernels that use them.
 const HOPPER: (u32, u32) = (9, 0);
 
-/// A map, or `None` on other devices. What lies beyond the array is zeros to a copy.
+/// A map, or `None` on other devices, and where the driver refuses it: all that is done with a map can be done without. What
+/// lies beyond the array is zeros to a copy.
 pub(super) fn encode(context: &Context, at: DevicePtr, shape: &BoxShape) -> Result<Option<TensorMap>> {
     if context.info.compute_capability != HOPPER {
         return Ok(None);
@@ -46,6 +47,12 @@ pub(super) fn encode(context: &Context, at: DevicePtr, shape: &BoxShape) -> Resu
             Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     };
-    context.check(&format!("cuTensorMapEncodeTiled of {shape:?}"), code)?;
-    Ok(Some(TensorMap(map.opaque)))
+    match context.check(&format!("cuTensorMapEncodeTiled of {shape:?}"), code) {
+        Ok(()) => Ok(Some(TensorMap(map.opaque))),
+        Err(error) if context.is_lost() => Err(error),
+        Err(error) => {
+            tracing::warn!("{error}; kernels for Hopper that want it are not used");
+            Ok(None)
+        }
+    }
 }

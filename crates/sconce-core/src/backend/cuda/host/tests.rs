@@ -38,7 +38,7 @@ fn matrices_are_multiplied() {
     }
 }
 
-/// By way of boxes, swizzled; two blocks, of which one copies at once and the other late.
+/// By way of boxes, swizzled. Of four blocks two copy at once and two late.
 #[test]
 fn warpgroups_multiply_boxes() {
     let device = HostDevice::open();
@@ -47,7 +47,7 @@ fn warpgroups_multiply_boxes() {
     let shape = BoxShape { elem: ElemType::Bf16, dims: [128, 64, 3], box_dims: [64, 32, 1] };
     let map = device.tensor_map(there.ptr(), &shape).unwrap().unwrap();
     let [a, b, c] = [0, 1, 2].map(|i| &matrices[i * 64 * 128..][..64 * 128]);
-    for _ in 0..2 {
+    for _ in 0..4 {
         let out = Memory::new(&device, 64 * (64 + 128) * 4).unwrap();
         let args = Args::new().with(out.ptr()).with(there.ptr()).with_map(&map);
         launch(&device, "shim_test_warpgroup", Dims::linear(1, 160).with_shared((49 << 10) + 512), &args);
