@@ -70,6 +70,8 @@ def steps():
 
     yield Step("devices", [BUILT / "sconce", "devices", "--test"], 60)
     yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "copy_blocks", "sample::tests::device", "cuda::weights")
+    # Its log says whether the kernel for Hopper has the portable one's bits.
+    yield test("attention on Hopper", 60, "attention::hopper", "--nocapture")
     yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests")
     sanitizer = next(filter(None, map(shutil.which, SANITIZERS)), None)
     if sanitizer:

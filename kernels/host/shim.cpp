@@ -43,7 +43,9 @@ struct Block {
     void** args = nullptr;
     unsigned num_threads = 0, num_alive = 0, current = 0, num_stalled = 0;
     bool backwards = false;
-    Barrier barrier;
+    // Counts blocks, so that what belongs to one is not taken for another's.
+    u64 number = 0;
+    Barrier barrier, named[16], warpgroups[MAX_THREADS / 128];
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     void* main = nullptr;
@@ -116,14 +118,6 @@ shim_switch:
 #error "the host shim switches fibers on x86-64 and AArch64"
 #endif
 
-[[noreturn]] void give_up(const char* what) {
-    fprintf(stderr, "host shim: block (%u, %u, %u), thread %u: %s\n", place.block.x, place.block.y, place.block.z,
-            block.current, what);
-    abort();
-}
-
-void progressed() { block.num_stalled = 0; }
-
 void switch_to(void** from, unsigned next) {
     block.current = next;
     place = block.fibers[next].place;
@@ -138,12 +132,6 @@ unsigned next_fiber() {
         if (!block.fibers[next].is_done) return next;
     }
     return n;
-}
-
-void yield() {
-    if (++block.num_stalled > 4 * block.num_threads) give_up("the block waits for threads that do not come");
-    const unsigned next = next_fiber(), self = block.current;
-    if (next != self) switch_to(&block.fibers[self].stack_pointer, next);
 }
 
 void release(Barrier& barrier) {
@@ -161,10 +149,9 @@ void wait(Barrier& barrier, unsigned expected) {
 void fiber_main() {
     block.kernel(block.args);
     Fiber& self = block.fibers[block.current];
-    if (!self.open.empty() || !self.groups.empty()) {
-        // Legal, but a copy that nobody waits for is a mistake.
-        give_up("the thread ends and has not waited for its copies");
-    }
+    // Legal, but what nobody waits for is a mistake.
+    if (!self.open.empty() || !self.groups.empty()) give_up("the thread ends and has not waited for its copies");
+    if (has_products()) give_up("the thread ends and has not waited for its products");
     if (!self.has_waited) give_up("the thread ends and has not waited for the kernel before");
     self.is_done = true;
     progressed();
@@ -196,7 +183,10 @@ void run_block() {
     const dim3 dim = place.block_dim;
     block.num_alive = block.num_threads;
     block.num_stalled = 0;
+    block.number++;
     block.barrier = {};
+    for (Barrier& barrier : block.named) barrier = {};
+    for (Barrier& barrier : block.warpgroups) barrier = {};
     block.warps.assign(block.num_threads / 32, Warp{});
     for (unsigned i = 0; i < block.num_threads; i++) {
         Fiber& fiber = block.fibers[i];
@@ -211,6 +201,33 @@ void run_block() {
 }
 
 } // namespace
+
+void give_up(const char* what) {
+    fprintf(stderr, "host shim: block (%u, %u, %u), thread %u: %s\n", place.block.x, place.block.y, place.block.z,
+            block.current, what);
+    abort();
+}
+
+void progressed() { block.num_stalled = 0; }
+
+void yield() {
+    if (++block.num_stalled > 4 * block.num_threads) give_up("the block waits for threads that do not come");
+    const unsigned next = next_fiber(), self = block.current;
+    if (next != self) switch_to(&block.fibers[self].stack_pointer, next);
+}
+
+u64 block_number() { return block.number; }
+
+unsigned thread_number() { return block.current; }
+
+void warpgroup_barrier() { wait(block.warpgroups[block.current / 128], 128); }
+
+void named_barrier_wait(u32 id, u32 num_threads) { wait(block.named[id], num_threads); }
+
+void named_barrier_arrive(u32 id, u32 num_threads) {
+    Barrier& barrier = block.named[id];
+    if (++barrier.arrived >= num_threads) release(barrier);
+}
 
 void block_barrier() { wait(block.barrier, block.num_alive); }
 
@@ -298,6 +315,7 @@ extern "C" int shim_launch(void (*kernel)(void**), const u32* grid, const u32* d
     block.num_threads = num_threads;
     std::vector<u8> memory(shared_bytes + 128);
     place.shared = memory.data() + (128 - (uintptr_t)memory.data() % 128) % 128;
+    place.shared_bytes = shared_bytes;
     place.grid_dim = {grid[0], grid[1], grid[2]};
     place.block_dim = {dim[0], dim[1], dim[2]};
     for (unsigned z = 0; z < grid[2]; z++) {

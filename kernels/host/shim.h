@@ -53,11 +53,27 @@ namespace shim {
 struct Place {
     dim3 thread, block, block_dim, grid_dim;
     u8* shared;
+    u32 shared_bytes;
 };
 extern thread_local Place place;
 
+// Ends the process with a message.
+[[noreturn]] void give_up(const char* what);
+// Lets others run, for the one that runs waits for something; who has done what others may wait for says so.
+void yield();
+void progressed();
+// Counts blocks; the thread's number within its own.
+u64 block_number();
+unsigned thread_number();
+// Whether the thread has products of warpgroups under way (hopper.cpp).
+bool has_products();
 // Waits for all threads of the block that have not ended.
 void block_barrier();
+// Waits for the warpgroup's threads.
+void warpgroup_barrier();
+// Barriers that so many threads come to.
+void named_barrier_wait(u32 id, u32 num_threads);
+void named_barrier_arrive(u32 id, u32 num_threads);
 // Waits for the lanes of `mask`.
 void warp_barrier(u32 mask);
 // 64 bytes a lane that a warp exchanges values through.

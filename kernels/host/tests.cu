@@ -1,5 +1,6 @@
 // Kernels that only the shim's own tests run: each does one thing of lib/platform.h whose result is known.
 #include "../lib/platform.h"
+#include "../lib/hopper.h"
 
 // out[0], out[1]: a . b^T, 16 x 8, of a [16, 32] and b [8, 32], b given row after row and, in `b_trans` [32, 8], column after
 // column. All bf16, by way of asynchronous copies, shared memory and matrix products. One warp; 3 KB of shared memory.
@@ -59,3 +60,49 @@ extern "C" __global__ void shim_test_warp(float* sum, u32* before, u32* votes) {
     votes[thread] = __ballot_sync(FULL_WARP, thread % 2);
 }
 EXPORT_KERNEL(shim_test_warp)
+
+// out[0..64 * 64]: a . b^T; out[64 * 64..]: a's first 64 columns . c, 64 x 128. `map`: a, b and c, [3][64][128] bf16, by boxes of
+// 32 rows; c's second ones begin at its row 40. A warpgroup, and a warp that brings boxes; 49 KB and 512 bytes of shared memory.
+extern "C" __global__ void shim_test_warpgroup(float* out, const bf16* a, const __grid_constant__ TensorMap map) {
+    DYNAMIC_SHARED(memory);
+    u8* shared = memory + (0 - shared_address(memory)) % 1024;
+    CopyBarrier* has_boxes = (CopyBarrier*)(shared + 3 * 16384);
+    if (threadIdx.x == 0) barrier_init(has_boxes, 1);
+    barrier_init_done();
+    __syncthreads();
+    if (threadIdx.x >= 128) {
+        give_registers<24>();
+        const u32 i = threadIdx.x - 128, matrix = i / 4, col = i % 2 * 64, row = i / 2 % 2 * 32;
+        if (i == 0) barrier_arrive_expecting(has_boxes, 3 * 16384);
+        __syncwarp();
+        u8* to = shared + matrix * 16384 + i % 2 * 8192 + row * 128;
+        if (i < 12) copy_box(to, &map, has_boxes, col, i / 2 == 5 ? 40 : row, matrix);
+        return;
+    }
+    take_registers<240>();
+    barrier_wait(has_boxes, 0);
+    const u32 at = matrix_at(shared_address(shared), 8192), thread = threadIdx.x, first_row = thread / 32 * 16 + thread % 32 / 4;
+    float ab[32], ac[64] = {};
+    u32 of_a[4][4];
+    for (u32 k = 0; k < 16; k++) {
+        const u32 row = first_row + k % 2 * 8, col = k / 4 * 16 + k % 4 / 2 * 8 + thread % 4 * 2;
+        of_a[k / 4][k % 4] = *(const u32*)(a + row * 128 + col);
+    }
+    products_begin();
+    for (u32 k = 0; k < 8; k++) {
+        const u32 step = k / 4 * 8192 + k % 4 * 32;
+        product_shared<bf16, 64>(ab, matrix_further(at, step), matrix_further(at, 16384 + step), k > 0);
+    }
+    products_commit();
+    for (u32 k = 0; k < 4; k++) product_registers<bf16, 128>(ac, of_a[k], matrix_further(at, 2 * 16384 + k * 16 * 128));
+    products_commit();
+    products_wait<1>();
+    keep(ab);
+    for (u32 i = 0; i < 32; i++) out[(first_row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + thread % 4 * 2 + i % 2] = ab[i];
+    products_wait<0>();
+    keep(ac);
+    for (u32 i = 0; i < 64; i++) {
+        out[64 * 64 + (first_row + i / 2 % 2 * 8) * 128 + i / 4 * 8 + thread % 4 * 2 + i % 2] = ac[i];
+    }
+}
+EXPORT_KERNEL(shim_test_warpgroup)

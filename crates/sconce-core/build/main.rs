@@ -67,7 +67,7 @@ fn embed() -> Result<(), String> {
     write(&out_dir.join("kernels.rs"), code.as_bytes())
 }
 
-/// Compiles every source for every target, and returns a line of Rust for each.
+/// Compiles every source for every target that it is for, and returns a line of Rust for each.
 fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], headers: &[PathBuf], out_dir: &Path) -> Result<Vec<String>, String> {
     let mut common = DefaultHasher::new();
     (FLAGS, &nvcc.release).hash(&mut common);
@@ -76,6 +76,7 @@ fn compile_all(nvcc: &Nvcc, sources: &[PathBuf], headers: &[PathBuf], out_dir: &
     }
     let targets = || CUBINS.iter().chain([&PTX]);
     let jobs: Vec<(&PathBuf, &Target)> = sources.iter().flat_map(|s| targets().map(move |t| (s, t))).collect();
+    let jobs: Vec<_> = jobs.into_iter().filter(|(source, target)| nvcc::suits(&stem(source), target)).collect();
     nvcc::in_parallel(&jobs, |&(source, target)| {
         let mut hasher = common.clone();
         (read(source)?, target.flags).hash(&mut hasher);

@@ -25,6 +25,14 @@ pub(crate) const CUBINS: &[Target] = &[
     Target { name: "sm_90a", flags: &["-gencode=arch=compute_90a,code=sm_90a", "-cubin"] },
 ];
 
+/// What sources for Hopper alone end with, and what such are compiled for.
+const HOPPER: (&str, &str) = ("_hopper", "sm_90a");
+
+/// Whether `source` (a file's name without `.cu`) is for `target`: most are for all.
+pub(crate) fn suits(source: &str, target: &Target) -> bool {
+    !source.ends_with(HOPPER.0) || target.name == HOPPER.1
+}
+
 /// Oldest release whose nvcc knows all targets.
 const OLDEST: (u32, u32) = (12, 0);
 

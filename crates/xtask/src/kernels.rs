@@ -7,7 +7,7 @@ mod nvcc;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,9 +46,11 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     let out_dir = root.join("target/kernels");
     fs::create_dir_all(&out_dir).map_err(|e| format!("{}: {e}", out_dir.display()))?;
     let sources = nvcc::files_of(&kernels, "cu")?;
-    let jobs: Vec<_> = sources.iter().flat_map(|source| CUBINS.iter().map(move |target| (source, target))).collect();
+    let stem = |source: &Path| source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let jobs = sources.iter().flat_map(|source| CUBINS.iter().map(move |target| (source, target)));
+    let jobs: Vec<_> = jobs.filter(|(source, target)| nvcc::suits(&stem(source), target)).collect();
     let outputs = nvcc::in_parallel(&jobs, |&(source, target)| {
-        let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+        let stem = stem(source);
         let out = out_dir.join(format!("{stem}.{}.cubin", target.name));
         let said = nvcc.compile(source, target, &["-Xptxas", "-v", "-Werror", "all-warnings"], &out)?;
         let usages = parse(&said, target.name);
@@ -63,8 +65,8 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     let text = if allowed.exists() { fs::read_to_string(&allowed).map_err(|e| e.to_string())? } else { String::new() };
     let problems = problems(&usages, &parse_allowed(&text)?);
     problems.iter().for_each(|problem| println!("{problem}"));
-    let counts =
-        format!("{} kernels of {} files for {} devices", usages.len() / CUBINS.len(), sources.len(), CUBINS.len());
+    let num_kernels = usages.iter().map(|usage| &usage.kernel).collect::<BTreeSet<_>>().len();
+    let counts = format!("{num_kernels} kernels of {} files for {} devices", sources.len(), CUBINS.len());
     if problems.is_empty() {
         println!("kernels: {counts}, no spill without a reason");
         Ok(())
@@ -143,7 +145,11 @@ fn table(usages: &[Usage]) -> String {
     text.push('\n');
     for (kernel, row) in rows {
         let _ = write!(text, "{kernel:width$}");
-        for usage in row {
+        for target in CUBINS {
+            let Some(usage) = row.iter().find(|usage| usage.target == target.name) else {
+                let _ = write!(text, "  {:>28}", "");
+                continue;
+            };
             let Usage { registers, shared_bytes, stack_bytes, spill_bytes, .. } = usage;
             let _ = write!(text, "  {registers:>10} {shared_bytes:>5} {stack_bytes:>5} {spill_bytes:>5}");
         }

@@ -68,8 +68,8 @@ impl CudaBackend {
         Self { device, index: 0, elem, products, uses_graphs, min_saved_bytes, scratch: RefCell::default() }
     }
 
-    /// The same with another precision of products: `fast` leaves those of many rows to cuBLASLt, whose sums may depend on
-    /// how many there are.
+    /// The same with another precision of products: `fast` leaves those of many rows to cuBLASLt, and prompts' attention on
+    /// Hopper to a kernel of its own; their sums may depend on how many rows there are.
     pub fn with_matmul_precision(mut self, precision: MatmulPrecision) -> Self {
         self.products = if precision == MatmulPrecision::Fast { Products::Library } else { Products::Own };
         self
@@ -173,7 +173,8 @@ impl Backend for CudaBackend {
         let spec = AttentionSpec::of_layer(config, 0);
         ops::attention::cuda::check(&spec)?;
         let mut scratch = self.scratch.borrow_mut();
-        scratch.attention = Some(AttentionSpace::new(&self.device, limits.max_seqs, &spec, limits.max_model_len)?);
+        let space = AttentionSpace::new(&self.device, limits.max_seqs, &spec, limits.max_model_len)?;
+        scratch.attention = Some(space.fast(self.products == Products::Library));
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);

@@ -58,6 +58,21 @@ impl Dims {
     }
 }
 
+/// An array of 16-bit numbers as Hopper's copies of boxes see it, neighbours first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BoxShape {
+    pub(crate) elem: ElemType,
+    /// Numbers of a row, rows, and how many arrays of them follow one another.
+    pub(crate) dims: [usize; 3],
+    /// The same of a box. A row has 128 bytes, which are swizzled.
+    pub(crate) box_dims: [u32; 3],
+}
+
+/// What a device's driver makes of a [`BoxShape`] and an address, for kernels.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(crate) struct TensorMap(pub(crate) [u64; 16]);
+
 /// The most arguments of a kernel.
 const MAX_ARGS: usize = 32;
 
@@ -66,6 +81,9 @@ const MAX_ARGS: usize = 32;
 pub(crate) struct Args {
     cells: [u64; MAX_ARGS],
     len: usize,
+    /// The one argument that fits into no cell, and which it is.
+    map: TensorMap,
+    map_idx: Option<usize>,
 }
 
 /// What a kernel takes: at most 8 bytes, little end first in a cell.
@@ -118,9 +136,21 @@ impl Args {
         self
     }
 
+    /// With a map, of which a kernel takes one at most.
+    pub(crate) fn with_map(mut self, map: &TensorMap) -> Self {
+        assert!(self.map_idx.is_none(), "invariant: kernels take one map");
+        (self.map, self.map_idx) = (*map, Some(self.len));
+        self.len += 1;
+        self
+    }
+
     /// A pointer to each, as the driver takes them. They are good as long as `self` stays where it is.
     pub(crate) fn pointers(&self) -> [*mut c_void; MAX_ARGS] {
-        self.cells.each_ref().map(|cell| std::ptr::from_ref(cell).cast_mut().cast())
+        let mut pointers = self.cells.each_ref().map(|cell| std::ptr::from_ref(cell).cast_mut().cast());
+        if let Some(idx) = self.map_idx {
+            pointers[idx] = std::ptr::from_ref(&self.map).cast_mut().cast();
+        }
+        pointers
     }
 
     /// How many there are.
@@ -222,6 +252,12 @@ pub(crate) trait Device: Send + Sync {
     /// # Safety
     /// There is so much memory at `dst`.
     unsafe fn clear(&self, dst: DevicePtr, bytes: usize) -> Result<()>;
+
+    /// Whether there is a kernel of that name: some are made for one kind of device alone.
+    fn has_kernel(&self, kernel: &str) -> bool;
+
+    /// The array at `at` for copies of boxes, or `None` where a device does not have them.
+    fn tensor_map(&self, at: DevicePtr, shape: &BoxShape) -> Result<Option<TensorMap>>;
 
     /// Runs `kernel`. An empty grid is no launch.
     ///

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::device::{Args, Device, DevicePtr, Dims, Graph, Matmul};
+use super::device::{Args, BoxShape, Device, DevicePtr, Dims, Graph, Matmul, TensorMap};
 use super::storage::{bytes_of, floats_of};
 use crate::error::{Error, Result};
 
@@ -41,6 +41,9 @@ enum Call {
 type Launcher = unsafe extern "C" fn(*const c_void, *const u32, *const u32, u32, *const *mut c_void) -> i32;
 
 impl HostDevice {
+    /// What it calls itself.
+    pub(crate) const NAME: &str = "host shim";
+
     /// All kernels, compiled once a process, and again only when a source has changed.
     pub(crate) fn open() -> Arc<dyn Device> {
         Self::losable().0
@@ -108,7 +111,7 @@ unsafe fn matmul(call: &Matmul) {
 
 impl Device for HostDevice {
     fn name(&self) -> String {
-        "host shim".into()
+        Self::NAME.into()
     }
 
     fn num_sms(&self) -> usize {
@@ -175,6 +178,22 @@ impl Device for HostDevice {
         // SAFETY: the caller's.
         unsafe { std::ptr::write_bytes(dst.0 as *mut u8, 0, bytes) };
         Ok(())
+    }
+
+    fn has_kernel(&self, kernel: &str) -> bool {
+        // SAFETY: the symbol is looked for, and nothing is done with it.
+        unsafe { self.library.get::<*const ()>(format!("{kernel}__host\0").as_bytes()) }.is_ok()
+    }
+
+    /// As kernels/host/hopper.cpp reads it.
+    fn tensor_map(&self, at: DevicePtr, shape: &BoxShape) -> Result<Option<TensorMap>> {
+        let [cols, rows, arrays] = shape.dims.map(|dim| dim as u64);
+        let row_bytes = cols * shape.elem.bytes() as u64;
+        let [box_cols, box_rows, box_arrays] = shape.box_dims.map(u64::from);
+        let words = [at.0, cols, rows, arrays, row_bytes, rows * row_bytes, box_cols, box_rows, box_arrays];
+        let mut map = TensorMap::default();
+        map.0[..words.len()].copy_from_slice(&words);
+        Ok(Some(map))
     }
 
     unsafe fn launch(&self, kernel: &str, dims: &Dims, args: &Args) -> Result<()> {

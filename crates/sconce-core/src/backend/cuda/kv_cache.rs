@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::device::{Device, DevicePtr, ElemType};
+use super::device::{BoxShape, Device, DevicePtr, ElemType, TensorMap};
 use super::storage::Memory;
 use crate::backend::{KvCacheShape, KvDtype};
 use crate::config::KvCacheDtype;
@@ -28,7 +28,15 @@ pub(super) fn dtype(elem: ElemType, asked: KvCacheDtype) -> Result<KvDtype> {
 pub struct KvCache {
     pub(crate) memory: Memory,
     pub(crate) shape: KvCacheShape,
+    /// Boxes of it, for kernels that copy such. None where the device has none, or they do not fit the cache.
+    map: Option<TensorMap>,
 }
+
+/// Rows and columns of a box: 128 bytes wide, at most a tile of keys long.
+const BOX_ROWS: usize = 64;
+const BOX_COLS: usize = 64;
+/// Swizzled rows come eight by eight.
+const BOX_ROWS_ALIGNMENT: usize = 8;
 
 impl KvCache {
     /// An empty cache. Errors: no memory, or a type that the device has no kernels for.
@@ -39,7 +47,40 @@ impl KvCache {
         let padded = KvCacheShape { head_dim: head_stride(&shape), ..shape };
         let memory = Memory::new(device, padded.num_bytes())?;
         memory.clear()?;
-        Ok(Self { memory, shape })
+        let mut cache = Self { memory, shape, map: None };
+        if cache.fits_boxes() {
+            cache.map = device.tensor_map(cache.memory.ptr(), &cache.box_shape())?;
+        }
+        Ok(cache)
+    }
+
+    /// Whether a box is a page, or pages are whole boxes; heads fill a box; and coordinates have 31 bits.
+    fn fits_boxes(&self) -> bool {
+        let block_size = self.shape.block_size;
+        block_size.is_power_of_two()
+            && block_size >= BOX_ROWS_ALIGNMENT
+            && self.head_stride() >= BOX_COLS
+            && i32::try_from(self.num_rows()).is_ok()
+    }
+
+    /// An array a layer's keys or values.
+    fn box_shape(&self) -> BoxShape {
+        let box_rows = self.shape.block_size.min(BOX_ROWS);
+        BoxShape {
+            elem: self.elem(),
+            dims: [self.head_stride(), self.num_rows(), 2 * self.shape.num_layers],
+            box_dims: [BOX_COLS as u32, box_rows as u32, 1],
+        }
+    }
+
+    /// Boxes of the cache: arrays [2 * num_layers][num_rows][head_stride], a layer's keys before its values.
+    pub(crate) fn map(&self) -> Option<&TensorMap> {
+        self.map.as_ref()
+    }
+
+    /// Heads of tokens in one layer's keys (or values).
+    pub(crate) fn num_rows(&self) -> usize {
+        self.shape.num_blocks * self.shape.num_kv_heads * self.shape.block_size
     }
 
     /// Elements from one token's head to the next token's.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::hopper;
 use crate::backend::AttentionSpec;
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
@@ -30,6 +31,8 @@ pub(crate) struct AttentionSpace {
     device: Arc<dyn Device>,
     /// f32, as the kernel's head has it.
     partials: Memory,
+    /// Whether a row's bits may depend on how many there are.
+    is_fast: bool,
 }
 
 impl AttentionSpace {
@@ -41,7 +44,12 @@ impl AttentionSpace {
         max_context: usize,
     ) -> Result<Self> {
         let bytes = partials_bytes(max_seqs, split_bucket(max_context), spec);
-        Ok(Self { device: Arc::clone(device), partials: Memory::new(device, bytes.min(MAX_SPACE))? })
+        Ok(Self { device: Arc::clone(device), partials: Memory::new(device, bytes.min(MAX_SPACE))?, is_fast: false })
+    }
+
+    /// The same, where kernels for large steps may take sums in another order than those for small ones.
+    pub(crate) fn fast(self, is_fast: bool) -> Self {
+        Self { is_fast, ..self }
     }
 }
 
@@ -111,14 +119,14 @@ pub(crate) fn cuda(
 }
 
 /// One call: what its launches have in common.
-struct Call<'a> {
-    device: &'a dyn Device,
-    out: DevicePtr,
-    qkv: &'a Buffer,
-    kv: &'a KvCache,
-    batch: &'a DeviceBatch,
+pub(super) struct Call<'a> {
+    pub(super) device: &'a dyn Device,
+    pub(super) out: DevicePtr,
+    pub(super) qkv: &'a Buffer,
+    pub(super) kv: &'a KvCache,
+    pub(super) batch: &'a DeviceBatch,
     space: &'a AttentionSpace,
-    spec: &'a AttentionSpec,
+    pub(super) spec: &'a AttentionSpec,
 }
 
 impl Call<'_> {
@@ -165,6 +173,11 @@ impl Call<'_> {
     /// Sequences of several queries.
     fn prompts(&self) -> Result<()> {
         let spec = self.spec;
+        if self.space.is_fast
+            && let Some(kernel) = hopper::Kernel::choose(self.device, self.kv, self.batch, spec)
+        {
+            return kernel.launch(self);
+        }
         let rows = most_rows(spec.head_dim);
         let num_tiles = self.batch.num_prompt_tiles(rows / (spec.num_heads / spec.num_kv_heads));
         let grid = [(num_tiles * spec.num_kv_heads) as u32, 1, 1];
@@ -220,7 +233,7 @@ fn q_bytes(dim: usize, threads: usize) -> usize {
 
 /// What a score is multiplied by before its power of two is taken; the soft cap or 0; and what a score is multiplied by to
 /// give, to the base 2, the exponential that tanh is made of.
-fn scales(spec: &AttentionSpec) -> (f32, f32, f32) {
+pub(super) fn scales(spec: &AttentionSpec) -> (f32, f32, f32) {
     let log2e = std::f32::consts::LOG2_E;
     spec.softcap.map_or((spec.scale * log2e, 0.0, 0.0), |cap| (log2e, cap, 2.0 * spec.scale / cap * log2e))
 }

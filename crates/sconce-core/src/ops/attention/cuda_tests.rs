@@ -14,17 +14,23 @@ use crate::backend::{KvCacheShape, KvDtype};
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 
 /// A model's attention on a device, with a cache of random contents.
-struct Case {
-    device: Arc<dyn Device>,
-    spec: AttentionSpec,
+pub(super) struct Case {
+    pub(super) device: Arc<dyn Device>,
+    pub(super) spec: AttentionSpec,
     elem: ElemType,
     cpu_kv: KvCache,
-    kv: CudaKvCache,
-    space: AttentionSpace,
+    pub(super) kv: CudaKvCache,
+    pub(super) space: AttentionSpace,
 }
 
 impl Case {
-    fn new(device: &Arc<dyn Device>, spec: AttentionSpec, dtype: KvDtype, block_size: usize, max_keys: usize) -> Self {
+    pub(super) fn new(
+        device: &Arc<dyn Device>,
+        spec: AttentionSpec,
+        dtype: KvDtype,
+        block_size: usize,
+        max_keys: usize,
+    ) -> Self {
         let (num_kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
         let num_blocks = max_keys.div_ceil(block_size) + 1;
         let shape = KvCacheShape { dtype, num_layers: 2, num_blocks, block_size, num_kv_heads, head_dim };
@@ -44,7 +50,7 @@ impl Case {
     }
 
     /// Sequences of (context, query tokens), with blocks in no order and none of two sequences.
-    fn tables(&self, lens: &[(usize, usize)]) -> Vec<Vec<u32>> {
+    pub(super) fn tables(&self, lens: &[(usize, usize)]) -> Vec<Vec<u32>> {
         let mut free: Vec<u32> = (0..self.cpu_kv.shape.num_blocks as u32).collect();
         let num = free.len();
         (0..num).for_each(|i| free.swap(i, i * 7919 % num));
@@ -53,7 +59,7 @@ impl Case {
         lens.iter().map(|&(context, _)| free.by_ref().take(context.div_ceil(block_size)).collect()).collect()
     }
 
-    fn batch(&self, lens: &[(usize, usize)], tables: &[Vec<u32>]) -> Batch {
+    pub(super) fn batch(&self, lens: &[(usize, usize)], tables: &[Vec<u32>]) -> Batch {
         let mut batch = Batch::default();
         let block_size = self.cpu_kv.shape.block_size;
         for (&(context, query), table) in lens.iter().zip(tables) {
@@ -62,15 +68,19 @@ impl Case {
         batch
     }
 
-    fn queries(&self, num_tokens: usize) -> Vec<f32> {
+    pub(super) fn queries(&self, num_tokens: usize) -> Vec<f32> {
         let data: Vec<f32> = random(num_tokens * self.spec.qkv_dim(), 3).iter().map(|x| x * 4.0).collect();
         round(&data, self.elem)
     }
 
-    fn run(&self, batch: &Batch, qkv: &[f32], num_rows: Option<usize>) -> Vec<f32> {
+    pub(super) fn upload(&self, batch: &Batch, num_rows: Option<usize>) -> DeviceBatch {
         let mut inputs = DeviceBatch::new(&self.device, 16384).unwrap();
         inputs.upload(batch, num_rows).unwrap();
-        self.run_inputs(&inputs, qkv)
+        inputs
+    }
+
+    pub(super) fn run(&self, batch: &Batch, qkv: &[f32], num_rows: Option<usize>) -> Vec<f32> {
+        self.run_inputs(&self.upload(batch, num_rows), qkv)
     }
 
     fn run_inputs(&self, inputs: &DeviceBatch, qkv: &[f32]) -> Vec<f32> {
@@ -85,16 +95,21 @@ impl Case {
         out.to_f32().unwrap()
     }
 
+    pub(super) fn check_reference(&self, batch: &Batch, qkv: &[f32], found: &[f32]) {
+        let mut expected = Buffer::new(batch.num_tokens(), self.spec.num_heads * self.spec.head_dim);
+        let qkv = Buffer::from_vec(qkv.to_vec(), self.spec.qkv_dim());
+        reference(&mut expected, &qkv, &self.cpu_kv, batch, &self.spec);
+        assert_device_close(found, expected.data(), if self.elem == ElemType::F16 { 2e-3 } else { 1e-2 });
+    }
+
     /// Against the reference, and each sequence alone.
     fn check(&self, lens: &[(usize, usize)]) {
         let tables = self.tables(lens);
         let batch = self.batch(lens, &tables);
         let qkv = self.queries(batch.num_tokens());
         let (cols, out_cols) = (self.spec.qkv_dim(), self.spec.num_heads * self.spec.head_dim);
-        let mut expected = Buffer::new(batch.num_tokens(), out_cols);
-        reference(&mut expected, &Buffer::from_vec(qkv.clone(), cols), &self.cpu_kv, &batch, &self.spec);
         let found = self.run(&batch, &qkv, None);
-        assert_device_close(&found, expected.data(), if self.elem == ElemType::F16 { 2e-3 } else { 1e-2 });
+        self.check_reference(&batch, &qkv, &found);
         for (seq, (&lens, table)) in batch.sequences.iter().zip(lens.iter().zip(&tables)) {
             let alone = self.batch(&[lens], std::slice::from_ref(table));
             let end = seq.query_start + seq.query_len;
@@ -104,7 +119,7 @@ impl Case {
     }
 
     /// A prompt in chunks of such lengths.
-    fn run_chunks(&self, qkv: &[f32], table: &[u32], lens: &[usize]) -> Vec<f32> {
+    pub(super) fn run_chunks(&self, qkv: &[f32], table: &[u32], lens: &[usize]) -> Vec<f32> {
         let (mut out, mut start, cols) = (Vec::new(), 0, self.spec.qkv_dim());
         for &len in lens {
             let batch = self.batch(&[(start + len, len)], &[table.to_vec()]);
@@ -115,7 +130,7 @@ impl Case {
     }
 }
 
-fn spec(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> AttentionSpec {
+pub(super) fn spec(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> AttentionSpec {
     let scale = 1.0 / (head_dim as f32).sqrt();
     AttentionSpec { layer: 1, num_heads, num_kv_heads, head_dim, scale, softcap: None, window: None }
 }

@@ -14,6 +14,9 @@ mod bf16;
 pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
+mod hopper;
+#[cfg(test)]
+mod hopper_tests;
 mod products;
 mod scratch;
 pub(crate) mod shared;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use cudarc::nvrtc::sys::{self, nvrtcResult};
 
 use super::cache::KernelCache;
-use super::image::{Image, native_target};
+use super::image::{Image, is_for, native_target};
 use super::load::load;
 use super::places::Library;
 use crate::error::{Error, Result};
@@ -26,8 +26,9 @@ pub(super) fn compile_all(
     load(Library::Nvrtc, driver_version / 1000)?;
     let begun = Instant::now();
     let version = version()?;
-    let options =
-        [format!("--gpu-architecture={}", native_target(capability)), "--std=c++17".into(), "-lineinfo".into()];
+    let target = native_target(capability);
+    let options = [format!("--gpu-architecture={target}"), "--std=c++17".into(), "-lineinfo".into()];
+    let sources: Vec<_> = sources.iter().filter(|(source, _)| is_for(source, &target)).collect();
     tracing::info!(
         "compiling the CUDA kernels with NVRTC {version} ({}), unless they are kept from before",
         options[0]

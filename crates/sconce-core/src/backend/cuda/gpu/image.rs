@@ -76,6 +76,14 @@ pub(super) fn native_target(capability: (u32, u32)) -> String {
     format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" })
 }
 
+/// What sources for Hopper alone end with, and what such are compiled for.
+const HOPPER: (&str, &str) = ("_hopper", "sm_90a");
+
+/// Whether a source (a file's name without `.cu`) is for a device that the compiler calls `target`.
+pub(super) fn is_for(source: &str, target: &str) -> bool {
+    !source.ends_with(HOPPER.0) || target == HOPPER.1
+}
+
 impl Image {
     /// The names of its kernels.
     pub(super) fn kernel_names(&self) -> Result<Vec<String>> {

@@ -58,6 +58,7 @@ const DRIVER_FUNCTIONS: &[&str] = &[
     "cuFuncGetAttribute",
     "cuFuncSetAttribute",
     "cuLaunchKernelEx",
+    "cuTensorMapEncodeTiled",
 ];
 
 const CUBLASLT_FUNCTIONS: &[&str] = &[

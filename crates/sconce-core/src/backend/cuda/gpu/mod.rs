@@ -24,6 +24,7 @@ mod peaks;
 mod places;
 mod self_test;
 mod staging;
+mod tensor_map;
 mod trial;
 
 #[cfg(test)]
@@ -42,7 +43,7 @@ use self::kernels::Kernels;
 use self::launch::Launcher;
 use self::matmul::Products;
 use self::staging::Staging;
-use super::device::{Args, Device, DevicePtr, Dims, Graph, Matmul};
+use super::device::{Args, BoxShape, Device, DevicePtr, Dims, Graph, Matmul, TensorMap};
 use crate::error::Result;
 
 /// A GPU.
@@ -195,6 +196,14 @@ impl Device for Gpu {
         // SAFETY: by the contract there is so much memory.
         let code = unsafe { sys::cuMemsetD8Async(dst.0, 0, bytes, context.stream()) };
         context.check("cuMemsetD8Async", code)
+    }
+
+    fn has_kernel(&self, kernel: &str) -> bool {
+        self.inner.kernels.get(kernel).is_ok()
+    }
+
+    fn tensor_map(&self, at: DevicePtr, shape: &BoxShape) -> Result<Option<TensorMap>> {
+        tensor_map::encode(&self.inner.context, at, shape)
     }
 
     unsafe fn launch(&self, kernel: &str, dims: &Dims, args: &Args) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::HostDevice;
-use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
+use crate::backend::cuda::device::{Args, BoxShape, Device, DevicePtr, Dims, ElemType};
 use crate::backend::cuda::storage::{Memory, bytes_of, floats_of};
 use crate::ops::testing::{random, round};
 
@@ -35,6 +35,35 @@ fn matrices_are_multiplied() {
     let dot = |i: usize| (0..32).map(|k| a[i / 8 * 32 + k] * b[i % 8 * 32 + k]).sum::<f32>();
     for (i, found) in floats(&out).into_iter().enumerate() {
         assert!((found - dot(i % 128)).abs() < 1e-5, "element {i}: {found} for {}", dot(i % 128));
+    }
+}
+
+/// By way of boxes, swizzled. Of four blocks two copy at once and two late.
+#[test]
+fn warpgroups_multiply_boxes() {
+    let device = HostDevice::open();
+    let matrices: Vec<f32> = (1..4).flat_map(|seed| round(&random(64 * 128, seed), ElemType::Bf16)).collect();
+    let there = Memory::of_bytes(&device, &bytes_of(&matrices, ElemType::Bf16)).unwrap();
+    let shape = BoxShape { elem: ElemType::Bf16, dims: [128, 64, 3], box_dims: [64, 32, 1] };
+    let map = device.tensor_map(there.ptr(), &shape).unwrap().unwrap();
+    let [a, b, c] = [0, 1, 2].map(|i| &matrices[i * 64 * 128..][..64 * 128]);
+    for _ in 0..4 {
+        let out = Memory::new(&device, 64 * (64 + 128) * 4).unwrap();
+        let args = Args::new().with(out.ptr()).with(there.ptr()).with_map(&map);
+        launch(&device, "shim_test_warpgroup", Dims::linear(1, 160).with_shared((49 << 10) + 512), &args);
+        for (i, found) in floats(&out).into_iter().enumerate() {
+            let expected: f32 = if i < 64 * 64 {
+                (0..128).map(|k| a[i / 64 * 128 + k] * b[i % 64 * 128 + k]).sum()
+            } else {
+                let (row, col) = ((i - 64 * 64) / 128, i % 128);
+                // Rows 32.. are those from 40 on; beyond the array there are zeros.
+                let of_c = |k: usize| {
+                    if k < 32 { c[k * 128 + col] } else { c.get((k + 8) * 128 + col).copied().unwrap_or(0.0) }
+                };
+                (0..64).map(|k| a[row * 128 + k] * of_c(k)).sum()
+            };
+            assert!((found - expected).abs() < 1e-4, "element {i}: {found} for {expected}");
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::super::image::embedded;
 use super::super::places::OWN_VARIABLE;
 use super::super::self_test::self_test;
 use super::super::{Gpu, available};
-use crate::backend::cuda::device::{Args, Device, Dims, ElemType, Matmul};
+use crate::backend::cuda::device::{Args, BoxShape, Device, Dims, ElemType, Matmul};
 use crate::error::Result;
 
 /// The stand-ins, under the names of what they stand in for.
@@ -151,6 +151,25 @@ fn child_products() {
 }
 
 #[test]
+fn child_map() {
+    if is_child() {
+        let gpu = Gpu::open(0).unwrap();
+        let there = gpu.alloc(64).unwrap();
+        let shape = BoxShape { elem: ElemType::Bf16, dims: [80, 48, 4], box_dims: [64, 16, 1] };
+        let map = gpu.tensor_map(there, &shape).unwrap();
+        if gpu.info().compute_capability == (9, 0) && std::env::var_os("FAKE_FAIL").is_none() {
+            assert_eq!(map.unwrap().0[..9], [there.0, 80, 48, 4, 160, 7680, 64, 16, 1]);
+            let refused = gpu.tensor_map(there, &BoxShape { elem: ElemType::F32, ..shape });
+            assert!(error(refused).contains("kernels copy boxes of 16 bits"));
+        } else {
+            assert_eq!(map, None);
+        }
+        // SAFETY: nobody uses it.
+        unsafe { gpu.free(there) };
+    }
+}
+
+#[test]
 fn child_lost_device() {
     if is_child() {
         let gpu = Gpu::open(0).unwrap();
@@ -211,9 +230,12 @@ fn against_a_stand_in_for_the_driver() {
     overlaps(&[("FAKE_DRIVER", "12020")], "[1, 1], 0 in a graph");
     // Refused once: never asked for again.
     overlaps(&[("FAKE_FAIL", "cuLaunchKernelEx:801")], "[0, 0], 0 in a graph");
+    child("child_map", dir.path(), &[]);
+    child("child_map", dir.path(), &[("FAKE_FAIL", "cuTensorMapEncodeTiled:1")]);
     if embedded::IMAGES.is_empty() {
         return;
     }
+    child("child_map", dir.path(), &[("FAKE_CC", "89")]);
     overlaps(&[("FAKE_CC", "89")], "[0, 0], 0 in a graph");
     // An image that is refused gives way to the sources; a build without nvcc has none.
     child("child_self_test", dir.path(), &[("FAKE_FAIL", "cuModuleLoadDataEx:222"), ("SCONCE_CUDA_KERNELS", "cubin")]);

@@ -12,9 +12,9 @@ use cudarc::driver::sys::CUresult;
 use super::Gpu;
 use super::cache::KernelCache;
 use super::error::{describe, is_fatal};
-use super::image::{Image, embedded, native_target, suitable};
+use super::image::{Image, embedded, is_for, native_target, suitable};
 use super::places::{Library, Places};
-use crate::backend::cuda::device::{Args, DevicePtr};
+use crate::backend::cuda::device::{Args, DevicePtr, TensorMap};
 use crate::error::ErrorKind;
 
 /// Whether this machine has NVIDIA's driver, wherever it is.
@@ -123,6 +123,8 @@ fn kernels_are_named_by_their_image() {
     for broken in [&b"\x7fELF"[..], &[&b"\x7fELF"[..], &[0xff; 60]].concat(), b"", b"no kernel"] {
         assert!(image(broken).kernel_names().is_err());
     }
+    assert!(is_for("add", "sm_80") && is_for("add_hopper", "sm_90a") && !is_for("add_hopper", "sm_120a"));
+    assert!(embedded::IMAGES.iter().all(|image| is_for(image.source, image.target)));
     // Both forms that the compiler makes name the same.
     for source in embedded::IMAGES.iter().filter(|image| image.target == "compute_80") {
         let names = |target: &str| {
@@ -178,14 +180,17 @@ fn errors_say_what_was_called_and_what_to_do() {
 
 #[test]
 fn arguments_lie_where_the_driver_reads_them() {
-    let args = Args::new().with(DevicePtr(0x1234_5678_9abc)).with(7u32).with(1.5f32).with(3usize);
+    let map = TensorMap([9; 16]);
+    let args = Args::new().with(DevicePtr(0x1234_5678_9abc)).with(7u32).with_map(&map).with(1.5f32).with(3usize);
     let pointers = args.pointers();
-    // SAFETY: each pointer is to a cell of `args`, of 8 bytes.
+    assert!((pointers[2].addr()).is_multiple_of(64), "the driver wants maps aligned");
+    // SAFETY: each pointer is to a cell of `args`, of 8 bytes, or to its map.
     unsafe {
         assert_eq!(pointers[0].cast::<u64>().read(), 0x1234_5678_9abc);
         assert_eq!(pointers[1].cast::<u32>().read(), 7);
-        assert_eq!(pointers[2].cast::<f32>().read(), 1.5);
-        assert_eq!(pointers[3].cast::<u32>().read(), 3);
+        assert_eq!(pointers[2].cast::<TensorMap>().read(), map);
+        assert_eq!(pointers[3].cast::<f32>().read(), 1.5);
+        assert_eq!(pointers[4].cast::<u32>().read(), 3);
     }
-    assert_eq!(args.len(), 4);
+    assert_eq!(args.len(), 5);
 }

@@ -1,0 +1,214 @@
+// The host shim's barriers that count bytes, copies of boxes, and products of warpgroups. hopper.h says when what happens.
+#include "../lib/platform.h"
+#include "../lib/hopper.h"
+
+#include <vector>
+
+namespace shim {
+
+namespace {
+
+// A map as the tests' device makes it: backend/cuda/host.rs.
+struct Map {
+    u64 address, dims[3], strides[2], box[3];
+};
+static_assert(sizeof(Map) <= sizeof(TensorMap), "a map has room for its shape");
+
+struct BoxCopy {
+    u32 shared;
+    Map map;
+    CopyBarrier* barrier;
+    i32 at[3];
+};
+
+struct Queue {
+    std::vector<Product> open;
+    std::vector<std::vector<Product>> groups;
+};
+
+struct State {
+    u64 block = 0;
+    std::vector<BoxCopy> copies;
+    std::vector<Queue> queues;
+};
+
+State& state() {
+    thread_local State state;
+    if (state.block != block_number()) {
+        state = {};
+        state.block = block_number();
+        state.queues.resize(place.block_dim.x * place.block_dim.y * place.block_dim.z);
+    }
+    return state;
+}
+
+// The bytes at an address of shared memory.
+u8* at_address(u32 address, u32 len) {
+    const u32 offset = address - SHARED_START;
+    if (offset > place.shared_bytes || len > place.shared_bytes - offset) give_up("an address is beyond shared memory");
+    return place.shared + offset;
+}
+
+// Where the 128-byte swizzle puts the byte of that address: pieces of 16 change places within 128, by the address's own bits.
+u32 swizzled(u32 address) { return address ^ (address >> 7 & 7) << 4; }
+
+// A barrier: the parity of the phase that goes on; arrivals that each awaits, and those that this one still does; bytes that are
+// announced and not there, which may be fewer than none for a moment.
+struct Phase {
+    u64 parity : 1;
+    u64 num_arrivals : 15;
+    u64 num_missing : 16;
+    i64 bytes : 32;
+};
+static_assert(sizeof(Phase) == sizeof(CopyBarrier), "a barrier has 64 bits");
+
+Phase load(const CopyBarrier* barrier) {
+    Phase phase;
+    memcpy(&phase, barrier, sizeof phase);
+    if (phase.num_arrivals == 0) give_up("a barrier was not made");
+    return phase;
+}
+
+void store(CopyBarrier* barrier, Phase phase) {
+    if (phase.num_missing == 0 && phase.bytes == 0) {
+        phase.parity ^= 1;
+        phase.num_missing = phase.num_arrivals;
+        progressed();
+    }
+    memcpy(barrier, &phase, sizeof phase);
+}
+
+u16 element(const Map& map, const i32 (&at)[3]) {
+    for (int i = 0; i < 3; i++) {
+        if (at[i] < 0 || (u64)at[i] >= map.dims[i]) return 0;
+    }
+    return *(const u16*)(uintptr_t)(map.address + (u64)at[0] * 2 + (u64)at[1] * map.strides[0] + (u64)at[2] * map.strides[1]);
+}
+
+void carry_out(const BoxCopy& copy) {
+    const Map& map = copy.map;
+    u32 to = copy.shared;
+    for (u32 z = 0; z < map.box[2]; z++) {
+        for (u32 y = 0; y < map.box[1]; y++) {
+            for (u32 x = 0; x < map.box[0]; x++, to += 2) {
+                const i32 at[3] = {copy.at[0] + (i32)x, copy.at[1] + (i32)y, copy.at[2] + (i32)z};
+                *(u16*)at_address(swizzled(to), 2) = element(map, at);
+            }
+        }
+    }
+    Phase phase = load(copy.barrier);
+    phase.bytes -= to - copy.shared;
+    store(copy.barrier, phase);
+}
+
+// A number of a matrix as lib/hopper.h gives it: rows of 128 bytes, and the next 64 numbers of each `next` bytes further.
+u16 at_matrix(u32 matrix, u32 row, u32 col) {
+    const u32 start = (matrix & 0x3fff) << 4, next = (matrix >> 16 & 0x3fff) << 4;
+    const u32 address = start + row / 8 * 1024 + row % 8 * 128 + col / 64 * next + col % 64 * 2;
+    return *(const u16*)at_address(swizzled(address), 2);
+}
+
+// This thread's share of a product. Its warp's threads come here together.
+void carry_out(const Product& product) {
+    const unsigned lane = thread_number() % 32, warp = thread_number() % 128 / 32;
+    *slots(lane) = (u64)(uintptr_t)product.a_registers;
+    warp_barrier(0xffffffffu);
+    float a[2][16];
+    for (unsigned r = 0; r < 2; r++) {
+        for (unsigned k = 0; k < 16; k++) {
+            u16 bits;
+            if (product.a_registers == nullptr) {
+                bits = at_matrix(product.a, warp * 16 + lane / 4 + 8 * r, k);
+            } else {
+                const u32* of = (const u32*)(uintptr_t)*slots(lane / 4 * 4 + k % 8 / 2);
+                bits = (u16)(of[k / 8 * 2 + r] >> (k % 2 * 16));
+            }
+            a[r][k] = product.widen(bits);
+        }
+    }
+    for (int i = 0; i < product.num_cols / 2; i += 4) {
+        for (unsigned j = 0; j < 2; j++) {
+            const unsigned col = i / 4 * 8 + lane % 4 * 2 + j;
+            float sums[2] = {0, 0};
+            for (unsigned k = 0; k < 16; k++) {
+                const u16 bits = product.b_is_row_after_row ? at_matrix(product.b, k, col) : at_matrix(product.b, col, k);
+                const float b = product.widen(bits);
+                for (unsigned r = 0; r < 2; r++) sums[r] += a[r][k] * b;
+            }
+            for (unsigned r = 0; r < 2; r++) {
+                float& d = product.d[i + 2 * r + j];
+                d = (product.adds ? d : 0.0f) + sums[r];
+            }
+        }
+    }
+    // Others have read this lane's registers.
+    warp_barrier(0xffffffffu);
+}
+
+} // namespace
+
+void barrier_init(CopyBarrier* barrier, u32 num_arrivals) {
+    const Phase phase = {0, num_arrivals, num_arrivals, 0};
+    memcpy(barrier, &phase, sizeof phase);
+}
+
+void barrier_arrive(CopyBarrier* barrier, u32 bytes) {
+    Phase phase = load(barrier);
+    phase.num_missing--;
+    phase.bytes += bytes;
+    store(barrier, phase);
+}
+
+void barrier_wait(CopyBarrier* barrier, u32 parity) {
+    while (load(barrier).parity == parity) {
+        std::vector<BoxCopy>& copies = state().copies;
+        std::vector<BoxCopy> others;
+        for (const BoxCopy& copy : copies) {
+            if (copy.barrier == barrier) {
+                carry_out(copy);
+            } else {
+                others.push_back(copy);
+            }
+        }
+        const bool has_copied = others.size() < copies.size();
+        copies = std::move(others);
+        if (!has_copied) yield();
+    }
+}
+
+void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3]) {
+    BoxCopy copy = {shared_address(shared), {}, barrier, {at[0], at[1], at[2]}};
+    memcpy(&copy.map, map, sizeof copy.map);
+    if (copy.shared % 128 != 0) give_up("a box does not go to a multiple of 128 bytes");
+    if (copy.map.box[0] != 64) give_up("a box that is swizzled has rows of 128 bytes");
+    if (block_number() / 2 % 2 == 0) {
+        carry_out(copy);
+    } else {
+        state().copies.push_back(copy);
+    }
+}
+
+void start_product(const Product& product) { state().queues[thread_number()].open.push_back(product); }
+
+void products_commit() {
+    Queue& own = state().queues[thread_number()];
+    own.groups.push_back(std::move(own.open));
+    own.open.clear();
+}
+
+void products_wait(unsigned num_pending) {
+    // All four warps of a warpgroup do the same.
+    warpgroup_barrier();
+    while (state().queues[thread_number()].groups.size() > num_pending) {
+        std::vector<Product> group = std::move(state().queues[thread_number()].groups.front());
+        state().queues[thread_number()].groups.erase(state().queues[thread_number()].groups.begin());
+        for (const Product& product : group) carry_out(product);
+    }
+}
+
+bool has_products() {
+    const Queue& own = state().queues[thread_number()];
+    return !own.open.empty() || !own.groups.empty();
+}
+
+} // namespace shim

@@ -1,0 +1,73 @@
+// lib/hopper.h in C++, after the layouts that the PTX ISA documents. What runs on its own happens as late as it may, or in some
+// blocks as early: copies of boxes when their barrier is waited for, or at once; products when they are waited for, reading
+// registers and shared memory then.
+#pragma once
+
+namespace shim {
+
+void barrier_init(CopyBarrier* barrier, u32 num_arrivals);
+void barrier_arrive(CopyBarrier* barrier, u32 bytes);
+void barrier_wait(CopyBarrier* barrier, u32 parity);
+void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3]);
+void products_commit();
+void products_wait(unsigned num_pending);
+
+// A product of a warpgroup of which this thread has a share: 64 x 16 by 16 x num_cols.
+struct Product {
+    float* d;
+    const u32* a_registers;
+    u32 a, b;
+    int num_cols;
+    bool adds, b_is_row_after_row;
+    float (*widen)(u16 bits);
+};
+void start_product(const Product& product);
+
+template <typename T>
+float widen(u16 bits) {
+    return to_float(T{bits});
+}
+
+} // namespace shim
+
+// Addresses of the block's dynamic shared memory, which begins as no kernel may rely on: at no multiple of 1024.
+static constexpr u32 SHARED_START = 512;
+DEVICE u32 shared_address(const void* at) { return (u32)((const u8*)at - shim::place.shared) + SHARED_START; }
+
+DEVICE void barrier_init(CopyBarrier* barrier, u32 num_arrivals) { shim::barrier_init(barrier, num_arrivals); }
+DEVICE void barrier_init_done() {}
+DEVICE void barrier_arrive(CopyBarrier* barrier) { shim::barrier_arrive(barrier, 0); }
+DEVICE void barrier_arrive_expecting(CopyBarrier* barrier, u32 bytes) { shim::barrier_arrive(barrier, bytes); }
+DEVICE void barrier_wait(CopyBarrier* barrier, u32 parity) { shim::barrier_wait(barrier, parity); }
+
+DEVICE void prefetch_map(const TensorMap*) {}
+DEVICE void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, u32 x, u32 y, u32 z) {
+    shim::copy_box(shared, map, barrier, {(i32)x, (i32)y, (i32)z});
+}
+DEVICE void publish_shared() {}
+
+DEVICE void named_barrier_wait(u32 id, u32 num_threads) { shim::named_barrier_wait(id, num_threads); }
+DEVICE void named_barrier_arrive(u32 id, u32 num_threads) { shim::named_barrier_arrive(id, num_threads); }
+
+template <int NUM>
+void give_registers() {}
+template <int NUM>
+void take_registers() {}
+
+DEVICE void products_begin() {}
+DEVICE void products_commit() { shim::products_commit(); }
+template <int NUM_PENDING>
+void products_wait() {
+    shim::products_wait(NUM_PENDING);
+}
+template <int LEN>
+void keep(float (&)[LEN]) {}
+
+template <typename T, int N>
+void product_shared(float* d, u32 a, u32 b, bool adds) {
+    shim::start_product({d, nullptr, a, b, N, adds, false, &shim::widen<T>});
+}
+template <typename T, int N>
+void product_registers(float* d, const u32* a, u32 b) {
+    shim::start_product({d, a, 0, b, N, true, true, &shim::widen<T>});
+}
