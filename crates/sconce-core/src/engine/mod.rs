@@ -14,6 +14,7 @@ mod progress;
 mod request;
 mod running;
 mod status;
+mod step;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use super::stream::{PromptInfo, TokenStream};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
-use crate::backend::cuda::host::HostDevice;
+use crate::backend::cuda::host::{HostDevice, Watch};
 use crate::backend::{Backend, KvCacheShape, StepLimits, Workspace};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
 use crate::error::{Error, ErrorKind, Result};
@@ -109,6 +109,7 @@ fn compute<B: Backend>(backend: B, model: Box<dyn Model<B>>) -> Compute<B> {
         ws: Workspace::new(&backend, &config, limits.max_tokens, limits.max_logits).unwrap(),
         kv: backend.kv_cache(shape).unwrap(),
         batch: backend.batch(&config, &limits).unwrap(),
+        answers: [(); 2].map(|()| backend.answers().unwrap()),
         backend,
         model,
     }
@@ -215,7 +216,7 @@ impl Model<CudaBackend> for Losing {
 }
 
 fn losing(is_losing: bool) -> Compute<CudaBackend> {
-    let (device, is_lost) = HostDevice::losable();
+    let (device, Watch { is_lost, .. }) = HostDevice::watched(false);
     let model = Losing { config: tiny_config(), is_lost: is_losing.then_some(is_lost) };
     compute(CudaBackend::new(device, ElemType::Bf16), Box::new(model))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::cuda::{SampleSpace, cuda};
+use super::super::cuda::{Answers, SampleSpace, cuda};
 use super::super::encode::{MAX_EDITED_ROWS, MAX_EDITS_LEN, MAX_ROWS, MAX_VOCAB_SIZE};
 use super::super::reference;
 use crate::backend::cpu::Buffer;
@@ -149,13 +149,14 @@ impl Table {
 /// Samples rows on the device and by the reference.
 fn check(device: &Arc<dyn Device>, table: &mut Table, data: &[f32], vocab_size: usize, rows: &[SampleRow<'_>]) {
     let logits = on_device::buffer(device, data, vocab_size, ElemType::F32);
-    let mut space = SampleSpace::new(device, vocab_size).unwrap();
-    let (mut expected, mut found) = (SampleResults::default(), SampleResults::default());
-    cuda(&mut space, &mut found, &logits, rows).unwrap();
+    let mut space = SampleSpace::new(device, logits.max_rows(), vocab_size).unwrap();
+    let (mut expected, mut answers) = (SampleResults::default(), Answers::new(device).unwrap());
+    cuda(&mut space, &mut answers, &logits, rows).unwrap();
+    let found = answers.read().unwrap();
     let data = Buffer::from_vec(data.to_vec(), vocab_size);
     reference(&mut expected, &data, rows);
     for row in rows {
-        let [expected, found] = [&mut expected, &mut found].map(|results| Vec::from_iter(results.take_next()));
+        let [expected, found] = [&mut expected, found].map(|results| Vec::from_iter(results.take_next()));
         table.compare(row, &expected, &found, data.row(row.row));
     }
     assert_eq!(found.take_next().len(), 0, "an answer too many");
