@@ -93,7 +93,9 @@ impl<B: Backend> Engine<B> {
             }
             let step = panic::catch_unwind(AssertUnwindSafe(|| self.step()));
             match step {
-                Ok(Ok(())) => {}
+                Ok(Ok(())) if !self.compute.backend.is_lost() => {}
+                // Whoever has noticed it: what was computed is gone.
+                Ok(Ok(())) => self.restart("the device is lost"),
                 Ok(Err(error)) => self.restart(&error.to_string()),
                 Err(payload) => self.restart(panic_message(&*payload)),
             }

@@ -1,5 +1,7 @@
 //! The engine: it owns the model, the KV pool and the scheduler on one thread.
 
+#[cfg(test)]
+mod ahead_tests;
 mod compute;
 mod core;
 #[cfg(test)]

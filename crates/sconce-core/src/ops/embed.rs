@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_not_read_come_from_where_they_were_sampled() {
+    fn device_equals_reference_with_tokens_that_are_not_read() {
         for device in devices() {
             let data = round(&random(7 * 8, 1), ElemType::Bf16);
             let table = on_device::matrix(&device, &data, 8, ElemType::Bf16, None);

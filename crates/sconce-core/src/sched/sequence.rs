@@ -10,9 +10,10 @@ pub type GroupId = u64;
 pub enum SequenceStatus {
     /// It holds no blocks, and nothing of it is computed.
     Waiting,
-    /// It holds blocks. Where all of it is computed, as can be in a beam search, it waits for its siblings.
+    /// It holds blocks. Where all of it is computed it waits: in a beam search for its siblings, or for the step under way
+    /// to be read.
     Running,
-    /// It holds no blocks and needs none: its logits have been taken, and it waits for its siblings.
+    /// It holds no blocks and needs none: its logits have been taken, and it waits for its siblings, or for its last token.
     Parked,
     /// It has ended and holds no blocks.
     Finished,
