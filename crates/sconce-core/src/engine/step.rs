@@ -23,7 +23,7 @@ use crate::text::Tokenizer;
 #[derive(Default)]
 pub(super) struct Steps {
     slots: [LaunchedStep; NUM_SLOTS],
-    /// The slot of a step that has been launched and not read, if there is one, while others are not.
+    /// The slot of the step that has been launched and is still to be read.
     under_way: Option<usize>,
     batch: Batch,
     /// Always empty; kept for its memory.
