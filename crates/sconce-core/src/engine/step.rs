@@ -219,7 +219,7 @@ fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler) {
     batch.find_shared_prefixes();
 }
 
-/// A list's memory for a list of what lives shorter or longer.
+/// The list's memory, for rows that live shorter or longer: a collection in place.
 fn emptied<'a>(mut rows: Vec<SampleRow<'_>>) -> Vec<SampleRow<'a>> {
     rows.clear();
     rows.into_iter().map(|_| unreachable!("the list is empty")).collect()
