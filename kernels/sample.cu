@@ -9,7 +9,8 @@
 // they are at temperature 1, and edited (in edited [num_edited, vocab_size] where the request edits them) at its
 // temperature. best [num_rows, 2, num_chunks * MAXIMA] u64: of each view the greatest keys of disjoint parts, MAXIMA in
 // each CHUNK of tokens. mass [num_rows, 2, num_chunks] u64: of each view the sums of the chunks' weights.
-// results: of each row a struct Head and its lists, where the row says.
+// results: of each row a struct Head and its lists, where the row says. sampled [num_logits]: of each row of logits the
+// token that was sampled from it (of several any one), for a step that begins before results are read.
 //
 // sample_scan    grid (num_chunks, num_rows), 256 threads: edits a copy of the row, finds the best of its parts.
 // sample_weigh   the same grid: sums the chunk's weights.
@@ -426,8 +427,8 @@ DEVICE void choose(u32* out, Head& head, const View* views, const Row& row, cons
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    sample_choose(u32* results, const u64* best, const u64* mass, const float* edited, const float* logits,
-                  const Row* rows, u32 vocab_size, u32 num_chunks) {
+    sample_choose(u32* results, u32* sampled, const u64* best, const u64* mass, const float* edited,
+                  const float* logits, const Row* rows, u32 vocab_size, u32 num_chunks) {
     __shared__ Scratch s;
     wait_for_kernel_before();
     // In shared memory, for registers are few.
@@ -455,5 +456,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     choose(out, head, views, row, mass + at, num_chunks, s);
     __syncthreads();
     if (threadIdx.x < HEAD_LEN) out[threadIdx.x] = reinterpret_cast<const u32*>(&head)[threadIdx.x];
+    if (threadIdx.x == 0 && row.kind == TOKEN) sampled[row.logits_row] = head.token_id;
 }
 EXPORT_KERNEL(sample_choose)

@@ -56,9 +56,9 @@ class Step:
                          "tail": "" if outcome == "ok" else "\n".join(printed.splitlines()[-12:])}
 
 
-def bench(name, limit_s, mode, *flags, model=MODEL):
+def bench(name, limit_s, mode, *flags, model=MODEL, env=None):
     engine = ["--model", BUILT / "models" / model, "--load-format", "dummy", "--device", "cuda:0", "--json"]
-    return Step(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True)
+    return Step(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True, env=env)
 
 
 def steps():
@@ -87,6 +87,9 @@ def steps():
     for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
         lengths = ["--num-prompts", prompts, "--input-len", input_len, "--output-len", output_len]
         yield bench(f"offline {input_len}/{output_len}", 90, "throughput", *lengths, *many)
+    # What it is worth that the next step is launched before this one is read: beside the first of the three above.
+    lengths = ["--num-prompts", 1000, "--input-len", 128, "--output-len", 128]
+    yield bench("offline 128/128, read first", 90, "throughput", *lengths, *many, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
 
 
 def gpu():

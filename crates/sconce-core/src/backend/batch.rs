@@ -25,11 +25,22 @@ pub struct SharedPrefix {
     pub num_blocks: usize,
 }
 
+/// A token that is not known yet: the one that the step before samples from a row of its logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnreadToken {
+    /// Its row in the batch.
+    pub row: usize,
+    /// The row of the logits of the step before.
+    pub logits_row: usize,
+}
+
 /// The inputs of one step. Reused from step to step.
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     /// [num_tokens]: the tokens.
     pub token_ids: Vec<u32>,
+    /// Which of them are not known yet, where the backend can run ahead; in `token_ids` they can be anything.
+    pub unread_tokens: Vec<UnreadToken>,
     /// [num_tokens]: their positions in their sequences.
     pub positions: Vec<u32>,
     /// [num_tokens]: where their keys and values go: block * block_size + offset.
@@ -53,6 +64,7 @@ impl Batch {
     /// Forgets everything, and keeps the memory.
     pub fn clear(&mut self) {
         self.token_ids.clear();
+        self.unread_tokens.clear();
         self.positions.clear();
         self.slot_mapping.clear();
         self.sequences.clear();
@@ -90,6 +102,11 @@ impl Batch {
         let (Some(a), Some(b)) = (a, b) else { return 0 };
         let tables = [&self.block_tables[a.table_start..b.table_start], &self.block_tables[b.table_start..]];
         tables[0].iter().zip(tables[1]).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Says that the last token is the one that the step before samples from row `logits_row` of its logits.
+    pub fn set_last_unread(&mut self, logits_row: usize) {
+        self.unread_tokens.push(UnreadToken { row: self.num_tokens() - 1, logits_row });
     }
 
     /// Adds tokens `start..end` of a sequence whose `blocks` reach to `end`; logits are wanted from `logits_from` on.

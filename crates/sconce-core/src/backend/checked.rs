@@ -76,6 +76,7 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
     type KvCache = Pair<A::KvCache, B::KvCache>;
     type Rope = Pair<A::Rope, B::Rope>;
     type Batch = Pair<A::Batch, B::Batch>;
+    type Answers = Pair<A::Answers, B::Answers>;
 
     fn description(&self) -> String {
         format!("{}, checked by {}", self.tested.description(), self.reference.description())
@@ -134,6 +135,10 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
 
     fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<Self::Batch> {
         Ok(Pair { tested: self.tested.batch(config, limits)?, reference: self.reference.batch(config, limits)? })
+    }
+
+    fn answers(&self) -> Result<Self::Answers> {
+        Ok(Pair { tested: self.tested.answers()?, reference: self.reference.answers()? })
     }
 
     fn upload(&self, dst: &mut Self::Batch, batch: &Batch) -> Result<()> {
@@ -278,15 +283,19 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         })
     }
 
+    fn sample(&self, out: &mut Self::Answers, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
+        self.tested.sample(&mut out.tested, &logits.tested, rows)?;
+        self.reference.sample(&mut out.reference, &logits.reference, rows)
+    }
+
     /// Logits are the same on both, and so must the answers be.
-    fn sample(&self, out: &mut SampleResults, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
-        let mut expected = SampleResults::default();
-        self.reference.sample(&mut expected, &logits.reference, rows)?;
-        self.tested.sample(out, &logits.tested, rows)?;
-        if *out == expected {
-            return Ok(());
+    fn read_answers<'a>(&self, answers: &'a mut Self::Answers) -> Result<&'a mut SampleResults> {
+        let found = self.tested.read_answers(&mut answers.tested)?;
+        let expected = self.reference.read_answers(&mut answers.reference)?;
+        if found == expected {
+            return Ok(found);
         }
-        Err(Error::internal(format!("sample: {out:?} of logits of which {expected:?} was expected")))
+        Err(Error::internal(format!("sample: {found:?} of logits of which {expected:?} was expected")))
     }
 }
 

@@ -12,7 +12,7 @@ mod peaks;
 mod profiled;
 mod workspace;
 
-pub use batch::{Batch, BatchSequence, SharedPrefix};
+pub use batch::{Batch, BatchSequence, SharedPrefix, UnreadToken};
 pub use checked::{Checked, Pair};
 pub use kv::{KvCacheShape, KvDtype};
 pub use peaks::Peaks;
@@ -104,6 +104,8 @@ pub trait Backend: Send + Sized + 'static {
     type Rope: Send;
     /// A step's [`Batch`], where the device reads it.
     type Batch: Send;
+    /// A step's answers, until they are read.
+    type Answers: Send;
 
     /// In words, for users: `cpu (2 threads, avx512)`.
     fn description(&self) -> String;
@@ -120,6 +122,12 @@ pub trait Backend: Send + Sized + 'static {
     /// Returns once all that was asked for is done. For measuring: a step waits where it reads its answers.
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Whether a step can be launched before the one before it has been read: its [`Batch`] may have tokens that are not
+    /// known yet.
+    fn can_run_ahead(&self) -> bool {
+        false
     }
 
     // At load.
@@ -151,6 +159,8 @@ pub trait Backend: Send + Sized + 'static {
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<Self::Rope>;
     /// Room for a step's batch.
     fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<Self::Batch>;
+    /// Room for a step's answers.
+    fn answers(&self) -> Result<Self::Answers>;
 
     // In a step.
 
@@ -219,7 +229,9 @@ pub trait Backend: Send + Sized + 'static {
     fn add(&self, out: &mut Self::Buffer, x: &Self::Buffer) -> Result<()>;
     /// out[i] = x[logit_rows[i]].
     fn gather_rows(&self, out: &mut Self::Buffer, x: &Self::Buffer, batch: &Self::Batch) -> Result<()>;
-    /// Replaces `out` by the answers to `rows`, which are rows of `logits`, [num_logits, vocab_size]. Logits stay
-    /// where they are: nothing else of them is seen.
-    fn sample(&self, out: &mut SampleResults, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<()>;
+    /// Begins to answer `rows`, which are rows of `logits`, [num_logits, vocab_size], in place of what `out` was about.
+    /// Logits stay where they are: nothing else of them is seen.
+    fn sample(&self, out: &mut Self::Answers, logits: &Self::Buffer, rows: &[SampleRow<'_>]) -> Result<()>;
+    /// The answers, as soon as they are there. What was launched after they were begun is not waited for.
+    fn read_answers<'a>(&self, answers: &'a mut Self::Answers) -> Result<&'a mut SampleResults>;
 }

@@ -110,6 +110,7 @@ impl<B: Backend> Backend for Profiled<B> {
     type KvCache = B::KvCache;
     type Rope = B::Rope;
     type Batch = B::Batch;
+    type Answers = B::Answers;
 
     fn description(&self) -> String {
         format!("{}, operations timed one by one", self.backend.description())
@@ -273,8 +274,16 @@ impl<B: Backend> Backend for Profiled<B> {
         self.time("gather_rows", || self.backend.gather_rows(out, x, batch))
     }
 
-    fn sample(&self, out: &mut SampleResults, logits: &B::Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
+    fn answers(&self) -> Result<B::Answers> {
+        self.backend.answers()
+    }
+
+    fn sample(&self, out: &mut B::Answers, logits: &B::Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
         self.time("sample", || self.backend.sample(out, logits, rows))
+    }
+
+    fn read_answers<'a>(&self, answers: &'a mut B::Answers) -> Result<&'a mut SampleResults> {
+        self.backend.read_answers(answers)
     }
 }
 

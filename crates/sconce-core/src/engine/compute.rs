@@ -3,6 +3,7 @@
 use super::footprint::Footprint;
 use super::load::{MAX_PROMPT_LOGITS, mebibytes};
 use super::progress::Progress;
+use super::step::NUM_SLOTS;
 use crate::backend::{Backend, KvCacheShape, StepLimits, Workspace};
 use crate::config::{EngineConfig, ModelConfig, WeightDtype};
 use crate::error::{Error, Result};
@@ -15,6 +16,8 @@ pub(super) struct Compute<B: Backend> {
     pub(super) ws: Workspace<B>,
     pub(super) kv: B::KvCache,
     pub(super) batch: B::Batch,
+    /// Of each slot of the steps.
+    pub(super) answers: [B::Answers; NUM_SLOTS],
     pub(super) backend: B,
 }
 
@@ -69,6 +72,7 @@ impl<B: Backend> Compute<B> {
         };
         let ws = Workspace::new(&backend, model_config, limits.max_tokens, limits.max_logits)?;
         let batch = backend.batch(model_config, &limits)?;
+        let answers = [backend.answers()?, backend.answers()?];
         let shape = KvCacheShape {
             dtype: kv_dtype,
             num_layers: model_config.num_hidden_layers,
@@ -87,7 +91,7 @@ impl<B: Backend> Compute<B> {
             }
         };
         let kv = backend.kv_cache(sizes.kv_shape)?;
-        Ok((Self { model, ws, kv, batch, backend }, sizes))
+        Ok((Self { model, ws, kv, batch, answers, backend }, sizes))
     }
 }
 

@@ -12,13 +12,25 @@ use super::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoP
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
+use crate::backend::cuda::host::HostDevice;
 use crate::config::{BeamParams, EngineConfig, LoadFormat, SamplingParams, WeightDtype};
 use crate::ops::testing::devices;
 
 /// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in bf16.
 const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 2;
 
-fn engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+/// How steps follow one another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Order {
+    /// Each is read before the next is launched.
+    ReadFirst,
+    /// The next is launched before, where it can be.
+    Ahead,
+    /// The same on a device that does nothing before it is waited for.
+    AheadLate,
+}
+
+fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let dir = tempfile::tempdir().unwrap();
     write_tiny_model(dir.path());
     let mut config = EngineConfig {
@@ -31,7 +43,11 @@ fn engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let files = ModelFiles::open(dir.path(), config.load_format).unwrap();
     let launch =
         Launch { id: "tiny", path: dir.path(), config: &config, progress: &NoProgress, gpu: Some(0), profile: None };
-    let open = || Ok(CudaBackend::new(devices().remove(0), ElemType::Bf16));
+    let open = move || {
+        let device = if order == Order::AheadLate { HostDevice::watched(true).0 } else { devices().remove(0) };
+        let backend = CudaBackend::new(device, ElemType::Bf16);
+        Ok(if order == Order::ReadFirst { backend.without_running_ahead() } else { backend })
+    };
     launch.start(files, open().unwrap(), WeightDtype::Bf16, Box::new(open)).unwrap()
 }
 
@@ -71,8 +87,8 @@ fn requests() -> Vec<GenerationRequest> {
     (0..6).map(request).chain([GenerationRequest::tokens(prompt(37, 9)).with_params(params)]).collect()
 }
 
-fn run_together(engine: &EngineHandle) -> Vec<GenerationOutput> {
-    let streams: Vec<_> = requests().into_iter().map(|request| engine.submit(request).unwrap()).collect();
+fn run_together(engine: &EngineHandle, requests: &[GenerationRequest]) -> Vec<GenerationOutput> {
+    let streams: Vec<_> = requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();
     streams.into_iter().map(|stream| answer(stream.blocking_collect().unwrap())).collect()
 }
 
@@ -84,17 +100,51 @@ fn answer(mut output: GenerationOutput) -> GenerationOutput {
 
 #[test]
 fn device_steps_give_each_request_what_it_gets_alone() {
-    let lone = engine(|_| {});
-    let alone: Vec<_> = requests()
-        .into_iter()
-        .map(|request| answer(lone.submit(request).unwrap().blocking_collect().unwrap()))
-        .collect();
+    let requests = requests();
+    let lone = engine(Order::ReadFirst, |_| {});
+    let alone: Vec<_> =
+        requests.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
     assert_eq!(alone.iter().map(|output| output.outputs.len()).sum::<usize>(), 2 * (1 + 2 + 3) + 3);
-    assert_eq!(run_together(&engine(|_| {})), alone);
+    assert_eq!(EngineStatus::get(&lone.status().num_steps_ahead), 0);
+    let check = |order: Order, change: &dyn Fn(&mut EngineConfig)| {
+        let engine = engine(order, change);
+        assert_eq!(run_together(&engine, &requests), alone, "{order:?}");
+        assert_eq!(EngineStatus::get(&engine.status().num_steps_ahead) > 0, order != Order::ReadFirst);
+        EngineStatus::get(&engine.status().num_preemptions)
+    };
+    check(Order::ReadFirst, &|_| {});
+    check(Order::Ahead, &|_| {});
     // Prompts in chunks beside decodes.
-    assert_eq!(run_together(&engine(|config| config.max_num_batched_tokens = Some(24))), alone);
+    check(Order::Ahead, &|config| config.max_num_batched_tokens = Some(24));
     // A pool that does not hold all of them.
-    let small = engine(|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES));
-    assert_eq!(run_together(&small), alone);
-    assert!(EngineStatus::get(&small.status().num_preemptions) > 0, "the pool was meant to be too small");
+    for order in [Order::Ahead, Order::AheadLate] {
+        let num_preempted = check(order, &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES));
+        assert!(num_preempted > 0, "the pool was meant to be too small");
+    }
+}
+
+/// What was computed before it was read is found in the prefix cache, with what belongs there.
+#[test]
+fn a_conversation_that_goes_on_is_found() {
+    let params = |max_tokens| SamplingParams {
+        max_tokens: Some(max_tokens),
+        seed: Some(4),
+        logprobs: Some(2),
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let orders = [Order::ReadFirst, Order::Ahead, Order::AheadLate];
+    let [expected, ahead, late] = orders.map(|order| {
+        let engine = engine(order, |_| {});
+        let run = |token_ids: Vec<u32>, max_tokens| {
+            let request = GenerationRequest::tokens(token_ids).with_params(params(max_tokens));
+            engine.submit(request).unwrap().blocking_collect().unwrap()
+        };
+        let first = run(prompt(21, 3), 30);
+        let said = [prompt(21, 3), first.outputs[0].token_ids.clone(), vec![7; 3]].concat();
+        let next = run(said, 9);
+        assert_eq!(next.usage.cached_tokens, 48, "{order:?}: 50 tokens were computed, in blocks of 16");
+        (first, next)
+    });
+    assert_eq!((&ahead, &late), (&expected, &expected));
 }

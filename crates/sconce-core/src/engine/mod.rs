@@ -1,5 +1,7 @@
 //! The engine: it owns the model, the KV pool and the scheduler on one thread.
 
+#[cfg(test)]
+mod ahead_tests;
 mod compute;
 mod core;
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod progress;
 mod request;
 mod running;
 mod status;
+mod step;
 mod stream;
 #[cfg(test)]
 mod tests;

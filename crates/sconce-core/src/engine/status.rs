@@ -51,6 +51,8 @@ pub struct EngineStatus {
     pub num_total_blocks: AtomicUsize,
     /// Steps run.
     pub num_steps: AtomicUsize,
+    /// Of these, steps that were launched before the one before them had been read.
+    pub num_steps_ahead: AtomicUsize,
     /// Sequences whose KV blocks were taken for others, to be recomputed.
     pub num_preemptions: AtomicUsize,
     /// Prompt tokens of the requests taken up.
@@ -80,6 +82,7 @@ impl Default for EngineStatus {
             peak_used_blocks: AtomicUsize::new(0),
             num_total_blocks: AtomicUsize::new(0),
             num_steps: AtomicUsize::new(0),
+            num_steps_ahead: AtomicUsize::new(0),
             num_preemptions: AtomicUsize::new(0),
             num_prompt_tokens: AtomicUsize::new(0),
             num_cached_prompt_tokens: AtomicUsize::new(0),

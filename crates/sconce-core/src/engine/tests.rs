@@ -14,7 +14,7 @@ use super::stream::{PromptInfo, TokenStream};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
-use crate::backend::cuda::host::HostDevice;
+use crate::backend::cuda::host::{HostDevice, Watch};
 use crate::backend::{Backend, KvCacheShape, StepLimits, Workspace};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
 use crate::error::{Error, ErrorKind, Result};
@@ -57,7 +57,7 @@ impl Model<CpuBackend> for Faulty {
     }
 }
 
-fn tiny_config() -> ModelConfig {
+pub(super) fn tiny_config() -> ModelConfig {
     ModelConfig {
         architecture: "Faulty".into(),
         hidden_size: 2,
@@ -83,69 +83,96 @@ fn tiny_config() -> ModelConfig {
     }
 }
 
-fn tokenizer() -> Tokenizer {
+/// A letter a token.
+pub(super) fn tokenizer(vocab_size: usize) -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
-    let vocab = r#"{"a": 0, "b": 1, "c": 2, "d": 3}"#;
-    let json = format!(r#"{{"version": "1.0", "model": {{"type": "BPE", "vocab": {vocab}, "merges": []}}}}"#);
-    std::fs::write(dir.path().join("tokenizer.json"), json).unwrap();
+    let letters = ('A'..='Z').chain('a'..='z').take(vocab_size).enumerate();
+    let vocab: serde_json::Map<_, _> = letters.map(|(id, letter)| (letter.to_string(), id.into())).collect();
+    let json = serde_json::json!({"version": "1.0", "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
     Tokenizer::from_dir(dir.path()).unwrap()
 }
 
 const BLOCK_SIZE: usize = 8;
+const NUM_BLOCKS: usize = 8;
 
 /// What an engine works on, for a model without layers.
-fn compute<B: Backend>(backend: B, model: Box<dyn Model<B>>) -> Compute<B> {
-    let config = tiny_config();
-    let limits = StepLimits { max_tokens: 16, max_seqs: 4, max_logits: 8, max_model_len: 64, block_size: BLOCK_SIZE };
+pub(super) fn compute<B: Backend>(
+    backend: B,
+    model: Box<dyn Model<B>>,
+    limits: &StepLimits,
+    num_blocks: usize,
+) -> Compute<B> {
+    let config = model.config().clone();
     let shape = KvCacheShape {
         dtype: backend.kv_dtype(KvCacheDtype::Auto).unwrap(),
         num_layers: 0,
-        num_blocks: 8,
-        block_size: BLOCK_SIZE,
+        num_blocks,
+        block_size: limits.block_size,
         num_kv_heads: 1,
         head_dim: 2,
     };
     Compute {
         ws: Workspace::new(&backend, &config, limits.max_tokens, limits.max_logits).unwrap(),
         kv: backend.kv_cache(shape).unwrap(),
-        batch: backend.batch(&config, &limits).unwrap(),
+        batch: backend.batch(&config, limits).unwrap(),
+        answers: [(); 2].map(|()| backend.answers().unwrap()),
         backend,
         model,
     }
 }
 
-fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
-    let model = Box::new(Faulty { config: tiny_config() });
-    start_with(compute(CpuBackend::new(Some(1)), model), Box::new(|| unreachable!("a CPU is never lost")))
+fn small_compute<B: Backend>(backend: B, model: Box<dyn Model<B>>) -> Compute<B> {
+    let limits = StepLimits { max_tokens: 16, max_seqs: 4, max_logits: 8, max_model_len: 64, block_size: BLOCK_SIZE };
+    compute(backend, model, &limits, NUM_BLOCKS)
 }
 
-fn start_with<B: Backend>(
-    compute: Compute<B>,
-    reload: Box<dyn Fn() -> Result<Compute<B>> + Send>,
-) -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
+fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
+    let model = Box::new(Faulty { config: tiny_config() });
+    start_small(small_compute(CpuBackend::new(Some(1)), model), Box::new(|| unreachable!("a CPU is never lost")))
+}
+
+/// Makes what an engine works on anew.
+pub(super) type Reload<B> = Box<dyn Fn() -> Result<Compute<B>> + Send>;
+
+fn start_small<B: Backend>(compute: Compute<B>, reload: Reload<B>) -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
     let scheduler_config =
         SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1, window: None };
-    let cache_config = CacheConfig { num_blocks: 8, block_size: BLOCK_SIZE, has_prefix_cache: true };
+    let cache_config = CacheConfig { num_blocks: NUM_BLOCKS, block_size: BLOCK_SIZE, has_prefix_cache: true };
+    let limits = Limits { eos_token_ids: vec![], max_model_len: 64 };
+    start_with(compute, reload, limits, State::new(scheduler_config, cache_config))
+}
+
+/// Starts an engine on a thread of its own.
+pub(super) fn start_with<B: Backend>(
+    compute: Compute<B>,
+    reload: Reload<B>,
+    limits: Limits,
+    state: State,
+) -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
     let (sender, inbox) = mpsc::channel();
     let status = Arc::new(EngineStatus::default());
-    let engine = Engine {
-        compute,
-        reload,
-        tokenizer: Arc::new(tokenizer()),
-        limits: Limits { eos_token_ids: vec![], max_model_len: 64 },
-        status: Arc::clone(&status),
-        inbox,
-        state: State::new(scheduler_config, cache_config),
-    };
+    let tokenizer = Arc::new(tokenizer(compute.model.config().vocab_size));
+    let engine = Engine { compute, reload, tokenizer, limits, status: Arc::clone(&status), inbox, state };
     std::thread::spawn(move || engine.run());
     (sender, status)
 }
 
 fn submit(inbox: &mpsc::Sender<Inbox>, status: &EngineStatus, prompt: &[u32]) -> TokenStream {
+    let params = SamplingParams { max_tokens: Some(5), temperature: 0.0, ..Default::default() };
+    submit_with(inbox, status, prompt, params)
+}
+
+/// Puts a request into an engine's inbox.
+pub(super) fn submit_with(
+    inbox: &mpsc::Sender<Inbox>,
+    status: &EngineStatus,
+    prompt: &[u32],
+    params: SamplingParams,
+) -> TokenStream {
     let (events, receiver) = unbounded_channel();
     let prompt = PromptInfo { token_ids: prompt.to_vec(), text: None };
-    let stream = TokenStream::new(receiver, prompt, 1);
-    let params = SamplingParams { max_tokens: Some(5), temperature: 0.0, ..Default::default() };
+    let stream = TokenStream::new(receiver, prompt, params.n);
     status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
     let caller = Caller { events, gate: stream.gate() };
     let request = QueuedRequest { prompt: stream.prompt(), params, caller };
@@ -215,9 +242,9 @@ impl Model<CudaBackend> for Losing {
 }
 
 fn losing(is_losing: bool) -> Compute<CudaBackend> {
-    let (device, is_lost) = HostDevice::losable();
+    let (device, Watch { is_lost, .. }) = HostDevice::watched(false);
     let model = Losing { config: tiny_config(), is_lost: is_losing.then_some(is_lost) };
-    compute(CudaBackend::new(device, ElemType::Bf16), Box::new(model))
+    small_compute(CudaBackend::new(device, ElemType::Bf16), Box::new(model))
 }
 
 #[test]
@@ -228,7 +255,7 @@ fn a_lost_device_is_made_anew() {
         counter.fetch_add(1, Ordering::SeqCst);
         Ok(losing(false))
     };
-    let (inbox, status) = start_with(losing(true), Box::new(reload));
+    let (inbox, status) = start_small(losing(true), Box::new(reload));
     let error = submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap_err();
     assert!(error.to_string().contains("an illegal address"), "{error}");
     let output = submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap();
@@ -238,7 +265,7 @@ fn a_lost_device_is_made_anew() {
 #[test]
 fn an_engine_without_a_device_ends() {
     let gone = || Err(Error::Device { message: "there is no GPU any more".into() });
-    let (inbox, status) = start_with(losing(true), Box::new(gone));
+    let (inbox, status) = start_small(losing(true), Box::new(gone));
     submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap_err();
     while status.is_alive.load(Ordering::Relaxed) {
         std::thread::yield_now();

@@ -2,7 +2,7 @@
 
 use crate::backend::cpu::{Buffer, Matrix};
 use crate::backend::cuda::batch::DeviceBatch;
-use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
+use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
 use crate::backend::cuda::storage::{Buffer as CudaBuffer, Matrix as CudaMatrix};
 use crate::error::Result;
 use crate::ops::linear;
@@ -18,26 +18,30 @@ pub fn reference(out: &mut Buffer, table: &Matrix, token_ids: &[u32], scale: f32
     }
 }
 
-/// `kernels/embed.cu`. `out` is f32.
+/// `kernels/embed.cu`. `out` is f32. `sampled`: of each row of the logits of the step before, the token that was sampled, for
+/// tokens that are not known yet.
 pub(crate) fn cuda(
     device: &dyn Device,
     out: &mut CudaBuffer,
     table: &CudaMatrix,
     batch: &DeviceBatch,
+    sampled: DevicePtr,
     scale: f32,
 ) -> Result<()> {
     assert_eq!((out.cols(), out.elem()), (table.cols, ElemType::F32), "invariant: the residual stream is f32");
     out.set_rows(batch.num_tokens());
     let args = Args::new().with(out.ptr()).with(table.memory.ptr()).with(batch.token_ids());
-    let args = args.with(table.cols).with(scale);
+    let args = args.with(sampled).with(table.cols).with(scale);
     let dims = Dims::over_rows(out.rows(), table.cols.div_ceil(8));
-    // SAFETY: the widths are equal, and the engine's tokens are of the vocabulary.
+    // SAFETY: the widths are equal, and the engine's tokens are of the vocabulary, or rows that were sampled.
     unsafe { device.launch(table.elem.kernel("embed_bf16", "embed_f16"), &dims, &args) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Batch;
+    use crate::backend::cuda::storage::Memory;
     use crate::ops::testing::{assert_device_close, dense_matrix, devices, on_device, random, round};
 
     #[test]
@@ -51,9 +55,35 @@ mod tests {
                     let table = on_device::matrix(&device, &data, cols, elem, None);
                     let batch = on_device::batch(&device, tokens, &[]);
                     let mut out = CudaBuffer::new(&device, tokens.len(), cols, ElemType::F32).unwrap();
-                    cuda(&*device, &mut out, &table, &batch, 48.3).unwrap();
+                    cuda(&*device, &mut out, &table, &batch, DevicePtr::NULL, 48.3).unwrap();
                     assert_device_close(&out.to_f32().unwrap(), expected.data(), 0.0);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn device_equals_reference_with_tokens_that_are_not_read() {
+        for device in devices() {
+            let data = round(&random(7 * 8, 1), ElemType::Bf16);
+            let table = on_device::matrix(&device, &data, 8, ElemType::Bf16, None);
+            let sampled = Memory::of_bytes(&device, bytemuck::cast_slice(&[9u32, 5, 9, 6])).unwrap();
+            let mut batch = Batch::default();
+            for (token, unread) in [(2, None), (u32::MAX, Some(3)), (u32::MAX, Some(1)), (4, None)] {
+                batch.push(&[token], &[0], 0, 0, 1);
+                unread.into_iter().for_each(|row| batch.set_last_unread(row));
+            }
+            let mut there = DeviceBatch::new(&device, 100).unwrap();
+            // As they are, and with a row of padding.
+            for num_rows in [None, Some(5)] {
+                there.upload(&batch, num_rows).unwrap();
+                let tokens = [2, 6, 5, 4, 0];
+                let tokens = &tokens[..num_rows.unwrap_or(4)];
+                let mut expected = Buffer::new(tokens.len(), 8);
+                reference(&mut expected, &dense_matrix(&data, 8), tokens, 1.0);
+                let mut out = CudaBuffer::new(&device, tokens.len(), 8, ElemType::F32).unwrap();
+                cuda(&*device, &mut out, &table, &there, sampled.ptr(), 1.0).unwrap();
+                assert_device_close(&out.to_f32().unwrap(), expected.data(), 0.0);
             }
         }
     }

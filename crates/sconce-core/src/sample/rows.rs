@@ -99,6 +99,11 @@ impl SampleResults {
         self.lens.push_back(self.sampled.len() - len_before);
     }
 
+    /// The token that was added last.
+    pub fn last(&self) -> Option<&Sampled> {
+        self.sampled.back()
+    }
+
     /// Moves the answers of `other` behind those that are there.
     pub fn append(&mut self, other: &mut Self) {
         self.sampled.append(&mut other.sampled);

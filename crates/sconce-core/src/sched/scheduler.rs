@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::plan::{ScheduledChunk, StepPlan};
-use super::sequence::{GroupId, Sequence, SequenceGroup, SequenceStatus};
+use super::sequence::{GroupId, Sequence, SequenceGroup, SequenceStatus, UNREAD};
 use crate::kv::{BlockPool, BlockTable, CachedBlock};
 
 /// Limits of one step.
@@ -86,9 +86,10 @@ impl Scheduler {
         &self.groups[&id]
     }
 
-    /// The same, to be changed: its prompt logits.
-    pub fn group_mut(&mut self, id: GroupId) -> &mut SequenceGroup {
-        self.groups.get_mut(&id).expect("invariant: the group has not been removed")
+    /// A sequence that goes on; `None` if it has ended, or its request has been removed.
+    pub fn live_sequence(&self, id: GroupId, idx: usize) -> Option<&Sequence> {
+        let seq = self.groups.get(&id)?.sequences.get(idx)?;
+        (seq.status != SequenceStatus::Finished).then_some(seq)
     }
 
     /// Whether there is nothing to compute.
@@ -109,6 +110,20 @@ impl Scheduler {
 
     /// Plans the next step: a token for every running sequence, then prompts with what is left of the budget, oldest first.
     pub fn schedule(&mut self, plan: &mut StepPlan) {
+        self.schedule_ahead(plan);
+        // Where nothing runs but beams that wait for siblings, these get what the others hold, the youngest's first.
+        while plan.chunks.is_empty()
+            && let Some((id, idx)) = self.youngest_running()
+        {
+            self.preempt(id, idx);
+            plan.num_preempted += 1;
+            self.admit(plan, self.config.max_num_batched_tokens, self.config.max_prompt_logits);
+        }
+    }
+
+    /// The same while the step before is under way. What waits for its answers is left as it is, so that there may be
+    /// nothing to compute.
+    pub fn schedule_ahead(&mut self, plan: &mut StepPlan) {
         plan.clear();
         let mut running = self.sequences_with(SequenceStatus::Running);
         running.retain(|&(id, idx)| self.sequence(id, idx).num_pending() > 0);
@@ -129,14 +144,6 @@ impl Scheduler {
         if plan.num_preempted == 0 {
             let budget = self.config.max_num_batched_tokens - plan.num_tokens();
             self.admit(plan, budget, prompt_logits);
-        }
-        // Where nothing runs but beams that wait for siblings, these get what the others hold, the youngest's first.
-        while plan.chunks.is_empty()
-            && let Some((id, idx)) = self.youngest_running()
-        {
-            self.preempt(id, idx);
-            plan.num_preempted += 1;
-            self.admit(plan, self.config.max_num_batched_tokens, prompt_logits);
         }
     }
 
@@ -277,20 +284,40 @@ impl Scheduler {
     }
 
     /// Counts the plan's tokens as computed, lets full blocks be found by others, and gives back those that no later
-    /// token sees. Call when the step has run.
+    /// token sees. Call when the step has been launched: steps are carried out in order, so that whoever gets a block
+    /// next writes it after this step has read it.
     pub fn commit(&mut self, plan: &StepPlan) {
         for chunk in &plan.chunks {
             let group = self.groups.get_mut(&chunk.group).expect("invariant: the group has not been removed");
+            if let Some(from) = group.prompt_logits_from.as_mut().filter(|_| chunk.num_logits() > 0) {
+                *from = (*from).max(chunk.end());
+            }
             let seq = &mut group.sequences[chunk.index];
             seq.num_computed_tokens = chunk.end();
-            seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..chunk.end()]);
-            seq.block_table.release_before(&mut self.pool, self.config.first_visible(chunk.end()));
+            // A block is found by its tokens: one with an unread token is held until that is read.
+            let num_known = chunk.end().min(seq.num_read());
+            seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..num_known]);
+            seq.block_table.release_before(&mut self.pool, self.config.first_visible(num_known));
         }
     }
 
-    /// Adds a sampled token to a sequence.
+    /// Adds to a sequence the token that the step under way samples from row `row` of its logits, before it is known.
+    pub fn push_unread(&mut self, id: GroupId, idx: usize, row: usize) {
+        let seq = self.sequence_mut(id, idx);
+        debug_assert_eq!(seq.unread_row, None, "invariant: a step is read before the next but one is planned");
+        seq.token_ids.push(UNREAD);
+        seq.unread_row = Some(row);
+    }
+
+    /// Adds a sampled token to a sequence; where it is there unread, says which it is.
     pub fn push_token(&mut self, id: GroupId, idx: usize, token_id: u32) {
-        self.sequence_mut(id, idx).token_ids.push(token_id);
+        let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
+        if seq.unread_row.take().is_none() {
+            return seq.token_ids.push(token_id);
+        }
+        *seq.token_ids.last_mut().expect("invariant: it has an unread token") = token_id;
+        // The step that computes it may be under way: later ones can begin with the block that it fills.
+        seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..seq.num_computed_tokens]);
     }
 
     /// Replaces the group's sequences: the i-th continues what `parents[i]` was. It has its tokens, and shares its blocks
@@ -303,6 +330,7 @@ impl Scheduler {
         self.num_running -= old.iter().filter(|s| s.status == SequenceStatus::Running).count();
         for &parent in parents {
             let parent = &old[parent];
+            debug_assert_eq!(parent.unread_row, None, "invariant: what branches is read first");
             let mut child = Sequence::new(parent.token_ids.clone());
             if parent.status == SequenceStatus::Running && self.num_running < self.config.max_num_seqs {
                 child.block_table = parent.block_table.fork(&mut self.pool, parent.num_computed_tokens);
@@ -355,6 +383,6 @@ impl Scheduler {
     }
 
     fn sequence_mut(&mut self, id: GroupId, idx: usize) -> &mut Sequence {
-        &mut self.group_mut(id).sequences[idx]
+        &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx]
     }
 }

@@ -10,19 +10,25 @@ pub type GroupId = u64;
 pub enum SequenceStatus {
     /// It holds no blocks, and nothing of it is computed.
     Waiting,
-    /// It holds blocks. Where all of it is computed, as can be in a beam search, it waits for its siblings.
+    /// It holds blocks. Where all of it is computed it waits: in a beam search for its siblings, or for the step under way
+    /// to be read.
     Running,
-    /// It holds no blocks and needs none: its logits have been taken, and it waits for its siblings.
+    /// It holds no blocks and needs none: its logits have been taken, and it waits for its siblings, or for its last token.
     Parked,
     /// It has ended and holds no blocks.
     Finished,
 }
 
+/// Stands for a token that has been sampled and not read: no vocabulary has so many tokens.
+pub const UNREAD: u32 = u32::MAX;
+
 /// One sequence of a request: its tokens, and how far they are computed.
 #[derive(Debug)]
 pub struct Sequence {
-    /// Prompt and output.
+    /// Prompt and output. The last token may be [`UNREAD`].
     pub token_ids: Vec<u32>,
+    /// Where the last token is unread, the row of the logits that it was sampled from, in the step under way.
+    pub unread_row: Option<usize>,
     /// Tokens whose keys and values are in the cache.
     pub num_computed_tokens: usize,
     /// Where they are.
@@ -34,7 +40,18 @@ pub struct Sequence {
 impl Sequence {
     /// A waiting sequence.
     pub fn new(token_ids: Vec<u32>) -> Self {
-        Self { token_ids, num_computed_tokens: 0, block_table: BlockTable::default(), status: SequenceStatus::Waiting }
+        Self {
+            token_ids,
+            unread_row: None,
+            num_computed_tokens: 0,
+            block_table: BlockTable::default(),
+            status: SequenceStatus::Waiting,
+        }
+    }
+
+    /// Tokens that are known.
+    pub fn num_read(&self) -> usize {
+        self.token_ids.len() - usize::from(self.unread_row.is_some())
     }
 
     /// Tokens still to be computed.

@@ -78,6 +78,7 @@ impl Backend for CpuBackend {
     type KvCache = KvCache;
     type Rope = RopeTable;
     type Batch = Batch;
+    type Answers = SampleResults;
 
     fn description(&self) -> String {
         let cpu = self.cpu.borrow();
@@ -132,6 +133,10 @@ impl Backend for CpuBackend {
 
     fn batch(&self, _: &ModelConfig, _: &StepLimits) -> Result<Batch> {
         Ok(Batch::default())
+    }
+
+    fn answers(&self) -> Result<SampleResults> {
+        Ok(SampleResults::default())
     }
 
     fn upload(&self, dst: &mut Batch, batch: &Batch) -> Result<()> {
@@ -246,6 +251,10 @@ impl Backend for CpuBackend {
     fn sample(&self, out: &mut SampleResults, logits: &Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
         ops::sample::cpu(&mut self.cpu.borrow_mut(), out, logits, rows);
         Ok(())
+    }
+
+    fn read_answers<'a>(&self, answers: &'a mut SampleResults) -> Result<&'a mut SampleResults> {
+        Ok(answers)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::ops::{
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
     linear::cuda::Products,
-    sample::cuda::SampleSpace,
+    sample::cuda::{Answers, SampleSpace},
 };
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, TensorView};
@@ -40,6 +40,7 @@ pub struct CudaBackend {
     uses_graphs: bool,
     /// Bytes that a layer must save where sequences that begin alike are attended together.
     min_saved_bytes: usize,
+    runs_ahead: bool,
     scratch: RefCell<Scratch>,
 }
 
@@ -63,9 +64,17 @@ impl CudaBackend {
     }
 
     pub(crate) fn new(device: Arc<dyn Device>, elem: ElemType) -> Self {
-        let uses_graphs = std::env::var_os("SCONCE_CUDA_GRAPHS").is_none_or(|value| value != "0");
-        let (products, min_saved_bytes) = (Products::Own, MIN_SAVED_BYTES);
-        Self { device, index: 0, elem, products, uses_graphs, min_saved_bytes, scratch: RefCell::default() }
+        let is_wanted = |name: &str| std::env::var_os(name).is_none_or(|value| value != "0");
+        Self {
+            device,
+            index: 0,
+            elem,
+            products: Products::Own,
+            uses_graphs: is_wanted("SCONCE_CUDA_GRAPHS"),
+            runs_ahead: is_wanted("SCONCE_CUDA_RUN_AHEAD"),
+            min_saved_bytes: MIN_SAVED_BYTES,
+            scratch: RefCell::default(),
+        }
     }
 
     /// The same with another precision of products: `fast` leaves those of many rows to cuBLASLt, and prompts' attention on
@@ -85,6 +94,12 @@ impl CudaBackend {
     #[cfg(test)]
     pub(crate) fn sharing_always(self) -> Self {
         Self { min_saved_bytes: 0, ..self }
+    }
+
+    /// The same, with every step read before the next is launched.
+    #[cfg(test)]
+    pub(crate) fn without_running_ahead(self) -> Self {
+        Self { runs_ahead: false, ..self }
     }
 
     /// How many graphs there are.
@@ -111,6 +126,7 @@ impl Backend for CudaBackend {
     type KvCache = KvCache;
     type Rope = RopeTable;
     type Batch = DeviceBatch;
+    type Answers = Answers;
 
     fn description(&self) -> String {
         self.device.name()
@@ -133,9 +149,13 @@ impl Backend for CudaBackend {
         self.device.synchronize()
     }
 
+    fn can_run_ahead(&self) -> bool {
+        self.runs_ahead
+    }
+
     fn buffer(&self, max_rows: usize, cols: usize, role: BufferRole) -> Result<Buffer> {
         if role == BufferRole::Logits {
-            self.scratch.borrow_mut().sample = Some(SampleSpace::new(&self.device, cols)?);
+            self.scratch.borrow_mut().sample = Some(SampleSpace::new(&self.device, max_rows, cols)?);
         }
         let elem = if role == BufferRole::Activation { self.elem } else { ElemType::F32 };
         Buffer::new(&self.device, max_rows, cols, elem)
@@ -185,6 +205,10 @@ impl Backend for CudaBackend {
         Ok(DeviceBatch::new(&self.device, max_words)?.with_shared_splits(shared))
     }
 
+    fn answers(&self) -> Result<Answers> {
+        Answers::new(&self.device)
+    }
+
     fn upload(&self, dst: &mut DeviceBatch, batch: &Batch) -> Result<()> {
         let is_decode = batch.sequences.iter().all(|seq| seq.query_len == 1)
             && batch.logit_rows.len() == batch.sequences.len()
@@ -227,7 +251,9 @@ impl Backend for CudaBackend {
     }
 
     fn embed(&self, out: &mut Buffer, table: &Matrix, batch: &DeviceBatch, scale: f32) -> Result<()> {
-        ops::embed::cuda(&*self.device, out, table, batch, scale)
+        let scratch = self.scratch.borrow();
+        let sampled = scratch.sample.as_ref().expect(PREPARED).sampled();
+        ops::embed::cuda(&*self.device, out, table, batch, sampled, scale)
     }
 
     fn rms_norm(&self, out: &mut Buffer, x: &Buffer, weight: &Vector, eps: f32) -> Result<()> {
@@ -296,9 +322,13 @@ impl Backend for CudaBackend {
         ops::gather_rows::cuda(&*self.device, out, x, batch)
     }
 
-    fn sample(&self, out: &mut SampleResults, logits: &Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
+    fn sample(&self, out: &mut Answers, logits: &Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
         let mut scratch = self.scratch.borrow_mut();
         ops::sample::cuda::cuda(scratch.sample.as_mut().expect(PREPARED), out, logits, rows)
+    }
+
+    fn read_answers<'a>(&self, answers: &'a mut Answers) -> Result<&'a mut SampleResults> {
+        answers.read()
     }
 }
 

@@ -19,6 +19,9 @@ use crate::ops::attention::shared::{ITEM_WORDS, SharedSplits};
 const SEQUENCE_WORDS: usize = 4;
 /// The slot of a token that is there for padding: nothing is written to the cache.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
+/// In the place of a token: the one that was sampled from a row of the logits of the step before, in the other bits. As
+/// `embed.cu` has it.
+const UNREAD_BIT: u32 = 1 << 31;
 
 /// A step's inputs.
 pub struct DeviceBatch {
@@ -82,6 +85,9 @@ impl DeviceBatch {
             words.extend_from_slice(section);
             words.resize(end, padding);
         }
+        for unread in &batch.unread_tokens {
+            words[unread.row] = UNREAD_BIT | unread.logits_row as u32;
+        }
         for seq in &batch.sequences {
             words.extend([seq.query_start, seq.query_len, seq.context_len, seq.table_start].map(|word| word as u32));
         }
@@ -117,7 +123,7 @@ impl DeviceBatch {
         self.memory.write(0, bytemuck::cast_slice(words))
     }
 
-    /// [num_tokens]: the tokens.
+    /// [num_tokens]: the tokens, or with `UNREAD_BIT` where they are found.
     pub(crate) fn token_ids(&self) -> DevicePtr {
         self.memory.ptr()
     }

@@ -203,7 +203,7 @@ pub(crate) struct Matmul {
     pub(crate) out_type: ElemType,
 }
 
-/// What kernels run on. Calls are carried out in the order in which they are made.
+/// What kernels run on. Calls are carried out in the order in which they are made, and most of them later than they return.
 pub(crate) trait Device: Send + Sync {
     /// In words.
     fn name(&self) -> String;
@@ -240,6 +240,9 @@ pub(crate) trait Device: Send + Sync {
     /// # Safety
     /// There is so much memory at `src`.
     unsafe fn download(&self, dst: &mut [u8], src: DevicePtr) -> Result<()>;
+
+    /// Room on the host for `len` words that come while the caller goes on.
+    fn mailbox(&self, len: usize) -> Result<Box<dyn Mailbox>>;
 
     /// Copies within the device.
     ///
@@ -279,6 +282,18 @@ pub(crate) trait Device: Send + Sync {
 
     /// What was written down, to be run as often as wanted. The memory that it names must stay.
     fn end_capture(&self) -> Result<Box<dyn Graph>>;
+}
+
+/// Memory of the host to which a device brings words while the caller goes on.
+pub(crate) trait Mailbox: Send {
+    /// From now on `len` words from `src` come to word `at`, once all calls to the device before this one are done.
+    ///
+    /// # Safety
+    /// There is so much memory at `src`.
+    unsafe fn fetch(&mut self, at: usize, src: DevicePtr, len: usize) -> Result<()>;
+
+    /// All words, once what was asked for is there. What was called after the last [`Mailbox::fetch`] is not waited for.
+    fn wait(&self) -> Result<&[u32]>;
 }
 
 /// Launches that were written down.

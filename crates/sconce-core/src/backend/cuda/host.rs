@@ -1,17 +1,20 @@
 //! [`HostDevice`]: kernels on this machine's CPU, as the C++ compiler makes them with `kernels/host/shim.h`. It finds what
 //! a GPU would not show: memory that was never written is NaN, and writes beyond an allocation end the test.
+//!
+//! Calls are carried out when they are made, or, on a device that is late, when somebody waits for them: who reads what he
+//! has not waited for finds it in the one, who changes what is still to be read in the other.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use super::device::{Args, BoxShape, Device, DevicePtr, Dims, Graph, Matmul, TensorMap};
+use super::device::{Args, BoxShape, Device, DevicePtr, Dims, Graph, Mailbox, Matmul, TensorMap};
 use super::storage::{bytes_of, floats_of};
 use crate::error::{Error, Result};
 
@@ -23,19 +26,44 @@ const POISON: u8 = 0xff;
 
 /// Kernels on the CPU.
 pub(crate) struct HostDevice {
-    library: Arc<libloading::Library>,
+    stream: Arc<Stream>,
     /// Length of each allocation, by address.
     allocations: Mutex<HashMap<u64, usize>>,
-    captured: Arc<Mutex<Option<Vec<Call>>>>,
-    is_lost: Arc<AtomicBool>,
 }
 
-/// A call that was written down.
+/// What tests see of a device, and do to it.
+#[derive(Clone, Default)]
+pub(crate) struct Watch {
+    /// The device fails from now on.
+    pub(crate) is_lost: Arc<AtomicBool>,
+    /// How often something was waited for while later calls were still to be carried out.
+    pub(crate) num_early_waits: Arc<AtomicUsize>,
+}
+
+/// Calls in order.
+struct Stream {
+    library: Arc<libloading::Library>,
+    is_late: bool,
+    calls: Mutex<Calls>,
+    watch: Watch,
+}
+
+#[derive(Default)]
+struct Calls {
+    captured: Option<Vec<Call>>,
+    /// What is still to be carried out.
+    queue: VecDeque<Call>,
+    num_made: usize,
+}
+
+/// A call to be carried out later.
 #[derive(Clone)]
 enum Call {
     Launch { kernel: String, dims: Dims, args: Box<Args> },
     Matmul(Matmul),
     Copy { dst: DevicePtr, src: DevicePtr, bytes: usize },
+    Upload { dst: DevicePtr, data: Vec<u8> },
+    Clear { dst: DevicePtr, bytes: usize },
 }
 
 type Launcher = unsafe extern "C" fn(*const c_void, *const u32, *const u32, u32, *const *mut c_void) -> i32;
@@ -46,30 +74,74 @@ impl HostDevice {
 
     /// All kernels, compiled once a process, and again only when a source has changed.
     pub(crate) fn open() -> Arc<dyn Device> {
-        Self::losable().0
+        Self::watched(false).0
     }
 
-    /// The same, and what makes it a device that is lost.
-    pub(crate) fn losable() -> (Arc<dyn Device>, Arc<AtomicBool>) {
+    /// The same with its watch, carrying out calls when they are made, or late.
+    pub(crate) fn watched(is_late: bool) -> (Arc<dyn Device>, Watch) {
         static LIBRARY: OnceLock<Arc<libloading::Library>> = OnceLock::new();
         let library = LIBRARY.get_or_init(|| {
             let path = build();
             // SAFETY: the library is our own kernels, and runs nothing when it is loaded.
             Arc::new(unsafe { libloading::Library::new(&path) }.expect("invariant: the compiler made a library"))
         });
-        let is_lost = Arc::<AtomicBool>::default();
-        let device = Self {
-            library: Arc::clone(library),
-            allocations: Mutex::default(),
-            captured: Arc::default(),
-            is_lost: Arc::clone(&is_lost),
-        };
-        (Arc::new(device), is_lost)
+        let watch = Watch::default();
+        let stream = Stream { library: Arc::clone(library), is_late, calls: Mutex::default(), watch: watch.clone() };
+        (Arc::new(Self { stream: Arc::new(stream), allocations: Mutex::default() }), watch)
+    }
+}
+
+impl Stream {
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().expect("invariant: no test goes on after a panic")
     }
 
-    fn write_down(&self, call: impl FnOnce() -> Call) -> bool {
-        let mut captured = self.captured.lock().expect("invariant: no test goes on after a panic");
-        captured.as_mut().map(|calls| calls.push(call())).is_some()
+    fn capture(&self, call: &Call) -> bool {
+        self.calls().captured.as_mut().map(|captured| captured.push(call.clone())).is_some()
+    }
+
+    /// Carries out a call, now or late.
+    fn make(&self, call: Call) -> Result<()> {
+        let mut calls = self.calls();
+        calls.num_made += 1;
+        calls.queue.push_back(call);
+        drop(calls);
+        if self.is_late { Ok(()) } else { self.finish(usize::MAX) }
+    }
+
+    /// Carries out the first `num` calls that were ever made, as far as they are not.
+    fn finish(&self, num: usize) -> Result<()> {
+        let next = || {
+            let mut calls = self.calls();
+            if calls.num_made - calls.queue.len() < num { calls.queue.pop_front() } else { None }
+        };
+        while let Some(call) = next() {
+            self.run(&call)?;
+        }
+        let is_early = !self.calls().queue.is_empty();
+        self.watch.num_early_waits.fetch_add(usize::from(is_early), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn run(&self, call: &Call) -> Result<()> {
+        if let Call::Launch { kernel, dims, args } = call {
+            return launch(&self.library, kernel, dims, args);
+        }
+        // SAFETY: who made the call has promised that the memory is there.
+        unsafe {
+            match call {
+                Call::Launch { .. } => {}
+                Call::Matmul(call) => matmul(call),
+                Call::Copy { dst, src, bytes } => {
+                    std::ptr::copy_nonoverlapping(src.0 as *const u8, dst.0 as *mut u8, *bytes);
+                }
+                Call::Upload { dst, data } => {
+                    std::ptr::copy_nonoverlapping(data.as_ptr(), dst.0 as *mut u8, data.len());
+                }
+                Call::Clear { dst, bytes } => std::ptr::write_bytes(dst.0 as *mut u8, 0, *bytes),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -123,7 +195,7 @@ impl Device for HostDevice {
     }
 
     fn is_lost(&self) -> bool {
-        self.is_lost.load(std::sync::atomic::Ordering::Relaxed)
+        self.stream.watch.is_lost.load(Ordering::Relaxed)
     }
 
     fn free_memory(&self) -> Result<usize> {
@@ -145,6 +217,8 @@ impl Device for HostDevice {
     }
 
     unsafe fn free(&self, ptr: DevicePtr) {
+        let done = self.stream.finish(usize::MAX);
+        assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
         let bytes = self.allocations.lock().expect("invariant: no test goes on after a panic").remove(&ptr.0);
         let bytes = bytes.expect("invariant: what is freed was allocated");
         // SAFETY: the guard was allocated with the memory.
@@ -155,34 +229,33 @@ impl Device for HostDevice {
     }
 
     unsafe fn upload(&self, dst: DevicePtr, src: &[u8]) -> Result<()> {
-        // SAFETY: the caller's.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst.0 as *mut u8, src.len()) };
-        Ok(())
+        self.stream.make(Call::Upload { dst, data: src.to_vec() })
     }
 
     unsafe fn download(&self, dst: &mut [u8], src: DevicePtr) -> Result<()> {
+        self.stream.finish(usize::MAX)?;
         // SAFETY: the caller's.
         unsafe { std::ptr::copy_nonoverlapping(src.0 as *const u8, dst.as_mut_ptr(), dst.len()) };
         Ok(())
     }
 
+    fn mailbox(&self, len: usize) -> Result<Box<dyn Mailbox>> {
+        let memory = self.alloc(len * 4)?;
+        Ok(Box::new(HostMailbox { stream: Arc::clone(&self.stream), memory, len, wanted: 0 }))
+    }
+
     unsafe fn copy(&self, dst: DevicePtr, src: DevicePtr, bytes: usize) -> Result<()> {
-        if !self.write_down(|| Call::Copy { dst, src, bytes }) {
-            // SAFETY: the caller's.
-            unsafe { std::ptr::copy_nonoverlapping(src.0 as *const u8, dst.0 as *mut u8, bytes) };
-        }
-        Ok(())
+        let call = Call::Copy { dst, src, bytes };
+        if self.stream.capture(&call) { Ok(()) } else { self.stream.make(call) }
     }
 
     unsafe fn clear(&self, dst: DevicePtr, bytes: usize) -> Result<()> {
-        // SAFETY: the caller's.
-        unsafe { std::ptr::write_bytes(dst.0 as *mut u8, 0, bytes) };
-        Ok(())
+        self.stream.make(Call::Clear { dst, bytes })
     }
 
     fn has_kernel(&self, kernel: &str) -> bool {
         // SAFETY: the symbol is looked for, and nothing is done with it.
-        unsafe { self.library.get::<*const ()>(format!("{kernel}__host\0").as_bytes()) }.is_ok()
+        unsafe { self.stream.library.get::<*const ()>(format!("{kernel}__host\0").as_bytes()) }.is_ok()
     }
 
     /// As kernels/host/hopper.cpp reads it.
@@ -197,55 +270,66 @@ impl Device for HostDevice {
     }
 
     unsafe fn launch(&self, kernel: &str, dims: &Dims, args: &Args) -> Result<()> {
-        if self.write_down(|| Call::Launch { kernel: kernel.into(), dims: *dims, args: Box::new(*args) }) {
-            return Ok(());
-        }
-        launch(&self.library, kernel, dims, args)
+        let call = Call::Launch { kernel: kernel.into(), dims: *dims, args: Box::new(*args) };
+        if self.stream.capture(&call) { Ok(()) } else { self.stream.make(call) }
     }
 
     unsafe fn matmul(&self, call: &Matmul) -> Result<()> {
-        if !self.write_down(|| Call::Matmul(*call)) {
-            // SAFETY: the caller's.
-            unsafe { matmul(call) };
-        }
-        Ok(())
+        let call = Call::Matmul(*call);
+        if self.stream.capture(&call) { Ok(()) } else { self.stream.make(call) }
     }
 
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.stream.finish(usize::MAX)
     }
 
     fn begin_capture(&self) -> Result<()> {
-        *self.captured.lock().expect("invariant: no test goes on after a panic") = Some(Vec::new());
+        self.stream.calls().captured = Some(Vec::new());
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
-        let calls = self.captured.lock().expect("invariant: no test goes on after a panic").take();
+        let calls = self.stream.calls().captured.take();
         let calls = calls.ok_or_else(|| Error::internal("nothing was being captured"))?;
-        Ok(Box::new(HostGraph { calls, library: Arc::clone(&self.library) }))
+        Ok(Box::new(HostGraph { calls, stream: Arc::clone(&self.stream) }))
     }
 }
 
 struct HostGraph {
     calls: Vec<Call>,
-    library: Arc<libloading::Library>,
+    stream: Arc<Stream>,
 }
 
 impl Graph for HostGraph {
     unsafe fn launch(&self) -> Result<()> {
-        for call in &self.calls {
-            match call {
-                Call::Launch { kernel, dims, args } => launch(&self.library, kernel, dims, args)?,
-                // SAFETY: the caller's.
-                Call::Matmul(call) => unsafe { matmul(call) },
-                Call::Copy { dst, src, bytes } => {
-                    // SAFETY: the caller's.
-                    unsafe { std::ptr::copy_nonoverlapping(src.0 as *const u8, dst.0 as *mut u8, *bytes) };
-                }
-            }
-        }
+        self.calls.iter().try_for_each(|call| self.stream.make(call.clone()))
+    }
+}
+
+/// Memory that is left to the end of the process, as with allocations.
+struct HostMailbox {
+    stream: Arc<Stream>,
+    memory: DevicePtr,
+    len: usize,
+    /// So many calls had been made with the last that it waits for.
+    wanted: usize,
+}
+
+impl Mailbox for HostMailbox {
+    unsafe fn fetch(&mut self, at: usize, src: DevicePtr, len: usize) -> Result<()> {
+        assert!(at + len <= self.len, "invariant: what is fetched fits");
+        self.stream.make(Call::Copy { dst: self.memory.offset(at * 4), src, bytes: len * 4 })?;
+        self.wanted = self.stream.calls().num_made;
         Ok(())
+    }
+
+    fn wait(&self) -> Result<&[u32]> {
+        if self.stream.watch.is_lost.load(Ordering::Relaxed) {
+            return Err(Error::Device { message: "the device is lost".into() });
+        }
+        self.stream.finish(self.wanted)?;
+        // SAFETY: so much was allocated, and nobody writes it until the next `fetch`.
+        Ok(unsafe { std::slice::from_raw_parts(self.memory.0 as *const u32, self.len) })
     }
 }
 

@@ -50,9 +50,9 @@ impl Beams {
         }
     }
 
-    /// What is wanted of the logits after the last token of beam `idx`.
-    pub(super) fn sample_kind<'a>(&'a self, context: &'a RequestContext, idx: usize) -> SampleKind<'a> {
-        let input = self.running[idx].state.sample_input(context, idx);
+    /// What is wanted of the logits after the last token of beam `idx`, which is at position `pos`.
+    pub(super) fn sample_kind<'a>(&'a self, context: &'a RequestContext, pos: usize, idx: usize) -> SampleKind<'a> {
+        let input = self.running[idx].state.sample_input(context, pos, idx);
         SampleKind::BeamCandidates { input, k: self.search.num_candidates() }
     }
 

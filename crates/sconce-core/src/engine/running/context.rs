@@ -52,6 +52,16 @@ impl RequestContext {
         self.max_len - self.prompt.token_ids.len()
     }
 
+    /// Whether the token after position `pos` is the first that is generated.
+    pub(super) fn is_first(&self, pos: usize) -> bool {
+        pos + 1 == self.prompt.token_ids.len()
+    }
+
+    /// Whether the token after position `pos` is the last that a sequence may have.
+    pub(super) fn is_last(&self, pos: usize) -> bool {
+        pos + 2 >= self.max_len
+    }
+
     /// How a token ends a sequence, if it does.
     pub(super) fn end_kind(&self, token_id: u32) -> Option<FinishKind> {
         let at = self.end_token_ids.iter().position(|&id| id == token_id)?;

@@ -33,7 +33,6 @@ pub(super) struct RunningRequest {
     context: RequestContext,
     caller: Caller,
     decoding: Decoding,
-    has_begun: bool,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
 }
 
@@ -43,6 +42,17 @@ enum Decoding {
     Sampling(Sampling),
     /// A beam search.
     Beams(Box<Beams>),
+}
+
+/// What can be done after a step before its answer is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AfterStep {
+    /// The sequence goes on, unless the token turns out to end it.
+    GoesOn,
+    /// Nothing follows from this answer: it is of the prompt, or the last that the sequence may have.
+    Nothing,
+    /// It has to be read: what comes next is chosen by it.
+    Waits,
 }
 
 /// How a group of sequences grew by one token.
@@ -80,7 +90,7 @@ impl RunningRequest {
             None => Decoding::Sampling(Sampling::new(&context)),
         };
         let prompt_logprobs = context.params.prompt_logprobs.map_or(Vec::new(), |_| vec![None]);
-        Self { context, caller, decoding, has_begun: false, prompt_logprobs }
+        Self { context, caller, decoding, prompt_logprobs }
     }
 
     pub(super) fn prompt_ids(&self) -> &[u32] {
@@ -102,10 +112,10 @@ impl RunningRequest {
         if let Some(kind) = self.prompt_sample_kind(pos) {
             return rows.push(SampleRow { row, kind });
         }
-        rows.extend(self.continuations(idx).map(|idx| {
+        rows.extend(self.continuations(pos, idx).map(|idx| {
             let kind = match &self.decoding {
-                Decoding::Sampling(sampling) => SampleKind::Token(sampling.sample_input(&self.context, idx)),
-                Decoding::Beams(beams) => beams.sample_kind(&self.context, idx),
+                Decoding::Sampling(sampling) => SampleKind::Token(sampling.sample_input(&self.context, pos, idx)),
+                Decoding::Beams(beams) => beams.sample_kind(&self.context, pos, idx),
             };
             SampleRow { row, kind }
         }));
@@ -118,11 +128,31 @@ impl RunningRequest {
         Some(SampleKind::PromptLogprobs { chosen, num_top })
     }
 
-    /// The sequences that go on from the logits of sequence `idx`: where it is about to become several, all of them.
-    fn continuations(&self, idx: usize) -> Range<usize> {
+    /// The sequences that go on from the logits after position `pos` of sequence `idx`: where it is about to become several,
+    /// all of them.
+    fn continuations(&self, pos: usize, idx: usize) -> Range<usize> {
         match &self.decoding {
-            Decoding::Sampling(sampling) if !self.has_begun => 0..sampling.num_sequences(),
+            Decoding::Sampling(sampling) if self.context.is_first(pos) => 0..sampling.num_sequences(),
             _ => idx..idx + 1,
+        }
+    }
+
+    /// What can be done before it is known what follows position `pos` of a sequence.
+    pub(super) fn after_step(&self, pos: usize) -> AfterStep {
+        let is_one_of_several = match &self.decoding {
+            Decoding::Sampling(sampling) => self.context.is_first(pos) && sampling.num_sequences() > 1,
+            Decoding::Beams(_) => true,
+        };
+        if self.prompt_sample_kind(pos).is_some() {
+            AfterStep::Nothing
+        } else if is_one_of_several {
+            AfterStep::Waits
+        } else if self.context.is_last(pos) {
+            AfterStep::Nothing
+        } else if self.context.params.has_penalties() {
+            AfterStep::Waits
+        } else {
+            AfterStep::GoesOn
         }
     }
 
@@ -140,8 +170,7 @@ impl RunningRequest {
         if self.prompt_sample_kind(pos).is_some() {
             return self.prompt_logprobs.push(take_one(results).logprobs);
         }
-        let indices = self.continuations(idx);
-        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        let (indices, is_first) = (self.continuations(pos, idx), self.context.is_first(pos));
         if is_first && self.wants_prompt_logprobs() {
             self.caller.send(StreamEvent::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
         }
@@ -149,7 +178,7 @@ impl RunningRequest {
         match decoding {
             Decoding::Sampling(sampling) => {
                 if is_first {
-                    growth.parents = Some(sampling.fork());
+                    growth.parents = sampling.fork();
                 }
                 for idx in indices {
                     growth.tokens.push(sampling.push(context, caller, tokenizer, take_one(results), idx));

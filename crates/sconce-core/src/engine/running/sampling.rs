@@ -44,16 +44,16 @@ impl Sampling {
         self.sequences.iter().map(|s| s.num_generated).sum()
     }
 
-    /// Makes the first sequence's state that of all, and returns what each continues.
-    pub(super) fn fork(&mut self) -> Vec<usize> {
+    /// Makes the first sequence's state that of all, and returns what each continues; `None`: there is to be but one.
+    pub(super) fn fork(&mut self) -> Option<Vec<usize>> {
         let state = self.sequences[0].clone();
         self.sequences.resize(self.num_sequences, state);
-        vec![0; self.num_sequences]
+        (self.num_sequences > 1).then(|| vec![0; self.num_sequences])
     }
 
-    /// What the next token of sequence `idx` is chosen by. Until they fork, all are as the first.
-    pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, idx: usize) -> SampleInput<'a> {
-        self.sequences.get(idx).unwrap_or(&self.sequences[0]).sample_input(context, idx)
+    /// What the token after position `pos` of sequence `idx` is chosen by. Until they fork, all are as the first.
+    pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, pos: usize, idx: usize) -> SampleInput<'a> {
+        self.sequences.get(idx).unwrap_or(&self.sequences[0]).sample_input(context, pos, idx)
     }
 
     /// Takes the next token of sequence `idx`, and tells the caller of it.

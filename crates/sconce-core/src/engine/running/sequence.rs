@@ -28,14 +28,15 @@ impl SequenceState {
         }
     }
 
-    /// What the next token of the sequence, the `index`-th of its request, is chosen by.
-    pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, index: usize) -> SampleInput<'a> {
+    /// What the token after position `pos` of the sequence, the `index`-th of its request, is chosen by. The token before it
+    /// may not have been pushed yet, unless there are penalties.
+    pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, pos: usize, index: usize) -> SampleInput<'a> {
         SampleInput {
             params: &context.params,
             counts: &self.counts,
             seed: context.seed,
             sequence_index: index as u32,
-            position: self.num_generated as u32,
+            position: (pos + 1 - context.prompt.token_ids.len()) as u32,
             end_token_ids: &context.end_token_ids,
         }
     }

@@ -1,13 +1,15 @@
 //! The launches of `kernels/sample.cu`: three for all rows of a step, one copy to the device before them and one back.
+//!
+//! Nobody waits for them here: a step's results come to its own [`Answers`], which can be read while the next step runs.
 
 use std::sync::Arc;
 
-use super::decode::decode;
+use super::decode::{Reading, decode};
 use super::encode::{LaunchRows, MAX_EDITED_ROWS, MAX_EDITS_LEN, MAX_RESULTS_LEN, MAX_ROWS, MAX_VOCAB_SIZE, ROW_LEN};
-use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
+use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Mailbox};
 use crate::backend::cuda::storage::{Buffer, Memory};
 use crate::error::Result;
-use crate::sample::{SampleResults, SampleRow, Sampler};
+use crate::sample::{SampleKind, SampleResults, SampleRow, Sampler};
 
 /// Tokens of a chunk, and the threads of the kernels, as `sample.cu` has them.
 const CHUNK: usize = 4096;
@@ -30,16 +32,18 @@ pub(crate) struct SampleSpace {
     mass: Memory,
     /// `[MAX_RESULTS_LEN]`.
     results: Memory,
+    /// `[max_logits]`: of each row of the logits the token that was sampled.
+    sampled: Memory,
     launch: LaunchRows,
-    /// What is sent, then what has come; kept for its memory.
+    /// What is sent; kept for its memory.
     words: Vec<u32>,
     /// For rows that ask for more than a launch holds.
     sampler: Sampler,
 }
 
 impl SampleSpace {
-    /// For rows of `vocab_size`.
-    pub(crate) fn new(device: &Arc<dyn Device>, vocab_size: usize) -> Result<Self> {
+    /// For at most `max_logits` rows of `vocab_size`.
+    pub(crate) fn new(device: &Arc<dyn Device>, max_logits: usize, vocab_size: usize) -> Result<Self> {
         let memory = |len: usize, elem_bytes: usize| Memory::new(device, len * elem_bytes);
         let chunks_len = MAX_ROWS * 2 * vocab_size.div_ceil(CHUNK);
         Ok(Self {
@@ -50,6 +54,7 @@ impl SampleSpace {
             best: memory(chunks_len * MAXIMA, 8)?,
             mass: memory(chunks_len, 8)?,
             results: memory(MAX_RESULTS_LEN, 4)?,
+            sampled: memory(max_logits, 4)?,
             launch: LaunchRows::default(),
             words: Vec::new(),
             sampler: Sampler::new(0),
@@ -64,18 +69,17 @@ impl SampleSpace {
         Ok(self.inputs.ptr().offset(self.launch.rows.len() * 4))
     }
 
-    /// Brings the results back.
-    fn download(&mut self) -> Result<()> {
-        self.words.resize(self.launch.result_starts[self.launch.num_rows()], 0);
-        self.results.read(0, bytemuck::cast_slice_mut(&mut self.words))
+    /// Of each row of the logits the token that the last step has sampled from it, if it has.
+    pub(crate) fn sampled(&self) -> DevicePtr {
+        self.sampled.ptr()
     }
 
-    /// Launches the kernels for the rows that have been encoded.
-    fn run(&mut self, logits: &Buffer) -> Result<()> {
+    /// Launches the kernels for the rows that have been encoded, and has their results sent to `out`.
+    fn run(&mut self, out: &mut Answers, logits: &Buffer) -> Result<()> {
         let edits = self.upload()?;
         let num_rows = self.launch.num_rows();
         let num_chunks = self.vocab_size.div_ceil(CHUNK);
-        let Self { inputs, edited, best, mass, results, .. } = self;
+        let Self { inputs, edited, best, mass, results, sampled, .. } = self;
         let (rows, logits) = (inputs.ptr(), logits.ptr());
         let scan = |of_beams: u32| {
             let args = Args::new().with(best.ptr()).with(edited.ptr()).with(logits).with(rows).with(edits);
@@ -83,8 +87,8 @@ impl SampleSpace {
         };
         let weigh = Args::new().with(mass.ptr()).with(best.ptr()).with(edited.ptr()).with(logits).with(rows);
         let weigh = weigh.with(self.vocab_size);
-        let choose = Args::new().with(results.ptr()).with(best.ptr()).with(mass.ptr()).with(edited.ptr());
-        let choose = choose.with(logits).with(rows).with(self.vocab_size).with(num_chunks);
+        let choose = Args::new().with(results.ptr()).with(sampled.ptr()).with(best.ptr()).with(mass.ptr());
+        let choose = choose.with(edited.ptr()).with(logits).with(rows).with(self.vocab_size).with(num_chunks);
         let by_chunk = Dims { grid: [num_chunks as u32, num_rows as u32, 1], ..Dims::linear(0, SCAN_THREADS) };
         // SAFETY: the memory is as long as the kernels' heads say for so many rows (`LaunchRows` counts them, and their
         // edits and results), rows name rows of the logits, and the arguments are in the kernels' order.
@@ -96,7 +100,9 @@ impl SampleSpace {
             }
             self.device.launch("sample_choose", &Dims::linear(num_rows, CHOOSE_THREADS), &choose)?;
         }
-        self.download()
+        let len = self.launch.result_starts[num_rows];
+        // SAFETY: results are as long as where the last of them ends.
+        unsafe { out.fetch(self.results.ptr(), len) }
     }
 
     /// Answers a row on the host, with a copy of its logits.
@@ -106,35 +112,83 @@ impl SampleSpace {
         // SAFETY: the caller has checked that the row is one of the buffer's.
         unsafe { self.device.download(bytemuck::cast_slice_mut(&mut copy), at)? };
         self.sampler.answer(&copy, &row.kind, out);
-        Ok(())
+        match (row.kind, out.last()) {
+            (SampleKind::Token(_), Some(last)) => self.sampled.write(row.row * 4, &last.token_id.to_le_bytes()),
+            _ => Ok(()),
+        }
     }
 }
 
-/// The same as the reference on a device. What few requests ask for, more edits or longer lists than a launch holds, is
-/// answered on the host from a copy of the row.
-pub(crate) fn cuda(
-    space: &mut SampleSpace,
-    out: &mut SampleResults,
-    logits: &Buffer,
-    rows: &[SampleRow<'_>],
-) -> Result<()> {
+/// A step's answers, until they are read.
+pub struct Answers {
+    mailbox: Box<dyn Mailbox>,
+    /// How the results of each row that are on their way are read, and where they end in the mailbox.
+    on_their_way: Vec<(Reading, usize)>,
+    results: SampleResults,
+}
+
+impl Answers {
+    /// Room for a step's answers.
+    pub(crate) fn new(device: &Arc<dyn Device>) -> Result<Self> {
+        let mailbox = device.mailbox(MAX_RESULTS_LEN)?;
+        Ok(Self { mailbox, on_their_way: Vec::new(), results: SampleResults::default() })
+    }
+
+    /// Where in the mailbox the results end that are on their way.
+    fn end(&self) -> usize {
+        self.on_their_way.last().map_or(0, |&(_, end)| end)
+    }
+
+    /// Has `len` words of results sent, behind those that are on their way.
+    ///
+    /// # Safety
+    /// There are so many at `src`.
+    unsafe fn fetch(&mut self, src: DevicePtr, len: usize) -> Result<()> {
+        // SAFETY: by the contract.
+        unsafe { self.mailbox.fetch(self.end(), src, len) }
+    }
+
+    /// The answers, once those that are on their way have come. Later steps are not waited for.
+    pub(crate) fn read(&mut self) -> Result<&mut SampleResults> {
+        let words = self.mailbox.wait()?;
+        let mut start = 0;
+        for (reading, end) in self.on_their_way.drain(..) {
+            self.results.push(|out| decode(out, &reading, &words[start..end]));
+            start = end;
+        }
+        Ok(&mut self.results)
+    }
+}
+
+/// The same as the reference on a device, where answers come when they are read. What few requests ask for, more edits or longer
+/// lists than a launch holds, is answered on the host from a copy of the row, which is waited for.
+pub(crate) fn cuda(space: &mut SampleSpace, out: &mut Answers, logits: &Buffer, rows: &[SampleRow<'_>]) -> Result<()> {
     assert!(logits.cols() == space.vocab_size && logits.elem() == ElemType::F32, "invariant: rows of f32 logits");
+    assert!(logits.max_rows() * 4 <= space.sampled.bytes(), "invariant: the buffer for which there is space");
     assert!(rows.iter().all(|row| row.row < logits.max_rows()), "invariant: rows of the step's logits");
-    out.clear();
+    out.results.clear();
+    out.on_their_way.clear();
+    if rows.is_empty() {
+        // Who reads the answers of such a step waits until it is done all the same.
+        // SAFETY: nothing is read.
+        unsafe { out.fetch(space.results.ptr(), 0)? };
+    }
     let mut rest = rows;
     while let Some(first) = rest.first() {
         let is_short = space.vocab_size <= MAX_VOCAB_SIZE;
         let num_taken = if is_short { space.launch.fill(rest) } else { 0 };
         if num_taken == 0 {
-            space.answer_on_host(out, logits, first)?;
+            space.answer_on_host(out.read()?, logits, first)?;
             rest = &rest[1..];
             continue;
         }
-        space.run(logits)?;
-        for (idx, row) in rest[..num_taken].iter().enumerate() {
-            let [start, end] = [0, 1].map(|i| space.launch.result_starts[idx + i]);
-            out.push(|out| decode(out, &row.kind, &space.words[start..end]));
+        if out.end() + space.launch.result_starts[num_taken] > MAX_RESULTS_LEN {
+            out.read()?;
         }
+        let start = out.end();
+        space.run(out, logits)?;
+        let ends = space.launch.result_starts[1..].iter().map(|end| start + end);
+        out.on_their_way.extend(rest[..num_taken].iter().map(|row| Reading::of(&row.kind)).zip(ends));
         rest = &rest[num_taken..];
     }
     Ok(())

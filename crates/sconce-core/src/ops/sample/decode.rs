@@ -6,7 +6,56 @@ use std::collections::VecDeque;
 
 use super::encode::{HEAD_LEN, Lists, reports_unedited};
 use crate::config::LogprobsMode;
-use crate::sample::{LogitsProcessor, Logprob, SampleInput, SampleKind, Sampled, Softmax, TokenLogprobs};
+use crate::sample::{LogitsProcessor, Logprob, SampleKind, Sampled, Softmax, TokenLogprobs};
+
+/// How a row's results are to be read: what has to be known of a [`SampleKind`] when the request may be gone.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reading {
+    /// A token, with a report or without.
+    Token {
+        has_report: bool,
+        /// Of the view that is reported on.
+        temperature: f32,
+    },
+    /// The report on a token of the prompt.
+    Prompt { chosen: u32 },
+    /// What can follow a beam.
+    Beam(BeamReading),
+}
+
+/// The same of beams.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BeamReading {
+    k: usize,
+    lists: Lists,
+    /// Tokens of each candidate's report, if there is one.
+    num_top: Option<usize>,
+    /// Whether candidates come from the logits as they were.
+    is_neutral: bool,
+    /// Whether they do not, and reports are of the logits as they were.
+    reports_unedited: bool,
+}
+
+impl Reading {
+    pub(super) fn of(kind: &SampleKind<'_>) -> Self {
+        match *kind {
+            SampleKind::Token(input) => {
+                let params = input.params;
+                let is_raw = params.logprobs_mode == LogprobsMode::Raw || params.is_greedy();
+                let temperature = if is_raw { 1.0 } else { params.temperature };
+                Self::Token { has_report: params.logprobs.is_some(), temperature }
+            }
+            SampleKind::PromptLogprobs { chosen, .. } => Self::Prompt { chosen },
+            SampleKind::BeamCandidates { input, k } => Self::Beam(BeamReading {
+                k,
+                lists: Lists::of(kind),
+                num_top: input.params.logprobs,
+                is_neutral: LogitsProcessor::new(&input).is_neutral(),
+                reports_unedited: reports_unedited(&input),
+            }),
+        }
+    }
+}
 
 /// The kernels' `struct Head`.
 struct Head {
@@ -41,32 +90,30 @@ impl Head {
 }
 
 /// Adds to `out` what the results `words` of a row say.
-pub(super) fn decode(out: &mut VecDeque<Sampled>, kind: &SampleKind<'_>, words: &[u32]) {
-    let (head, lists) = (Head::new(words), Lists::of(kind));
+pub(super) fn decode(out: &mut VecDeque<Sampled>, reading: &Reading, words: &[u32]) {
+    let head = Head::new(words);
     let listed = pairs(&words[HEAD_LEN..], head.num_listed);
-    match *kind {
-        SampleKind::Token(input) => {
-            let params = input.params;
-            let is_raw = params.logprobs_mode == LogprobsMode::Raw || params.is_greedy() || head.is_unedited;
-            let temperature = if is_raw { 1.0 } else { params.temperature };
+    match *reading {
+        Reading::Token { has_report, temperature } => {
+            let temperature = if head.is_unedited { 1.0 } else { temperature };
             let softmax = Softmax::of_mass(head.max, temperature, head.mass);
-            if params.logprobs.is_some() {
+            if has_report {
                 out.push_back(report(&head, listed, softmax).into());
             } else {
                 let logprob = softmax.logprob(head.logit);
                 out.push_back(Sampled { token_id: head.token_id, logprob, logprobs: None });
             }
         }
-        SampleKind::PromptLogprobs { chosen, .. } => {
+        Reading::Prompt { chosen } => {
             // An id that lies outside the row comes back shortened.
             let head = Head { token_id: chosen, ..head };
             out.push_back(report(&head, listed, Softmax::of_mass(head.max, 1.0, head.mass)).into());
         }
-        SampleKind::BeamCandidates { input, k } => {
-            let raw_start = HEAD_LEN + 2 * lists.num_listed;
+        Reading::Beam(beam) => {
+            let raw_start = HEAD_LEN + 2 * beam.lists.num_listed;
             let raw_listed = pairs(&words[raw_start..], head.num_raw_listed);
-            let reports = pairs(&words[raw_start + 2 * lists.num_raw_listed..], lists.num_reports);
-            candidates(out, &input, k, &head, [listed, raw_listed, reports]);
+            let reports = pairs(&words[raw_start + 2 * beam.lists.num_raw_listed..], beam.lists.num_reports);
+            candidates(out, beam, &head, [listed, raw_listed, reports]);
         }
     }
 }
@@ -93,18 +140,17 @@ fn logprob([token_id, logit]: [u32; 2], rank: usize, softmax: Softmax) -> Logpro
 /// candidate: (logit, rank).
 fn candidates(
     out: &mut VecDeque<Sampled>,
-    input: &SampleInput<'_>,
-    k: usize,
+    beam: BeamReading,
     head: &Head,
     [listed, raw_listed, reports]: [&[[u32; 2]]; 3],
 ) {
     let raw = Softmax::of_mass(head.raw_max, 1.0, head.raw_mass);
-    let softmax = if LogitsProcessor::new(input).is_neutral() { raw } else { Softmax::IDENTITY };
-    let (top, top_softmax) = if reports_unedited(input) { (raw_listed, raw) } else { (listed, softmax) };
-    for (idx, &pair) in listed.iter().take(k).enumerate() {
+    let softmax = if beam.is_neutral { raw } else { Softmax::IDENTITY };
+    let (top, top_softmax) = if beam.reports_unedited { (raw_listed, raw) } else { (listed, softmax) };
+    for (idx, &pair) in listed.iter().take(beam.k).enumerate() {
         let candidate = logprob(pair, idx + 1, softmax);
         let (token_id, logprob_of_beam) = (candidate.token_id, candidate.logprob);
-        let logprobs = input.params.logprobs.map(|num_top| {
+        let logprobs = beam.num_top.map(|num_top| {
             let chosen = match reports.get(idx) {
                 Some(&[logit, rank]) => logprob([token_id, logit], rank as usize, raw),
                 None => candidate,

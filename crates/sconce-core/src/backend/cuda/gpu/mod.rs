@@ -42,8 +42,8 @@ use self::context::Context;
 use self::kernels::Kernels;
 use self::launch::Launcher;
 use self::matmul::Products;
-use self::staging::Staging;
-use super::device::{Args, BoxShape, Device, DevicePtr, Dims, Graph, Matmul, TensorMap};
+use self::staging::{PinnedMailbox, Staging};
+use super::device::{Args, BoxShape, Device, DevicePtr, Dims, Graph, Mailbox, Matmul, TensorMap};
 use crate::error::Result;
 
 /// A GPU.
@@ -174,6 +174,11 @@ impl Device for Gpu {
         self.inner.context.forbid_in_capture("a download")?;
         // SAFETY: by the contract.
         unsafe { self.staging()?.download(dst, src) }
+    }
+
+    fn mailbox(&self, len: usize) -> Result<Box<dyn Mailbox>> {
+        self.inner.context.enter()?;
+        Ok(Box::new(PinnedMailbox::new(&self.inner.context, len)?))
     }
 
     unsafe fn copy(&self, dst: DevicePtr, src: DevicePtr, bytes: usize) -> Result<()> {

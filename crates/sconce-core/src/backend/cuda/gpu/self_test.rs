@@ -33,6 +33,7 @@ pub fn self_test(index: usize) -> Result<Vec<String>> {
     lines.push(format!("{gib:.1} GiB free, {} multiprocessors", gpu.num_sms()));
     lines.push(copies(&gpu)?);
     lines.push(small_uploads(&gpu)?);
+    lines.push(answers(&gpu)?);
     for (in_type, out_type) in [(ElemType::Bf16, ElemType::Bf16), (ElemType::Bf16, ElemType::F32)] {
         lines.push(product(&gpu, in_type, out_type)?);
     }
@@ -92,6 +93,34 @@ fn small_uploads(gpu: &Gpu) -> Result<String> {
         return Err(failed(format!("small upload {} was overwritten", at / LEN)));
     }
     Ok(format!("small uploads: {us:.1} us each"))
+}
+
+/// What was asked for comes as it was then, however much follows, and only that is waited for.
+fn answers(gpu: &Gpu) -> Result<String> {
+    const LEN: usize = 1000;
+    let (there, much) = (memory(gpu, LEN * 4)?, memory(gpu, LARGE_BYTES)?);
+    let mut mailbox = gpu.mailbox(2 * LEN)?;
+    let mut us = [0.0; 2];
+    for (round, us) in us.iter_mut().enumerate() {
+        let sent = [round as u32 + 1; LEN];
+        let begun = Instant::now();
+        // SAFETY: both allocations have these lengths.
+        unsafe {
+            gpu.upload(there.1, bytemuck::cast_slice(&sent))?;
+            mailbox.fetch(round * LEN, there.1, LEN)?;
+            (0..20).try_for_each(|_| gpu.clear(much.1, LARGE_BYTES))?;
+            gpu.clear(there.1, LEN * 4)?;
+        }
+        let words = mailbox.wait()?;
+        *us = begun.elapsed().as_secs_f64() * 1e6;
+        if words[round * LEN..][..LEN] != sent || words[..round * LEN].iter().any(|&word| word != 1) {
+            return Err(failed(format!("answers of round {round} are not what was there when they were asked for")));
+        }
+    }
+    let begun = Instant::now();
+    gpu.synchronize()?;
+    let rest = begun.elapsed().as_secs_f64() * 1e6;
+    Ok(format!("answers: there after {:.0} us, {rest:.0} us before what follows them is done", us[1]))
 }
 
 /// Numbers that bf16 holds.

@@ -1,13 +1,14 @@
 //! [`Staging`]: pinned memory of the host, by way of which everything comes to the device and back.
 //!
 //! A copy out of pinned memory runs beside the host. So an upload is copied into a slot, sent from there, and the caller's
-//! memory is free; the next upload fills another slot meanwhile. A slot is filled again once what it held has been sent.
+//! memory is free; the next upload fills another slot meanwhile. A slot is filled again once what it held has been sent. A
+//! step's answers have slots of their own, [`PinnedMailbox`], in which they are waited for alone.
 
 use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::super::device::DevicePtr;
+use super::super::device::{DevicePtr, Mailbox};
 use super::context::Context;
 use crate::error::Result;
 
@@ -21,7 +22,7 @@ const RESULT_BYTES: usize = 4 << 20;
 const SHARED_COPY_BYTES: usize = 8 << 20;
 const DISABLE_TIMING: u32 = 2;
 
-/// Pinned memory and an event that tells when it has been sent.
+/// Pinned memory and an event that tells when it has been sent or filled.
 struct Slot {
     memory: *mut u8,
     bytes: usize,
@@ -46,7 +47,7 @@ impl Slot {
         }
     }
 
-    /// Waits until what it held has been sent. An event that was never recorded is over.
+    /// Waits until what it held has been sent, or what it is to hold is there. An event that was never recorded is over.
     fn wait(&self) -> Result<()> {
         // SAFETY: the event lives as long as the slot.
         self.context.check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.event) })
@@ -167,5 +168,44 @@ impl Staging {
             }
         }
         Ok(())
+    }
+}
+
+/// Pinned memory for what a step answers. The event tells when the last words are there, whatever has been launched since.
+pub(super) struct PinnedMailbox {
+    slot: Slot,
+}
+
+impl PinnedMailbox {
+    /// Room for `len` words.
+    pub(super) fn new(context: &Arc<Context>, len: usize) -> Result<Self> {
+        let slot = Slot::new(context, len * 4)?;
+        // SAFETY: the slot has so many bytes. They are read as numbers before the device has written all of them.
+        unsafe { std::ptr::write_bytes(slot.memory, 0, slot.bytes) };
+        Ok(Self { slot })
+    }
+}
+
+impl Mailbox for PinnedMailbox {
+    unsafe fn fetch(&mut self, at: usize, src: DevicePtr, len: usize) -> Result<()> {
+        let Slot { memory, bytes, event, context } = &self.slot;
+        assert!((at + len) * 4 <= *bytes, "invariant: what is fetched fits");
+        context.enter()?;
+        // SAFETY: the device's memory is there by the contract, and the slot, which was checked to be long enough, is until
+        // the event has come.
+        unsafe {
+            if len > 0 {
+                let code = sys::cuMemcpyDtoHAsync_v2(memory.add(at * 4).cast(), src.0, len * 4, context.stream());
+                context.check("cuMemcpyDtoHAsync", code)?;
+            }
+            context.check("cuEventRecord", sys::cuEventRecord(*event, context.stream()))
+        }
+    }
+
+    fn wait(&self) -> Result<&[u32]> {
+        self.slot.context.enter()?;
+        self.slot.wait()?;
+        // SAFETY: pinned memory is aligned to pages and was filled, and nobody writes it until the next `fetch`.
+        Ok(unsafe { std::slice::from_raw_parts(self.slot.memory.cast(), self.slot.bytes / 4) })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::cuda::{SampleSpace, cuda};
+use super::super::cuda::{Answers, SampleSpace, cuda};
 use super::super::encode::{MAX_EDITED_ROWS, MAX_EDITS_LEN, MAX_ROWS, MAX_VOCAB_SIZE};
 use super::super::reference;
 use crate::backend::cpu::Buffer;
@@ -149,16 +149,26 @@ impl Table {
 /// Samples rows on the device and by the reference.
 fn check(device: &Arc<dyn Device>, table: &mut Table, data: &[f32], vocab_size: usize, rows: &[SampleRow<'_>]) {
     let logits = on_device::buffer(device, data, vocab_size, ElemType::F32);
-    let mut space = SampleSpace::new(device, vocab_size).unwrap();
-    let (mut expected, mut found) = (SampleResults::default(), SampleResults::default());
-    cuda(&mut space, &mut found, &logits, rows).unwrap();
+    let mut space = SampleSpace::new(device, logits.max_rows(), vocab_size).unwrap();
+    let (mut expected, mut answers) = (SampleResults::default(), Answers::new(device).unwrap());
+    cuda(&mut space, &mut answers, &logits, rows).unwrap();
+    let found = answers.read().unwrap();
+    let mut sampled = vec![0u32; logits.max_rows()];
+    // SAFETY: there is a word for each row.
+    unsafe { device.download(bytemuck::cast_slice_mut(&mut sampled), space.sampled()).unwrap() };
     let data = Buffer::from_vec(data.to_vec(), vocab_size);
     reference(&mut expected, &data, rows);
+    // Of each row the tokens that were sampled from it, of which a step that begins now finds one.
+    let mut tokens = BTreeMap::<usize, Vec<u32>>::new();
     for row in rows {
-        let [expected, found] = [&mut expected, &mut found].map(|results| Vec::from_iter(results.take_next()));
+        let [expected, found] = [&mut expected, found].map(|results| Vec::from_iter(results.take_next()));
         table.compare(row, &expected, &found, data.row(row.row));
+        if let SampleKind::Token(_) = row.kind {
+            tokens.entry(row.row).or_default().push(found[0].token_id);
+        }
     }
     assert_eq!(found.take_next().len(), 0, "an answer too many");
+    assert!(tokens.iter().all(|(&row, tokens)| tokens.contains(&sampled[row])), "{sampled:?} for {tokens:?}");
     let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(&logits.to_f32().unwrap()), bits(data.data()), "the logits themselves stay");
 }
@@ -212,6 +222,9 @@ fn check_full_launches(device: &Arc<dyn Device>) {
     many.push(row(SampleKind::BeamCandidates { input: input(&biased), k: 1100 }));
     many.push(row(SampleKind::Token(input(&greedy))));
     check(device, &mut table, &logits, VOCAB_SIZE, &many);
+    // More results than come at once.
+    let long = vec![row(SampleKind::BeamCandidates { input: input(&greedy), k: 1000 }); 140];
+    check(device, &mut table, &logits, VOCAB_SIZE, &long);
     // More edits than there is room for.
     let heavy = SamplingParams { logit_bias: vec![(7, 0.01); MAX_EDITS_LEN / 2 + 1], ..greedy.clone() };
     let much = [row(SampleKind::Token(input(&greedy))), row(SampleKind::Token(input(&heavy)))];

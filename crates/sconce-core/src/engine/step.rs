@@ -1,0 +1,226 @@
+//! A step of the engine: schedule, launch, read the answers, tell the callers.
+//!
+//! Where the backend can run ahead, the next step is launched before the answers of this one are read, so that the device
+//! computes while the host reads, tells, and schedules. A token that was sampled and not read has its place in its sequence,
+//! and the device takes it from where it was sampled. A sequence that turns out to have ended has been computed once too
+//! often: that answer is passed over, and its blocks are free. Whoever gets them writes to them in a later step, and steps are
+//! carried out in order.
+
+use std::sync::atomic::Ordering;
+
+use super::compute::Compute;
+use super::core::{Engine, State, add_to};
+use super::running::{AfterStep, Growth};
+use super::status::EngineStatus;
+use crate::backend::{Backend, Batch};
+use crate::error::{Error, Result};
+use crate::models::Step;
+use crate::sample::{SampleResults, SampleRow};
+use crate::sched::{GroupId, Scheduler, StepPlan};
+use crate::text::Tokenizer;
+
+/// The steps that are planned, launched and read, in turn; what is allocated once for all of them.
+#[derive(Default)]
+pub(super) struct Steps {
+    slots: [LaunchedStep; NUM_SLOTS],
+    /// The slot of the step that has been launched and is still to be read.
+    under_way: Option<usize>,
+    batch: Batch,
+    /// Always empty; kept for its memory.
+    rows: Vec<SampleRow<'static>>,
+    /// Sequences that can go on before their token is read, and the row of the logits that it is sampled from.
+    unread: Vec<(GroupId, usize, usize)>,
+    growth: Growth,
+}
+
+/// Two steps at most are launched and not read: for as long as the second is launched.
+pub(super) const NUM_SLOTS: usize = 2;
+
+/// A step from when it is planned until its answers are read.
+#[derive(Default)]
+struct LaunchedStep {
+    plan: StepPlan,
+    /// How many answers come of each row of its logits.
+    num_answers: Vec<usize>,
+}
+
+impl Steps {
+    /// Whether a step has been launched and not read.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// Forgets the step that is under way.
+    pub(super) fn forget(&mut self) {
+        self.under_way = None;
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    /// Launches a step, and reads the one that is under way. The new one is left under way, if the backend can run ahead and
+    /// no sequence in it has to be read first.
+    pub(super) fn step(&mut self) -> Result<()> {
+        let before = self.state.steps.under_way.take();
+        let launched = self.launch(before);
+        // Also where the launch has failed: who has an answer gets it.
+        if let Some(slot) = before {
+            self.read(slot)?;
+        }
+        match launched? {
+            Some(slot) if self.compute.backend.can_run_ahead() && self.state.go_on_unread(slot) => {
+                self.state.steps.under_way = Some(slot);
+                Ok(())
+            }
+            Some(slot) => self.read(slot),
+            None => Ok(()),
+        }
+    }
+
+    /// Plans the next step and launches it, and returns its slot. `before`: the step under way, without whose answers there
+    /// may be nothing to compute.
+    fn launch(&mut self, before: Option<usize>) -> Result<Option<usize>> {
+        let State { scheduler, steps, .. } = &mut self.state;
+        let slot = before.map_or(0, |before| (before + 1) % NUM_SLOTS);
+        let (plan, batch) = (&mut steps.slots[slot].plan, &mut steps.batch);
+        match before {
+            Some(_) => scheduler.schedule_ahead(plan),
+            None => scheduler.schedule(plan),
+        }
+        self.status.peak_used_blocks.fetch_max(scheduler.pool().num_used(), Ordering::Relaxed);
+        add_to(&self.status.num_preemptions, plan.num_preempted);
+        add_to(&self.status.num_cached_prompt_tokens, plan.num_cached_tokens);
+        if plan.chunks.is_empty() {
+            let error = Error::internal("nothing could be scheduled though requests wait");
+            return before.map_or(Err(error), |_| Ok(None));
+        }
+        fill_batch(batch, plan, scheduler);
+        let wants_logits = !batch.logit_rows.is_empty();
+        let Compute { backend, model, ws, kv, batch: device_batch, .. } = &mut self.compute;
+        backend.copy_blocks(kv, &plan.copies)?;
+        backend.upload(device_batch, batch)?;
+        let mut step = Step { backend, ws, kv, batch: device_batch };
+        backend.run(device_batch, &mut || model.forward(&mut step, wants_logits))?;
+        scheduler.commit(plan);
+        // Before the callers are told: who has an answer finds its steps counted.
+        add_to(&self.status.num_steps, 1);
+        add_to(&self.status.num_steps_ahead, usize::from(before.is_some()));
+        self.sample(slot)?;
+        Ok(Some(slot))
+    }
+
+    /// Asks for what the requests want of a step's logits.
+    fn sample(&mut self, slot: usize) -> Result<()> {
+        let State { requests, steps, .. } = &mut self.state;
+        let LaunchedStep { plan, num_answers } = &mut steps.slots[slot];
+        let mut rows = emptied(std::mem::take(&mut steps.rows));
+        num_answers.clear();
+        for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
+            let num_before = rows.len();
+            requests[&chunk.group].ask(&mut rows, row, pos, chunk.index);
+            num_answers.push(rows.len() - num_before);
+        }
+        let Compute { backend, ws, answers, .. } = &mut self.compute;
+        let begun = backend.sample(&mut answers[slot], &ws.logits, &rows);
+        steps.rows = emptied(rows);
+        begun
+    }
+
+    /// Reads a step's answers, takes the sequences one token further, and tells the callers.
+    fn read(&mut self, slot: usize) -> Result<()> {
+        let results = self.compute.backend.read_answers(&mut self.compute.answers[slot])?;
+        self.state.push_results(slot, results, &self.tokenizer, &self.status);
+        self.tell(slot);
+        Ok(())
+    }
+
+    /// Tells the callers how far their requests are, and forgets those that have ended.
+    fn tell(&mut self, slot: usize) {
+        let State { scheduler, requests, steps, .. } = &mut self.state;
+        let mut num_finished = 0;
+        for chunk in &steps.slots[slot].plan.chunks {
+            // A group has several chunks; after its end, and after its caller has gone, it has no request.
+            let Some(request) = requests.get_mut(&chunk.group) else { continue };
+            let group = scheduler.group(chunk.group);
+            if group.is_finished() {
+                request.send_done(group.num_cached_tokens.unwrap_or(0));
+                scheduler.remove(chunk.group);
+                requests.remove(&chunk.group);
+                num_finished += 1;
+            } else {
+                request.send_snapshot();
+            }
+        }
+        self.finish_requests(num_finished);
+    }
+}
+
+impl State {
+    /// Hands each request its results, in the order in which they were asked for.
+    fn push_results(&mut self, slot: usize, results: &mut SampleResults, tokenizer: &Tokenizer, status: &EngineStatus) {
+        let Self { scheduler, requests, steps: Steps { slots, growth, .. }, .. } = self;
+        let LaunchedStep { plan, num_answers } = &slots[slot];
+        for ((chunk, pos), &num_answers) in plan.logit_positions().zip(num_answers) {
+            if scheduler.live_sequence(chunk.group, chunk.index).is_none() {
+                // It has ended, or its caller has gone, since the step was launched.
+                (0..num_answers).for_each(|_| drop(results.take_next()));
+                continue;
+            }
+            let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
+            request.push_results(tokenizer, results, pos, chunk.index, growth);
+            add_to(&status.num_generated_tokens, growth.tokens.len());
+            grow(scheduler, chunk.group, growth);
+        }
+    }
+
+    /// Lets the sequences of a step that has been launched go on with tokens that are not read. False if one cannot: then the
+    /// step is to be read before the next is planned, for all.
+    fn go_on_unread(&mut self, slot: usize) -> bool {
+        let Self { scheduler, requests, steps: Steps { slots, unread, .. }, .. } = self;
+        unread.clear();
+        for (row, (chunk, pos)) in slots[slot].plan.logit_positions().enumerate() {
+            if scheduler.live_sequence(chunk.group, chunk.index).is_none() {
+                continue;
+            }
+            match requests[&chunk.group].after_step(pos) {
+                AfterStep::GoesOn => unread.push((chunk.group, chunk.index, row)),
+                AfterStep::Nothing => {}
+                AfterStep::Waits => return false,
+            }
+        }
+        unread.iter().for_each(|&(id, idx, row)| scheduler.push_unread(id, idx, row));
+        true
+    }
+}
+
+/// Makes the scheduler's group what the request's has become.
+fn grow(scheduler: &mut Scheduler, id: GroupId, growth: &Growth) {
+    if let Some(parents) = &growth.parents {
+        scheduler.branch(id, parents);
+    }
+    for token in &growth.tokens {
+        scheduler.push_token(id, token.index, token.token_id);
+        if token.is_last {
+            scheduler.finish(id, token.index);
+        }
+    }
+}
+
+fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler) {
+    batch.clear();
+    for chunk in &plan.chunks {
+        let seq = &scheduler.group(chunk.group).sequences[chunk.index];
+        let tokens = &seq.token_ids[chunk.start..chunk.end()];
+        let block_size = scheduler.pool().block_size();
+        batch.push(tokens, seq.block_table.blocks(), chunk.start, chunk.logits_from, block_size);
+        if let Some(row) = seq.unread_row {
+            batch.set_last_unread(row);
+        }
+    }
+    batch.find_shared_prefixes();
+}
+
+/// The list's memory, for rows that live shorter or longer: a collection in place.
+fn emptied<'a>(mut rows: Vec<SampleRow<'_>>) -> Vec<SampleRow<'a>> {
+    rows.clear();
+    rows.into_iter().map(|_| unreachable!("the list is empty")).collect()
+}

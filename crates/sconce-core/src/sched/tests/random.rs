@@ -1,0 +1,110 @@
+//! Random requests: they end, and nothing is read but what was written for them.
+
+use super::*;
+
+/// How a random run goes.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    seed: u64,
+    window: Option<usize>,
+    runs_ahead: bool,
+}
+
+/// Returns how many steps were planned ahead, and how many sequences were computed once too often.
+fn check_random(run: Run) -> (usize, usize) {
+    let Run { seed, window, runs_ahead } = run;
+    let mut rng = Lcg(seed);
+    let max_num_seqs = 1 + rng.below(8);
+    let config = SchedulerConfig {
+        max_num_batched_tokens: max_num_seqs + rng.below(24),
+        max_num_seqs,
+        max_prompt_logits: rng.below(4),
+        window,
+    };
+    // 15 blocks hold the longest sequence (prompt 40, output 20).
+    let mut pool = BlockPool::new(15 + rng.below(30), BLOCK_SIZE);
+    if seed % 2 == 1 {
+        pool = pool.with_prefix_cache();
+    }
+    let mut sim = Simulation::with_pool(pool, config);
+    (sim.runs_ahead, sim.ends) = (runs_ahead, if runs_ahead { 8 } else { 0 });
+    // Beams keep every step that they are in from being followed: some runs have none.
+    let has_beams = !runs_ahead || seed % 3 == 0;
+    let mut next_id = 0;
+    let mut num_left = 30;
+    while num_left > 0 || !sim.requests.is_empty() || sim.under_way.is_some() {
+        if num_left > 0 && rng.below(3) == 0 {
+            let width = 1 + rng.below(5);
+            let is_sampled = rng.below(2) == 0 || !has_beams;
+            let kind = if is_sampled { Kind::Sampled(width) } else { Kind::Beams { width, num_ready: 0 } };
+            let (prompt_len, max_tokens) = (1 + rng.below(40), 1 + rng.below(20));
+            match sim.said.get(rng.below(20)) {
+                // A conversation that goes on.
+                Some(said) if runs_ahead => {
+                    sim.add_prompt(next_id, said[..said.len().min(40)].to_vec(), kind, max_tokens);
+                }
+                _ => sim.add_kind(next_id, prompt_len, kind, max_tokens),
+            }
+            next_id += 1;
+            num_left -= 1;
+        }
+        if rng.below(40) == 0
+            && let Some((&id, _)) = sim.requests.iter().nth(rng.below(5))
+        {
+            sim.remove(id);
+        }
+        let progressed = sim.step();
+        assert!(progressed || sim.requests.is_empty(), "{run:?}: nothing was computed though requests wait");
+        assert!(sim.num_steps < 20_000, "{run:?}: the requests do not end");
+    }
+    assert_eq!(sim.scheduler.pool().num_used(), 0, "{run:?}");
+    assert_eq!((sim.scheduler.num_running(), sim.scheduler.num_waiting()), (0, 0), "{run:?}");
+    assert!(seed % 2 == 1 || sim.num_cached_tokens == 0, "{run:?}: there is no prefix cache");
+    (sim.num_ahead, sim.num_in_vain)
+}
+
+#[test]
+fn random_requests_end_and_never_read_a_wrong_slot() {
+    for seed in 0..300 {
+        assert_eq!(check_random(Run { seed, window: None, runs_ahead: false }), (0, 0));
+    }
+}
+
+#[test]
+fn with_a_window_too() {
+    for seed in 0..300 {
+        check_random(Run { seed, window: Some(1 + seed as usize % 24), runs_ahead: false });
+    }
+}
+
+#[test]
+fn steps_planned_before_the_last_is_read_change_nothing() {
+    for window in [false, true] {
+        let (mut num_ahead, mut num_in_vain) = (0, 0);
+        for seed in 0..300 {
+            let window = window.then_some(1 + seed as usize % 24);
+            let counts = check_random(Run { seed, window, runs_ahead: true });
+            (num_ahead, num_in_vain) = (num_ahead + counts.0, num_in_vain + counts.1);
+        }
+        assert!(num_ahead > 1000 && num_in_vain > 1000, "{num_ahead} steps ahead, {num_in_vain} sequences in vain");
+    }
+}
+
+/// The block that a token fills while it is unread is found once it is read.
+#[test]
+fn what_was_computed_unread_is_found_later() {
+    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
+    sim.runs_ahead = true;
+    sim.add(0, 10, 1, 11);
+    while !sim.requests.is_empty() {
+        assert!(sim.step());
+    }
+    // Each step but the first was planned while another was under way.
+    assert_eq!((sim.num_ahead, sim.scheduler.pool().num_used()), (10, 0));
+    let said = sim.said[0].clone();
+    assert_eq!(said.len(), 21);
+    sim.add_prompt(1, said, Kind::Sampled(1), 1);
+    assert!(sim.step());
+    assert_eq!(sim.num_cached_tokens, 20, "all but the last token were computed");
+}
