@@ -64,6 +64,7 @@ EXPORT_KERNEL(shim_test_warp)
 // out[0..64 * 64]: a . b^T; out[64 * 64..]: a's first 64 columns . c, 64 x 128. `map`: a, b and c, [3][64][128] bf16, by boxes of
 // 32 rows; c's second ones begin at its row 40. A warpgroup, and a warp that brings boxes; 49 KB and 512 bytes of shared memory.
 extern "C" __global__ void shim_test_warpgroup(float* out, const bf16* a, const __grid_constant__ TensorMap map) {
+    wait_for_kernel_before();
     DYNAMIC_SHARED(memory);
     u8* shared = memory + (0 - shared_address(memory)) % 1024;
     CopyBarrier* has_boxes = (CopyBarrier*)(shared + 3 * 16384);

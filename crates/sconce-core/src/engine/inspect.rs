@@ -119,7 +119,8 @@ fn dtypes(files: &ModelFiles, config: &EngineConfig) -> Result<(WeightDtype, KvD
         let stored = files.stored_dtype().unwrap_or(Dtype::BF16);
         return cuda::dtypes(config.dtype, config.kv_cache_dtype, stored);
     }
-    Ok((config.dtype, CpuBackend::new(Some(1)).kv_dtype(config.kv_cache_dtype)?))
+    let cpu = CpuBackend::new(Some(1)).with_matmul_precision(config.matmul_precision);
+    Ok((config.dtype, cpu.kv_dtype(config.kv_cache_dtype)?))
 }
 
 /// The ids that end a sequence: those of the config and those of the tokenizer, each once.

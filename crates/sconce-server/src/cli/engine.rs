@@ -19,7 +19,7 @@ pub(super) struct EngineArgs {
     /// The type of weights in memory: auto (as stored), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
-    /// The type of keys and values in the cache: auto (f32; on a GPU as weights), f32, bf16 or f16.
+    /// The type of keys and values in the cache: auto (f32; bf16 with `fast` where the machine has products of it; on a GPU as weights), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
     /// How exactly inputs are multiplied with weights: exact (16 bits, f32), mixed (8 bits, 16 for outliers; bf16 for

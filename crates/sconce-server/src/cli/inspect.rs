@@ -26,7 +26,7 @@ pub(super) struct Args {
     /// The type of weights in memory: auto (as stored; bf16 or f16 on a GPU), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
-    /// The type of keys and values in the cache: auto (f32; on a GPU as weights), f32, bf16 or f16.
+    /// The type of keys and values in the cache: auto (f32; bf16 with `fast` where the machine has products of it; on a GPU as weights), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
     /// Where weights come from: auto (files) or dummy (config.json alone is looked at).

@@ -116,7 +116,10 @@ impl Backend for CpuBackend {
     }
 
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
+        let cpu = self.cpu.borrow();
         Ok(match asked {
+            // What attention in bf16 would round at each step: the bits are the same, in half the memory.
+            KvCacheDtype::Auto if ops::attention::is_in_bf16(&cpu) => KvDtype::Bf16,
             KvCacheDtype::Auto | KvCacheDtype::F32 => KvDtype::F32,
             KvCacheDtype::F16 => KvDtype::F16,
             KvCacheDtype::Bf16 => KvDtype::Bf16,

@@ -8,6 +8,7 @@ use std::arch::x86_64::*;
 
 use super::products::{Element, MOST_ROWS, SPAN};
 use super::scratch::Floats;
+use crate::backend::KvDtype;
 use crate::ops::lanes::Avx512;
 use crate::ops::simd::LANES;
 
@@ -32,13 +33,13 @@ pub(super) unsafe fn round(src: *const f32, len: usize, dst: *mut f32) {
     }
 }
 
-/// Rounds two vectors to 16 pairs, of a number of each.
+/// 16 pairs of numbers, of `first` and of `second`, rounded to bf16.
 ///
 /// # Safety
-/// The machine has the instructions.
+/// The machine has the instructions; there are 16 elements at each.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-unsafe fn pairs_of(first: __m512, second: __m512) -> __m512i {
+unsafe fn pairs_of<E: Element>(first: *const E, second: *const E) -> __m512i {
     const ORDER: [u16; 32] = {
         let mut order = [0; 32];
         let mut i = 0;
@@ -48,8 +49,13 @@ unsafe fn pairs_of(first: __m512, second: __m512) -> __m512i {
         }
         order
     };
-    // SAFETY: the order is one vector; both are plain bits.
+    // SAFETY: the caller vouches for the elements; the order is one vector; all are plain bits.
     unsafe {
+        if E::DTYPE == KvDtype::Bf16 {
+            let [first, second] = [first, second].map(|src| src.cast::<__m256i>().read_unaligned());
+            return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+        }
+        let (first, second) = (E::load::<Avx512>(first).0, E::load::<Avx512>(second).0);
         let rounded = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
         _mm512_permutexvar_epi16(_mm512_loadu_si512(ORDER.as_ptr().cast()), rounded)
     }
@@ -65,9 +71,8 @@ pub(super) unsafe fn round_keys<E: Element>(dst: &mut Floats, keys: &[*const E],
         for d in (0..dim).step_by(2) {
             // SAFETY: the caller vouches for keys and places.
             unsafe {
-                let a = E::load::<Avx512>(key.add(d * stride)).0;
-                let b = E::load::<Avx512>(key.add((d + 1) * stride)).0;
-                _mm512_storeu_si512(dst.as_mut_ptr().add(d / 2 * SPAN + i * LANES).cast(), pairs_of(a, b));
+                let pairs = pairs_of(key.add(d * stride), key.add((d + 1) * stride));
+                _mm512_storeu_si512(dst.as_mut_ptr().add(d / 2 * SPAN + i * LANES).cast(), pairs);
             }
         }
     }
@@ -86,14 +91,15 @@ pub(super) unsafe fn round_values<E: Element>(
     dim: usize,
     stretch: usize,
 ) {
+    let zeros = [E::zeroed(); LANES];
     for key in (0..num_keys).step_by(2) {
         // SAFETY: stretches are even, so that both are in one; the caller vouches for values and places.
         unsafe {
             let src = values.get_unchecked(key / stretch).add(key % stretch * dim);
             for d in (0..dim).step_by(LANES) {
-                let a = E::load::<Avx512>(src.add(d)).0;
-                let b = if key + 1 < num_keys { E::load::<Avx512>(src.add(dim + d)).0 } else { _mm512_setzero_ps() };
-                _mm512_storeu_si512(dst.as_mut_ptr().add(key / 2 * dim + d).cast(), pairs_of(a, b));
+                let second = if key + 1 < num_keys { src.add(dim + d) } else { zeros.as_ptr() };
+                let pairs = pairs_of(src.add(d), second);
+                _mm512_storeu_si512(dst.as_mut_ptr().add(key / 2 * dim + d).cast(), pairs);
             }
         }
     }

@@ -27,11 +27,8 @@ mod tile;
 
 use std::cell::RefCell;
 
-#[cfg(target_arch = "x86_64")]
-use crate::backend::cpu::Isa;
-use crate::backend::cpu::{Buffer, Cpu, KvCache, SharedSlice, with_kv_elem};
+use crate::backend::cpu::{Buffer, Cpu, Isa, KvCache, SharedSlice, with_kv_elem};
 use crate::backend::{AttentionSpec, Batch};
-#[cfg(target_arch = "x86_64")]
 use crate::config::MatmulPrecision;
 use products::Element;
 use scratch::Scratch;
@@ -107,12 +104,15 @@ thread_local! {
 /// The same over the threads, in f32, or in bf16 where that is fast and asked for: one task a tile and key head, or a part of one where those are few.
 pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) {
     #[cfg(target_arch = "x86_64")]
-    let in_bf16 = cpu.precision == MatmulPrecision::Fast
-        && cpu.isa >= Isa::Avx512Bf16
-        && bf16::suits(spec.head_dim, kv.shape.block_size);
+    let in_bf16 = is_in_bf16(cpu) && bf16::suits(spec.head_dim, kv.shape.block_size);
     #[cfg(not(target_arch = "x86_64"))]
     let in_bf16 = false;
     with_kv_elem!(kv.shape.dtype, E => run::<E>(cpu, out, &Call { qkv, kv, batch, spec, in_bf16 }));
+}
+
+/// Whether products are of numbers rounded to bf16, of heads that are whole vectors.
+pub(crate) fn is_in_bf16(cpu: &Cpu) -> bool {
+    cpu.precision == MatmulPrecision::Fast && cpu.isa >= Isa::Avx512Bf16
 }
 
 fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {

@@ -173,3 +173,19 @@ fn check_chunks(spec: &AttentionSpec, kv: &KvCache) {
 fn an_empty_step_has_nothing_to_attend() {
     check(spec(2, 1, 16), &[], 16, 0);
 }
+
+#[test]
+fn in_bf16_the_cache_may_round_as_well() {
+    let spec = AttentionSpec { window: Some(150), ..spec(6, 2, 80) };
+    let lens = [(1, 1), (23, 7), (200, 130), (601, 1)];
+    let tables = tables_of(&lens, 16, 0);
+    let batch = batch_of(&lens, &tables, 16);
+    let qkv = queries(&spec, &batch);
+    let mut context = Cpu::new(2, Isa::detect());
+    context.precision = MatmulPrecision::Fast;
+    if is_in_bf16(&context) {
+        let [f32, bf16] = [KvDtype::F32, KvDtype::Bf16].map(|dtype| cache(dtype, &spec, 16));
+        let found = run(&mut context, &qkv, &f32, &batch, &spec);
+        assert_eq!(run(&mut context, &qkv, &bf16, &batch, &spec).data(), found.data());
+    }
+}
