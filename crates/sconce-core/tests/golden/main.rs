@@ -52,7 +52,9 @@ fn logits_equal_the_golden_ones() {
 fn a_common_prompt_changes_nothing() {
     check_all("common prompt", |fixture| {
         let mut runner = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2)));
-        let prompt = &fixture.prompts()[0].input_ids[..BLOCK_SIZE];
+        let prompts = fixture.prompts();
+        let longest = prompts.iter().map(|prompt| &prompt.input_ids).max_by_key(|ids| ids.len());
+        let prompt = &longest.expect("a fixture has prompts")[..BLOCK_SIZE];
         let sequences = [&prompt[..3], &prompt[3..6], &prompt[1..4]];
         runner.logits(&[prompt], prompt.len());
         let found = runner.continued(1, &sequences, true);
