@@ -83,6 +83,9 @@ def steps():
     long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
     yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
     yield bench("one user after 8k", 60, "latency", "--input-len", "1024", "--decode-after", "8000", *long)
+    # Each operation is waited for here: what it takes by itself, launch and all.
+    yield bench("one user, operations one by one", 60, "ops", "--input-len", "2048", "--max-model-len", "4096",
+                "--max-num-batched-tokens", "2048", "--num-iters", "2")
     many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
     for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
         lengths = ["--num-prompts", prompts, "--input-len", input_len, "--output-len", output_len]
@@ -109,6 +112,14 @@ def table(result):
     rows = [row for step in result["steps"] for row in figures(step)]
     if rows:
         lines += ["", f"{MODEL}, random bf16 weights", "", "| work | tok/s | of the roof |", "|---|---|---|", *rows]
+    for part in (part for step in result["steps"] for part in step.get("report", {}).get("parts", [])):
+        lines += ["", f"{part['work']}, {part['ms']:.2f} ms, operations one by one", "",
+                  "| operation | ms | calls | GB/s of weights | TFLOP/s |", "|---|---|---|---|---|"]
+        for op in part["ops"]:
+            name = op["op"] + (" {} x {}".format(*op["weight"]) if op["weight"] else "")
+            rates = [f"{op[key] / scale:,.0f}" if op[key] else "-"
+                     for key, scale in (("weight_gb_per_s", 1), ("gflop_per_s", 1e3))]
+            lines.append(f"| {name} | {op['ms']:.3f} | {op['num_calls']:.0f} | {' | '.join(rates)} |")
     for step in result["steps"]:
         if step.get("tail"):
             lines += ["", f"{step['name']}: {step['outcome']}", "", "```", step["tail"], "```"]
