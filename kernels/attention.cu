@@ -30,6 +30,7 @@
 // Bounded when decoding by memory, 4 * head_dim bytes a key and key head (two tiles of 17 KiB a block are on their way at
 // DIM 128, three blocks to an H100's multiprocessor); in prompts by FLOPs, 4 * head_dim a query head and key.
 #include "lib/platform.h"
+#include "lib/softmax.h"
 #include "lib/attention.h"
 
 // What a block does. Keys low to high are all that any of its queries sees in it.
@@ -85,39 +86,19 @@ DEVICE bool take_decode(const Call<T>& call, const u32* shared_splits, Work& wor
 // The work of a block that has some queries of a prompt, those with most keys first.
 template <typename T>
 DEVICE bool take_prompt(const Call<T>& call, const u32* prompts, u32 num_prompts, Work& work) {
-    const u32 most = blockDim.x / 2 / (call.num_heads / call.num_kv_heads), lane = threadIdx.x % 32;
-    u32 tile = blockIdx.x / call.num_kv_heads;
+    const u32 most = blockDim.x / 2 / (call.num_heads / call.num_kv_heads), tile = blockIdx.x / call.num_kv_heads;
+    u32 first;
+    if (!find_prompt(call.sequences, prompts, num_prompts, most, tile, work.seq, first)) return false;
+    const u32* seq = call.sequences + 4 * work.seq;
     work.kv_head = blockIdx.x % call.num_kv_heads;
-    for (u32 start = 0; start < num_prompts; start += 32) {
-        const bool is_there = start + lane < num_prompts;
-        const u32 own = is_there ? prompts[start + lane] : 0;
-        const u32 num_tiles = is_there ? (call.sequences[4 * own + 1] + most - 1) / most : 0;
-        u32 end = num_tiles;
-#pragma unroll
-        for (u32 offset = 1; offset < 32; offset *= 2) {
-            const u32 before = __shfl_up_sync(FULL_WARP, end, offset);
-            if (lane >= offset) end += before;
-        }
-        const u32 beyond = __ballot_sync(FULL_WARP, end > tile);
-        if (beyond != 0) {
-            const int from = __ffs((int)beyond) - 1;
-            // Counted from the prompt's end.
-            tile = __shfl_sync(FULL_WARP, end, from) - 1 - tile;
-            work.seq = __shfl_sync(FULL_WARP, own, from);
-            const u32* seq = call.sequences + 4 * work.seq;
-            const u32 first = tile * most;
-            work.query_start = seq[0] + first;
-            work.num_queries = min(most, seq[1] - first);
-            work.first_pos = seq[2] - seq[1] + first;
-            work.table_start = seq[3];
-            work.low = low_of(work.first_pos, call.window);
-            work.high = work.first_pos + work.num_queries - 1;
-            work.is_partial = false;
-            return true;
-        }
-        tile -= __shfl_sync(FULL_WARP, end, 31);
-    }
-    return false;
+    work.query_start = seq[0] + first;
+    work.num_queries = min(most, seq[1] - first);
+    work.first_pos = seq[2] - seq[1] + first;
+    work.table_start = seq[3];
+    work.low = low_of(work.first_pos, call.window);
+    work.high = work.first_pos + work.num_queries - 1;
+    work.is_partial = false;
+    return true;
 }
 
 template <typename T>

@@ -25,9 +25,10 @@
 // Bounded by FLOPs, 4 * head_dim a query head and key.
 #include "lib/platform.h"
 #include "lib/hopper.h"
+#include "lib/softmax.h"
 #include "lib/prompt.h"
 
-static constexpr u32 SPLIT = 256, TILE = 64, GROUP_ROWS = 64, GROUP_THREADS = 128, CONSUMERS = 2;
+static constexpr u32 TILE = 64, GROUP_ROWS = 64, GROUP_THREADS = 128, CONSUMERS = 2;
 // Bytes of 64 rows of 64 dimensions; of 16 of them.
 static constexpr u32 CHUNK_BYTES = 64 * 128, STEP_BYTES = 16 * 128;
 
@@ -217,7 +218,8 @@ struct Core {
 
     // Splits before, put together.
     struct Splits {
-        float max[2], sum[2], total[TOTAL_LEN];
+        Softmax softmax[2];
+        float total[TOTAL_LEN];
     };
 
     DEVICE float sum_of_row(float sum) {
@@ -225,22 +227,13 @@ struct Core {
         return __fadd_rn(sum, __shfl_xor_sync(FULL_WARP, sum, 2));
     }
 
-    // As attention.cu's merge.
     DEVICE void add_split(Splits& splits, float (&o)[O_LEN], const float (&split_max)[2], const float (&split_sum)[2]) {
         float factors[2][2];
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const float sum = sum_of_row(split_sum[r]), max = fmaxf(splits.max[r], split_max[r]);
-            const float base = max == minus_infinity() ? 0.0f : max;
-            factors[r][0] = fast_exp2(__fsub_rn(splits.max[r], base));
-            factors[r][1] = fast_exp2(__fsub_rn(split_max[r], base));
-            splits.sum[r] = __fmaf_rn(sum, factors[r][1], __fmul_rn(splits.sum[r], factors[r][0]));
-            splits.max[r] = max;
-        }
+        for (int r = 0; r < 2; r++) merge(splits.softmax[r], {split_max[r], sum_of_row(split_sum[r])}, factors[r]);
 #pragma unroll
         for (int i = 0; i < O_LEN; i++) {
-            const int r = i / 2 % 2;
-            splits.total[i] = __fmaf_rn(o[i], factors[r][1], __fmul_rn(splits.total[i], factors[r][0]));
+            splits.total[i] = merge_output(splits.total[i], o[i], factors[i / 2 % 2]);
             o[i] = 0.0f;
         }
     }
@@ -365,8 +358,7 @@ struct Core {
         for (int i = 0; i < O_LEN; i++) o[i] = 0.0f;
 #pragma unroll
         for (int i = 0; i < TOTAL_LEN; i++) splits.total[i] = 0.0f;
-        splits.max[0] = splits.max[1] = minus_infinity();
-        splits.sum[0] = splits.sum[1] = 0.0f;
+        splits.softmax[0] = splits.softmax[1] = {minus_infinity(), 0.0f};
         state.begin();
 
         // The first tile's scores.
@@ -440,7 +432,8 @@ struct Core {
         pass.advance();
         if constexpr (RESTARTS) {
             add_split(splits, o, state.max, state.sum);
-            store(call, work, consumer.idx, splits.total, splits.sum);
+            const float sum[2] = {splits.softmax[0].sum, splits.softmax[1].sum};
+            store(call, work, consumer.idx, splits.total, sum);
         } else {
             const float sum[2] = {sum_of_row(state.sum[0]), sum_of_row(state.sum[1])};
             store(call, work, consumer.idx, o, sum);

@@ -17,6 +17,7 @@
 // Bounded by memory, 4 * head_dim bytes a key, key head and item, up to some 128 rows; 8 * DIM bytes of partial results a row and
 // split come to it, which attention has as well.
 #include "lib/platform.h"
+#include "lib/softmax.h"
 #include "lib/attention.h"
 
 // What a block does.

@@ -1,5 +1,5 @@
 // Attention's core: some queries' rows, in tiles of 16 a warp, against a range of keys. kernels/attention.cu says what is computed,
-// how arguments lie in memory, and why a row's bits depend on its query alone. After lib/platform.h.
+// how arguments lie in memory, and why a row's bits depend on its query alone. After lib/platform.h and lib/softmax.h.
 //
 // A block's work is a type of its own, Work here, that says where a query is (token_of: its row in the step; pos_of: its position;
 // seq_of: its sequence), whether queries are of several sequences (IS_SHARED), which keys the block has, low to high, of one block
@@ -7,7 +7,6 @@
 // out.
 #pragma once
 
-static constexpr u32 SPLIT = 256;
 static constexpr u32 NO_ROW = 0xffffffffu;
 
 template <typename T>
@@ -35,28 +34,6 @@ struct Call {
 #define CALL(T)                                                                                                        \
     {out,      qkv,         keys,       values, sequences, tables,     partials, num_seqs, num_heads, num_kv_heads,    \
      head_dim, head_stride, block_size, window, num_slots, num_stages, factor,   cap,      cap_factor}
-
-DEVICE float minus_infinity() { return -__int_as_float(0x7f800000); }
-
-// The first key that a query sees.
-DEVICE u32 low_of(u32 pos, u32 window) { return window != 0 && pos + 1 > window ? pos + 1 - window : 0; }
-
-// One split's or several splits' maximum (to the base 2) and sum.
-struct Softmax {
-    float max, sum;
-};
-
-// The factors of two neighbours' sums and outputs when they are put together; `before` becomes both.
-DEVICE void merge(Softmax& before, const Softmax& part, float (&factors)[2]) {
-    const float max = fmaxf(before.max, part.max), base = max == minus_infinity() ? 0.0f : max;
-    factors[0] = fast_exp2(__fsub_rn(before.max, base));
-    factors[1] = fast_exp2(__fsub_rn(part.max, base));
-    before.sum = __fmaf_rn(part.sum, factors[1], __fmul_rn(before.sum, factors[0]));
-    before.max = max;
-}
-DEVICE float merge_output(float before, float part, const float (&factors)[2]) {
-    return __fmaf_rn(part, factors[1], __fmul_rn(before, factors[0]));
-}
 
 template <typename T, int DIM, typename Work>
 struct Core {

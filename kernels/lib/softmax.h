@@ -1,0 +1,52 @@
+// What attention's kernels have in common: how splits of a softmax are put together, and which queries a block has. After
+// lib/platform.h.
+#pragma once
+
+static constexpr u32 SPLIT = 256;
+
+DEVICE float minus_infinity() { return -__int_as_float(0x7f800000); }
+
+// The first key that a query sees.
+DEVICE u32 low_of(u32 pos, u32 window) { return window != 0 && pos + 1 > window ? pos + 1 - window : 0; }
+
+// One split's or several splits' maximum (to the base 2) and sum.
+struct Softmax {
+    float max, sum;
+};
+
+// The factors of two neighbours' sums and outputs when they are put together; `before` becomes both.
+DEVICE void merge(Softmax& before, const Softmax& part, float (&factors)[2]) {
+    const float max = fmaxf(before.max, part.max), base = max == minus_infinity() ? 0.0f : max;
+    factors[0] = fast_exp2(__fsub_rn(before.max, base));
+    factors[1] = fast_exp2(__fsub_rn(part.max, base));
+    before.sum = __fmaf_rn(part.sum, factors[1], __fmul_rn(before.sum, factors[0]));
+    before.max = max;
+}
+DEVICE float merge_output(float before, float part, const float (&factors)[2]) {
+    return __fmaf_rn(part, factors[1], __fmul_rn(before, factors[0]));
+}
+
+// Finds the `tile`th tile of `most` queries of all prompts together: its sequence, and the first of its queries. Each prompt's
+// tiles count from its end, for those have most keys. Whole warps call it.
+DEVICE bool find_prompt(const u32* sequences, const u32* prompts, u32 num_prompts, u32 most, u32 tile, u32& seq, u32& first) {
+    const u32 lane = threadIdx.x % 32;
+    for (u32 start = 0; start < num_prompts; start += 32) {
+        const bool is_there = start + lane < num_prompts;
+        const u32 own = is_there ? prompts[start + lane] : 0;
+        u32 end = is_there ? (sequences[4 * own + 1] + most - 1) / most : 0;
+#pragma unroll
+        for (u32 offset = 1; offset < 32; offset *= 2) {
+            const u32 before = __shfl_up_sync(FULL_WARP, end, offset);
+            if (lane >= offset) end += before;
+        }
+        const u32 beyond = __ballot_sync(FULL_WARP, end > tile);
+        if (beyond != 0) {
+            const int from = __ffs((int)beyond) - 1;
+            first = (__shfl_sync(FULL_WARP, end, from) - 1 - tile) * most;
+            seq = __shfl_sync(FULL_WARP, own, from);
+            return true;
+        }
+        tile -= __shfl_sync(FULL_WARP, end, 31);
+    }
+    return false;
+}
