@@ -24,7 +24,7 @@ from peers import machine, report  # noqa: E402
 from peers.bandwidth import Bandwidth  # noqa: E402
 from peers.engine import EngineError, Load  # noqa: E402
 from peers.llama_cpp import LlamaBench, LlamaServer  # noqa: E402
-from peers.measure import CONCURRENT_PROMPT, DECODE_PROMPT, Row, in_turn, measure, tell, warm_up  # noqa: E402
+from peers.measure import CONCURRENT_PROMPT, Row, in_turn, measure, tell, warm_up  # noqa: E402
 from peers.mistralrs import MistralRs  # noqa: E402
 from peers.openvino import OpenVino  # noqa: E402
 from peers.prompts import Prompts  # noqa: E402
@@ -57,6 +57,7 @@ def parse_args():
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each engine (default: 5)")
     parser.add_argument("--lengths", default="512", help="prompt lengths in tokens, with commas between (default: 512)")
     parser.add_argument("--decode", type=positive, default=128, help="tokens to decode (default: 128)")
+    parser.add_argument("--decode-after", type=positive, default=32, help="tokens of the prompt before them (default: 32)")
     parser.add_argument("--concurrent", type=positive, default=8, help="requests at once (default: 8)")
     parser.add_argument("--concurrent-tokens", type=positive, default=64, help="tokens of each of them (default: 64)")
     parser.add_argument("--json", type=pathlib.Path, help="a file for all figures")
@@ -135,9 +136,9 @@ def compare(args, sconce, bandwidth, peers, out):
     if not model.is_file():
         raise EngineError(f"{model} is not there")
     rows = [Row("prompt", length) for length in args.lengths]
-    rows += [Row("decode", args.decode), Row("concurrent", args.concurrent, args.concurrent_tokens)]
+    rows += [Row("decode", args.decode, after=args.decode_after), Row("concurrent", args.concurrent, args.concurrent_tokens)]
     longest = max(
-        *args.lengths, DECODE_PROMPT + args.decode, CONCURRENT_PROMPT + args.concurrent + args.concurrent_tokens
+        *args.lengths, args.decode_after + args.decode, CONCURRENT_PROMPT + args.concurrent + args.concurrent_tokens
     )
     load = Load(model, threads, args.concurrent, (longest // CONTEXT_STEP + 1) * CONTEXT_STEP)
     everyone = [sconce, bandwidth, *peers]
