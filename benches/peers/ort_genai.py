@@ -19,7 +19,8 @@ from . import venvs, worker
 from .engine import REPOSITORY, START_LIMIT_S, EngineError, WorkerEngine
 
 REQUIREMENTS = (
-    "onnxruntime-genai==0.18.*", "onnx==1.23.*", "onnx-ir==1.1.*", "torch==2.15.*", "transformers==5.24.*", "gguf==0.19.*",
+    "onnxruntime-genai==0.18.*", "onnx==1.23.*", "onnx-ir==1.1.*", "torch==2.15.*", "transformers==5.24.*", "accelerate==1.15.*",
+    "gguf==0.19.*",
 )
 OPTIONS = ("accuracy_level=4", "block_size=32")
 MODELS = {"alone": (*OPTIONS, "prune_lm_head=true"), "together": OPTIONS}
