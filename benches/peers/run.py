@@ -5,9 +5,6 @@
 
 Installs the peers into target/peers the first time (llama.cpp is built from its sources), measures in turn, and prints
 a Markdown table. README.md beside this file says what is compared and how. Standard library only.
-
-Not among the peers: onnxruntime-genai. It runs no quantized GGUF file: its model builder needs PyTorch, and quantizes
-dequantized weights anew, so that it would compute another model.
 """
 
 import argparse
@@ -27,6 +24,7 @@ from peers.llama_cpp import LlamaBench, LlamaServer  # noqa: E402
 from peers.measure import CONCURRENT_PROMPT, Row, in_turn, measure, tell, warm_up  # noqa: E402
 from peers.mistralrs import MistralRs  # noqa: E402
 from peers.openvino import OpenVino  # noqa: E402
+from peers.ort_genai import OrtGenai  # noqa: E402
 from peers.prompts import Prompts  # noqa: E402
 from peers.sconce import Sconce  # noqa: E402
 
@@ -35,6 +33,7 @@ PEERS = {
     "llama-bench": lambda args: LlamaBench(args.jobs),
     "openvino": lambda args: OpenVino(),
     "mistralrs": lambda args: MistralRs(),
+    "ort-genai": lambda args: OrtGenai(),
 }
 DEFAULT_PEERS = "llama.cpp,openvino,mistralrs"
 CONTEXT_STEP = 64
