@@ -1,10 +1,11 @@
-// linear: out = x . weight^T + bias (torch's Linear), in 16 bits with f32 sums.
+// linear: out = x . weight^T + bias (torch's Linear), in 16 bits with f32 sums; weights of 16 or 8 bits.
 //
-// x [tokens, cols] and weight [features, cols] in 16 bits, cols a multiple of 8; bias [features] f32 or null; out
-// [tokens, features] f32 where `out_is_f32`, in x's type elsewhere.
+// x [tokens, cols] in 16 bits, cols a multiple of 8; weight [features, cols] in x's type (`Plain`), or e4m3 (`Fp8`) with
+// scale [features] in f32, else null; bias [features] f32 or null; out [tokens, features] f32 where `out_is_f32`, in x's
+// type elsewhere.
 //
 // A number of out has the same bits whichever kernel computes it, and whatever else is computed beside it. Its sum over cols
-// is cut into segments of `segment` columns, a multiple of 32 that depends on the matrix's shape alone. A segment's sum begins
+// is cut into segments of `segment` columns, a multiple of 64 that depends on the matrix's shape alone. A segment's sum begins
 // at 0 and takes chunks of 32 columns in order, two matrix products a chunk (`multiply`); segments' sums are added in
 // order, then the bias. Within a chunk lane l of a warp has columns 8 * (l % 4).. of a row, 16 bytes as they lie in memory: the
 // first product takes the lower four of each lane, the second the upper four. Sums do not mind which column a product calls
@@ -12,10 +13,20 @@
 // products' 16-row operand, tokens the 8-column one. That a product's sum does not depend on its place in the fragment is how
 // tensor cores are; the tests ask for it.
 //
+// Fp8: every e4m3 number is one of bf16 and of f16, so weights are expanded in registers and multiplied as 16 bits are, in the
+// same order; a row's scale is applied to the total, before the bias. The bits are those of the kernels for 16 bits with
+// expanded weights. Rows are padded to whole steps of 64 columns with zeros, two chunks a step: in a step lane l's 16 bytes
+// are its 8 columns of the first chunk and those of the second, four columns to a word in the order 0, 2, 1, 3, so that
+// the even bytes of a word are one pair and the odd ones the next. Expanding puts sign, exponent and mantissa at their places
+// by shifts and masks, subnormals too (both types continue theirs below the least exponent in the same way), and leaves a
+// power of two. f16: weights are 2^-8 times what they should be, which changes no rounding and is made good in the total.
+// bf16: 2^-120 would drown products and sums; an exact multiplication of the pair takes it back. That it takes subnormal
+// inputs is in the PTX manual. Some 9 instructions for 4 weights: half of what a device can issue while memory brings them.
+//
 // linear_rows8, linear_rows16: at most 8, 16 tokens. Block of 8 warps; a warp has 16 features and one of `splits` (1, 2, 4, 8)
 // segments, so that also small matrices keep all multiprocessors loading. Weights go from memory to registers, several
 // chunks ahead; tokens come from the caches. Grid: features / (128 / splits). Shared memory: at most 10 KiB, for the sums.
-// Bounded by memory: the weights' bytes, once. 8 or 5 KiB are under way a warp.
+// Bounded by memory: the weights' bytes, once. 8 or 5 KiB are under way a warp; of Fp8 5 or 3.
 //
 // linear_tile64x32, 64x64, 128x128: tiles of features x tokens. Block of 4 warps; the tile's rows of some chunks are copied
 // to shared memory, STAGES deep, chunk by chunk in rows of 64 bytes: two rows are all banks, so that the lanes' 16-byte reads
@@ -35,16 +46,63 @@ static constexpr u32 CHUNK = 32;
 static constexpr u32 FEATURES = 16;
 static constexpr u32 TOKENS = 8;
 
-// What all kernels are given.
+// How weights are stored. Rows are read in steps of 64 bytes, 16 a lane, which hold CHUNKS chunks.
+template <typename T_>
+struct Plain {
+    using T = T_;
+    static constexpr u32 CHUNKS = 1;
+    static constexpr bool HAS_SCALE = false;
+    // What totals lack.
+    static constexpr float FACTOR = 1.0f;
+    // Bytes of a row of `cols` columns.
+    DEVICE u32 row_bytes(u32 cols) { return 2 * cols; }
+    // This lane's columns of chunk `c` of a step.
+    DEVICE uint4 expand(const uint4& piece, u32 c) { return piece; }
+};
+
+// Four e4m3 numbers as two pairs of 16-bit numbers.
 template <typename T>
+DEVICE uint2 expand_e4m3(u32 codes);
+template <>
+__device__ __forceinline__ uint2 expand_e4m3<f16>(u32 codes) {
+    return make_uint2((codes << 8 & 0x80008000) | (codes << 7 & 0x3f803f80), (codes & 0x80008000) | (codes >> 1 & 0x3f803f80));
+}
+template <>
+__device__ __forceinline__ uint2 expand_e4m3<bf16>(u32 codes) {
+    return make_uint2(times_2_to_120((codes << 8 & 0x80008000) | (codes << 4 & 0x07f007f0)),
+                      times_2_to_120((codes & 0x80008000) | (codes >> 4 & 0x07f007f0)));
+}
+
+template <typename T_>
+struct Fp8 {
+    using T = T_;
+    static constexpr u32 CHUNKS = 2;
+    static constexpr bool HAS_SCALE = true;
+    static constexpr float FACTOR = IS_F16<T> ? 256.0f : 1.0f;
+    DEVICE u32 row_bytes(u32 cols) { return (cols + 63) / 64 * 64; }
+    DEVICE uint4 expand(const uint4& piece, u32 c) {
+        const uint2 first = expand_e4m3<T>(c == 0 ? piece.x : piece.z), second = expand_e4m3<T>(c == 0 ? piece.y : piece.w);
+        return make_uint4(first.x, first.y, second.x, second.y);
+    }
+};
+
+// What all kernels are given.
+template <typename W>
 struct Product {
     void* out;
-    const T* x;
-    const T* weight;
+    const typename W::T* x;
+    const void* weight;
+    const float* scale;
     const float* bias;
     u32 tokens, features, cols, segment;
     u32 out_is_f32;
 };
+
+// The end of a number: its total with the row's scale.
+template <typename W>
+DEVICE float scaled(float total, float scale) {
+    return W::HAS_SCALE ? __fmul_rn(total * W::FACTOR, scale) : total;
+}
 
 // sums += the product of a chunk of columns: this lane's 8 columns of features g and g + 8 (g = lane / 4), `low` and `high`,
 // and of token g of each of the tiles, x. The only place where products are summed.
@@ -67,27 +125,43 @@ static constexpr u32 ROWS_WARPS = 8;
 // Features of a warp and room, so that lanes of different tokens write to different banks.
 static constexpr u32 SUMS_PITCH = FEATURES + 4;
 
-// The chunks of one warp: features `first_feature`.., columns start..end. `end` is a multiple of 8.
-template <typename T, int TILES, int STAGES>
-DEVICE void stream(float (&sums)[TILES][4], const Product<T>& p, u32 first_feature, u32 start, u32 end) {
+// The chunks of one warp: features `first_feature`.., columns start..end. `start` is a multiple of 64, `end` of 8.
+template <typename W, int TILES, int STAGES>
+DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u32 first_feature, u32 start, u32 end) {
+    using T = typename W::T;
+    constexpr u32 STEP = W::CHUNKS * CHUNK;
     const u32 lane = threadIdx.x % 32, g = lane / 4;
     // What is beyond the last feature or token repeats it: nobody reads those sums.
-    auto row = [&](const T* matrix, u32 idx, u32 rows) { return matrix + (u64)min(idx, rows - 1) * p.cols; };
-    const T* low_row = row(p.weight, first_feature + g, p.features);
-    const T* high_row = row(p.weight, first_feature + g + 8, p.features);
-    const u32 first_col = start + 8 * (lane % 4);
-    uint4 low[STAGES], high[STAGES], x[STAGES][TILES];
-    auto load_weights = [&](int stage, u32 chunk) {
-        const u32 col = first_col + chunk * CHUNK;
-        low[stage] = load_streaming_or_zero((const uint4*)(low_row + col), col < end);
-        high[stage] = load_streaming_or_zero((const uint4*)(high_row + col), col < end);
+    const u32 row_bytes = W::row_bytes(p.cols);
+    auto weights = [&](u32 feature) {
+        return (const u8*)p.weight + (u64)min(feature, p.features - 1) * row_bytes + (W::CHUNKS > 1 ? 16 * (lane % 4) : 0);
     };
-    auto load_tokens = [&](int stage, u32 chunk) {
-        const u32 col = first_col + chunk * CHUNK;
+    auto token = [&](u32 idx) { return p.x + (u64)min(idx, p.tokens - 1) * p.cols; };
+    const u8* low_row = weights(first_feature + g);
+    const u8* high_row = weights(first_feature + g + 8);
+    const u32 first_col = start + 8 * (lane % 4);
+    uint4 low[STAGES], high[STAGES], x[STAGES][W::CHUNKS][TILES];
+    auto load_weights = [&](int stage, u32 step) {
+        // Rows of two chunks a step are padded, and a step of theirs is there as a whole.
+        const u32 col = (W::CHUNKS > 1 ? start : first_col) + step * STEP;
+        low[stage] = load_streaming_or_zero((const uint4*)(low_row + 64 / STEP * col), col < end);
+        high[stage] = load_streaming_or_zero((const uint4*)(high_row + 64 / STEP * col), col < end);
+    };
+    auto load_tokens = [&](int stage, u32 step) {
 #pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            x[stage][t] = make_uint4(0, 0, 0, 0);
-            if (col < end) x[stage][t] = *(const uint4*)(row(p.x, t * TOKENS + g, p.tokens) + col);
+        for (int c = 0; c < W::CHUNKS; c++) {
+            const u32 col = first_col + step * STEP + c * CHUNK;
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                x[stage][c][t] = make_uint4(0, 0, 0, 0);
+                if (col < end) x[stage][c][t] = *(const uint4*)(token(t * TOKENS + g) + col);
+            }
+        }
+    };
+    auto multiply_step = [&](int stage) {
+#pragma unroll
+        for (int c = 0; c < W::CHUNKS; c++) {
+            multiply<T, TILES>(sums, W::expand(low[stage], c), W::expand(high[stage], c), x[stage][c]);
         }
     };
     // Weights do not change: their loads begin before the kernel that writes x has ended.
@@ -96,24 +170,25 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<T>& p, u32 first_featu
     wait_for_kernel_before();
 #pragma unroll
     for (int s = 0; s < STAGES; s++) load_tokens(s, s);
-    const u32 num_chunks = (end - start + CHUNK - 1) / CHUNK;
-    u32 chunk = 0;
-    for (; chunk + STAGES <= num_chunks; chunk += STAGES) {
+    const u32 num_steps = (end - start + STEP - 1) / STEP;
+    u32 step = 0;
+    for (; step + STAGES <= num_steps; step += STAGES) {
 #pragma unroll
         for (int s = 0; s < STAGES; s++) {
-            multiply<T, TILES>(sums, low[s], high[s], x[s]);
-            load_weights(s, chunk + STAGES + s);
-            load_tokens(s, chunk + STAGES + s);
+            multiply_step(s);
+            load_weights(s, step + STAGES + s);
+            load_tokens(s, step + STAGES + s);
         }
     }
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
-        if (chunk + s < num_chunks) multiply<T, TILES>(sums, low[s], high[s], x[s]);
+        if (step + s < num_steps) multiply_step(s);
     }
 }
 
-template <typename T, int TILES, int STAGES>
-DEVICE void rows(const Product<T>& p, u32 splits) {
+template <typename W, int TILES, int STAGES>
+DEVICE void rows(const Product<W>& p, u32 splits) {
+    using T = typename W::T;
     __shared__ float shared[ROWS_WARPS][TILES * TOKENS][SUMS_PITCH];
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 block_features = ROWS_WARPS / splits * FEATURES, block_feature = blockIdx.x * block_features;
@@ -123,7 +198,7 @@ DEVICE void rows(const Product<T>& p, u32 splits) {
         wait_for_kernel_before();
     } else {
         float sums[TILES][4] = {};
-        stream<T, TILES, STAGES>(sums, p, first_feature, start, end);
+        stream<W, TILES, STAGES>(sums, p, first_feature, start, end);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
 #pragma unroll
@@ -139,6 +214,7 @@ DEVICE void rows(const Product<T>& p, u32 splits) {
         if (feature >= p.features) continue;
         float total = 0.0f;
         for (u32 s = 0; s < num_segments; s++) total += shared[at / FEATURES * splits + s][token][at % FEATURES];
+        if (W::HAS_SCALE) total = scaled<W>(total, p.scale[feature]);
         if (p.bias != nullptr) total += p.bias[feature];
         const u64 to = (u64)token * p.features + feature;
         if (p.out_is_f32) {
@@ -150,72 +226,74 @@ DEVICE void rows(const Product<T>& p, u32 splits) {
 }
 
 // A tile's shape. ROW_WARPS of its 4 warps stand over each other along features, the others along tokens; a warp has F x N
-// matrix products. A stage holds CHUNKS chunks.
-template <int ROW_WARPS, int F, int N, int CHUNKS_, int STAGES_>
+// matrix products. A stage holds CHUNKS chunks, in steps of a form's.
+template <typename W, int ROW_WARPS, int F, int N, int LEAST_CHUNKS, int STAGES_>
 struct Tile {
     static constexpr u32 THREADS = 128;
-    static constexpr int FEATURE_TILES = F, TOKEN_TILES = N, CHUNKS = CHUNKS_, STAGES = STAGES_;
+    static constexpr int FEATURE_TILES = F, TOKEN_TILES = N, STAGES = STAGES_;
+    static constexpr int CHUNKS = LEAST_CHUNKS > W::CHUNKS ? LEAST_CHUNKS : W::CHUNKS;
     static constexpr u32 WARP_FEATURES = F * FEATURES, WARP_TOKENS = N * TOKENS;
     static constexpr u32 COLUMN_WARPS = 4 / ROW_WARPS;
     static constexpr u32 TILE_FEATURES = ROW_WARPS * WARP_FEATURES, TILE_TOKENS = COLUMN_WARPS * WARP_TOKENS;
-    // In pieces of 16 bytes: of a chunk, 4 a row, and a half of the banks between chunks, so that copies do not collide.
-    static constexpr u32 CHUNK_PIECES = 4 * (TILE_FEATURES + TILE_TOKENS) + (CHUNKS > 1 ? 4 : 0);
-    static constexpr u32 STAGE_PIECES = CHUNKS * CHUNK_PIECES;
-    // Rows that all threads copy at a time.
-    static constexpr u32 ROWS_PER_PASS = THREADS / (4 * CHUNKS);
+    // In pieces of 16 bytes, 4 a row: a step's weights, and behind them its chunks of tokens, with a half of the banks
+    // between chunks, so that copies do not collide.
+    static constexpr u32 WEIGHT_PIECES = 4 * TILE_FEATURES, TOKEN_PIECES = 4 * TILE_TOKENS + (CHUNKS > 1 ? 4 : 0);
+    static constexpr u32 STEP_PIECES = WEIGHT_PIECES + W::CHUNKS * TOKEN_PIECES, STEPS = CHUNKS / W::CHUNKS;
+    static constexpr u32 STAGE_PIECES = STEPS * STEP_PIECES;
     // Of results in shared memory, in floats: lanes of different tokens write to different banks.
     static constexpr u32 PITCH = TILE_FEATURES + 4;
 };
-using Tile64x32 = Tile<4, 1, 4, 2, 7>;
-using Tile64x64 = Tile<2, 2, 4, 2, 5>;
-using Tile128x128 = Tile<2, 4, 8, 1, 3>;
+template <typename W>
+using Tile64x32 = Tile<W, 4, 1, 4, 2, 7>;
+template <typename W>
+using Tile64x64 = Tile<W, 2, 2, 4, 2, 5>;
+template <typename W>
+using Tile128x128 = Tile<W, 2, 4, 8, 1, 3>;
 
-// This thread's share of copying the rows of one matrix that a tile has: always the same columns of chunks.
-template <typename T>
+// This thread's share of copying the rows of one matrix that a tile has: always the same 16 bytes of a step.
 struct Share {
-    const T* from;
+    const u8* from;
     u64 pass_stride;
     // Whether there is a row, by pass.
     u32 is_row;
 };
 
-// Its chunk of a stage, and the first of its 8 columns there.
-template <typename S>
-DEVICE u32 share_chunk() {
-    return threadIdx.x / 4 % S::CHUNKS;
-}
-template <typename S>
-DEVICE u32 share_col() {
-    return share_chunk<S>() * CHUNK + threadIdx.x % 4 * 8;
+// Rows that all threads copy at a time, STEPS steps of 64 bytes of each, and this thread's place in such a row.
+template <u32 STEPS>
+static constexpr u32 ROWS_PER_PASS = 128 / (4 * STEPS);
+template <u32 STEPS>
+DEVICE u32 share_byte() {
+    return threadIdx.x % (4 * STEPS) * 16;
 }
 
 // Of rows first_row.. of the `rows` of a matrix.
-template <typename T, typename S, u32 TILE_ROWS>
-DEVICE Share<T> share_of(const T* matrix, u32 first_row, u32 rows, u32 cols) {
-    constexpr u32 PASSES = TILE_ROWS / S::ROWS_PER_PASS;
-    static_assert(TILE_ROWS % S::ROWS_PER_PASS == 0 && PASSES <= 32, "passes are whole, and a bit each");
-    const u32 row = first_row + threadIdx.x / (4 * S::CHUNKS);
-    Share<T> share = {matrix + (u64)row * cols + share_col<S>(), (u64)S::ROWS_PER_PASS * cols, 0};
+template <u32 TILE_ROWS, u32 STEPS>
+DEVICE Share share_of(const void* matrix, u32 row_bytes, u32 first_row, u32 rows) {
+    constexpr u32 STRIDE = ROWS_PER_PASS<STEPS>, PASSES = TILE_ROWS / STRIDE;
+    static_assert(TILE_ROWS % STRIDE == 0 && PASSES <= 32, "passes are whole, and a bit each");
+    const u32 row = first_row + threadIdx.x / (4 * STEPS);
+    Share share = {(const u8*)matrix + (u64)row * row_bytes + share_byte<STEPS>(), (u64)STRIDE * row_bytes, 0};
 #pragma unroll
-    for (u32 i = 0; i < PASSES; i++) share.is_row |= (u32)(row + i * S::ROWS_PER_PASS < rows) << i;
+    for (u32 i = 0; i < PASSES; i++) share.is_row |= (u32)(row + i * STRIDE < rows) << i;
     return share;
 }
 
-// Starts the copies of the chunks from column `first_col` on to `to`, where the rows of the first begin.
-template <typename T, typename S, u32 TILE_ROWS>
-DEVICE void start_copies(uint4* to, const Share<T>& share, u32 first_col, u32 cols) {
-    uint4* piece = to + share_chunk<S>() * S::CHUNK_PIECES + threadIdx.x / (4 * S::CHUNKS) * 4 + threadIdx.x % 4;
-    const T* at = share.from + first_col;
-    const u32 is_there = first_col + share_col<S>() < cols ? share.is_row : 0;
+// Starts the copies of the steps from byte `first` of the rows on to `to`, where the rows of the first begin; those of the
+// next are `step_pieces` after them.
+template <u32 TILE_ROWS, u32 STEPS>
+DEVICE void start_copies(uint4* to, u32 step_pieces, const Share& share, u32 first, u32 row_bytes) {
+    uint4* piece = to + threadIdx.x / 4 % STEPS * step_pieces + threadIdx.x / (4 * STEPS) * 4 + threadIdx.x % 4;
+    const u8* at = share.from + first;
+    const u32 is_there = first + share_byte<STEPS>() < row_bytes ? share.is_row : 0;
 #pragma unroll
-    for (u32 i = 0; i < TILE_ROWS / S::ROWS_PER_PASS; i++) {
-        copy_async(piece + i * S::ROWS_PER_PASS * 4, at + i * share.pass_stride, is_there >> i & 1);
+    for (u32 i = 0; i < TILE_ROWS / ROWS_PER_PASS<STEPS>; i++) {
+        copy_async(piece + i * ROWS_PER_PASS<STEPS> * 4, at + i * share.pass_stride, is_there >> i & 1);
     }
 }
 
-// One chunk of a warp: its rows of weights and of tokens begin at `weights` and `x`.
-template <typename T, typename S>
-DEVICE void multiply_tile(float (&sums)[S::FEATURE_TILES][S::TOKEN_TILES][4], const uint4* weights, const uint4* x) {
+// One chunk of a warp, the `c`th of its step: its rows of weights and of tokens begin at `weights` and `x`.
+template <typename W, typename S>
+DEVICE void multiply_tile(float (&sums)[S::FEATURE_TILES][S::TOKEN_TILES][4], const uint4* weights, const uint4* x, u32 c) {
     const u32 lane = threadIdx.x % 32;
     uint4 tokens[S::TOKEN_TILES], low[2], high[2];
     low[0] = weights[lane];
@@ -228,7 +306,7 @@ DEVICE void multiply_tile(float (&sums)[S::FEATURE_TILES][S::TOKEN_TILES][4], co
             low[(f + 1) % 2] = weights[(f + 1) * 4 * FEATURES + lane];
             high[(f + 1) % 2] = weights[(f + 1) * 4 * FEATURES + 4 * 8 + lane];
         }
-        multiply<T, S::TOKEN_TILES>(sums[f], low[f % 2], high[f % 2], tokens);
+        multiply<typename W::T, S::TOKEN_TILES>(sums[f], W::expand(low[f % 2], c), W::expand(high[f % 2], c), tokens);
     }
 }
 
@@ -251,15 +329,20 @@ DEVICE void add_totals(float (&sums)[S::FEATURE_TILES][S::TOKEN_TILES][4], float
 }
 
 // Writes a tile's results, which all threads have brought to shared memory, row after row.
-template <typename T, typename Out, typename S>
-DEVICE void write_tile(Out* out, const Product<T>& p, const float* results, u32 first_token, u32 first_feature) {
+template <typename W, typename Out, typename S>
+DEVICE void write_tile(Out* out, const Product<W>& p, const float* results, u32 first_token, u32 first_feature) {
     constexpr int WIDTH = 8;
     const bool is_aligned = p.features % WIDTH == 0;
     for (u32 idx = threadIdx.x; idx < S::TILE_TOKENS * S::TILE_FEATURES / WIDTH; idx += S::THREADS) {
         const u32 token = idx / (S::TILE_FEATURES / WIDTH), at = idx % (S::TILE_FEATURES / WIDTH) * WIDTH;
         if (first_token + token >= p.tokens) break;
-        float values[WIDTH], bias[WIDTH];
+        float values[WIDTH], scale[WIDTH], bias[WIDTH];
         load_vector<float, WIDTH>(values, results + token * S::PITCH + at);
+        if (W::HAS_SCALE) {
+            load_part<float, WIDTH>(scale, p.scale, first_feature + at, p.features, is_aligned);
+#pragma unroll
+            for (int i = 0; i < WIDTH; i++) values[i] = scaled<W>(values[i], scale[i]);
+        }
         if (p.bias != nullptr) {
             load_part<float, WIDTH>(bias, p.bias, first_feature + at, p.features, is_aligned);
 #pragma unroll
@@ -269,8 +352,9 @@ DEVICE void write_tile(Out* out, const Product<T>& p, const float* results, u32 
     }
 }
 
-template <typename T, typename S>
-DEVICE void tile(const Product<T>& p) {
+template <typename W, typename S>
+DEVICE void tile(const Product<W>& p) {
+    using T = typename W::T;
     constexpr u32 MAX_GROUP = 16;
     DYNAMIC_SHARED(shared);
     uint4* stages = (uint4*)shared;
@@ -283,15 +367,19 @@ DEVICE void tile(const Product<T>& p) {
     const u32 group_columns = min(MAX_GROUP, num_columns - group * MAX_GROUP);
     const u32 first_feature = in_group / group_columns * S::TILE_FEATURES;
     const u32 first_token = (group * MAX_GROUP + in_group % group_columns) * S::TILE_TOKENS;
-    const auto weights = share_of<T, S, S::TILE_FEATURES>(p.weight, first_feature, p.features, p.cols);
-    const auto tokens = share_of<T, S, S::TILE_TOKENS>(p.x, first_token, p.tokens, p.cols);
+    const u32 weight_bytes = W::row_bytes(p.cols), token_bytes = 2 * p.cols;
+    const Share weights = share_of<S::TILE_FEATURES, S::STEPS>(p.weight, weight_bytes, first_feature, p.features);
+    const Share tokens = share_of<S::TILE_TOKENS, S::CHUNKS>(p.x, token_bytes, first_token, p.tokens);
+    // Where the tokens of a chunk begin in a stage. Where a step has several chunks, a stage has one step.
+    static_assert(W::CHUNKS == 1 || S::STEPS == 1, "chunks of tokens are equally far from one another");
+    constexpr u32 TOKEN_STRIDE = W::CHUNKS == 1 ? S::STEP_PIECES : S::TOKEN_PIECES;
     const u32 warp_feature = warp / S::COLUMN_WARPS * S::WARP_FEATURES, warp_token = warp % S::COLUMN_WARPS * S::WARP_TOKENS;
     const u32 num_chunks = (p.cols + CHUNK - 1) / CHUNK, segment_chunks = p.segment / CHUNK;
     auto copy = [&](u32 first_chunk, u32 slot) {
         uint4* stage = stages + slot * S::STAGE_PIECES;
         if (first_chunk < num_chunks) {
-            start_copies<T, S, S::TILE_FEATURES>(stage, weights, first_chunk * CHUNK, p.cols);
-            start_copies<T, S, S::TILE_TOKENS>(stage + S::TILE_FEATURES * 4, tokens, first_chunk * CHUNK, p.cols);
+            start_copies<S::TILE_FEATURES, S::STEPS>(stage, S::STEP_PIECES, weights, first_chunk / W::CHUNKS * 64, weight_bytes);
+            start_copies<S::TILE_TOKENS, S::CHUNKS>(stage + S::WEIGHT_PIECES, TOKEN_STRIDE, tokens, first_chunk * 64, token_bytes);
         }
         copy_commit();
     };
@@ -310,8 +398,9 @@ DEVICE void tile(const Product<T>& p) {
 #pragma unroll
         for (u32 c = 0; c < S::CHUNKS; c++) {
             if (c > 0 && first_chunk + c >= num_chunks) break;
-            const uint4* rows = stage + c * S::CHUNK_PIECES;
-            multiply_tile<T, S>(sums, rows + warp_feature * 4, rows + (S::TILE_FEATURES + warp_token) * 4);
+            const uint4* rows = stage + c / W::CHUNKS * S::STEP_PIECES;
+            const uint4* x = stage + S::WEIGHT_PIECES + c * TOKEN_STRIDE;
+            multiply_tile<W, S>(sums, rows + warp_feature * 4, x + warp_token * 4, c % W::CHUNKS);
             if (first_chunk + c + 1 == segment_end && segment_end < num_chunks) {
                 add_totals<S>(sums, totals, segment_end == segment_chunks);
                 segment_end += segment_chunks;
@@ -338,9 +427,9 @@ DEVICE void tile(const Product<T>& p) {
     }
     __syncthreads();
     if (p.out_is_f32) {
-        write_tile<T, float, S>((float*)p.out, p, results, first_token, first_feature);
+        write_tile<W, float, S>((float*)p.out, p, results, first_token, first_feature);
     } else {
-        write_tile<T, T, S>((T*)p.out, p, results, first_token, first_feature);
+        write_tile<W, T, S>((T*)p.out, p, results, first_token, first_feature);
     }
 }
 
@@ -352,28 +441,37 @@ DEVICE void add_bias(T* out, const float* bias, u32 features) {
     if (feature < features) *at = from_float<T>(to_float(*at) + bias[feature]);
 }
 
-#define PRODUCT(T) {out, x, weight, bias, tokens, features, cols, segment, out_is_f32}
+#define PRODUCT {out, x, weight, scale, bias, tokens, features, cols, segment, out_is_f32}
 #define ARGUMENTS(T)                                                                                                   \
-    void *out, const T *x, const T *weight, const float *bias, u32 tokens, u32 features, u32 cols, u32 segment,        \
-        u32 out_is_f32
-#define ROWS(T, MAX, STAGES)                                                                                           \
+    void *out, const T *x, const void *weight, const float *scale, const float *bias, u32 tokens, u32 features,        \
+        u32 cols, u32 segment, u32 out_is_f32
+#define ROWS(FORM, T, NAME, MAX, STAGES)                                                                               \
     extern "C" __global__ void __launch_bounds__(ROWS_WARPS * 32, 2)                                                   \
-        linear_rows##MAX##_##T(ARGUMENTS(T), u32 splits) {                                                             \
-        rows<T, MAX / TOKENS, STAGES>(PRODUCT(T), splits);                                                             \
+        linear_rows##MAX##_##NAME(ARGUMENTS(T), u32 splits) {                                                          \
+        rows<FORM<T>, MAX / TOKENS, STAGES>(PRODUCT, splits);                                                          \
     }                                                                                                                  \
-    EXPORT_KERNEL(linear_rows##MAX##_##T)
-#define TILE(T, SHAPE)                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(128, 2) linear_tile##SHAPE##_##T(ARGUMENTS(T)) {                      \
-        tile<T, Tile##SHAPE>(PRODUCT(T));                                                                              \
+    EXPORT_KERNEL(linear_rows##MAX##_##NAME)
+#define TILE(FORM, T, NAME, SHAPE)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(128, 2) linear_tile##SHAPE##_##NAME(ARGUMENTS(T)) {                   \
+        tile<FORM<T>, Tile##SHAPE<FORM<T>>>(PRODUCT);                                                                  \
     }                                                                                                                  \
-    EXPORT_KERNEL(linear_tile##SHAPE##_##T)
+    EXPORT_KERNEL(linear_tile##SHAPE##_##NAME)
 #define ADD_BIAS(T)                                                                                                    \
     extern "C" __global__ void linear_add_bias_##T(T* out, const float* bias, u32 features) {                          \
         add_bias<T>(out, bias, features);                                                                              \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_add_bias_##T)
-#define KERNELS(T) ROWS(T, 8, 8) ROWS(T, 16, 5) TILE(T, 64x32) TILE(T, 64x64) TILE(T, 128x128) ADD_BIAS(T)
-KERNELS(bf16)
-KERNELS(f16)
+#define KERNELS(FORM, T, NAME, STAGES8, STAGES16)                                                                      \
+    ROWS(FORM, T, NAME, 8, STAGES8)                                                                                    \
+    ROWS(FORM, T, NAME, 16, STAGES16)                                                                                  \
+    TILE(FORM, T, NAME, 64x32)                                                                                         \
+    TILE(FORM, T, NAME, 64x64)                                                                                         \
+    TILE(FORM, T, NAME, 128x128)
+KERNELS(Plain, bf16, bf16, 8, 5)
+KERNELS(Plain, f16, f16, 8, 5)
+KERNELS(Fp8, bf16, fp8_bf16, 5, 3)
+KERNELS(Fp8, f16, fp8_f16, 5, 3)
+ADD_BIAS(bf16)
+ADD_BIAS(f16)
 typedef float f32;
 ADD_BIAS(f32)

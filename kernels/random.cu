@@ -1,7 +1,8 @@
 // random: weights for measuring: nearly normal numbers with a standard deviation of 0.02, the sum of four uniform ones, of a
 // counter-based generator (SplitMix64, Steele, Lea, Flood 2014).
 //
-// out [len] in 16 bits, len a multiple of 8. Element i is that of counter i.
+// out [len] in 16 bits, len a multiple of 8. Element i is that of counter i. random_fp8: out [len] in e4m3, of the numbers times
+// `inverse_scale`, 8 a thread.
 // Grid: len / 8 / 256 blocks of 256 threads, each with 16 bytes. No shared memory.
 // Bounded by integer arithmetic: some 20 operations an element; two bytes are written.
 #include "lib/platform.h"
@@ -28,6 +29,28 @@ DEVICE void fill(T* out, u64 len, u64 seed) {
     }
     *(uint4*)(out + first) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
+
+// The nearest code of e4m3, the even one of two; x is at most 448.
+DEVICE u32 e4m3_of(float x) {
+    const u32 bits = __float_as_uint(x) & 0x7fffffff;
+    const u32 normal = (bits + 0x7ffff + (bits >> 20 & 1) >> 20) - (120 << 3);
+    // Below 2^-6 codes are multiples of 2^-9.
+    const u32 subnormal = __float_as_uint(__fadd_rn(__uint_as_float(bits), 16384.0f)) - __float_as_uint(16384.0f);
+    return __float_as_uint(x) >> 24 & 0x80 | (bits < 121 << 23 ? subnormal : min(normal, 0x7eu));
+}
+
+extern "C" __global__ void random_fp8(u8* out, u64 len, u64 seed, float inverse_scale) {
+    wait_for_kernel_before();
+    const u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (first >= len) return;
+    u32 words[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        words[i / 4] |= e4m3_of(__fmul_rn(weight_of(seed, first + i), inverse_scale)) << i % 4 * 8;
+    }
+    *(uint2*)(out + first) = make_uint2(words[0], words[1]);
+}
+EXPORT_KERNEL(random_fp8)
 
 #define KERNEL(T)                                                                                                      \
     extern "C" __global__ void random_##T(T* out, u64 len, u64 seed) { fill(out, len, seed); }                         \

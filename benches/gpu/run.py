@@ -86,6 +86,12 @@ def steps():
     # Each operation is waited for here: what it takes by itself, launch and all.
     yield bench("one user, operations one by one", 60, "ops", "--input-len", "2048", "--max-model-len", "4096",
                 "--max-num-batched-tokens", "2048", "--num-iters", "2")
+    fp8 = ["--quantization", "fp8", "--max-model-len", "4096"]
+    yield bench("one user, fp8", 60, "latency", "--input-len", "128,2048", "--output-len", "128", "--num-iters", "3", *fp8)
+    yield bench("one user, fp8, operations one by one", 40, "ops", "--input-len", "128", "--num-iters", "2", *fp8)
+    for batch_size in [4, 8, 16]:
+        lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
+        yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
     many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
     for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
         lengths = ["--num-prompts", prompts, "--input-len", input_len, "--output-len", output_len]
@@ -111,7 +117,7 @@ def table(result):
     lines += [f"| {step['name']} | {step['outcome']} | {step['seconds']} |" for step in result["steps"]]
     rows = [row for step in result["steps"] for row in figures(step)]
     if rows:
-        lines += ["", f"{MODEL}, random bf16 weights", "", "| work | tok/s | of the roof |", "|---|---|---|", *rows]
+        lines += ["", f"{MODEL}, random weights, bf16 but for steps of fp8", "", "| work | tok/s | of the roof |", "|---|---|---|", *rows]
     for part in (part for step in result["steps"] for part in step.get("report", {}).get("parts", [])):
         lines += ["", f"{part['work']}, {part['ms']:.2f} ms, operations one by one", "",
                   "| operation | ms | calls | GB/s of weights | TFLOP/s |", "|---|---|---|---|---|"]

@@ -273,6 +273,11 @@ u32 pack(float low, float high) {
     return from_float<T>(low).bits | (u32)from_float<T>(high).bits << 16;
 }
 
+static inline u32 times_2_to_120(u32 pair) {
+    const float power = 0x1p120f;
+    return pack<bf16>(to_float(bf16{(u16)pair}) * power, to_float(bf16{(u16)(pair >> 16)}) * power);
+}
+
 DEVICE uint4 load_streaming(const uint4* at) { return *at; }
 DEVICE uint4 load_streaming_or_zero(const uint4* at, bool is_there) { return is_there ? *at : uint4{0, 0, 0, 0}; }
 

@@ -73,6 +73,13 @@ __device__ __forceinline__ u32 pack<f16>(float low, float high) {
     return y;
 }
 
+// Two numbers of bf16 times 2^120, exactly and with their signs, subnormal ones too.
+DEVICE u32 times_2_to_120(u32 pair) {
+    u32 y;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(pair), "r"(0x7b807b80), "r"(0x80008000));
+    return y;
+}
+
 // Within some units in the last place, in one or two instructions.
 DEVICE float fast_exp(float x) { return __expf(x); }
 DEVICE float fast_exp2(float x) {
@@ -170,6 +177,11 @@ DEVICE void wait_for_kernel_before() {
 // What follows is the same everywhere.
 
 #define FULL_WARP 0xffffffffu
+
+template <typename T>
+static constexpr bool IS_F16 = false;
+template <>
+constexpr bool IS_F16<f16> = true;
 
 // The two numbers of a register.
 template <typename T>

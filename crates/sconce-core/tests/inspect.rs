@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use common::write_tiny_model;
 use sconce_core::Error;
 use sconce_core::backend::KvDtype;
-use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, WeightDtype};
+use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, Quantization, WeightDtype};
 use sconce_core::engine::{ModelReport, TokenCost, inspect};
 use sconce_core::weights::Dtype;
 use serde_json::{Value, json};
@@ -89,6 +89,24 @@ fn a_gpu_has_types_of_its_own() {
         assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
         assert!(report.problems[0].to_string().contains(words), "{}", report.problems[0]);
     }
+}
+
+#[test]
+fn fp8_weights_are_counted_as_the_device_has_them() {
+    let fp8 = |device| EngineConfig { device, quantization: Quantization::Fp8, ..dummy() };
+    let layers = 2 * (64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 96);
+    let scales = 4 * 2 * (64 * 2 + 2 * 32 + 2 * 96 + 64);
+    for (device, dtype, bytes) in
+        [(DeviceKind::Cuda(0), Dtype::F8E4M3, layers + scales), (DeviceKind::Cpu, Dtype::BF16, 2 * layers + scales)]
+    {
+        let report = tiny(json!({}), &fp8(device)).unwrap();
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        let (others, norms) = (2 * 2 * 258 * 64, 4 * 5 * 64);
+        assert_eq!(report.footprint.memory_bytes(), bytes + others + norms);
+        assert!(report.footprint.groups.iter().any(|group| group.dtype == dtype));
+    }
+    let error = tiny(json!({"quantization_config": {"quant_method": "awq"}}), &dummy()).unwrap_err().to_string();
+    assert!(error.contains("quantization_config.quant_method") && error.contains("awq"), "{error}");
 }
 
 #[test]

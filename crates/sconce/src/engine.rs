@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, WeightDtype};
+use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, Quantization, WeightDtype};
 use sconce_core::engine::{EngineHandle, GenerationOutput, GenerationRequest, NoProgress, Progress, TokenStream};
 use sconce_core::{Error, Result};
 
@@ -93,6 +93,12 @@ impl EngineBuilder {
     /// The type that weights have in memory; by default the one they are stored in.
     pub fn dtype(mut self, dtype: WeightDtype) -> Self {
         self.config.dtype = dtype;
+        self
+    }
+
+    /// What weights are quantized to when they are loaded; by default nothing.
+    pub fn quantization(mut self, quantization: Quantization) -> Self {
+        self.config.quantization = quantization;
         self
     }
 

@@ -23,7 +23,7 @@ pub use engine::{Engine, EngineBuilder};
 pub use sconce_core::backend::{KvDtype, OpProfile, OpTime, Peaks};
 pub use sconce_core::config::{
     Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, KvCacheDtype, LoadFormat,
-    LogprobsMode, MatmulPrecision, ModelConfig, RopeConfig, RopeScaling, SamplingParams, WeightDtype,
+    LogprobsMode, MatmulPrecision, ModelConfig, Quantization, RopeConfig, RopeScaling, SamplingParams, WeightDtype,
 };
 pub use sconce_core::engine::{
     ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,

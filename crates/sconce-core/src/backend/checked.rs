@@ -8,7 +8,7 @@ use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDty
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::TensorView;
+use crate::weights::{Dtype, TensorView};
 
 /// The same on both backends.
 #[derive(Debug)]
@@ -110,6 +110,10 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
             tested: self.tested.matrix(parts.clone(), bias, dtype)?,
             reference: self.reference.matrix(parts, bias, dtype)?,
         })
+    }
+
+    fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
+        self.tested.memory_dtype(stored, asked)
     }
 
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {

@@ -23,7 +23,7 @@ use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDty
 use crate::error::Result;
 use crate::kv::BlockCopy;
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::TensorView;
+use crate::weights::{Dtype, RandomWeights, TensorView};
 
 /// How one layer attends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -142,13 +142,14 @@ pub trait Backend: Send + Sized + 'static {
     /// A matrix of random weights, made on the device; `None`: [`Backend::matrix`] is to be given some.
     fn random_matrix(
         &self,
-        _rows: usize,
-        _cols: usize,
+        _shape: [usize; 2],
         _bias: Option<&[f32]>,
-        _seed: u64,
+        _random: RandomWeights,
     ) -> Result<Option<Self::Matrix>> {
         Ok(None)
     }
+    /// The type in memory of weights that are stored as `stored`, where `asked` is the setting.
+    fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype;
     /// Bytes of a matrix's weights in memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// The type of keys and values that a setting stands for here. Errors: one that the device has no kernels for.

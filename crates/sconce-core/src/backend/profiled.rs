@@ -8,7 +8,7 @@ use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDty
 use crate::error::Result;
 use crate::kv::BlockCopy;
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::TensorView;
+use crate::weights::{Dtype, RandomWeights, TensorView};
 
 /// What one operation took, all its calls together.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,9 +145,18 @@ impl<B: Backend> Backend for Profiled<B> {
         Ok(Shaped { matrix: self.backend.matrix(parts, bias, dtype)?, shape })
     }
 
-    fn random_matrix(&self, rows: usize, cols: usize, bias: Option<&[f32]>, seed: u64) -> Result<Option<Self::Matrix>> {
-        let matrix = self.backend.random_matrix(rows, cols, bias, seed)?;
-        Ok(matrix.map(|matrix| Shaped { matrix, shape: [rows, cols] }))
+    fn random_matrix(
+        &self,
+        shape: [usize; 2],
+        bias: Option<&[f32]>,
+        random: RandomWeights,
+    ) -> Result<Option<Self::Matrix>> {
+        let matrix = self.backend.random_matrix(shape, bias, random)?;
+        Ok(matrix.map(|matrix| Shaped { matrix, shape }))
+    }
+
+    fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
+        self.backend.memory_dtype(stored, asked)
     }
 
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {
@@ -292,7 +301,6 @@ mod tests {
     use super::*;
     use crate::backend::cpu::CpuBackend;
     use crate::ops::testing::random;
-    use crate::weights::Dtype;
 
     #[test]
     fn products_are_counted_by_shape_and_results_are_the_backends() {
@@ -304,6 +312,7 @@ mod tests {
             dtype: Dtype::F32,
             shape: vec![rows, 8],
             data: bytemuck::cast_slice(&data[..rows * 8]).into(),
+            row_scales: None,
         };
         let [mut x, mut out, mut small, mut expected] =
             [8, 6, 2, 6].map(|cols| plain.buffer(3, cols, BufferRole::Activation).unwrap());

@@ -131,6 +131,28 @@ impl FromStr for LoadFormat {
     }
 }
 
+/// What weights are quantized to when they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quantization {
+    /// Nothing: they stay as they are stored.
+    #[default]
+    None,
+    /// The layers' matrices to 8 bits (e4m3) with a scale a row; embeddings, the head and norms stay as they are. A GPU keeps
+    /// them so; the CPU keeps their numbers in bf16. Inputs of products are not quantized.
+    Fp8,
+}
+
+impl FromStr for Quantization {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "none" => Ok(Self::None),
+            "fp8" => Ok(Self::Fp8),
+            _ => Err(Error::config("quantization", format!("expected none or fp8, found {s:?}"))),
+        }
+    }
+}
+
 /// How an engine is built. `EngineConfig::default()` serves well; every field can be set.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -138,6 +160,8 @@ pub struct EngineConfig {
     pub device: DeviceKind,
     /// The type that weights have in memory.
     pub dtype: WeightDtype,
+    /// What weights are quantized to when they are loaded.
+    pub quantization: Quantization,
     /// The type that keys and values have in the cache.
     pub kv_cache_dtype: KvCacheDtype,
     /// How exactly inputs are multiplied with weights.
@@ -176,6 +200,7 @@ impl Default for EngineConfig {
         Self {
             device: DeviceKind::Auto,
             dtype: WeightDtype::Auto,
+            quantization: Quantization::default(),
             kv_cache_dtype: KvCacheDtype::Auto,
             matmul_precision: MatmulPrecision::default(),
             load_format: LoadFormat::Auto,

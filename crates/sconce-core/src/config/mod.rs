@@ -6,7 +6,7 @@ mod model;
 mod sampling;
 
 pub use beam::{BeamLength, BeamParams, EarlyStopping};
-pub use engine::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, WeightDtype};
+pub use engine::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Quantization, WeightDtype};
 pub use model::{Activation, ModelConfig, RopeConfig, RopeScaling};
 pub use sampling::{LogprobsMode, SamplingParams};
 

@@ -57,7 +57,7 @@ impl<B: Backend> Compute<B> {
         let max_step_tokens = step_tokens(&backend, config);
         let kv_dtype = backend.kv_dtype(config.kv_cache_dtype)?;
         // Before the first tensor is read, so that what cannot be loaded is refused at once.
-        let footprint = Footprint::new(raw, model_config, store, dtype)?;
+        let footprint = Footprint::new(raw, model_config, store, &|stored| backend.memory_dtype(stored, dtype))?;
         progress.start(&format!("loading {id}"), Some(footprint.stored_bytes));
         let loader =
             Loader { backend: &backend, store, config: model_config, dtype, max_model_len: wanted_len, progress };

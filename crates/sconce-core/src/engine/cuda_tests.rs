@@ -40,7 +40,7 @@ fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
         ..Default::default()
     };
     change(&mut config);
-    let files = ModelFiles::open(dir.path(), config.load_format).unwrap();
+    let files = ModelFiles::open(dir.path(), &config).unwrap();
     let launch =
         Launch { id: "tiny", path: dir.path(), config: &config, progress: &NoProgress, gpu: Some(0), profile: None };
     let open = move || {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::backend::cpu::CpuBackend;
-use crate::config::{LoadFormat, ModelConfig, RopeScaling};
+use crate::config::{EngineConfig, LoadFormat, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::models::{self, RawConfig};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -24,16 +24,18 @@ pub(super) struct ModelFiles {
 
 impl ModelFiles {
     /// Opens a GGUF, or a folder with config.json or with one GGUF. Errors: what keeps the model from being described.
-    pub(super) fn open(path: &Path, load_format: LoadFormat) -> Result<Self> {
+    /// Of `config` it is told where weights come from, and what they become.
+    pub(super) fn open(path: &Path, config: &EngineConfig) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if metadata.is_dir() && path.join("config.json").exists() {
-            return Self::open_dir(path, load_format);
+            return Self::open_dir(path, config);
         }
-        if load_format == LoadFormat::Dummy {
+        if config.load_format == LoadFormat::Dummy {
             let message = format!("dummy weights need a folder with config.json, which {} is not", path.display());
             return Err(Error::config("load-format", message));
         }
-        if metadata.is_dir() { Self::open_gguf(&only_gguf(path)?) } else { Self::open_gguf(path) }
+        let files = if metadata.is_dir() { Self::open_gguf(&only_gguf(path)?) } else { Self::open_gguf(path) }?;
+        Ok(Self { store: files.store.map(|store| store.quantized(config.quantization)), ..files })
     }
 
     /// The type that most weights are stored in: the embedding's.
@@ -43,13 +45,14 @@ impl ModelFiles {
         Ok(store.describe(EMBEDDING, &shape)?.dtype)
     }
 
-    fn open_dir(dir: &Path, load_format: LoadFormat) -> Result<Self> {
+    fn open_dir(dir: &Path, engine: &EngineConfig) -> Result<Self> {
         let raw = RawConfig::from_dir(dir)?;
         let config = parse_config(&raw)?;
-        let store = match load_format {
+        let store = match engine.load_format {
             LoadFormat::Auto => WeightStore::open_safetensors(dir),
             LoadFormat::Dummy => Ok(WeightStore::dummy(0, Dtype::BF16)),
         };
+        let store = store.map(|store| store.quantized(engine.quantization));
         Ok(Self { path: dir.into(), raw, config, store })
     }
 
@@ -95,6 +98,7 @@ impl ModelFiles {
 
 /// The config of a supported model, checked.
 fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
+    raw.check_quantization()?;
     // Which backend is asked makes no difference: all have the same architectures.
     let config = (models::find::<CpuBackend>(raw)?.parse_config)(raw)?;
     config.validate(raw.path())?;

@@ -1,6 +1,6 @@
 //! [`Footprint`]: what a model's weights come to, before any of them is read.
 
-use crate::backend::cpu::{CpuBackend, memory_dtype};
+use crate::backend::cpu::CpuBackend;
 use crate::config::{ModelConfig, WeightDtype};
 use crate::engine::NoProgress;
 use crate::error::Result;
@@ -40,7 +40,7 @@ pub struct TokenCost {
 pub struct Footprint {
     /// By type in memory, the one with the most bytes first.
     pub groups: Vec<WeightGroup>,
-    /// Bytes as the files store them.
+    /// Bytes as they are read: as the files store them, or as they are quantized at load.
     pub stored_bytes: u64,
     /// What they cost a token.
     pub token_cost: TokenCost,
@@ -48,8 +48,13 @@ pub struct Footprint {
 
 impl Footprint {
     /// Finds out by loading the architecture from an outline of `store`. Errors: the first tensor that is missing, or
-    /// of another shape or type than the config says.
-    pub(super) fn new(raw: &RawConfig, config: &ModelConfig, store: &WeightStore, dtype: WeightDtype) -> Result<Self> {
+    /// of another shape or type than the config says. `in_memory`: the type that a stored one has in memory.
+    pub(super) fn new(
+        raw: &RawConfig,
+        config: &ModelConfig,
+        store: &WeightStore,
+        in_memory: &dyn Fn(Dtype) -> Dtype,
+    ) -> Result<Self> {
         let outline = Outline::new(store);
         let loader = Loader {
             backend: &CpuBackend::new(Some(1)),
@@ -65,7 +70,7 @@ impl Footprint {
         // Without a head of its own, a model multiplies with its embedding.
         let head = if tensors.contains_key(HEAD) { HEAD } else { EMBEDDING };
         for (name, tensor) in &tensors {
-            let bytes = footprint.add(tensor, dtype);
+            let bytes = footprint.add(tensor, in_memory);
             footprint.token_cost.add(name, head, tensor, bytes);
         }
         footprint.groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
@@ -73,9 +78,10 @@ impl Footprint {
     }
 
     /// Returns its bytes in memory.
-    fn add(&mut self, tensor: &TensorInfo, asked: WeightDtype) -> u64 {
+    fn add(&mut self, tensor: &TensorInfo, in_memory: &dyn Fn(Dtype) -> Dtype) -> u64 {
         // Norms and biases are kept in f32: they are few.
-        let dtype = if tensor.shape.len() == 1 { Dtype::F32 } else { memory_dtype(tensor.dtype, asked) };
+        let dtype = if tensor.shape.len() == 1 { Dtype::F32 } else { in_memory(tensor.dtype) };
+        let bytes = tensor.bytes_as(dtype) + if tensor.shape.len() == 1 { 0 } else { tensor.scale_bytes() };
         let idx = self.groups.iter().position(|group| group.dtype == dtype).unwrap_or_else(|| {
             self.groups.push(WeightGroup { dtype, num_tensors: 0, num_parameters: 0, bytes: 0 });
             self.groups.len() - 1
@@ -83,9 +89,9 @@ impl Footprint {
         let group = &mut self.groups[idx];
         group.num_tensors += 1;
         group.num_parameters += tensor.num_elements();
-        group.bytes += tensor.bytes_as(dtype);
+        group.bytes += bytes;
         self.stored_bytes += tensor.bytes_as(tensor.dtype);
-        tensor.bytes_as(dtype)
+        bytes
     }
 
     /// Parameters of the model.

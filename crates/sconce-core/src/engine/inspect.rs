@@ -8,7 +8,7 @@ use super::compute::wanted_model_len;
 use super::files::ModelFiles;
 use super::footprint::Footprint;
 use super::load::is_for_gpu;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::{CpuBackend, memory_dtype};
 use crate::backend::cuda;
 use crate::backend::{Backend, KvDtype};
 use crate::config::{EngineConfig, ModelConfig, WeightDtype};
@@ -76,7 +76,7 @@ impl ModelReport {
 /// Errors: what keeps the model from being described at all: no config, an architecture or a config that is not
 /// supported. Whatever else keeps it from running is among [`ModelReport::problems`].
 pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
-    let files = ModelFiles::open(path, config.load_format)?;
+    let files = ModelFiles::open(path, config)?;
     let mut problems = Vec::new();
     let text = if files.has_tokenizer() { files.text().map_err(|e| problems.push(e)).ok() } else { None };
     let (dtype, kv_dtype) = dtypes(&files, config).unwrap_or_else(|error| {
@@ -84,12 +84,15 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
         (config.dtype, KvDtype::F32)
     });
     let ModelFiles { raw, config: model, store, .. } = files;
-    let of_files = store.and_then(|store| Footprint::new(&raw, &model, &store, dtype));
+    let in_memory = |stored| {
+        if is_for_gpu(config) { cuda::memory_dtype(stored, dtype) } else { memory_dtype(stored, dtype) }
+    };
+    let of_files = store.and_then(|store| Footprint::new(&raw, &model, &store, &in_memory));
     let footprint = match of_files {
         Ok(footprint) => footprint,
         Err(error) => {
             problems.push(error);
-            Footprint::new(&raw, &model, &WeightStore::dummy(0, Dtype::BF16), dtype)?
+            Footprint::new(&raw, &model, &WeightStore::dummy(0, Dtype::BF16), &in_memory)?
         }
     };
     let max_model_len = wanted_model_len(&model, config).unwrap_or_else(|error| {

@@ -32,7 +32,7 @@ const CHECK_TOLERANCE: f32 = 2e-2;
 pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progress) -> Result<EngineHandle> {
     config.validate()?;
     let start = Instant::now();
-    let files = ModelFiles::open(path, config.load_format)?;
+    let files = ModelFiles::open(path, config)?;
     let stored = files.stored_dtype()?;
     let gpu = choose_gpu(config, stored)?;
     let profile = config.profile_ops.then(Arc::default);
@@ -212,7 +212,7 @@ fn reload<B: Backend>(
 ) -> Box<dyn Fn() -> Result<Compute<B>> + Send> {
     let (id, path, config) = (id.to_owned(), path.to_owned(), config.clone());
     Box::new(move || {
-        let ModelFiles { raw, config: model, store, .. } = ModelFiles::open(&path, config.load_format)?;
+        let ModelFiles { raw, config: model, store, .. } = ModelFiles::open(&path, &config)?;
         let store = store?;
         let source = Source { id: &id, raw: &raw, model: &model, store: &store, config: &config, dtype };
         Ok(Compute::load(open()?, &source, Some(&sizes), &NoProgress)?.0)

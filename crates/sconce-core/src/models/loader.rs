@@ -44,11 +44,11 @@ impl<B: Backend> Loader<'_, B> {
             Bias::Present => Some(self.bias(parts)?),
             Bias::Absent => None,
         };
-        if let Some(seed) = self.store.random_seed(&format!("{}.weight", parts[0].0)) {
+        if let Some(random) = self.store.random(&format!("{}.weight", parts[0].0)) {
             let rows = parts.iter().map(|(_, rows)| rows).sum();
-            if let Some(matrix) = self.backend.random_matrix(rows, cols, bias.as_deref(), seed)? {
+            if let Some(matrix) = self.backend.random_matrix([rows, cols], bias.as_deref(), random)? {
                 // As the files of such a model would have them.
-                self.progress.advance(2 * (rows * cols) as u64);
+                self.progress.advance((rows * random.dtype.row_bytes(cols)) as u64);
                 return Ok(matrix);
             }
         }

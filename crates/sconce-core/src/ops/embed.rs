@@ -29,6 +29,7 @@ pub(crate) fn cuda(
     scale: f32,
 ) -> Result<()> {
     assert_eq!((out.cols(), out.elem()), (table.cols, ElemType::F32), "invariant: the residual stream is f32");
+    assert!(table.row_scales.is_none(), "invariant: embeddings have 16 bits");
     out.set_rows(batch.num_tokens());
     let args = Args::new().with(out.ptr()).with(table.memory.ptr()).with(batch.token_ids());
     let args = args.with(sampled).with(table.cols).with(scale);

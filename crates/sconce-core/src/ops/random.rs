@@ -3,15 +3,25 @@
 use crate::backend::cuda::device::{Args, Device, Dims};
 use crate::backend::cuda::storage::Matrix;
 use crate::error::Result;
-use crate::weights::random_weight;
+use crate::weights::{fp8, random_weight};
 
 /// Element `i` of `out` is that of counter `i`: nearly normal, with a standard deviation of 0.02.
 pub fn reference(out: &mut [f32], seed: u64) {
     out.iter_mut().enumerate().for_each(|(i, out)| *out = random_weight(seed, i as u64));
 }
 
-/// `kernels/random.cu`: the same, rounded to the 16 bits of `out`.
+/// The scale of rows of e4m3: the greatest of these numbers becomes 448.
+pub(crate) const FP8_SCALE: f32 = 0.069_282_03 / fp8::MAX;
+
+/// `kernels/random.cu`: the same, rounded to the 16 bits of `out`; where it is e4m3, byte `i` of it is number `i` over
+/// [`FP8_SCALE`].
 pub(crate) fn cuda(device: &dyn Device, out: &mut Matrix, seed: u64) -> Result<()> {
+    if out.row_scales.is_some() {
+        let len = out.memory.bytes();
+        let args = Args::new().with(out.memory.ptr()).with(len as u64).with(seed).with(1.0 / FP8_SCALE);
+        // SAFETY: the matrix has so many bytes, whole steps of 64.
+        return unsafe { device.launch("random_fp8", &Dims::over(len / 8), &args) };
+    }
     let len = out.rows * out.cols;
     let args = Args::new().with(out.memory.ptr()).with(len as u64).with(seed);
     // SAFETY: the matrix has so many elements, whole eighths of them.
@@ -39,6 +49,20 @@ mod tests {
                     assert_device_close(&floats_of(&bytes, elem), &round(&expected, elem), 0.0);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn codes_are_those_of_the_reference() {
+        for device in devices() {
+            let mut matrix = on_device::matrix(&device, &[0.0; 2 * 2048], 2048, ElemType::Bf16, None);
+            matrix.row_scales = Some(on_device::vector(&device, &[FP8_SCALE; 2]));
+            cuda(&*device, &mut matrix, 77).unwrap();
+            let (mut codes, mut numbers) = (vec![0; matrix.memory.bytes()], vec![0.0; matrix.memory.bytes()]);
+            matrix.memory.read(0, &mut codes).unwrap();
+            reference(&mut numbers, 77);
+            let expected: Vec<u8> = numbers.iter().map(|x| fp8::encode(x * (1.0 / FP8_SCALE))).collect();
+            assert_eq!(codes, expected);
         }
     }
 

@@ -39,7 +39,11 @@ pub(crate) fn float_matrix(dtype: Dtype, data: &[f32], cols: usize) -> Matrix {
     let (rows, bytes) = (data.len() / cols, data.iter().flat_map(to_bytes).collect::<Vec<u8>>());
     let panels =
         FloatPanels::pack((&mut ThreadPool::new(1), &mut Arena::default()), dtype, rows, cols, &bytes).unwrap();
-    Matrix { parts: vec![MatrixPart { dtype, rows, data: PartData::FloatPanels(panels) }], cols, bias: None }
+    Matrix {
+        parts: vec![MatrixPart { dtype, rows, data: PartData::FloatPanels(panels), row_scales: None }],
+        cols,
+        bias: None,
+    }
 }
 
 /// Asserts equality within `tolerance`, relative to the greatest expected magnitude.
@@ -115,7 +119,14 @@ pub(crate) mod on_device {
         bias: Option<&[f32]>,
     ) -> Matrix {
         let memory = Memory::of_bytes(device, &bytes_of(data, elem)).unwrap();
-        Matrix { memory, rows: data.len() / cols, cols, elem, bias: bias.map(|bias| vector(device, bias)) }
+        Matrix {
+            memory,
+            rows: data.len() / cols,
+            cols,
+            elem,
+            row_scales: None,
+            bias: bias.map(|bias| vector(device, bias)),
+        }
     }
 
     /// A step of these tokens, of which these rows' logits are wanted.

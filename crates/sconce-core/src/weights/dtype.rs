@@ -1,4 +1,6 @@
 //! [`Dtype`]: the element and block types that weight files store.
+//!
+//! F8_E4M3 has no scales of its own: those of its rows stand beside it, in [`TensorView`](super::TensorView).
 
 use std::fmt;
 
@@ -19,13 +21,14 @@ pub enum Dtype {
     Q4K,
     Q5K,
     Q6K,
+    F8E4M3,
 }
 
 impl Dtype {
     /// Elements in one block; 1 for plain floats.
     pub const fn block_len(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
@@ -36,6 +39,7 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::F8E4M3 => 1,
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
@@ -75,6 +79,7 @@ impl Dtype {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
+            Self::F8E4M3 => "F8_E4M3",
         }
     }
 
@@ -98,9 +103,9 @@ impl Dtype {
         })
     }
 
-    /// The number that GGUF gives this type.
-    pub const fn ggml_id(self) -> u32 {
-        match self {
+    /// The number that GGUF gives this type; `None` for one that it does not have.
+    pub const fn ggml_id(self) -> Option<u32> {
+        Some(match self {
             Self::F32 => 0,
             Self::F16 => 1,
             Self::Q4_0 => 2,
@@ -114,7 +119,8 @@ impl Dtype {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::BF16 => 30,
-        }
+            Self::F8E4M3 => return None,
+        })
     }
 }
 

@@ -35,6 +35,11 @@ impl DummyWeights {
         mix(self.seed ^ hash(name))
     }
 
+    /// The type of matrices.
+    pub(super) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     pub(super) fn new(seed: u64, dtype: Dtype) -> Self {
         Self { seed, dtype, page: OnceLock::new() }
     }
@@ -48,7 +53,7 @@ impl DummyWeights {
             Kind::Bias => self.constant(dtype, 0.0, num_elements)?,
             Kind::Matrix => self.random(name, &shape, num_elements)?,
         };
-        Ok(TensorView { dtype, shape, data: data.into() })
+        Ok(TensorView { dtype, shape, data: data.into(), row_scales: None })
     }
 
     /// The same without its data.

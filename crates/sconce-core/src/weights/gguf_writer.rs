@@ -45,12 +45,17 @@ impl GgufWriter {
     }
 
     /// Adds a tensor; `shape` has the slowest length first, `data` is in the layout of `dtype`.
+    ///
+    /// # Panics
+    ///
+    /// For a type that GGUF does not have: F8_E4M3.
     pub fn tensor(&mut self, name: &str, dtype: Dtype, shape: &[usize], data: &[u8]) -> &mut Self {
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
         string(&mut self.infos, name);
         self.infos.extend((shape.len() as u32).to_le_bytes());
         shape.iter().rev().for_each(|&len| self.infos.extend((len as u64).to_le_bytes()));
-        self.infos.extend(dtype.ggml_id().to_le_bytes());
+        let id = dtype.ggml_id().expect("invariant: a type that GGUF has");
+        self.infos.extend(id.to_le_bytes());
         self.infos.extend((self.data.len() as u64).to_le_bytes());
         self.data.extend_from_slice(data);
         self.num_tensors += 1;

@@ -22,18 +22,33 @@ impl TensorInfo {
         self.shape.iter().map(|&len| len as u64).product()
     }
 
+    /// Bytes of the scales of its rows, f32.
+    pub fn scale_bytes(&self) -> u64 {
+        let has_scales = self.dtype == Dtype::F8E4M3;
+        if has_scales { 4 * self.shape.first().map_or(0, |&rows| rows as u64) } else { 0 }
+    }
+
     /// Bytes if the elements were of type `dtype`.
     pub fn bytes_as(&self, dtype: Dtype) -> u64 {
         self.num_elements() / dtype.block_len() as u64 * dtype.block_bytes() as u64
     }
 }
 
+/// Weights that whoever uses them may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RandomWeights {
+    /// What makes the numbers.
+    pub seed: u64,
+    /// The type of the elements.
+    pub dtype: Dtype,
+}
+
 /// Where a model gets its tensors from.
 pub trait TensorSource {
     /// The tensor, checked against the shape that the model's config asks for.
     fn get(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>>;
-    /// Where matrices are random: what makes the numbers of this one, for those who can make them themselves.
-    fn random_seed(&self, name: &str) -> Option<u64>;
+    /// Where matrices are random: what this one is, for those who can make it themselves.
+    fn random(&self, name: &str) -> Option<RandomWeights>;
     /// Takes from memory what has been read so far; it has been copied. It can be asked for again.
     fn release(&self);
 }
@@ -43,8 +58,8 @@ impl TensorSource for WeightStore {
         WeightStore::get(self, name, shape)
     }
 
-    fn random_seed(&self, name: &str) -> Option<u64> {
-        WeightStore::random_seed(self, name)
+    fn random(&self, name: &str) -> Option<RandomWeights> {
+        WeightStore::random(self, name)
     }
 
     fn release(&self) {
@@ -79,12 +94,13 @@ impl TensorSource for Outline<'_> {
         if let Some(rows) = shape.first_mut() {
             *rows = 0;
         }
-        let view = TensorView { dtype: info.dtype, shape, data: Cow::Borrowed(&[]) };
+        let row_scales = (info.dtype == Dtype::F8E4M3).then(Vec::new);
+        let view = TensorView { dtype: info.dtype, shape, data: Cow::Borrowed(&[]), row_scales };
         self.tensors.borrow_mut().insert(name.to_owned(), info);
         Ok(view)
     }
 
-    fn random_seed(&self, _: &str) -> Option<u64> {
+    fn random(&self, _: &str) -> Option<RandomWeights> {
         // Every tensor is to be asked for.
         None
     }

@@ -11,13 +11,15 @@ use ::safetensors::tensor::TensorInfo as HeaderEntry;
 use serde_json::Value;
 
 use super::mapped::MappedFile;
-use super::{Dtype, TensorInfo, TensorView};
+use super::{Dtype, TensorInfo, TensorView, fp8};
 use crate::error::{Error, Result};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// The key of the header that is not a tensor.
 const METADATA: &str = "__metadata__";
+/// What follows an e4m3 tensor's name in that of its scales. Numbers are multiplied with either.
+const SCALES: [&str; 2] = ["_scale", "_scale_inv"];
 /// Bytes of the header's length, at the beginning of a file.
 const LEN_BYTES: usize = 8;
 
@@ -130,7 +132,8 @@ impl Safetensors {
         let Some(TensorInfo { dtype, shape }) = self.describe(name)? else { return Ok(None) };
         let Location { file_idx, info } = &self.tensors[name];
         let data = self.files[*file_idx].prefetched(info.data.clone());
-        Ok(Some(TensorView { dtype, shape, data: data.into() }))
+        let row_scales = if dtype == Dtype::F8E4M3 { Some(self.row_scales(name, &shape, data)?) } else { None };
+        Ok(Some(TensorView { dtype, shape, data: data.into(), row_scales }))
     }
 
     /// The same without its data.
@@ -140,12 +143,53 @@ impl Safetensors {
             ::safetensors::Dtype::F32 => Dtype::F32,
             ::safetensors::Dtype::F16 => Dtype::F16,
             ::safetensors::Dtype::BF16 => Dtype::BF16,
+            ::safetensors::Dtype::F8_E4M3 => Dtype::F8E4M3,
             other => {
-                let message = format!("expected F32, F16 or BF16, found {other:?}");
+                let message = format!("expected F32, F16, BF16 or F8_E4M3, found {other:?}");
                 return Err(Error::tensor(self.files[*file_idx].path(), name, message));
             }
         };
+        if dtype == Dtype::F8E4M3 {
+            self.scale_of(name, &info.shape)?;
+        }
         Ok(Some(TensorInfo { dtype, shape: info.shape.clone() }))
+    }
+
+    /// The name of an e4m3 tensor's scales: one number, or one a row.
+    fn scale_of(&self, name: &str, shape: &[usize]) -> Result<String> {
+        let path = self.files[self.tensors[name].file_idx].path();
+        let Some(scale) = SCALES.map(|suffix| format!("{name}{suffix}")).into_iter().find(|name| self.contains(name))
+        else {
+            let message =
+                format!("F8_E4M3 needs scales, and there is neither {name}{} nor {name}{}", SCALES[0], SCALES[1]);
+            return Err(Error::tensor(path, name, message));
+        };
+        let found = &self.tensors[&scale].info.shape;
+        let (rows, num_scales) = (shape.first().copied().unwrap_or(1), found.iter().product::<usize>());
+        if num_scales != 1 && (num_scales != rows || found[0] != rows) {
+            let message = format!("expected one scale, or one for each of {rows} rows, found the shape {found:?}");
+            return Err(Error::tensor(path, scale, message));
+        }
+        Ok(scale)
+    }
+
+    /// The scales of an e4m3 tensor, one a row.
+    fn row_scales(&self, name: &str, shape: &[usize], codes: &[u8]) -> Result<Vec<f32>> {
+        let path = self.files[self.tensors[name].file_idx].path();
+        if fp8::has_nan(codes) {
+            return Err(Error::tensor(path, name, "there is a NaN among its elements"));
+        }
+        let scale_name = self.scale_of(name, shape)?;
+        let scales = match self.describe(&scale_name)? {
+            Some(TensorInfo { dtype: Dtype::F32 | Dtype::F16 | Dtype::BF16, .. }) => self.tensor(&scale_name)?,
+            _ => None,
+        };
+        let scales = scales.map(|scales| scales.to_f32()).filter(|scales| scales.iter().all(|x| x.is_finite()));
+        match scales.as_deref() {
+            Some([one]) => Ok(vec![*one; shape.first().copied().unwrap_or(1)]),
+            Some(many) => Ok(many.to_vec()),
+            None => Err(Error::tensor(path, scale_name, "expected finite scales of F32, F16 or BF16")),
+        }
     }
 }
 

@@ -8,12 +8,14 @@ use super::gguf::GgufFile;
 use super::gguf::names::Place;
 use super::gguf_weights::GgufWeights;
 use super::safetensors::Safetensors;
-use super::{Dtype, GgufMetadata, TensorInfo, quant};
-use crate::config::ModelConfig;
+use super::{Dtype, GgufMetadata, RandomWeights, TensorInfo, fp8, quant};
+use crate::config::{ModelConfig, Quantization};
 use crate::error::{Error, Result};
 
 /// Stands for a file in messages about dummy weights.
 pub(super) const DUMMY_PATH: &str = "(dummy weights)";
+/// Rows of it are looked up by token.
+const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// One tensor, row-major; a matrix has the shape [out_features, in_features].
 #[derive(Debug, Clone)]
@@ -25,13 +27,21 @@ pub struct TensorView<'a> {
     /// The elements: product of `shape` without its last, times `dtype.row_bytes(last)` bytes.
     /// They need not be aligned for their type.
     pub data: Cow<'a, [u8]>,
+    /// Of e4m3: what the elements of each row are to be multiplied with.
+    pub row_scales: Option<Vec<f32>>,
 }
 
 impl TensorView<'_> {
-    /// The elements as f32.
+    /// The elements as f32, scales included.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.shape.iter().product()];
         quant::dequantize(self.dtype, &self.data, &mut out);
+        if let Some(scales) = &self.row_scales {
+            let row_len = out.len().checked_div(scales.len()).unwrap_or(0).max(1);
+            for (row, scale) in out.chunks_exact_mut(row_len).zip(scales) {
+                row.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
         out
     }
 }
@@ -44,6 +54,7 @@ impl TensorView<'_> {
 #[derive(Debug)]
 pub struct WeightStore {
     source: Source,
+    quantization: Quantization,
 }
 
 #[derive(Debug)]
@@ -56,14 +67,14 @@ enum Source {
 impl WeightStore {
     /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
     pub fn open_safetensors(dir: &Path) -> Result<Self> {
-        Ok(Self { source: Source::Safetensors(Safetensors::open(dir)?) })
+        Ok(Self::of(Source::Safetensors(Safetensors::open(dir)?)))
     }
 
     /// The tensors of `file`; `config` is the model's own, made from the file's metadata.
     ///
     /// A name that is not of Hugging Face is looked for as it stands: `rope_freqs.weight`.
     pub fn open_gguf(file: GgufFile, config: &ModelConfig) -> Result<Self> {
-        Ok(Self { source: Source::Gguf(GgufWeights::new(file, config)?) })
+        Ok(Self::of(Source::Gguf(GgufWeights::new(file, config)?)))
     }
 
     /// Random weights, the same for the same seed, name and shape: matrices nearly normal with a
@@ -72,7 +83,28 @@ impl WeightStore {
     /// Matrices are of `dtype`, one of F32, F16, BF16, Q4_0, Q4_1, Q8_0; norms and biases too, but
     /// F32 where that is a block type.
     pub fn dummy(seed: u64, dtype: Dtype) -> Self {
-        Self { source: Source::Dummy(DummyWeights::new(seed, dtype)) }
+        Self::of(Source::Dummy(DummyWeights::new(seed, dtype)))
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, quantization: Quantization::None }
+    }
+
+    /// The same, whose matrices of layers are quantized when they are asked for. Asking for one that is stored in blocks is
+    /// an error; one that is stored in e4m3 stays as it is.
+    pub fn quantized(self, quantization: Quantization) -> Self {
+        Self { quantization, ..self }
+    }
+
+    /// Whether this tensor becomes e4m3.
+    fn becomes_fp8(&self, name: &str, info: &TensorInfo) -> Result<bool> {
+        let is_asked = self.quantization == Quantization::Fp8 && is_of_layer(name) && info.shape.len() == 2;
+        if is_asked && info.dtype.is_quantized() {
+            let message =
+                format!("fp8 is for weights that are not quantized yet, and {name} is stored in {}", info.dtype);
+            return Err(Error::config("quantization", message));
+        }
+        Ok(is_asked && info.dtype != Dtype::F8E4M3)
     }
 
     /// The tensor, checked against the shape that the model's config asks for.
@@ -82,14 +114,23 @@ impl WeightStore {
             Source::Gguf(file) => file.tensor(name)?.map_err(|places| self.missing(name, &places))?,
             Source::Dummy(dummy) => dummy.tensor(name, shape)?,
         };
-        self.check_shape(name, shape, &tensor.shape)?;
-        Ok(tensor)
+        let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone() };
+        self.check(name, shape, &info)?;
+        if !self.becomes_fp8(name, &info)? {
+            return Ok(tensor);
+        }
+        let infinite = || Error::tensor(self.path(), name, "there is a number among its elements that is not finite");
+        fp8::quantize(&tensor).ok_or_else(infinite)
     }
 
-    /// What makes the numbers of a random matrix; `None`: it is a file's.
-    pub fn random_seed(&self, name: &str) -> Option<u64> {
+    /// What a random matrix is; `None`: it is a file's.
+    pub fn random(&self, name: &str) -> Option<RandomWeights> {
         match &self.source {
-            Source::Dummy(dummy) => Some(dummy.seed_of(name)),
+            Source::Dummy(dummy) => {
+                let is_fp8 = self.quantization == Quantization::Fp8 && is_of_layer(name);
+                let dtype = if is_fp8 { Dtype::F8E4M3 } else { dummy.dtype() };
+                Some(RandomWeights { seed: dummy.seed_of(name), dtype })
+            }
             Source::Safetensors(_) | Source::Gguf(_) => None,
         }
     }
@@ -110,16 +151,19 @@ impl WeightStore {
             Source::Gguf(file) => file.describe(name)?.map_err(|places| self.missing(name, &places))?,
             Source::Dummy(dummy) => dummy.describe(name, shape)?,
         };
-        self.check_shape(name, shape, &info.shape)?;
-        Ok(info)
+        self.check(name, shape, &info)?;
+        Ok(if self.becomes_fp8(name, &info)? { TensorInfo { dtype: Dtype::F8E4M3, ..info } } else { info })
     }
 
-    fn check_shape(&self, name: &str, expected: &[usize], found: &[usize]) -> Result<()> {
-        if found == expected {
-            return Ok(());
+    fn check(&self, name: &str, expected: &[usize], found: &TensorInfo) -> Result<()> {
+        if found.shape != expected {
+            let message = format!("expected the shape {expected:?}, found {:?}", found.shape);
+            return Err(Error::tensor(self.path(), name, message));
         }
-        let message = format!("expected the shape {expected:?}, found {found:?}");
-        Err(Error::tensor(self.path(), name, message))
+        if name == EMBEDDING && found.dtype == Dtype::F8E4M3 {
+            return Err(Error::tensor(self.path(), name, "embeddings of F8_E4M3 are not supported"));
+        }
+        Ok(())
     }
 
     /// Whether the files have such a tensor. Always false for dummy weights, which are made when
@@ -183,6 +227,11 @@ impl WeightStore {
         }
         Error::tensor(self.path(), name, message)
     }
+}
+
+/// Whether a tensor belongs to one of a model's layers: not an embedding, nor the head.
+fn is_of_layer(name: &str) -> bool {
+    name.contains(".layers.")
 }
 
 /// The name that differs least from `asked`, if it is at all like it.

@@ -10,6 +10,7 @@ mod beams;
 mod compare;
 mod engine;
 mod fixture;
+mod fp8;
 mod gguf;
 mod report;
 mod runner;
@@ -153,6 +154,11 @@ fn bf16_weights_keep_the_distribution() {
         let mut runner = Runner::new(fixture, WeightDtype::Bf16, CpuBackend::new(Some(2)));
         Ok(runner.check_distribution(fixture, BF16_MIN_AGREEMENT, BF16_MAX_DIVERGENCE))
     });
+}
+
+#[test]
+fn fp8_weights_are_their_numbers() {
+    check_all("fp8", fp8::check);
 }
 
 #[test]

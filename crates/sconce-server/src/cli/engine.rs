@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sconce::{
-    DeviceKind, Engine, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Progress, Result, WeightDtype,
+    DeviceKind, Engine, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Progress, Quantization, Result,
+    WeightDtype,
 };
 
 use super::size::parse_bytes;
@@ -19,6 +20,10 @@ pub(super) struct EngineArgs {
     /// The type of weights in memory: auto (as stored), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
+    /// What the layers' matrices are quantized to at load: none, or fp8 (8 bits with a scale a row; on the CPU they take the
+    /// memory of bf16).
+    #[arg(long, default_value = "none")]
+    quantization: Quantization,
     /// The type of keys and values in the cache: auto (f32; bf16 with `fast` where the machine has products of it; on a GPU as weights), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
@@ -70,6 +75,7 @@ impl EngineArgs {
         EngineConfig {
             device: self.device,
             dtype: self.dtype,
+            quantization: self.quantization,
             kv_cache_dtype: self.kv_cache_dtype,
             matmul_precision: self.matmul_precision,
             load_format: self.load_format,

@@ -6,7 +6,7 @@ use super::arena::Arena;
 use super::kv_cache::KvCache;
 use super::memory;
 use super::pool::ThreadPool;
-use super::storage::{Buffer, Matrix, RopeTable};
+use super::storage::{Buffer, Matrix, MatrixPart, RopeTable};
 use super::{Isa, topology};
 use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
@@ -111,8 +111,13 @@ impl Backend for CpuBackend {
         Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
     }
 
+    fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
+        memory_dtype(stored, asked)
+    }
+
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
-        matrix.parts.iter().map(|part| part.rows * part.dtype.row_bytes(matrix.cols)).sum()
+        let scale_bytes = |part: &MatrixPart| part.row_scales.as_ref().map_or(0, |scales| 4 * scales.len());
+        matrix.parts.iter().map(|part| part.rows * part.dtype.row_bytes(matrix.cols) + scale_bytes(part)).sum()
     }
 
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {
@@ -261,9 +266,11 @@ impl Backend for CpuBackend {
     }
 }
 
-/// The type that a weight has in memory: quantized ones stay as they are unless another is asked for.
+/// The type that a weight has in memory: quantized ones stay as they are unless another is asked for, and e4m3 becomes bf16,
+/// which has all of its numbers.
 pub(crate) fn memory_dtype(stored: Dtype, asked: WeightDtype) -> Dtype {
     match asked {
+        WeightDtype::Auto if stored == Dtype::F8E4M3 => Dtype::BF16,
         WeightDtype::Auto => stored,
         WeightDtype::F32 => Dtype::F32,
         WeightDtype::Bf16 => Dtype::BF16,

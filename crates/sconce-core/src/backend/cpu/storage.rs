@@ -64,6 +64,8 @@ pub struct MatrixPart {
     pub rows: usize,
     /// The elements.
     pub data: PartData,
+    /// What each row's products are to be multiplied with, where it is not 1.
+    pub row_scales: Option<Box<[f32]>>,
 }
 
 /// How the elements of a [`MatrixPart`] are kept.

@@ -23,7 +23,7 @@ use crate::ops::{
     sample::cuda::{Answers, SampleSpace},
 };
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::{Dtype, TensorView};
+use crate::weights::{Dtype, RandomWeights, TensorView};
 
 /// One part in so many of the free memory stays free for what the driver takes later: graphs, and what others do.
 const FREE_SHARE: usize = 20;
@@ -169,12 +169,16 @@ impl Backend for CudaBackend {
         weights::load(&self.device, parts, bias, self.elem)
     }
 
-    fn random_matrix(&self, rows: usize, cols: usize, bias: Option<&[f32]>, seed: u64) -> Result<Option<Matrix>> {
-        weights::random(&self.device, (rows, cols), bias, self.elem, seed).map(Some)
+    fn random_matrix(&self, shape: [usize; 2], bias: Option<&[f32]>, random: RandomWeights) -> Result<Option<Matrix>> {
+        weights::random(&self.device, shape, bias, self.elem, random).map(Some)
+    }
+
+    fn memory_dtype(&self, stored: Dtype, _: WeightDtype) -> Dtype {
+        super::memory_dtype(stored, self.weight_dtype())
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
-        matrix.rows * matrix.cols * self.elem.bytes()
+        matrix.memory.bytes() + matrix.row_scales.as_ref().map_or(0, |scales| scales.memory.bytes())
     }
 
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {

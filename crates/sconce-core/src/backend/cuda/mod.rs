@@ -12,7 +12,7 @@ pub(crate) mod kv_cache;
 pub(crate) mod storage;
 #[cfg(test)]
 mod tests;
-mod weights;
+pub(crate) mod weights;
 
 pub use backend::CudaBackend;
 pub use gpu::{GpuInfo, available, release, self_test};
@@ -21,6 +21,15 @@ use crate::backend::KvDtype;
 use crate::config::{KvCacheDtype, WeightDtype};
 use crate::error::Result;
 use crate::weights::Dtype;
+
+/// The type in memory of weights that are stored as `stored`; `asked` is one of 16 bits.
+pub(crate) fn memory_dtype(stored: Dtype, asked: WeightDtype) -> Dtype {
+    match (stored, asked) {
+        (Dtype::F8E4M3, _) => Dtype::F8E4M3,
+        (_, WeightDtype::F16) => Dtype::F16,
+        _ => Dtype::BF16,
+    }
+}
 
 /// The types that a model's weights, and its keys and values, have on a GPU. `stored`: what most weights are stored in.
 /// Errors: a type was asked for that GPUs do not have.

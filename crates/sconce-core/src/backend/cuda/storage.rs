@@ -165,8 +165,10 @@ pub struct Matrix {
     pub(crate) rows: usize,
     /// A multiple of 8: rows begin at multiples of 16 bytes.
     pub(crate) cols: usize,
-    /// 16 bits.
+    /// 16 bits: the type of inputs, and of weights without scales.
     pub(crate) elem: ElemType,
+    /// [rows], where weights are e4m3 as `linear.cu` reads them.
+    pub(crate) row_scales: Option<Vector>,
     /// [rows].
     pub(crate) bias: Option<Vector>,
 }

@@ -20,8 +20,10 @@ use super::CudaBackend;
 use super::device::ElemType;
 use crate::backend::Checked;
 use crate::backend::cpu::CpuBackend;
-use crate::config::WeightDtype;
+use crate::config::{Quantization, WeightDtype};
+use crate::models::{self, RawConfig};
 use crate::ops::testing::devices;
+use crate::weights::WeightStore;
 
 /// A type of weights and activations; the least share of positions whose most probable token is the golden one, which was
 /// computed in f32; and the greatest mean of KL(golden || found). transformers in bf16 has 91.8 % and 4.3e-3 on the worst of
@@ -40,6 +42,29 @@ fn models_keep_the_distribution() {
         check_all(column, |fixture| {
             let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
             Ok(runners(fixture, elem).into_iter().map(check).collect::<Vec<_>>().join("; "))
+        });
+    }
+}
+
+fn fp8_runner<B: crate::backend::Backend>(fixture: &Fixture, backend: B) -> Runner<B> {
+    let raw = RawConfig::from_dir(&fixture.dir).unwrap();
+    let config = (models::find::<B>(&raw).unwrap().parse_config)(&raw).unwrap();
+    let store = WeightStore::open_safetensors(&fixture.dir).unwrap().quantized(Quantization::Fp8);
+    Runner::of_weights(&raw, config, &store, WeightDtype::Auto, backend)
+}
+
+/// What the weights lose is not the device's matter: the CPU has the same.
+#[test]
+fn fp8_weights_keep_the_cpus_distribution() {
+    for (elem, column, min_agreement, max_divergence) in BOUNDS {
+        check_all(&format!("{column} fp8"), |fixture| {
+            let mut cpu = fp8_runner(fixture, CpuBackend::new(Some(2)));
+            let check = |device| {
+                let mut runner = fp8_runner(fixture, CudaBackend::new(device, elem));
+                let expected = |_: usize, ids: &[u32]| cpu.logits(&[ids], ids.len()).remove(0);
+                runner.check_against(fixture, expected, min_agreement, max_divergence)
+            };
+            Ok(devices().into_iter().map(check).collect::<Vec<_>>().join("; "))
         });
     }
 }

@@ -1,4 +1,4 @@
-//! [`load`]: weights of any stored type as matrices of 16 bits on a device.
+//! [`load`]: weights of any stored type as matrices of 16 bits on a device; e4m3 stays as it is, with a scale a row.
 
 use std::sync::Arc;
 
@@ -7,12 +7,14 @@ use super::storage::{Matrix, Memory, Vector, bytes_of};
 use crate::config::WeightDtype;
 use crate::error::{Error, Result};
 use crate::ops;
-use crate::weights::{Dtype, TensorView, convert};
+use crate::weights::{Dtype, RandomWeights, TensorView, convert};
 
 /// Stored bytes that one thread converts at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 /// Elements of 16 bytes, with which rows must begin.
 const ROW_ALIGNMENT: usize = 8;
+/// Columns of e4m3 that `linear.cu` reads together.
+const STEP: usize = 64;
 
 /// The type of a model's weights and activations on a device: what is asked for, or what suits the type that the embedding is
 /// stored in. Errors: f32.
@@ -37,9 +39,17 @@ pub(crate) fn load(
     elem: ElemType,
 ) -> Result<Matrix> {
     let (rows, cols) = (parts.iter().map(|part| part.shape[0]).sum::<usize>(), parts[0].shape[1]);
-    let matrix = empty(device, (rows, cols), bias, elem)?;
+    if parts.iter().all(|part| part.dtype == Dtype::F8E4M3) {
+        let scales: Vec<f32> = parts.iter().flat_map(|part| part.row_scales.iter().flatten()).copied().collect();
+        let matrix = empty(device, [rows, cols], bias, elem, Some(&scales))?;
+        write_fp8(&matrix, &parts)?;
+        return Ok(matrix);
+    }
+    let matrix = empty(device, [rows, cols], bias, elem, None)?;
     let mut start = 0;
     for part in parts {
+        // Beside parts of other types.
+        let part = if part.dtype == Dtype::F8E4M3 { to_floats(&part) } else { part };
         let target = if elem == ElemType::F16 { Dtype::F16 } else { Dtype::BF16 };
         if part.dtype == target {
             matrix.memory.write(start, &part.data)?;
@@ -54,33 +64,86 @@ pub(crate) fn load(
 /// Random weights, [rows, cols], which are made where they are.
 pub(crate) fn random(
     device: &Arc<dyn Device>,
-    shape: (usize, usize),
+    shape: [usize; 2],
     bias: Option<&[f32]>,
     elem: ElemType,
-    seed: u64,
+    random: RandomWeights,
 ) -> Result<Matrix> {
-    let mut matrix = empty(device, shape, bias, elem)?;
-    ops::random::cuda(&**device, &mut matrix, seed)?;
+    let scales = (random.dtype == Dtype::F8E4M3).then(|| vec![ops::random::FP8_SCALE; shape[0]]);
+    let mut matrix = empty(device, shape, bias, elem, scales.as_deref())?;
+    ops::random::cuda(&**device, &mut matrix, random.seed)?;
     // Products read weights before they wait for the kernel before them.
     device.synchronize()?;
     Ok(matrix)
 }
 
-/// A matrix whose weights are anything.
+/// A matrix whose weights are anything; `scales`: of the rows of e4m3.
 fn empty(
     device: &Arc<dyn Device>,
-    (rows, cols): (usize, usize),
+    [rows, cols]: [usize; 2],
     bias: Option<&[f32]>,
     elem: ElemType,
+    scales: Option<&[f32]>,
 ) -> Result<Matrix> {
     if !cols.is_multiple_of(ROW_ALIGNMENT) {
         let message =
             format!("matrices of {cols} columns, which {ROW_ALIGNMENT} does not divide, run on the cpu alone");
         return Err(Error::config("device", message));
     }
-    let memory = Memory::new(device, rows * cols * elem.bytes())?;
-    let bias = bias.map(|bias| vector(device, bias)).transpose()?;
-    Ok(Matrix { memory, rows, cols, elem, bias })
+    let row_bytes = if scales.is_some() { cols.next_multiple_of(STEP) } else { cols * elem.bytes() };
+    let memory = Memory::new(device, rows * row_bytes)?;
+    let [row_scales, bias] = [scales, bias].map(|data| data.map(|data| vector(device, data)).transpose());
+    Ok(Matrix { memory, rows, cols, elem, row_scales: row_scales?, bias: bias? })
+}
+
+/// Where the codes of e4m3 stand within a step's bytes: column by byte. A lane's 16 bytes are its 8 columns of two chunks of
+/// 32; of four columns the even ones come first, as `linear.cu` expands them.
+const ORDER: [usize; STEP] = {
+    let (mut order, mut at) = ([0; STEP], 0);
+    while at < STEP {
+        let (lane, chunk, word) = (at / 16, at / 8 % 2, at / 4 % 2);
+        order[at] = chunk * 32 + lane * 8 + word * 4 + [0, 2, 1, 3][at % 4];
+        at += 1;
+    }
+    order
+};
+
+/// One row in that order, with zeros behind it.
+fn arrange(codes: &[u8], out: &mut [u8]) {
+    for (codes, out) in codes.chunks(STEP).zip(out.chunks_exact_mut(STEP)) {
+        let mut step = [0; STEP];
+        step[..codes.len()].copy_from_slice(codes);
+        out.iter_mut().zip(ORDER).for_each(|(out, col)| *out = step[col]);
+    }
+}
+
+/// Arranges rows by as many threads as the machine has, a share at a time, and sends the shares in order.
+fn write_fp8(matrix: &Matrix, parts: &[TensorView<'_>]) -> Result<()> {
+    let (cols, row_bytes) = (matrix.cols, matrix.cols.next_multiple_of(STEP));
+    let share = (CHUNK_BYTES / row_bytes.max(1)).max(1);
+    let num_threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let (mut start, mut arranged) = (0, vec![0; num_threads * share * row_bytes]);
+    for part in parts {
+        for rows in part.data.chunks(num_threads * share * cols) {
+            std::thread::scope(|scope| {
+                for (rows, out) in rows.chunks(share * cols).zip(arranged.chunks_mut(share * row_bytes)) {
+                    scope.spawn(move || {
+                        rows.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)).for_each(|(r, o)| arrange(r, o));
+                    });
+                }
+            });
+            let num_bytes = rows.len() / cols * row_bytes;
+            matrix.memory.write(start, &arranged[..num_bytes])?;
+            start += num_bytes;
+        }
+    }
+    Ok(())
+}
+
+/// The same numbers in f32, scales included.
+fn to_floats(part: &TensorView<'_>) -> TensorView<'static> {
+    let data = bytes_of(&part.to_f32(), ElemType::F32).into();
+    TensorView { dtype: Dtype::F32, shape: part.shape.clone(), data, row_scales: None }
 }
 
 /// A vector of f32.
@@ -128,6 +191,7 @@ mod tests {
                     dtype: name,
                     shape: vec![rows[idx], cols],
                     data: bytes_of(&data[idx], dtype).into(),
+                    row_scales: None,
                 };
                 let parts = vec![part(0, ElemType::F32, Dtype::F32), part(1, ElemType::F16, Dtype::F16)];
                 let matrix = load(&device, parts, Some(&data[1]), elem).unwrap();
@@ -138,7 +202,20 @@ mod tests {
                 assert!(bytes == expected, "{elem:?}");
                 assert_eq!(matrix.bias.unwrap().len, cols);
             }
-            let odd = TensorView { dtype: Dtype::F32, shape: vec![1, 12], data: vec![0; 48].into() };
+            // e4m3 beside another type is expanded.
+            let fp8 = TensorView {
+                dtype: Dtype::F8E4M3,
+                shape: vec![1, 8],
+                data: vec![0x38; 8].into(),
+                row_scales: Some(vec![3.0]),
+            };
+            let other = TensorView { dtype: Dtype::F32, shape: vec![1, 8], data: vec![0; 32].into(), row_scales: None };
+            let matrix = load(&device, vec![fp8, other], None, ElemType::Bf16).unwrap();
+            let mut bytes = vec![0; 32];
+            matrix.memory.read(0, &mut bytes).unwrap();
+            let expected = [vec![3.0; 8], vec![0.0; 8]].concat();
+            assert!(matrix.row_scales.is_none() && floats_of(&bytes, ElemType::Bf16) == expected);
+            let odd = TensorView { dtype: Dtype::F32, shape: vec![1, 12], data: vec![0; 48].into(), row_scales: None };
             let error = load(&device, vec![odd], None, ElemType::Bf16).err().unwrap().to_string();
             assert!(error.contains("12 columns"), "{error}");
         }

@@ -4,7 +4,7 @@
 mod tests;
 
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
-use crate::backend::cuda::storage::{Buffer, Matrix};
+use crate::backend::cuda::storage::{Buffer, Matrix, Vector};
 use crate::error::Result;
 
 /// Who multiplies more than [`MAX_ROWS`] tokens at a time.
@@ -16,7 +16,7 @@ pub(crate) enum Products {
     Library,
 }
 
-/// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type; `out`: [n, rows] of that type or f32.
+/// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type, or `weight` e4m3, which the library does not multiply; `out`: [n, rows] of that type or f32.
 pub(crate) fn cuda(
     device: &dyn Device,
     out: &mut Buffer,
@@ -25,7 +25,7 @@ pub(crate) fn cuda(
     products: Products,
 ) -> Result<()> {
     out.set_rows(x.rows());
-    if x.rows() > MAX_ROWS && products == Products::Library {
+    if x.rows() > MAX_ROWS && products == Products::Library && weight.row_scales.is_none() {
         return by_library(device, out, x, weight);
     }
     launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight)
@@ -39,6 +39,8 @@ const WARPS: usize = 8;
 const MAX_ROWS: usize = 16;
 /// Warps that keep a large device's memory busy, each with some KiB under way.
 const ENOUGH_WARPS: usize = 1024;
+/// Columns of e4m3 that are read together, as `linear.cu` has them: no segment ends within such a step.
+const STEP: usize = 64;
 /// A segment shorter than this is over before its loads flow.
 const MIN_SEGMENT: usize = 256;
 
@@ -59,7 +61,7 @@ impl Segments {
         while splits < WARPS && splits * num_warps < ENOUGH_WARPS && weight.cols >= 2 * splits * MIN_SEGMENT {
             splits *= 2;
         }
-        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(CHUNK) }
+        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(STEP) }
     }
 }
 
@@ -92,8 +94,12 @@ impl Tile {
     }
 
     fn shared_bytes(&self, weight: &Matrix) -> usize {
-        let padding = if self.chunks > 1 { 64 } else { 0 };
-        let stages = self.stages * self.chunks * ((self.features + self.tokens) * CHUNK * 2 + padding);
+        // Chunks in 64 bytes of a row of weights, and in a stage.
+        let of_step = if weight.row_scales.is_some() { 2 } else { 1 };
+        let chunks = self.chunks.max(of_step);
+        let padding = if chunks > 1 { 64 } else { 0 };
+        let step = self.features * 64 + of_step * (self.tokens * CHUNK * 2 + padding);
+        let stages = self.stages * chunks / of_step * step;
         let has_totals = Segments::of(weight).len < weight.cols;
         let totals = if has_totals { self.features * self.tokens * 4 } else { 0 };
         let results = self.tokens * (self.features + 4) * 4;
@@ -118,7 +124,17 @@ impl Kernel {
         }
     }
 
-    fn name(self, elem: ElemType) -> &'static str {
+    fn name(self, weight: &Matrix) -> &'static str {
+        let elem = weight.elem;
+        if weight.row_scales.is_some() {
+            return match self {
+                Self::Rows(8) => elem.kernel("linear_rows8_fp8_bf16", "linear_rows8_fp8_f16"),
+                Self::Rows(_) => elem.kernel("linear_rows16_fp8_bf16", "linear_rows16_fp8_f16"),
+                Self::Tile(TILE_64X32) => elem.kernel("linear_tile64x32_fp8_bf16", "linear_tile64x32_fp8_f16"),
+                Self::Tile(TILE_64X64) => elem.kernel("linear_tile64x64_fp8_bf16", "linear_tile64x64_fp8_f16"),
+                Self::Tile(_) => elem.kernel("linear_tile128x128_fp8_bf16", "linear_tile128x128_fp8_f16"),
+            };
+        }
         match self {
             Self::Rows(8) => elem.kernel("linear_rows8_bf16", "linear_rows8_f16"),
             Self::Rows(_) => elem.kernel("linear_rows16_bf16", "linear_rows16_f16"),
@@ -136,17 +152,20 @@ fn check(out: &Buffer, x: &Buffer, weight: &Matrix) {
     assert!(weight.cols.is_multiple_of(8), "invariant: rows begin at multiples of 16 bytes");
 }
 
-fn bias_ptr(weight: &Matrix) -> DevicePtr {
-    weight.bias.as_ref().map_or(DevicePtr::NULL, |bias| {
-        assert_eq!(bias.len, weight.rows, "invariant: a bias a row");
-        bias.memory.ptr()
+/// Of a vector with an element a row; null where there is none.
+fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr {
+    vector.map_or(DevicePtr::NULL, |vector| {
+        assert_eq!(vector.len, weight.rows, "invariant: a bias and a scale a row");
+        vector.memory.ptr()
     })
 }
 
 fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
     check(out, x, weight);
     let segments = Segments::of(weight);
-    let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr()).with(bias_ptr(weight));
+    let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr());
+    let args = args.with(ptr_of_rows(weight, weight.row_scales.as_ref()));
+    let args = args.with(ptr_of_rows(weight, weight.bias.as_ref()));
     let args = args.with(x.rows()).with(weight.rows).with(weight.cols).with(segments.len);
     let args = args.with(u32::from(out.elem() == ElemType::F32));
     let (dims, args) = match kernel {
@@ -160,7 +179,7 @@ fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, wei
         }
     };
     // SAFETY: `check` compared the shapes; grids and shared memory are as the kernels' head says.
-    unsafe { device.launch(kernel.name(weight.elem), &dims, &args) }
+    unsafe { device.launch(kernel.name(weight), &dims, &args) }
 }
 
 fn by_library(device: &dyn Device, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
@@ -185,7 +204,7 @@ fn by_library(device: &dyn Device, out: &mut Buffer, x: &Buffer, weight: &Matrix
         ElemType::F32 => "linear_add_bias_f32",
         elem => elem.kernel("linear_add_bias_bf16", "linear_add_bias_f16"),
     };
-    let args = Args::new().with(out.ptr()).with(bias_ptr(weight)).with(weight.rows);
+    let args = Args::new().with(out.ptr()).with(ptr_of_rows(weight, weight.bias.as_ref())).with(weight.rows);
     // SAFETY: the bias is as long as a row of `out`.
     unsafe { device.launch(kernel, &Dims::over_rows(out.rows(), weight.rows), &args) }
 }

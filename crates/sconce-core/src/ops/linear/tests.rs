@@ -45,9 +45,9 @@ fn random_part(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> MatrixPart 
         Dtype::Q2K => [80, 82].into_iter().for_each(&mut set),
         Dtype::Q3K => set(108),
         Dtype::Q6K => set(208),
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => unreachable!("not quantized"),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => unreachable!("not quantized"),
     }
-    MatrixPart { dtype, rows, data: PartData::Rows(data.into()) }
+    MatrixPart { dtype, rows, data: PartData::Rows(data.into()), row_scales: None }
 }
 
 fn bytes(part: &MatrixPart) -> &[u8] {
@@ -61,7 +61,12 @@ fn bytes(part: &MatrixPart) -> &[u8] {
 fn loaded(isa: Isa, matrix: Matrix) -> Matrix {
     let Matrix { parts, cols, bias } = matrix;
     let load = |part: MatrixPart| {
-        let view = TensorView { dtype: part.dtype, shape: vec![part.rows, cols], data: Cow::Borrowed(bytes(&part)) };
+        let view = TensorView {
+            dtype: part.dtype,
+            shape: vec![part.rows, cols],
+            data: Cow::Borrowed(bytes(&part)),
+            row_scales: None,
+        };
         load_part((&mut ThreadPool::new(2), &mut Arena::default()), isa, view, WeightDtype::Auto).unwrap()
     };
     Matrix { parts: parts.into_iter().map(load).collect(), cols, bias }
@@ -102,6 +107,34 @@ fn float_kernels_equal_the_reference() {
                 matrix.bias = Some(random(rows, 5).into());
                 check(isa, &matrix, n);
             }
+        }
+    }
+}
+
+/// Rows of e4m3 with scales, beside rows without.
+#[test]
+fn rows_with_scales_equal_the_reference() {
+    for isa in Isa::available() {
+        for (n, rows, cols) in [(0, 3, 16), (1, 1, 1), (1, 70, 32), (3, 5, 17), (7, 33, 64), (21, 130, 96)] {
+            let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 151 % 127) as u8 | (i % 3) as u8 >> 1 << 7).collect();
+            let scales: Vec<f32> = random(rows, 8).iter().map(|x| 0.01 * x).collect();
+            let view = TensorView {
+                dtype: Dtype::F8E4M3,
+                shape: vec![rows, cols],
+                data: codes.clone().into(),
+                row_scales: Some(scales.clone()),
+            };
+            let part =
+                load_part((&mut ThreadPool::new(2), &mut Arena::default()), isa, view, WeightDtype::Auto).unwrap();
+            assert_eq!(part.dtype, Dtype::BF16);
+            let mut row = vec![0.0; cols];
+            dequantize_row(&part, rows - 1, &mut row);
+            let number = |code: &u8| crate::weights::fp8::decode(*code) * scales[rows - 1];
+            assert_eq!(row, codes[(rows - 1) * cols..].iter().map(number).collect::<Vec<_>>());
+            let mut other = float_matrix(Dtype::BF16, &random(3 * cols, 4), cols);
+            other.parts.insert(0, part);
+            other.bias = Some(random(rows + 3, 5).into());
+            check(isa, &other, n);
         }
     }
 }
@@ -203,7 +236,8 @@ fn packed_rows_come_back_bit_by_bit() {
 #[test]
 fn conversion_at_load_keeps_the_values() {
     let part = random_part(Dtype::Q5K, 3, 256, 1);
-    let view = TensorView { dtype: Dtype::Q5K, shape: vec![3, 256], data: Cow::Borrowed(bytes(&part)) };
+    let view =
+        TensorView { dtype: Dtype::Q5K, shape: vec![3, 256], data: Cow::Borrowed(bytes(&part)), row_scales: None };
     let mut expected = vec![0.0; 3 * 256];
     quant::dequantize(Dtype::Q5K, bytes(&part), &mut expected);
     for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3), (WeightDtype::F16, 5e-4)] {

@@ -22,8 +22,8 @@ mod tests;
 
 pub use encode::{encode, quantize_q4_0, quantize_q4_1, quantize_q8_0};
 
-use super::Dtype;
 use super::bytes::{as_bf16, as_f16, as_f32};
+use super::{Dtype, fp8};
 
 /// One row unpacked: `w[i] = scale[g] * q[i] + offset[g]`, `g = i / group_len`.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct Unpacked<'a> {
 /// Elements that share a scale: 16 or 32; 1 for plain floats.
 pub const fn group_len(dtype: Dtype) -> usize {
     match dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => 1,
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => 1,
         Dtype::Q2K | Dtype::Q3K | Dtype::Q6K => 16,
         Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q5K => 32,
     }
@@ -71,7 +71,7 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
         Dtype::Q4K => k::unpack_q4_k(row, out),
         Dtype::Q5K => k::unpack_q5_k(row, out),
         Dtype::Q6K => k::unpack_q6_k(row, out),
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => unreachable!("{dtype} has no blocks to unpack"),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => unreachable!("{dtype} has no blocks to unpack"),
     }
 }
 
@@ -123,6 +123,7 @@ pub fn dequantize(dtype: Dtype, data: &[u8], out: &mut [f32]) {
         Dtype::F32 => out.iter_mut().zip(as_f32(data).iter()).for_each(|(o, x)| *o = *x),
         Dtype::F16 => out.iter_mut().zip(as_f16(data).iter()).for_each(|(o, x)| *o = x.to_f32()),
         Dtype::BF16 => out.iter_mut().zip(as_bf16(data).iter()).for_each(|(o, x)| *o = x.to_f32()),
+        Dtype::F8E4M3 => out.iter_mut().zip(data).for_each(|(o, &code)| *o = fp8::decode(code)),
         _ => {
             for (data, out) in data.chunks(dtype.row_bytes(CHUNK_LEN)).zip(out.chunks_mut(CHUNK_LEN)) {
                 dequantize_chunk(dtype, data, out);

@@ -83,7 +83,7 @@ fn quantized_weights_are_as_candle_has_them() {
 #[test]
 fn arbitrary_bits_are_as_candle_has_them() {
     for (dtype, theirs) in QUANTIZED {
-        let mut random = Random(2 + u64::from(dtype.ggml_id()));
+        let mut random = Random(2 + u64::from(dtype.ggml_id().unwrap()));
         let mut data: Vec<u8> = (0..dtype.block_bytes() * 200).map(|_| random.next() as u8).collect();
         for block in data.chunks_mut(dtype.block_bytes()) {
             for &at in halves(dtype) {

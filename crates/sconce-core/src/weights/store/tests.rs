@@ -291,3 +291,71 @@ fn a_model_is_the_same_from_safetensors_and_from_gguf() {
         }
     }
 }
+
+#[test]
+fn layers_are_quantized_where_that_is_asked_for() {
+    let store = WeightStore::dummy(3, Dtype::BF16).quantized(Quantization::Fp8);
+    let plain = WeightStore::dummy(3, Dtype::BF16);
+    let (q, shape) = ("model.layers.0.self_attn.q_proj.weight", [5, 32]);
+    let found = store.get(q, &shape).unwrap();
+    assert_eq!((found.dtype, found.data.len(), found.row_scales.as_ref().unwrap().len()), (Dtype::F8E4M3, 160, 5));
+    for (found, expected) in found.to_f32().iter().zip(plain.get(q, &shape).unwrap().to_f32()) {
+        assert!((found - expected).abs() <= expected.abs() / 16.0 + 1e-6, "{found} for {expected}");
+    }
+    let random = store.random(q).unwrap();
+    assert_eq!((random.dtype, random.seed), (Dtype::F8E4M3, plain.random(q).unwrap().seed));
+    assert_eq!(store.describe(q, &shape).unwrap(), TensorInfo { dtype: Dtype::F8E4M3, shape: shape.to_vec() });
+    for (name, shape) in
+        [(EMBEDDING, &[5, 32][..]), ("lm_head.weight", &[5, 32]), ("model.layers.0.norm.weight", &[32])]
+    {
+        assert_eq!(store.get(name, shape).unwrap().dtype, Dtype::BF16, "{name}");
+        assert_eq!(store.describe(name, shape).unwrap().dtype, Dtype::BF16, "{name}");
+    }
+    let blocks = WeightStore::dummy(3, Dtype::Q8_0).quantized(Quantization::Fp8);
+    let message = blocks.get(q, &shape).unwrap_err().to_string();
+    assert!(message.contains("quantization") && message.contains(q) && message.contains("Q8_0"), "{message}");
+    assert_eq!(blocks.describe(q, &shape).unwrap_err().to_string(), message);
+}
+
+#[test]
+fn an_fp8_checkpoint_is_read() {
+    use ::safetensors::tensor::{Dtype as StDtype, TensorView as StView};
+    type Case<'a> = (&'a str, StDtype, &'a [usize], &'a [u8]);
+    let open = |tensors: &[Case<'_>]| {
+        let dir = tempfile::tempdir().unwrap();
+        let views = tensors
+            .iter()
+            .map(|(name, dtype, shape, data)| (*name, StView::new(*dtype, shape.to_vec(), data).unwrap()));
+        std::fs::write(dir.path().join("model.safetensors"), ::safetensors::serialize(views, None).unwrap()).unwrap();
+        WeightStore::open_safetensors(dir.path()).unwrap()
+    };
+    let scales = f32_bytes(&[2.0, 0.5]);
+    let codes: &'static [u8] = &[0x38, 0x40, 0xb8, 0x01];
+    let fp8 = |name: &'static str, data: &'static [u8]| -> Case<'static> { (name, StDtype::F8_E4M3, &[2, 2], data) };
+    let store = open(&[
+        fp8("rows", codes),
+        ("rows_scale", StDtype::F32, &[2, 1], &scales),
+        fp8("whole", codes),
+        ("whole_scale_inv", StDtype::BF16, &[], &[0x80, 0x40]),
+    ]);
+    let found = |name: &str| store.get(name, &[2, 2]).unwrap();
+    assert_eq!(found("rows").row_scales, Some(vec![2.0, 0.5]));
+    assert_eq!(found("rows").to_f32(), [2.0, 4.0, -0.5, 0.5 / 512.0]);
+    assert_eq!(found("whole").to_f32(), [4.0, 8.0, -4.0, 4.0 / 512.0]);
+    // It stays as it is where e4m3 is asked for.
+    let again = open(&[fp8("m.layers.0.w", codes), ("m.layers.0.w_scale", StDtype::F32, &[2], &scales)]);
+    assert_eq!(*again.quantized(Quantization::Fp8).get("m.layers.0.w", &[2, 2]).unwrap().data, *codes);
+
+    let refused = |tensors: &[Case<'_>], name: &str, words: &[&str]| {
+        let message = open(tensors).get(name, &[2, 2]).unwrap_err().to_string();
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    };
+    let one = f32_bytes(&[1.0]);
+    refused(&[fp8("w", codes)], "w", &["model.safetensors", "w_scale", "w_scale_inv"]);
+    refused(&[fp8("w", codes), ("w_scale", StDtype::F32, &[1, 2], &scales)], "w", &["w_scale", "[1, 2]"]);
+    refused(&[fp8("w", codes), ("w_scale", StDtype::I32, &[1], &one)], "w", &["w_scale"]);
+    refused(&[fp8("w", codes), ("w_scale", StDtype::F32, &[1], &f32_bytes(&[f32::NAN]))], "w", &["finite"]);
+    refused(&[fp8("w", &[0, 0x7f, 0, 0]), ("w_scale", StDtype::F32, &[1], &one)], "w", &["NaN"]);
+    let embedding = [fp8(EMBEDDING, codes), ("model.embed_tokens.weight_scale", StDtype::F32, &[1], &one)];
+    refused(&embedding, EMBEDDING, &["embeddings of F8_E4M3"]);
+}

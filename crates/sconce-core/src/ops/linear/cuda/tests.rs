@@ -1,5 +1,7 @@
 //! All kernels against sums in f64, and against each other, bit by bit.
 
+mod fp8;
+
 use std::sync::Arc;
 
 use super::*;
@@ -148,7 +150,7 @@ fn segments_depend_on_the_shape_and_cover_it() {
     let device = devices().remove(0);
     let of = |rows, cols| {
         let memory = crate::backend::cuda::storage::Memory::new(&device, 0).unwrap();
-        Segments::of(&Matrix { memory, rows, cols, elem: ElemType::Bf16, bias: None })
+        Segments::of(&Matrix { memory, rows, cols, elem: ElemType::Bf16, row_scales: None, bias: None })
     };
     // Attention's output and the MLP's matrices of Llama 3 8B, and its head.
     assert_eq!(of(4096, 4096), Segments { splits: 4, len: 1024 });
