@@ -3,8 +3,8 @@
 
     cargo build --release && python3 benches/perplexity.py --gguf PATH [--binary PATH] [--tokens N]
 
-Needs torch, transformers and gguf (pip install torch transformers gguf). transformers dequantizes the file and computes
-in f32, which is what exact means here; beside Sconce's precisions stands transformers in bf16. The text is the
+Needs torch, transformers, gguf and accelerate (pip install torch transformers gguf accelerate). transformers dequantizes
+the file and computes in f32, which is what exact means here; beside Sconce's precisions stands transformers in bf16. The text is the
 project's LICENSE-APACHE, which does not change, in windows of 512 tokens; the mean is over all tokens but the first of each
 window. KL divergence is taken over the 20 likeliest tokens that Sconce reports and all others as one: the whole is
 a little more.

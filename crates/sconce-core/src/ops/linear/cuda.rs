@@ -16,7 +16,8 @@ pub(crate) enum Products {
     Library,
 }
 
-/// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type, or `weight` e4m3, which the library does not multiply; `out`: [n, rows] of that type or f32.
+/// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type, or `weight` e4m3, which the library does not multiply;
+/// `out`: [n, rows] of that type or f32.
 pub(crate) fn cuda(
     device: &dyn Device,
     out: &mut Buffer,
