@@ -102,6 +102,11 @@ fn a_config_alone_is_inspected() {
     {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
+    let flags = ["--load-format", "dummy", "--device", "cuda", "--quantization", "fp8"];
+    let (code, stdout, stderr) = inspect(json!({}), &flags);
+    assert!(code == 0 && stdout.contains("F8_E4M3"), "{stdout}{stderr}");
+    let (code, _, stderr) = inspect(json!({}), &["--load-format", "dummy", "--quantization", "int3"]);
+    assert!(code != 0 && stderr.contains("expected none or fp8, found \"int3\""), "{stderr}");
 }
 
 #[test]

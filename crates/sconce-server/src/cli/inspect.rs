@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 use indicatif::{BinaryBytes, HumanCount};
 use sconce::{
-    Activation, DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, ModelConfig, ModelReport, RopeConfig, RopeScaling,
-    TokenizerReport, WeightDtype, WeightGroup, hub,
+    Activation, DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, ModelConfig, ModelReport, Quantization, RopeConfig,
+    RopeScaling, TokenizerReport, WeightDtype, WeightGroup, hub,
 };
 use serde_json::{Map, Value, json};
 
@@ -26,6 +26,10 @@ pub(super) struct Args {
     /// The type of weights in memory: auto (as stored; bf16 or f16 on a GPU), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
+    /// What the layers' matrices are quantized to at load: none, or fp8 (8 bits with a scale a row; on the CPU they take the
+    /// memory of bf16).
+    #[arg(long, default_value = "none")]
+    quantization: Quantization,
     /// The type of keys and values in the cache: auto (f32; bf16 with `fast` where the machine has products of it; on a GPU as weights), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
@@ -48,6 +52,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let config = EngineConfig {
         device: args.device,
         dtype: args.dtype,
+        quantization: args.quantization,
         kv_cache_dtype: args.kv_cache_dtype,
         load_format: args.load_format,
         max_model_len: args.max_model_len,

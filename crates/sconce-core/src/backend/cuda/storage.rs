@@ -159,6 +159,10 @@ pub struct Vector {
     pub(crate) len: usize,
 }
 
+/// Columns of e4m3 that `linear.cu` reads together: rows of it are padded to whole steps, and no segment of a sum ends within
+/// one.
+pub(crate) const FP8_STEP: usize = 64;
+
 /// Weight matrices of the same number of columns over each other, [rows, cols], as inputs of products.
 pub struct Matrix {
     pub(crate) memory: Memory,

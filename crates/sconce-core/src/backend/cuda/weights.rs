@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::device::{Device, ElemType};
-use super::storage::{Matrix, Memory, Vector, bytes_of};
+use super::storage::{FP8_STEP, Matrix, Memory, Vector, bytes_of};
 use crate::config::WeightDtype;
 use crate::error::{Error, Result};
 use crate::ops;
@@ -13,8 +13,6 @@ use crate::weights::{Dtype, RandomWeights, TensorView, convert};
 const CHUNK_BYTES: usize = 1 << 20;
 /// Elements of 16 bytes, with which rows must begin.
 const ROW_ALIGNMENT: usize = 8;
-/// Columns of e4m3 that `linear.cu` reads together.
-const STEP: usize = 64;
 
 /// The type of a model's weights and activations on a device: what is asked for, or what suits the type that the embedding is
 /// stored in. Errors: f32.
@@ -90,7 +88,7 @@ fn empty(
             format!("matrices of {cols} columns, which {ROW_ALIGNMENT} does not divide, run on the cpu alone");
         return Err(Error::config("device", message));
     }
-    let row_bytes = if scales.is_some() { cols.next_multiple_of(STEP) } else { cols * elem.bytes() };
+    let row_bytes = if scales.is_some() { cols.next_multiple_of(FP8_STEP) } else { cols * elem.bytes() };
     let memory = Memory::new(device, rows * row_bytes)?;
     let [row_scales, bias] = [scales, bias].map(|data| data.map(|data| vector(device, data)).transpose());
     Ok(Matrix { memory, rows, cols, elem, row_scales: row_scales?, bias: bias? })
@@ -98,9 +96,9 @@ fn empty(
 
 /// Where the codes of e4m3 stand within a step's bytes: column by byte. A lane's 16 bytes are its 8 columns of two chunks of
 /// 32; of four columns the even ones come first, as `linear.cu` expands them.
-const ORDER: [usize; STEP] = {
-    let (mut order, mut at) = ([0; STEP], 0);
-    while at < STEP {
+const ORDER: [usize; FP8_STEP] = {
+    let (mut order, mut at) = ([0; FP8_STEP], 0);
+    while at < FP8_STEP {
         let (lane, chunk, word) = (at / 16, at / 8 % 2, at / 4 % 2);
         order[at] = chunk * 32 + lane * 8 + word * 4 + [0, 2, 1, 3][at % 4];
         at += 1;
@@ -110,8 +108,8 @@ const ORDER: [usize; STEP] = {
 
 /// One row in that order, with zeros behind it.
 fn arrange(codes: &[u8], out: &mut [u8]) {
-    for (codes, out) in codes.chunks(STEP).zip(out.chunks_exact_mut(STEP)) {
-        let mut step = [0; STEP];
+    for (codes, out) in codes.chunks(FP8_STEP).zip(out.chunks_exact_mut(FP8_STEP)) {
+        let mut step = [0; FP8_STEP];
         step[..codes.len()].copy_from_slice(codes);
         out.iter_mut().zip(ORDER).for_each(|(out, col)| *out = step[col]);
     }
@@ -119,7 +117,7 @@ fn arrange(codes: &[u8], out: &mut [u8]) {
 
 /// Arranges rows by as many threads as the machine has, a share at a time, and sends the shares in order.
 fn write_fp8(matrix: &Matrix, parts: &[TensorView<'_>]) -> Result<()> {
-    let (cols, row_bytes) = (matrix.cols, matrix.cols.next_multiple_of(STEP));
+    let (cols, row_bytes) = (matrix.cols, matrix.cols.next_multiple_of(FP8_STEP));
     let share = (CHUNK_BYTES / row_bytes.max(1)).max(1);
     let num_threads = std::thread::available_parallelism().map_or(1, Into::into);
     let (mut start, mut arranged) = (0, vec![0; num_threads * share * row_bytes]);

@@ -4,7 +4,7 @@
 mod tests;
 
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
-use crate::backend::cuda::storage::{Buffer, Matrix, Vector};
+use crate::backend::cuda::storage::{Buffer, FP8_STEP, Matrix, Vector};
 use crate::error::Result;
 
 /// Who multiplies more than [`MAX_ROWS`] tokens at a time.
@@ -40,8 +40,6 @@ const WARPS: usize = 8;
 const MAX_ROWS: usize = 16;
 /// Warps that keep a large device's memory busy, each with some KiB under way.
 const ENOUGH_WARPS: usize = 1024;
-/// Columns of e4m3 that are read together, as `linear.cu` has them: no segment ends within such a step.
-const STEP: usize = 64;
 /// A segment shorter than this is over before its loads flow.
 const MIN_SEGMENT: usize = 256;
 
@@ -62,7 +60,7 @@ impl Segments {
         while splits < WARPS && splits * num_warps < ENOUGH_WARPS && weight.cols >= 2 * splits * MIN_SEGMENT {
             splits *= 2;
         }
-        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(STEP) }
+        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(FP8_STEP) }
     }
 }
 
