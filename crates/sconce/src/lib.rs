@@ -20,7 +20,7 @@ mod engine;
 pub mod hub;
 
 pub use engine::{Engine, EngineBuilder};
-pub use sconce_core::backend::{KvDtype, OpProfile, OpTime, Peaks};
+pub use sconce_core::backend::{KvDtype, OpProfile, OpTime, Peaks, StepShape};
 pub use sconce_core::config::{
     Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, KvCacheDtype, LoadFormat,
     LogprobsMode, MatmulPrecision, ModelConfig, Quantization, RopeConfig, RopeScaling, SamplingParams, WeightDtype,

@@ -16,7 +16,7 @@ pub use batch::{Batch, BatchSequence, SharedPrefix, UnreadToken};
 pub use checked::{Checked, Pair};
 pub use kv::{KvCacheShape, KvDtype};
 pub use peaks::Peaks;
-pub use profiled::{OpProfile, OpTime, Profiled};
+pub use profiled::{OpProfile, OpTime, Profiled, StepShape};
 pub use workspace::Workspace;
 
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};

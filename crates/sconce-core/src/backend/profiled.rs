@@ -1,6 +1,6 @@
 //! [`Profiled`]: runs each operation by itself, and takes down how long it took.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
@@ -10,11 +10,22 @@ use crate::kv::BlockCopy;
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, RandomWeights, TensorView};
 
-/// What one operation took, all its calls together.
+/// How much a step computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepShape {
+    /// Sequences.
+    pub num_seqs: usize,
+    /// Tokens of all of them.
+    pub num_tokens: usize,
+}
+
+/// What one operation took in steps of one shape, all its calls together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OpTime {
     /// Its name.
     pub op: &'static str,
+    /// The steps that it was part of.
+    pub step: StepShape,
     /// Of `linear`: outputs and inputs of the weights, [rows, cols]. Products of other shapes are other operations.
     pub weight: Option<[usize; 2]>,
     /// Calls.
@@ -30,7 +41,7 @@ pub struct OpTime {
 impl OpTime {
     /// Adds it to the same operation's among `times`.
     pub fn add_to(self, times: &mut Vec<Self>) {
-        match times.iter_mut().find(|sum| (sum.op, sum.weight) == (self.op, self.weight)) {
+        match times.iter_mut().find(|sum| (sum.op, sum.step, sum.weight) == (self.op, self.step, self.weight)) {
             Some(sum) => {
                 sum.num_calls += self.num_calls;
                 sum.time += self.time;
@@ -45,19 +56,51 @@ impl OpTime {
 /// What each operation has taken so far.
 #[derive(Debug, Default)]
 pub struct OpProfile {
-    times: Mutex<Vec<OpTime>>,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    times: Vec<OpTime>,
+    /// When the last operation ended.
+    ended: Option<Instant>,
+    /// What is being computed.
+    step: StepShape,
 }
 
 impl OpProfile {
+    /// The name of the time from an operation's end to the next one's begin.
+    pub const BETWEEN: &'static str = "between operations";
+
     /// What has been taken down since the last time, the longest first.
     pub fn take(&self) -> Vec<OpTime> {
-        let mut times = std::mem::take(&mut *self.times.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut taken = self.lock();
+        taken.ended = None;
+        let mut times = std::mem::take(&mut taken.times);
         times.sort_by_key(|of| std::cmp::Reverse(of.time));
         times
     }
 
-    fn add(&self, call: OpTime) {
-        call.add_to(&mut self.times.lock().unwrap_or_else(PoisonError::into_inner));
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What follows is part of such a step.
+    fn begin_step(&self, step: StepShape) {
+        self.lock().step = step;
+    }
+
+    /// Takes down a call that began then and ends now.
+    fn add(&self, begun: Instant, mut call: OpTime) {
+        let now = Instant::now();
+        let mut taken = self.lock();
+        (call.step, call.time) = (taken.step, now - begun);
+        if let Some(ended) = taken.ended.replace(now) {
+            let (time, weight) = (begun.saturating_duration_since(ended), None);
+            let between = OpTime { op: Self::BETWEEN, time, weight, weight_bytes: 0, products: 0, ..call };
+            between.add_to(&mut taken.times);
+        }
+        call.add_to(&mut taken.times);
     }
 }
 
@@ -97,8 +140,8 @@ impl<B: Backend> Profiled<B> {
         let result = run()?;
         self.backend.synchronize()?;
         let products = weight.map_or(0, |[rows, cols]| (num_rows * rows * cols) as u64);
-        let (time, weight_bytes) = (begun.elapsed(), weight_bytes as u64);
-        self.profile.add(OpTime { op, weight, num_calls: 1, time, weight_bytes, products });
+        let (time, weight_bytes, step) = (Duration::ZERO, weight_bytes as u64, StepShape::default());
+        self.profile.add(begun, OpTime { op, step, weight, num_calls: 1, time, weight_bytes, products });
         Ok(result)
     }
 }
@@ -180,6 +223,7 @@ impl<B: Backend> Backend for Profiled<B> {
     }
 
     fn upload(&self, dst: &mut B::Batch, batch: &Batch) -> Result<()> {
+        self.profile.begin_step(StepShape { num_seqs: batch.sequences.len(), num_tokens: batch.num_tokens() });
         self.time("upload", || self.backend.upload(dst, batch))
     }
 
@@ -333,6 +377,7 @@ mod tests {
             times.iter().map(|of| (of.op, of.weight, of.num_calls, of.weight_bytes, of.products)).collect();
         let expected = [
             ("activate", None, 1, 0, 0),
+            (OpProfile::BETWEEN, None, 3, 0, 0),
             ("linear", Some([2, 8]), 1, 2 * 8 * 4, 3 * 2 * 8),
             ("linear", Some([6, 8]), 2, 2 * 6 * 8 * 4, 2 * 3 * 6 * 8),
         ];

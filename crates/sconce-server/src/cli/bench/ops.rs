@@ -1,9 +1,8 @@
 //! `sconce bench ops`: each operation of the model by itself.
 
 use std::process::ExitCode;
-use std::time::Instant;
 
-use sconce::{OpProfile, OpTime, StreamEvent, TokenStream};
+use sconce::{OpProfile, OpTime, StepShape, StreamEvent, TokenStream};
 use serde_json::{Value, json};
 
 use super::parse_count;
@@ -38,7 +37,7 @@ struct Part {
     name: String,
     /// Milliseconds of all rounds are divided by this.
     num_steps: usize,
-    seconds: f64,
+    /// Times between operations among them.
     ops: Vec<OpTime>,
 }
 
@@ -52,20 +51,28 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         decode_len,
     )?;
     let counter = progress::counter("timing rounds", args.num_iters + 1);
-    let mut prompt = Part::new(format!("prompt of {}", args.input_len), args.num_iters);
-    let name = format!("decode of {} after {}, {} at once", args.output_len, args.decode_after, args.batch_size);
-    let mut decode = Part::new(name, args.num_iters * args.output_len);
+    let [mut prompt, mut decode] = [Vec::new(), Vec::new()];
     for round in 0..=args.num_iters {
-        let parts = [time_prompt(&mut subject, &args)?, time_decode(&mut subject, &args)?];
-        for (part, (seconds, ops)) in [&mut prompt, &mut decode].into_iter().zip(parts) {
-            if round > 0 {
-                part.add(seconds, ops);
-            }
+        let ops = [time_prompt(&mut subject, &args)?, time_decode(&mut subject, &args)?];
+        if round > 0 {
+            let [of_prompt, of_decode] = ops;
+            of_prompt.into_iter().for_each(|op| op.add_to(&mut prompt));
+            of_decode.into_iter().for_each(|op| op.add_to(&mut decode));
         }
         counter.advance();
     }
     subject.measure_peaks_again()?;
-    let parts = [prompt, decode];
+    let num_decodes = decode.iter().find(|op| op.op == "sample").map_or(0, |op| op.num_calls);
+    if num_decodes == 0 {
+        let (len, num_seqs) = (args.output_len, args.batch_size);
+        let message = format!("--output-len {len} is too short: {num_seqs} sequences were never all decoding at once");
+        return Err(message.into());
+    }
+    let name = format!("decode of {} after {}, {} at once", args.output_len, args.decode_after, args.batch_size);
+    let parts = [
+        Part::new(format!("prompt of {}", args.input_len), args.num_iters, prompt),
+        Part::new(name, num_decodes, decode),
+    ];
     args.subject.print(&to_json(&subject, &parts), &to_text(&subject, &parts))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -74,30 +81,25 @@ fn profile(subject: &Subject) -> &OpProfile {
     subject.engine.handle().op_profile().expect("invariant: the engine was loaded with its operations timed")
 }
 
-fn time_prompt(subject: &mut Subject, args: &Args) -> Result<(f64, Vec<OpTime>), Failure> {
+fn time_prompt(subject: &mut Subject, args: &Args) -> Result<Vec<OpTime>, Failure> {
     let request = subject.request(args.input_len, 1);
     profile(subject).take();
-    let begun = Instant::now();
     subject.engine.generate(request)?;
-    Ok((begun.elapsed().as_secs_f64(), profile(subject).take()))
+    Ok(profile(subject).take())
 }
 
-/// From the first token of the last sequence to the end.
-fn time_decode(subject: &mut Subject, args: &Args) -> Result<(f64, Vec<OpTime>), Failure> {
+/// The steps in which every sequence decodes. Those before, with prompts or fewer sequences, are left out.
+fn time_decode(subject: &mut Subject, args: &Args) -> Result<Vec<OpTime>, Failure> {
     let mut streams = Vec::new();
     for _ in 0..args.batch_size {
         let request = subject.request(args.decode_after, args.output_len + 1);
         streams.push(subject.engine.stream(request)?);
     }
     for stream in &mut streams {
-        while !matches!(next(stream)?, Some(StreamEvent::Token(_)) | None) {}
-    }
-    profile(subject).take();
-    let begun = Instant::now();
-    for stream in &mut streams {
         while next(stream)?.is_some() {}
     }
-    Ok((begun.elapsed().as_secs_f64(), profile(subject).take()))
+    let decode = StepShape { num_seqs: args.batch_size, num_tokens: args.batch_size };
+    Ok(profile(subject).take().into_iter().filter(|op| op.step == decode).collect())
 }
 
 fn next(stream: &mut TokenStream) -> Result<Option<StreamEvent>, Failure> {
@@ -105,18 +107,17 @@ fn next(stream: &mut TokenStream) -> Result<Option<StreamEvent>, Failure> {
 }
 
 impl Part {
-    fn new(name: String, num_steps: usize) -> Self {
-        Self { name, num_steps, seconds: 0.0, ops: Vec::new() }
+    /// The sum over its steps, in order of time.
+    fn new(name: String, num_steps: usize, ops: Vec<OpTime>) -> Self {
+        let mut sum = Vec::new();
+        let any = StepShape::default();
+        ops.into_iter().for_each(|op| OpTime { step: any, ..op }.add_to(&mut sum));
+        sum.sort_by_key(|op| std::cmp::Reverse(op.time));
+        Self { name, num_steps, ops: sum }
     }
 
-    fn add(&mut self, seconds: f64, ops: Vec<OpTime>) {
-        self.seconds += seconds;
-        ops.into_iter().for_each(|op| op.add_to(&mut self.ops));
-        self.ops.sort_by_key(|op| std::cmp::Reverse(op.time));
-    }
-
-    /// Seconds within operations.
-    fn op_seconds(&self) -> f64 {
+    /// Seconds of all.
+    fn seconds(&self) -> f64 {
         self.ops.iter().map(|op| op.time.as_secs_f64()).sum()
     }
 
@@ -150,13 +151,10 @@ fn to_text(subject: &Subject, parts: &[Part]) -> String {
             }
             let calls = figure(op.num_calls as f64 / part.num_steps as f64);
             let each = figure(1e6 * seconds / op.num_calls as f64);
-            let share = percent(seconds, part.seconds);
+            let share = percent(seconds, part.seconds());
             table.row([&name(op), &figure(part.ms(seconds)), &share, &calls, &each, &gb, &of_dram, &flops]);
         }
-        let rest = (part.seconds - part.op_seconds()).max(0.0);
-        let share = percent(rest, part.seconds);
-        table.row(["between operations", &figure(part.ms(rest)), &share, "-", "-", "-", "-", "-"]);
-        table.row(["all", &figure(part.ms(part.seconds)), "100 %", "-", "-", "-", "-", "-"]);
+        table.row(["all", &figure(part.ms(part.seconds())), "100 %", "-", "-", "-", "-", "-"]);
         text += &format!("\n{table}");
     }
     format!("{text}\n{}", peaks_text(subject.info(), peaks))
@@ -176,7 +174,7 @@ fn to_json(subject: &Subject, parts: &[Part]) -> Value {
     let part = |part: &Part| {
         json!({
             "work": part.name,
-            "ms": part.ms(part.seconds),
+            "ms": part.ms(part.seconds()),
             "ops": part.ops.iter().map(|of| op(part, of)).collect::<Value>(),
         })
     };
