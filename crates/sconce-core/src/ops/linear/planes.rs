@@ -173,43 +173,113 @@ impl Form {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Form, GROUP, MatmulPrecision, RowMut};
+    use super::{GROUP, MAX_8, MAX_16, MatmulPrecision, RowMut};
 
-    /// The same with vectors of 16.
+    /// Groups that are quantized together, so that what is one number a group is found for all of them at once.
+    const GROUPS: usize = 4;
+
+    /// The same, by vectors.
     ///
     /// # Safety
-    /// The machine has AVX-512 F, BW, DQ and VL.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) unsafe fn quantize(precision: MatmulPrecision, limit: f32, out: RowMut<'_>, x: &[f32]) {
-        for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
-            let (hi, lo) = (&mut out.hi[g * GROUP..(g + 1) * GROUP], &mut out.lo[g * GROUP..(g + 1) * GROUP]);
-            // SAFETY: a group has 32 inputs, and 32 places in each plane.
-            let sums = unsafe {
-                let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
-                let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1])));
-                let form = Form::of(precision, limit, max);
-                (out.has_low[g], out.scale[g]) = (form.has_low, form.scale);
-                let (inverse, shift) = (_mm512_set1_ps(form.inverse), _mm_cvtsi32_si128(form.shift as i32));
-                let mut sums = [0; 2];
+    /// The machine has AVX-512 F, BW, DQ, VL and VNNI.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    pub(super) unsafe fn quantize(precision: MatmulPrecision, limit: f32, mut out: RowMut<'_>, x: &[f32]) {
+        let num_groups = x.len() / GROUP;
+        if num_groups < GROUPS {
+            return super::quantize(precision, limit, out, x);
+        }
+        for first in (0..num_groups).step_by(GROUPS) {
+            // SAFETY: the groups are there. The last ones may be quantized twice, to the same.
+            unsafe { groups(precision, limit, &mut out, x, first.min(num_groups - GROUPS)) };
+        }
+    }
+
+    /// Groups `first..first + GROUPS`.
+    ///
+    /// # Safety
+    /// The machine has the instructions; the row has the groups.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn groups(precision: MatmulPrecision, limit: f32, out: &mut RowMut<'_>, x: &[f32], first: usize) {
+        let (x, at) = (x[first * GROUP..].as_ptr(), first * GROUP);
+        let mut max = [_mm256_setzero_ps(); GROUPS];
+        for (g, max) in max.iter_mut().enumerate() {
+            // SAFETY: a group has 32 inputs.
+            let (a, b) = unsafe { (_mm512_loadu_ps(x.add(g * GROUP)), _mm512_loadu_ps(x.add(g * GROUP + 16))) };
+            let both = _mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b));
+            *max = _mm256_max_ps(_mm512_castps512_ps256(both), _mm512_extractf32x8_ps::<1>(both));
+        }
+        let max = max_of_each(max);
+        // As `Form::of` has them.
+        let has_low = _mm_cmp_ps_mask::<_CMP_GT_OQ>(max, _mm_set1_ps(limit));
+        let greatest = _mm_mask_blend_ps(has_low, _mm_set1_ps(MAX_8), _mm_set1_ps(MAX_16));
+        let is_any = _mm_cmp_ps_mask::<_CMP_GT_OQ>(max, _mm_setzero_ps());
+        let (mut scale, inverse) = (_mm_maskz_div_ps(is_any, max, greatest), _mm_maskz_div_ps(is_any, greatest, max));
+        let is_shifted = if precision == MatmulPrecision::Fast { 0 } else { !has_low };
+        scale = _mm_mask_mul_ps(scale, is_shifted, scale, _mm_set1_ps(1.0 / 256.0));
+        let shift = _mm_maskz_set1_epi32(is_shifted, 8);
+        let (mut inverses, mut shifts) = ([0.0; GROUPS], [0; GROUPS]);
+        let (mut hi_sums, mut lo_sums) = ([_mm256_setzero_si256(); GROUPS], [_mm256_setzero_si256(); GROUPS]);
+        let (ones, zero) = (_mm256_set1_epi8(1), _mm256_setzero_si256());
+        // SAFETY: places for 4 numbers, and for the 32 of each group in each plane.
+        unsafe {
+            _mm_storeu_ps(inverses.as_mut_ptr(), inverse);
+            _mm_storeu_si128(shifts.as_mut_ptr().cast(), shift);
+            for g in 0..GROUPS {
+                let (inverse, shift) = (_mm512_set1_ps(inverses[g]), _mm512_set1_epi32(shifts[g]));
+                let (mut hi, mut lo) = ([_mm_setzero_si128(); 2], [_mm_setzero_si128(); 2]);
                 for half in 0..2 {
                     // Rounds to the nearest, halves to the even.
-                    let q = _mm512_sll_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x[half], inverse)), shift);
-                    sums[half] = _mm512_reduce_add_epi32(q);
-                    let (hi, lo) = (hi.as_mut_ptr().add(16 * half), lo.as_mut_ptr().add(16 * half));
-                    if precision != MatmulPrecision::Fast {
-                        let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(q, _mm512_set1_epi32(128)));
-                        _mm_storeu_si128(hi.cast(), _mm512_cvtepi32_epi8(high));
-                        _mm_storeu_si128(lo.cast(), _mm512_cvtepi32_epi8(q));
+                    let x = _mm512_loadu_ps(x.add(g * GROUP + 16 * half));
+                    let q = _mm512_sllv_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), shift);
+                    if precision == MatmulPrecision::Fast {
+                        hi[half] = _mm512_cvtepi32_epi8(q);
                     } else {
-                        _mm_storeu_si128(hi.cast(), _mm512_cvtepi32_epi8(q));
+                        let high = _mm512_srai_epi32::<8>(_mm512_add_epi32(q, _mm512_set1_epi32(128)));
+                        (hi[half], lo[half]) = (_mm512_cvtepi32_epi8(high), _mm512_cvtepi32_epi8(q));
                     }
                 }
-                sums
+                let (hi, lo) = (_mm256_set_m128i(hi[1], hi[0]), _mm256_set_m128i(lo[1], lo[0]));
+                _mm256_storeu_si256(out.hi.as_mut_ptr().add(at + g * GROUP).cast(), hi);
+                hi_sums[g] = _mm256_dpbusd_epi32(zero, ones, hi);
+                if precision != MatmulPrecision::Fast {
+                    _mm256_storeu_si256(out.lo.as_mut_ptr().add(at + g * GROUP).cast(), lo);
+                    lo_sums[g] = _mm256_dpbusd_epi32(zero, ones, lo);
+                }
+            }
+            // Of each half: [sums of the first halves, sums of the second ones].
+            let sums = match precision {
+                MatmulPrecision::Fast => sum_of_each(hi_sums),
+                _ => _mm256_add_epi32(_mm256_slli_epi32::<8>(sum_of_each(hi_sums)), sum_of_each(lo_sums)),
             };
-            out.sum16[2 * g..2 * g + 2].copy_from_slice(&sums);
-            out.sum32[g] = sums[0] + sums[1];
-            out.scaled_sum[g] = out.scale[g] * (sums[0] + sums[1]) as f32;
+            let of_halves = _mm256_permutevar8x32_epi32(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            let of_groups = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+            let scaled = _mm_mul_ps(scale, _mm_cvtepi32_ps(of_groups));
+            _mm256_storeu_si256(out.sum16[2 * first..2 * (first + GROUPS)].as_mut_ptr().cast(), of_halves);
+            _mm_storeu_si128(out.sum32[first..first + GROUPS].as_mut_ptr().cast(), of_groups);
+            _mm_storeu_ps(out.scale[first..first + GROUPS].as_mut_ptr(), scale);
+            _mm_storeu_ps(out.scaled_sum[first..first + GROUPS].as_mut_ptr(), scaled);
         }
+        for (g, has) in out.has_low[first..first + GROUPS].iter_mut().enumerate() {
+            *has = has_low >> g & 1 == 1;
+        }
+    }
+
+    /// The greatest of each vector's numbers.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,avx2")]
+    fn max_of_each([a, b, c, d]: [__m256; GROUPS]) -> __m128 {
+        let ab = _mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let cd = _mm256_max_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+        let all = _mm256_max_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+        _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps::<1>(all))
+    }
+
+    /// The sums of each vector's first four numbers, then those of the last four.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl,avx2")]
+    fn sum_of_each([a, b, c, d]: [__m256i; GROUPS]) -> __m256i {
+        _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d))
     }
 }
 
@@ -220,36 +290,37 @@ mod tests {
 
     #[test]
     fn all_forms_are_equal_and_keep_their_bits() {
-        let mut data = random(9 * 96, 3);
+        // Fewer groups than are quantized together, as many, and more.
+        for cols in [96, 128, 352] {
+            for precision in [MatmulPrecision::Mixed, MatmulPrecision::Exact, MatmulPrecision::Fast] {
+                check(cols, precision);
+            }
+        }
+    }
+
+    fn check(cols: usize, precision: MatmulPrecision) {
+        let mut data = random(9 * cols, 3);
         data[64..96].fill(0.0);
-        data[100] = 50.0;
-        let x = Buffer::from_vec(data, 96);
-        let precisions = [MatmulPrecision::Mixed, MatmulPrecision::Exact, MatmulPrecision::Fast];
-        for precision in precisions {
-            let mut plain = Planes::default();
-            plain.fill(&mut ThreadPool::new(1), Isa::Baseline, precision, &x);
-            let found = plain.dequantize();
-            for (g, (x, found)) in x.data().chunks_exact(GROUP).zip(found.data().chunks_exact(GROUP)).enumerate() {
-                let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-                let has_16_bits =
-                    precision == MatmulPrecision::Exact || precision == MatmulPrecision::Mixed && max == 50.0;
-                assert_eq!(plain.has_low[g], has_16_bits || precision == MatmulPrecision::Exact, "group {g}");
-                let greatest = if has_16_bits { MAX_16 } else { MAX_8 };
-                assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= 0.51 * max / greatest));
-                let low = &plain.lo[g * GROUP..(g + 1) * GROUP];
-                assert!(plain.has_low[g] || low.iter().all(|&lo| lo == 0), "group {g}");
-            }
-            for isa in Isa::available() {
-                let mut found = Planes::default();
-                found.fill(&mut ThreadPool::new(2), isa, precision, &x);
-                assert_eq!((&found.hi, &found.lo, &found.scale), (&plain.hi, &plain.lo, &plain.scale), "{isa:?}");
-                assert_eq!((&found.sum16, &found.sum32), (&plain.sum16, &plain.sum32), "{isa:?}");
-                assert_eq!(
-                    (found.scaled_sum, found.has_low),
-                    (plain.scaled_sum.clone(), plain.has_low.clone()),
-                    "{isa:?}"
-                );
-            }
+        data[cols + 4] = 50.0;
+        let x = Buffer::from_vec(data, cols);
+        let mut plain = Planes::default();
+        plain.fill(&mut ThreadPool::new(1), Isa::Baseline, precision, &x);
+        let found = plain.dequantize();
+        for (g, (x, found)) in x.data().chunks_exact(GROUP).zip(found.data().chunks_exact(GROUP)).enumerate() {
+            let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+            let has_16_bits = precision == MatmulPrecision::Exact || precision == MatmulPrecision::Mixed && max == 50.0;
+            assert_eq!(plain.has_low[g], has_16_bits, "group {g}");
+            let greatest = if has_16_bits { MAX_16 } else { MAX_8 };
+            assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= 0.51 * max / greatest));
+            let low = &plain.lo[g * GROUP..(g + 1) * GROUP];
+            assert!(plain.has_low[g] || low.iter().all(|&lo| lo == 0), "group {g}");
+        }
+        for isa in Isa::available() {
+            let mut found = Planes::default();
+            found.fill(&mut ThreadPool::new(2), isa, precision, &x);
+            assert_eq!((&found.hi, &found.lo, &found.scale), (&plain.hi, &plain.lo, &plain.scale), "{isa:?}");
+            assert_eq!((&found.sum16, &found.sum32), (&plain.sum16, &plain.sum32), "{isa:?}");
+            assert_eq!((&found.scaled_sum, &found.has_low), (&plain.scaled_sum, &plain.has_low), "{isa:?}");
         }
     }
 }
