@@ -222,6 +222,19 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<()>;
     /// out = act(gate) * up; `gate_up` rows hold gate, then up.
     fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()>;
+    /// out = act(gate) * up; rows of x . weight^T + bias hold gate, then up. `gate_up`: room for them, whose contents are nobody's
+    /// then.
+    fn gated_linear(
+        &self,
+        out: &mut Self::Buffer,
+        gate_up: &mut Self::Buffer,
+        x: &Self::Buffer,
+        weight: &Self::Matrix,
+        act: Activation,
+    ) -> Result<()> {
+        self.linear(gate_up, x, weight)?;
+        self.gate_act_mul(out, gate_up, act)
+    }
     /// x = act(x).
     fn activate(&self, x: &mut Self::Buffer, act: Activation) -> Result<()>;
     /// x = cap * tanh(x / cap).

@@ -26,7 +26,7 @@ pub struct OpTime {
     pub op: &'static str,
     /// The steps that it was part of.
     pub step: StepShape,
-    /// Of `linear`: outputs and inputs of the weights, [rows, cols]. Products of other shapes are other operations.
+    /// Of `linear` and `gated_linear`: outputs and inputs of the weights, [rows, cols]. Products of other shapes are other operations.
     pub weight: Option<[usize; 2]>,
     /// Calls.
     pub num_calls: usize,
@@ -309,6 +309,20 @@ impl<B: Backend> Backend for Profiled<B> {
 
     fn gate_act_mul(&self, out: &mut B::Buffer, gate_up: &B::Buffer, act: Activation) -> Result<()> {
         self.time("gate_act_mul", || self.backend.gate_act_mul(out, gate_up, act))
+    }
+
+    fn gated_linear(
+        &self,
+        out: &mut B::Buffer,
+        gate_up: &mut B::Buffer,
+        x: &B::Buffer,
+        weight: &Self::Matrix,
+        act: Activation,
+    ) -> Result<()> {
+        let (bytes, num_rows) = (self.matrix_bytes(weight), self.backend.num_rows(x));
+        self.time_products("gated_linear", Some(weight.shape), bytes, num_rows, || {
+            self.backend.gated_linear(out, gate_up, x, &weight.matrix, act)
+        })
     }
 
     fn activate(&self, x: &mut B::Buffer, act: Activation) -> Result<()> {

@@ -142,8 +142,8 @@ impl<B: Backend> Model<B> for Gemma2<B> {
         backend.linear(&mut ws.normed, &ws.attn_out, &layer.o)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_attention_norm, eps)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.pre_feedforward_norm, eps)?;
-        backend.linear(&mut ws.gate_up, &ws.normed, &layer.gate_up)?;
-        backend.gate_act_mul(&mut ws.mlp_act, &ws.gate_up, self.config.hidden_act)?;
+        let act = self.config.hidden_act;
+        backend.gated_linear(&mut ws.mlp_act, &mut ws.gate_up, &ws.normed, &layer.gate_up, act)?;
         backend.linear(&mut ws.normed, &ws.mlp_act, &layer.down)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_feedforward_norm, eps)
     }

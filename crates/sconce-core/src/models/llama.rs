@@ -134,8 +134,8 @@ impl<B: Backend> Model<B> for Llama<B> {
         backend.attention(&mut ws.attn_out, &ws.qkv, kv, batch, &spec)?;
         backend.linear(&mut ws.delta, &ws.attn_out, &layer.o)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.post_attention_norm, eps)?;
-        backend.linear(&mut ws.gate_up, &ws.normed, &layer.gate_up)?;
-        backend.gate_act_mul(&mut ws.mlp_act, &ws.gate_up, self.config.hidden_act)?;
+        let act = self.config.hidden_act;
+        backend.gated_linear(&mut ws.mlp_act, &mut ws.gate_up, &ws.normed, &layer.gate_up, act)?;
         backend.linear(&mut ws.delta, &ws.mlp_act, &layer.down)
     }
 

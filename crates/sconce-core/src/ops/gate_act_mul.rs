@@ -40,14 +40,55 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, gate_up: &Buffer, act: Activa
     let (rows, isa) = (out.rows(), cpu.isa);
     let shared = SharedSlice::new(out.data_mut());
     cpu.pool.run(rows, &|t| {
-        // SAFETY: task t alone writes row t.
-        let out = unsafe { shared.range(t * cols, cols) };
-        let (gate, up) = gate_up.row(t).split_at(cols);
-        match act {
-            Activation::Silu => silu_mul(isa, out, gate, up),
-            Activation::GeluTanh => gelu_tanh_mul(isa, out, gate, up),
-        }
+        let columns = Columns { out: shared, out_cols: cols, first: t * cols, count: cols };
+        self::columns(isa, columns, gate_up.row(t), act);
     });
+}
+
+/// What one task writes: `count` columns of each row of `out`, from element `first` on.
+pub(super) struct Columns<'a> {
+    pub(super) out: SharedSlice<'a, f32>,
+    pub(super) out_cols: usize,
+    pub(super) first: usize,
+    pub(super) count: usize,
+}
+
+/// The columns' values; `gate_up`: [rows, 2 * count]. No other task writes these columns.
+pub(super) fn columns(isa: Isa, columns: Columns<'_>, gate_up: &[f32], act: Activation) {
+    match act {
+        Activation::Silu => silu_mul(isa, columns, gate_up),
+        Activation::GeluTanh => gelu_tanh_mul(isa, columns, gate_up),
+    }
+}
+
+multiversion! {
+    fn silu_mul(columns: Columns<'_>, gate_up: &[f32]) = silu_mul_body
+}
+
+#[inline(always)]
+fn silu_mul_body<const FMA: bool>(columns: Columns<'_>, gate_up: &[f32]) {
+    act_mul(columns, gate_up, silu::<FMA>);
+}
+
+multiversion! {
+    fn gelu_tanh_mul(columns: Columns<'_>, gate_up: &[f32]) = gelu_tanh_mul_body
+}
+
+#[inline(always)]
+fn gelu_tanh_mul_body<const FMA: bool>(columns: Columns<'_>, gate_up: &[f32]) {
+    act_mul(columns, gate_up, gelu_tanh::<FMA>);
+}
+
+#[inline(always)]
+fn act_mul(columns: Columns<'_>, gate_up: &[f32], act: impl Fn(f32) -> f32) {
+    for (t, row) in gate_up.chunks_exact(2 * columns.count).enumerate() {
+        // SAFETY: the columns are the caller's alone.
+        let out = unsafe { columns.out.range(columns.first + t * columns.out_cols, columns.count) };
+        let (gate, up) = row.split_at(columns.count);
+        for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
+            *out = act(x) * up;
+        }
+    }
 }
 
 /// row = act(row), for [`super::activate`].
@@ -55,28 +96,6 @@ pub(super) fn activate_row(isa: Isa, row: &mut [f32], act: Activation) {
     match act {
         Activation::Silu => silu_row(isa, row),
         Activation::GeluTanh => gelu_tanh_row(isa, row),
-    }
-}
-
-multiversion! {
-    fn silu_mul(out: &mut [f32], gate: &[f32], up: &[f32]) = silu_mul_body
-}
-
-#[inline(always)]
-fn silu_mul_body<const FMA: bool>(out: &mut [f32], gate: &[f32], up: &[f32]) {
-    for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
-        *out = silu::<FMA>(x) * up;
-    }
-}
-
-multiversion! {
-    fn gelu_tanh_mul(out: &mut [f32], gate: &[f32], up: &[f32]) = gelu_tanh_mul_body
-}
-
-#[inline(always)]
-fn gelu_tanh_mul_body<const FMA: bool>(out: &mut [f32], gate: &[f32], up: &[f32]) {
-    for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
-        *out = gelu_tanh::<FMA>(x) * up;
     }
 }
 

@@ -236,6 +236,18 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn gated_linear(
+        &self,
+        out: &mut Buffer,
+        gate_up: &mut Buffer,
+        x: &Buffer,
+        weight: &Matrix,
+        act: Activation,
+    ) -> Result<()> {
+        ops::gated_linear::cpu(&mut self.cpu.borrow_mut(), out, gate_up, x, weight, act);
+        Ok(())
+    }
+
     fn activate(&self, x: &mut Buffer, act: Activation) -> Result<()> {
         ops::activate::cpu(&mut self.cpu.borrow_mut(), x, act);
         Ok(())

@@ -24,6 +24,8 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) use bf16::Bf16Rows;
 pub use float_panels::FloatPanels;
@@ -40,8 +42,10 @@ use crate::config::WeightDtype;
 use crate::error::Result;
 use crate::weights::{Dtype, TensorView, convert, quant};
 
-/// Tasks that the panels of a part are cut into, for every thread.
+/// Tasks that a matrix is cut into, for every thread.
 const TASKS_A_THREAD: usize = 6;
+/// Rows of two panels.
+pub(super) const PAIR: usize = 2 * panels::ROWS;
 
 /// `x`: [n, cols]; `weight`: [rows, cols]; `out`: [n, rows]. Weights are dequantized; sums are taken in f64.
 pub fn reference(out: &mut Buffer, x: &Buffer, weight: &Matrix) {
@@ -66,83 +70,127 @@ pub fn reference(out: &mut Buffer, x: &Buffer, weight: &Matrix) {
 pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) {
     assert_eq!((x.cols(), out.cols()), (weight.cols, weight.rows()), "invariant: shapes fit");
     out.set_rows(x.rows());
-    let (num_tokens, out_cols, isa) = (x.rows(), out.cols(), cpu.isa);
-    let is_packed = |part: &MatrixPart| matches!(part.data, PartData::Panels(_));
-    if weight.parts.iter().any(is_packed) {
-        cpu.planes.fill(&mut cpu.pool, isa, cpu.precision, x);
-    }
-    if weight.parts.iter().any(|part| matches!(part.data, PartData::Rows(_))) {
-        cpu.quantized.fill(isa, x);
-    }
-    #[cfg(target_arch = "x86_64")]
-    let in_bf16 = cpu.precision != MatmulPrecision::Exact
-        && isa >= Isa::Avx512Bf16
-        && weight.parts.iter().any(|part| part.dtype == Dtype::BF16);
-    #[cfg(target_arch = "x86_64")]
-    if in_bf16 {
-        cpu.bf16.fill(&mut cpu.pool, x);
-    }
+    let cols = out.cols();
+    let (pool, inputs) = Inputs::of(cpu, x, weight);
     let shared = SharedSlice::new(out.data_mut());
-    let (planes, quantized) = (&cpu.planes, &cpu.quantized);
+    let num_pairs = weight.parts.iter().map(num_pairs).sum::<usize>();
+    for_shares(pool, num_pairs, &|pairs| {
+        inputs.multiply(weight, pairs, Place { out: shared, cols, first_row: 0, first_col: 0 })
+    });
+}
+
+/// Calls `task` on all threads with shares of pairs of panels. They are enough that the threads end together, and no more: each
+/// reads the inputs anew.
+pub(super) fn for_shares(pool: &mut ThreadPool, num_pairs: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
+    let num_tasks = num_pairs.min(pool.num_threads() * TASKS_A_THREAD);
+    pool.run(num_tasks, &|idx| task(idx * num_pairs / num_tasks..(idx + 1) * num_pairs / num_tasks));
+}
+
+/// Pairs of panels of 16 rows, as the tiles of several tokens take them. A last panel without another counts as one.
+fn num_pairs(part: &MatrixPart) -> usize {
+    part.rows.div_ceil(PAIR)
+}
+
+/// Inputs of an operation, as the kernels of its weights take them.
+pub(super) struct Inputs<'a> {
+    isa: Isa,
+    x: &'a Buffer,
+    planes: &'a Planes,
+    quantized: &'a QuantizedRows,
     #[cfg(target_arch = "x86_64")]
-    let bf16 = in_bf16.then_some(&cpu.bf16);
-    for_panels(&mut cpu.pool, &weight.parts, &|part, offset, first, count| {
-        let start = first * panels::ROWS;
-        let bias = weight.bias.as_deref().map(|b| &b[offset + start..]);
+    bf16: Option<&'a Bf16Rows>,
+}
+
+/// Where products go: row `first_row` of the weights to column `first_col` of `out`, [n, cols], and those below it beside that.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) out: SharedSlice<'a, f32>,
+    pub(super) cols: usize,
+    pub(super) first_row: usize,
+    pub(super) first_col: usize,
+}
+
+impl<'a> Inputs<'a> {
+    /// Converts `x`, and leaves the threads to whoever multiplies.
+    pub(super) fn of(cpu: &'a mut Cpu, x: &'a Buffer, weight: &Matrix) -> (&'a mut ThreadPool, Self) {
+        let has = |is_kept: fn(&PartData) -> bool| weight.parts.iter().any(|part| is_kept(&part.data));
+        if has(|data| matches!(data, PartData::Panels(_))) {
+            cpu.planes.fill(&mut cpu.pool, cpu.isa, cpu.precision, x);
+        }
+        if has(|data| matches!(data, PartData::Rows(_))) {
+            cpu.quantized.fill(cpu.isa, x);
+        }
+        #[cfg(target_arch = "x86_64")]
+        let in_bf16 = cpu.precision != MatmulPrecision::Exact
+            && cpu.isa >= Isa::Avx512Bf16
+            && weight.parts.iter().any(|part| part.dtype == Dtype::BF16);
+        #[cfg(target_arch = "x86_64")]
+        if in_bf16 {
+            cpu.bf16.fill(&mut cpu.pool, x);
+        }
+        let inputs = Self {
+            isa: cpu.isa,
+            x,
+            planes: &cpu.planes,
+            quantized: &cpu.quantized,
+            #[cfg(target_arch = "x86_64")]
+            bf16: in_bf16.then_some(&cpu.bf16),
+        };
+        (&mut cpu.pool, inputs)
+    }
+
+    /// The products of all inputs with pairs of panels.
+    pub(super) fn multiply(&self, weight: &Matrix, pairs: Range<usize>, place: Place<'_>) {
+        let (mut before, mut rows) = (0, 0);
+        for part in &weight.parts {
+            let [first, end] = [pairs.start, pairs.end].map(|pair| pair.saturating_sub(before).min(num_pairs(part)));
+            if first < end {
+                let bias = weight.bias.as_deref().map(|bias| &bias[rows + first * PAIR..]);
+                self.multiply_part(
+                    part,
+                    (first * PAIR, part.rows.min(end * PAIR)),
+                    bias,
+                    Place { first_col: place.first_col + rows + first * PAIR - place.first_row, ..place },
+                );
+            }
+            (before, rows) = (before + num_pairs(part), rows + part.rows);
+        }
+    }
+
+    /// Rows `start..end` of a part. `bias`: from `start` on.
+    fn multiply_part(&self, part: &MatrixPart, (start, end): (usize, usize), bias: Option<&[f32]>, place: Place<'_>) {
+        let (first, count) = (start / panels::ROWS, (end - start).div_ceil(panels::ROWS));
         let target = Target {
-            out: shared,
-            out_cols,
-            first_col: offset + start,
-            end_col: offset + part.rows,
+            out: place.out,
+            out_cols: place.cols,
+            first_col: place.first_col,
+            end_col: place.first_col + end - start,
             // Scales come before it.
             bias: if part.row_scales.is_some() { None } else { bias },
         };
         match &part.data {
             PartData::Rows(data) => {
-                let row_bytes = part.dtype.row_bytes(weight.cols);
-                let end = part.rows.min(start + count * panels::ROWS);
-                quantized::rows(isa, &target, quantized, part.dtype, &data[start * row_bytes..end * row_bytes]);
+                let row_bytes = part.dtype.row_bytes(self.x.cols());
+                let data = &data[start * row_bytes..end * row_bytes];
+                quantized::rows(self.isa, &target, self.quantized, part.dtype, data);
             }
-            PartData::Panels(panels) => multiply_panels(&target, panels, first, count, planes),
+            PartData::Panels(panels) => multiply_panels(&target, panels, first, count, self.planes),
             PartData::FloatPanels(panels) => {
                 #[cfg(target_arch = "x86_64")]
-                if let (Some(x), Dtype::BF16) = (bf16, part.dtype) {
+                if let (Some(x), Dtype::BF16) = (self.bf16, part.dtype) {
                     // SAFETY: Isa::detect found the instructions.
                     unsafe { bf16::multiply(&target, panels, first, count, x) };
                 } else {
-                    float::multiply(isa, &target, panels, first, count, x);
+                    float::multiply(self.isa, &target, panels, first, count, self.x);
                 }
                 #[cfg(not(target_arch = "x86_64"))]
-                float::multiply(isa, &target, panels, first, count, x);
+                float::multiply(self.isa, &target, panels, first, count, self.x);
             }
         }
         if let Some(scales) = &part.row_scales {
-            target.scale(num_tokens, &scales[start..part.rows.min(start + count * panels::ROWS)], bias);
+            target.scale(self.x.rows(), &scales[start..end], bias);
         }
-    });
-}
-
-/// Shares the parts' panels of 16 rows among the threads, in pairs as the tiles of several tokens take them: `task` is given
-/// a part, the rows before it, a panel of it, and how many from there on. Tasks are enough that the threads end together, and
-/// no more: each reads the inputs anew.
-fn for_panels(pool: &mut ThreadPool, parts: &[MatrixPart], task: &(dyn Fn(&MatrixPart, usize, usize, usize) + Sync)) {
-    let num_panels = |part: &MatrixPart| part.rows.div_ceil(panels::ROWS);
-    let num_pairs = parts.iter().map(|part| num_panels(part).div_ceil(2)).sum::<usize>();
-    let num_tasks = num_pairs.min(pool.num_threads() * TASKS_A_THREAD);
-    pool.run(num_tasks, &|idx| {
-        let [start, end] = [idx, idx + 1].map(|idx| 2 * (idx * num_pairs / num_tasks));
-        // The panels before a part, a last one without its pair counted as two; and the rows.
-        let (mut before, mut rows) = (0, 0);
-        for part in parts {
-            let num_panels = num_panels(part);
-            let first = start.saturating_sub(before);
-            let last = end.saturating_sub(before).min(num_panels);
-            if first < last {
-                task(part, rows, first, last - first);
-            }
-            (before, rows) = (before + num_panels.next_multiple_of(2), rows + part.rows);
-        }
-    });
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
