@@ -6,20 +6,19 @@
 //
 // A number of out has the same bits whichever kernel computes it, and whatever else is computed beside it. Its sum over cols
 // is cut into segments of `segment` columns, a multiple of 64 that depends on the matrix's shape alone. A segment's sum begins
-// at 0 and takes chunks of 32 columns in order, two matrix products a chunk (`multiply`); segments' sums are added in
-// order, then the bias. Within a chunk lane l of a warp has columns 8 * (l % 4).. of a row, 16 bytes as they lie in memory: the
-// first product takes the lower four of each lane, the second the upper four. Sums do not mind which column a product calls
-// its k-th, as long as weights and tokens agree: nothing is moved between lanes to suit the products' layout. Weights are the
-// products' 16-row operand, tokens the 8-column one. That a product's sum does not depend on its place in the fragment is how
-// tensor cores are; the tests ask for it.
+// at 0 and takes matrix products of 16 neighbouring columns in order, two a chunk of 32 (`multiply`); segments' sums are added
+// in order, then the bias. Of a product's columns lane l of a warp has the four from 8 * (l % 2) + 4 * (l % 4 / 2) on. Sums do
+// not mind which column a product calls its k-th, as long as weights and tokens agree, so that they are read 8 or 16 bytes at a
+// time: of weights in memory 16, a chunk's 8 columns from 8 * (l % 4) on, and lanes l and l ^ 2 exchange halves (`exchange`).
+// Weights are the products' 16-row operand, tokens the 8-column one. That a product's sum does not depend on its place in the
+// fragment is how tensor cores are; the tests ask for it.
 //
 // Fp8: every e4m3 number is one of bf16 and of f16, so weights are expanded in registers and multiplied as 16 bits are, in the
 // same order; a row's scale is applied to the total, before the bias. The bits are those of the kernels for 16 bits with
 // expanded weights. Rows are padded to whole steps of 64 columns with zeros, two chunks a step: in a step lane l's 16 bytes
-// are its 8 columns of the first chunk and those of the second, four columns to a word in the order 0, 2, 1, 3, so that
-// the even bytes of a word are one pair and the odd ones the next. Expanding puts sign, exponent and mantissa at their places
-// by shifts and masks, subnormals too (both types continue theirs below the least exponent in the same way), and leaves a
-// power of two. f16: weights are 2^-8 times what they should be, which changes no rounding and is made good in the total.
+// are its columns of the four products, a word each, in the order 0, 2, 1, 3, so that the even bytes of a word are one pair and
+// the odd ones the next. Expanding puts sign, exponent and mantissa at their places by shifts and masks, subnormals too (both
+// types continue theirs below the least exponent in the same way), and leaves a power of two. f16: weights are 2^-8 times what they should be, which changes no rounding and is made good in the total.
 // bf16: 2^-120 would drown products and sums; an exact multiplication of the pair takes it back. That it takes subnormal
 // inputs is in the PTX manual. Some 9 instructions for 4 weights: half of what a device can issue while memory brings them.
 //
@@ -29,9 +28,9 @@
 // Bounded by memory: the weights' bytes, once. 8 or 5 KiB are under way a warp; of Fp8 5 or 3.
 //
 // linear_tile64x32, 64x64, 128x128: tiles of features x tokens. Block of 4 warps; the tile's rows of some chunks are copied
-// to shared memory, STAGES deep, chunk by chunk in rows of 64 bytes: two rows are all banks, so that the lanes' 16-byte reads
-// do not collide. Grid: all tiles, up to 16 tiles of tokens for one of features after another, to share what the second cache
-// holds. Dynamic shared memory: the stages, behind them the sums of finished segments where there is more than one (4 bytes
+// to shared memory, STAGES deep, chunk by chunk in rows of 64 bytes, in every other pair of rows with their halves
+// exchanged, so that the lanes' 8-byte reads do not collide. Grid: all tiles, up to 16 tiles of tokens for one of features
+// after another, to share what the second cache holds. Dynamic shared memory: the stages, behind them the sums of finished segments where there is more than one (4 bytes
 // a number of the tile), and in their place the results, on their way to whole rows: `Tile::shared_bytes`.
 // The first two are bounded by memory where tokens are few; 128x128 by FLOPs, 2 * tokens * features * cols, at the rate of
 // the warps' own matrix products.
@@ -40,11 +39,31 @@
 #include "lib/platform.h"
 #include "lib/vector.h"
 
-// Columns of a chunk.
-static constexpr u32 CHUNK = 32;
-// Features of a matrix product, and tokens.
+// Columns of a matrix product, its features and its tokens; columns of a chunk.
+static constexpr u32 COLUMNS = 16;
 static constexpr u32 FEATURES = 16;
 static constexpr u32 TOKENS = 8;
+static constexpr u32 CHUNK = 2 * COLUMNS;
+
+// What makes a lane's columns of two products of its 16 bytes of a chunk: lanes 0 and 1 of four give away the upper half and keep
+// the lower, lanes 2 and 3 the reverse.
+DEVICE uint4 exchange(const uint4& piece) {
+    const bool keeps_upper = (threadIdx.x & 2) != 0;
+    const u32 x = __shfl_xor_sync(FULL_WARP, keeps_upper ? piece.x : piece.z, 2);
+    const u32 y = __shfl_xor_sync(FULL_WARP, keeps_upper ? piece.y : piece.w, 2);
+    return keeps_upper ? make_uint4(x, y, piece.z, piece.w) : make_uint4(piece.x, piece.y, x, y);
+}
+
+// In shared memory piece `idx` of the 16 bytes of a row of 64 is at this place of the row.
+DEVICE u32 place_of(u32 idx, u32 row) { return idx ^ (row & 2); }
+
+// This lane's columns of a chunk's two products, of row lane / 4 from `rows` on in shared memory.
+DEVICE uint4 read_columns(const uint4* rows) {
+    const u32 lane = threadIdx.x % 32, row = lane / 4;
+    const uint2* own = (const uint2*)(rows + 4 * row + lane % 2) + lane % 4 / 2;
+    const uint2 first = own[2 * place_of(0, row)], second = own[2 * place_of(2, row)];
+    return make_uint4(first.x, first.y, second.x, second.y);
+}
 
 // How weights are stored. Rows are read in steps of 64 bytes, 16 a lane, which hold CHUNKS chunks.
 template <typename T_>
@@ -56,8 +75,10 @@ struct Plain {
     static constexpr float FACTOR = 1.0f;
     // Bytes of a row of `cols` columns.
     DEVICE u32 row_bytes(u32 cols) { return 2 * cols; }
-    // This lane's columns of chunk `c` of a step.
-    DEVICE uint4 expand(const uint4& piece, u32 c) { return piece; }
+    // This lane's columns of the two products of a chunk: of the step's 16 bytes that lie at its place in memory, the chunk `c`;
+    DEVICE uint4 of_memory(const uint4& piece, u32 c) { return exchange(piece); }
+    // and of a step in shared memory whose row 0 is at `rows`.
+    DEVICE uint4 of_shared(const uint4* rows, u32 c) { return read_columns(rows); }
 };
 
 // Four e4m3 numbers as two pairs of 16-bit numbers.
@@ -80,9 +101,13 @@ struct Fp8 {
     static constexpr bool HAS_SCALE = true;
     static constexpr float FACTOR = IS_F16<T> ? 256.0f : 1.0f;
     DEVICE u32 row_bytes(u32 cols) { return (cols + 63) / 64 * 64; }
-    DEVICE uint4 expand(const uint4& piece, u32 c) {
+    DEVICE uint4 of_memory(const uint4& piece, u32 c) {
         const uint2 first = expand_e4m3<T>(c == 0 ? piece.x : piece.z), second = expand_e4m3<T>(c == 0 ? piece.y : piece.w);
         return make_uint4(first.x, first.y, second.x, second.y);
+    }
+    DEVICE uint4 of_shared(const uint4* rows, u32 c) {
+        const u32 lane = threadIdx.x % 32;
+        return of_memory(rows[lane / 4 * 4 + place_of(lane % 4, lane / 4)], c);
     }
 };
 
@@ -104,8 +129,8 @@ DEVICE float scaled(float total, float scale) {
     return W::HAS_SCALE ? __fmul_rn(total * W::FACTOR, scale) : total;
 }
 
-// sums += the product of a chunk of columns: this lane's 8 columns of features g and g + 8 (g = lane / 4), `low` and `high`,
-// and of token g of each of the tiles, x. The only place where products are summed.
+// sums += the two products of a chunk: this lane's columns, those of the first and then those of the second, of features g and
+// g + 8 (g = lane / 4), `low` and `high`, and of token g of each of the tiles, x. The only place where products are summed.
 template <typename T, int TILES>
 DEVICE void multiply(float (&sums)[TILES][4], const uint4& low, const uint4& high, const uint4 (&x)[TILES]) {
     const u32 first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
@@ -150,18 +175,21 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u32 first_featu
     auto load_tokens = [&](int stage, u32 step) {
 #pragma unroll
         for (int c = 0; c < W::CHUNKS; c++) {
-            const u32 col = first_col + step * STEP + c * CHUNK;
+            const u32 col = start + 8 * (lane % 2) + 4 * (lane % 4 / 2) + step * STEP + c * CHUNK;
 #pragma unroll
             for (int t = 0; t < TILES; t++) {
-                x[stage][c][t] = make_uint4(0, 0, 0, 0);
-                if (col < end) x[stage][c][t] = *(const uint4*)(token(t * TOKENS + g) + col);
+                const T* row = token(t * TOKENS + g);
+                uint2 first = make_uint2(0, 0), second = make_uint2(0, 0);
+                if (col < end) first = *(const uint2*)(row + col);
+                if (col + COLUMNS < end) second = *(const uint2*)(row + col + COLUMNS);
+                x[stage][c][t] = make_uint4(first.x, first.y, second.x, second.y);
             }
         }
     };
     auto multiply_step = [&](int stage) {
 #pragma unroll
         for (int c = 0; c < W::CHUNKS; c++) {
-            multiply<T, TILES>(sums, W::expand(low[stage], c), W::expand(high[stage], c), x[stage][c]);
+            multiply<T, TILES>(sums, W::of_memory(low[stage], c), W::of_memory(high[stage], c), x[stage][c]);
         }
     };
     // Weights do not change: their loads begin before the kernel that writes x has ended.
@@ -282,7 +310,9 @@ DEVICE Share share_of(const void* matrix, u32 row_bytes, u32 first_row, u32 rows
 // next are `step_pieces` after them.
 template <u32 TILE_ROWS, u32 STEPS>
 DEVICE void start_copies(uint4* to, u32 step_pieces, const Share& share, u32 first, u32 row_bytes) {
-    uint4* piece = to + threadIdx.x / 4 % STEPS * step_pieces + threadIdx.x / (4 * STEPS) * 4 + threadIdx.x % 4;
+    const u32 row = threadIdx.x / (4 * STEPS);
+    static_assert(ROWS_PER_PASS<STEPS> % 4 == 0, "a thread's rows have their pieces in one order");
+    uint4* piece = to + threadIdx.x / 4 % STEPS * step_pieces + row * 4 + place_of(threadIdx.x % 4, row);
     const u8* at = share.from + first;
     const u32 is_there = first + share_byte<STEPS>() < row_bytes ? share.is_row : 0;
 #pragma unroll
@@ -294,19 +324,18 @@ DEVICE void start_copies(uint4* to, u32 step_pieces, const Share& share, u32 fir
 // One chunk of a warp, the `c`th of its step: its rows of weights and of tokens begin at `weights` and `x`.
 template <typename W, typename S>
 DEVICE void multiply_tile(float (&sums)[S::FEATURE_TILES][S::TOKEN_TILES][4], const uint4* weights, const uint4* x, u32 c) {
-    const u32 lane = threadIdx.x % 32;
     uint4 tokens[S::TOKEN_TILES], low[2], high[2];
-    low[0] = weights[lane];
-    high[0] = weights[4 * 8 + lane];
+    low[0] = W::of_shared(weights, c);
+    high[0] = W::of_shared(weights + 4 * 8, c);
 #pragma unroll
-    for (int t = 0; t < S::TOKEN_TILES; t++) tokens[t] = x[t * 4 * TOKENS + lane];
+    for (int t = 0; t < S::TOKEN_TILES; t++) tokens[t] = read_columns(x + t * 4 * TOKENS);
 #pragma unroll
     for (int f = 0; f < S::FEATURE_TILES; f++) {
         if (f + 1 < S::FEATURE_TILES) {
-            low[(f + 1) % 2] = weights[(f + 1) * 4 * FEATURES + lane];
-            high[(f + 1) % 2] = weights[(f + 1) * 4 * FEATURES + 4 * 8 + lane];
+            low[(f + 1) % 2] = W::of_shared(weights + (f + 1) * 4 * FEATURES, c);
+            high[(f + 1) % 2] = W::of_shared(weights + (f + 1) * 4 * FEATURES + 4 * 8, c);
         }
-        multiply<typename W::T, S::TOKEN_TILES>(sums[f], W::expand(low[f % 2], c), W::expand(high[f % 2], c), tokens);
+        multiply<typename W::T, S::TOKEN_TILES>(sums[f], low[f % 2], high[f % 2], tokens);
     }
 }
 

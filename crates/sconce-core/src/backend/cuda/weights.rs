@@ -94,13 +94,13 @@ fn empty(
     Ok(Matrix { memory, rows, cols, elem, row_scales: row_scales?, bias: bias? })
 }
 
-/// Where the codes of e4m3 stand within a step's bytes: column by byte. A lane's 16 bytes are its 8 columns of two chunks of
-/// 32; of four columns the even ones come first, as `linear.cu` expands them.
+/// Where the codes of e4m3 stand within a step's bytes: column by byte. A lane's 16 bytes are its four columns of each of four
+/// products; of four columns the even ones come first, as `linear.cu` expands them.
 const ORDER: [usize; FP8_STEP] = {
     let (mut order, mut at) = ([0; FP8_STEP], 0);
     while at < FP8_STEP {
-        let (lane, chunk, word) = (at / 16, at / 8 % 2, at / 4 % 2);
-        order[at] = chunk * 32 + lane * 8 + word * 4 + [0, 2, 1, 3][at % 4];
+        let (lane, product) = (at / 16, at / 4 % 4);
+        order[at] = product * 16 + lane % 2 * 8 + lane / 2 * 4 + [0, 2, 1, 3][at % 4];
         at += 1;
     }
     order
