@@ -29,8 +29,7 @@
 //
 // linear_tile64x32, 64x64, 128x128: tiles of features x tokens. Block of 4 warps; the tile's rows of some chunks are copied
 // to shared memory, STAGES deep, chunk by chunk in rows of 64 bytes, in every other pair of rows with their halves
-// exchanged, so that the lanes' 8-byte reads do not collide. Grid: all tiles, up to 16 tiles of tokens for one of features
-// after another, to share what the second cache holds. Dynamic shared memory: the stages, behind them the sums of finished segments where there is more than one (4 bytes
+// exchanged, so that the lanes' 8-byte reads do not collide. Grid: all tiles (lib/tiles.h). Dynamic shared memory: the stages, behind them the sums of finished segments where there is more than one (4 bytes
 // a number of the tile), and in their place the results, on their way to whole rows: `Tile::shared_bytes`.
 // The first two are bounded by memory where tokens are few; 128x128 by FLOPs, 2 * tokens * features * cols, at the rate of
 // the warps' own matrix products.
@@ -38,12 +37,10 @@
 // linear_add_bias: out += bias, for products by a library. Bounded by memory: 4 or 8 bytes a number.
 #include "lib/platform.h"
 #include "lib/vector.h"
+#include "lib/tiles.h"
 
 // Columns of a matrix product, its features and its tokens; columns of a chunk.
-static constexpr u32 COLUMNS = 16;
-static constexpr u32 FEATURES = 16;
-static constexpr u32 TOKENS = 8;
-static constexpr u32 CHUNK = 2 * COLUMNS;
+static constexpr u32 COLUMNS = 16, FEATURES = 16, TOKENS = 8, CHUNK = 2 * COLUMNS;
 
 // What makes a lane's columns of two products of its 16 bytes of a chunk: lanes 0 and 1 of four give away the upper half and keep
 // the lower, lanes 2 and 3 the reverse.
@@ -384,18 +381,13 @@ DEVICE void write_tile(Out* out, const Product<W>& p, const float* results, u32 
 template <typename W, typename S>
 DEVICE void tile(const Product<W>& p) {
     using T = typename W::T;
-    constexpr u32 MAX_GROUP = 16;
     DYNAMIC_SHARED(shared);
     uint4* stages = (uint4*)shared;
     float4* totals = (float4*)(stages + S::STAGES * S::STAGE_PIECES);
     float* results = (float*)shared;
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const u32 num_rows = (p.features + S::TILE_FEATURES - 1) / S::TILE_FEATURES;
-    const u32 num_columns = (p.tokens + S::TILE_TOKENS - 1) / S::TILE_TOKENS;
-    const u32 group = blockIdx.x / (MAX_GROUP * num_rows), in_group = blockIdx.x % (MAX_GROUP * num_rows);
-    const u32 group_columns = min(MAX_GROUP, num_columns - group * MAX_GROUP);
-    const u32 first_feature = in_group / group_columns * S::TILE_FEATURES;
-    const u32 first_token = (group * MAX_GROUP + in_group % group_columns) * S::TILE_TOKENS;
+    const TilePlace place = tile_place(blockIdx.x, p.tokens, p.features, S::TILE_TOKENS, S::TILE_FEATURES);
+    const u32 first_feature = place.first_feature, first_token = place.first_token;
     const u32 weight_bytes = W::row_bytes(p.cols), token_bytes = 2 * p.cols;
     const Share weights = share_of<S::TILE_FEATURES, S::STEPS>(p.weight, weight_bytes, first_feature, p.features);
     const Share tokens = share_of<S::TILE_TOKENS, S::CHUNKS>(p.x, token_bytes, first_token, p.tokens);

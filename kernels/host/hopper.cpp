@@ -37,7 +37,7 @@ State& state() {
     if (state.block != block_number()) {
         state = {};
         state.block = block_number();
-        state.queues.resize(place.block_dim.x * place.block_dim.y * place.block_dim.z);
+        state.queues.resize(num_threads());
     }
     return state;
 }
@@ -110,7 +110,7 @@ u16 at_matrix(u32 matrix, u32 row, u32 col) {
 
 // This thread's share of a product. Its warp's threads come here together.
 void carry_out(const Product& product) {
-    const unsigned lane = thread_number() % 32, warp = thread_number() % 128 / 32;
+    const unsigned lane = thread_of_block() % 32, warp = thread_of_block() % 128 / 32;
     *slots(lane) = (u64)(uintptr_t)product.a_registers;
     warp_barrier(0xffffffffu);
     float a[2][16];
@@ -129,16 +129,15 @@ void carry_out(const Product& product) {
     for (int i = 0; i < product.num_cols / 2; i += 4) {
         for (unsigned j = 0; j < 2; j++) {
             const unsigned col = i / 4 * 8 + lane % 4 * 2 + j;
-            float sums[2] = {0, 0};
+            // As mma_16x8x16 adds.
+            double sums[2];
+            for (unsigned r = 0; r < 2; r++) sums[r] = product.adds ? product.d[i + 2 * r + j] : 0.0f;
             for (unsigned k = 0; k < 16; k++) {
                 const u16 bits = product.b_is_row_after_row ? at_matrix(product.b, k, col) : at_matrix(product.b, col, k);
                 const float b = product.widen(bits);
-                for (unsigned r = 0; r < 2; r++) sums[r] += a[r][k] * b;
+                for (unsigned r = 0; r < 2; r++) sums[r] += (double)a[r][k] * b;
             }
-            for (unsigned r = 0; r < 2; r++) {
-                float& d = product.d[i + 2 * r + j];
-                d = (product.adds ? d : 0.0f) + sums[r];
-            }
+            for (unsigned r = 0; r < 2; r++) product.d[i + 2 * r + j] = (float)sums[r];
         }
     }
     // Others have read this lane's registers.

@@ -46,6 +46,14 @@ DEVICE void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, u
 }
 DEVICE void publish_shared() {}
 
+DEVICE u32 cluster_rank() { return shim::cluster_rank(); }
+DEVICE void cluster_barrier() { shim::cluster_barrier(); }
+DEVICE float4 load_of_cluster(const float4* at, u32 rank) {
+    float4 v;
+    memcpy(&v, shim::shared_of(rank) + ((const u8*)at - shim::place.shared), sizeof v);
+    return v;
+}
+
 DEVICE void named_barrier_wait(u32 id, u32 num_threads) { shim::named_barrier_wait(id, num_threads); }
 DEVICE void named_barrier_arrive(u32 id, u32 num_threads) { shim::named_barrier_arrive(id, num_threads); }
 

@@ -1,4 +1,4 @@
-// The host shim's engine: blocks, fibers, barriers. shim.h says what it is for.
+// The host shim's engine: clusters of blocks, fibers, barriers. shim.h says what it is for.
 #include "../lib/platform.h"
 
 #include <sys/mman.h>
@@ -12,7 +12,7 @@ thread_local Place place;
 namespace {
 
 constexpr std::size_t STACK_BYTES = 256 << 10;
-constexpr unsigned MAX_THREADS = 1024;
+constexpr unsigned MAX_THREADS = 1024, MAX_FIBERS = 4096;
 
 struct Barrier {
     unsigned arrived = 0, generation = 0;
@@ -39,20 +39,31 @@ struct Warp {
 };
 
 struct Block {
+    unsigned num_alive;
+    Barrier barrier, named[16], warpgroups[MAX_THREADS / 128];
+};
+
+// Blocks that run together; mostly one.
+struct Cluster {
     void (*kernel)(void**) = nullptr;
     void** args = nullptr;
-    unsigned num_threads = 0, num_alive = 0, current = 0, num_stalled = 0;
+    // Of all blocks, and of one.
+    unsigned num_threads = 0, block_threads = 0;
+    unsigned num_alive = 0, current = 0, num_stalled = 0;
     bool backwards = false;
-    // Counts blocks, so that what belongs to one is not taken for another's.
+    // Counts clusters, so that what belongs to one is not taken for another's.
     u64 number = 0;
-    Barrier barrier, named[16], warpgroups[MAX_THREADS / 128];
+    Barrier barrier;
+    std::vector<Block> blocks;
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     void* main = nullptr;
     u8* stacks = nullptr;
 };
 
-thread_local Block block;
+thread_local Cluster cluster;
+
+Block& own_block() { return cluster.blocks[cluster.current / cluster.block_threads]; }
 
 extern "C" void shim_switch(void** from, void* to);
 #if defined(__x86_64__)
@@ -119,17 +130,17 @@ shim_switch:
 #endif
 
 void switch_to(void** from, unsigned next) {
-    block.current = next;
-    place = block.fibers[next].place;
-    shim_switch(from, block.fibers[next].stack_pointer);
+    cluster.current = next;
+    place = cluster.fibers[next].place;
+    shim_switch(from, cluster.fibers[next].stack_pointer);
 }
 
 // The next fiber that has not ended; the number of fibers if there is none.
 unsigned next_fiber() {
-    const unsigned n = block.num_threads;
+    const unsigned n = cluster.num_threads;
     for (unsigned step = 1; step <= n; step++) {
-        const unsigned next = (block.current + (block.backwards ? n - step : step)) % n;
-        if (!block.fibers[next].is_done) return next;
+        const unsigned next = (cluster.current + (cluster.backwards ? n - step : step)) % n;
+        if (!cluster.fibers[next].is_done) return next;
     }
     return n;
 }
@@ -147,19 +158,21 @@ void wait(Barrier& barrier, unsigned expected) {
 }
 
 void fiber_main() {
-    block.kernel(block.args);
-    Fiber& self = block.fibers[block.current];
+    cluster.kernel(cluster.args);
+    Fiber& self = cluster.fibers[cluster.current];
     // Legal, but what nobody waits for is a mistake.
     if (!self.open.empty() || !self.groups.empty()) give_up("the thread ends and has not waited for its copies");
     if (has_products()) give_up("the thread ends and has not waited for its products");
     if (!self.has_waited) give_up("the thread ends and has not waited for the kernel before");
     self.is_done = true;
     progressed();
+    Block& block = own_block();
     if (--block.num_alive > 0 && block.barrier.arrived >= block.num_alive) release(block.barrier);
+    if (--cluster.num_alive > 0 && cluster.barrier.arrived >= cluster.num_alive) release(cluster.barrier);
     void* dead;
     const unsigned next = next_fiber();
-    if (next == block.num_threads) {
-        shim_switch(&dead, block.main);
+    if (next == cluster.num_threads) {
+        shim_switch(&dead, cluster.main);
     } else {
         switch_to(&dead, next);
     }
@@ -179,80 +192,98 @@ void* new_stack(u8* low) {
     return top;
 }
 
-void run_block() {
+// The blocks from `place.block` on, each with its own of `memories`.
+void run_cluster(unsigned num_blocks, u8* const* memories) {
     const dim3 dim = place.block_dim;
-    block.num_alive = block.num_threads;
-    block.num_stalled = 0;
-    block.number++;
-    block.barrier = {};
-    for (Barrier& barrier : block.named) barrier = {};
-    for (Barrier& barrier : block.warpgroups) barrier = {};
-    block.warps.assign(block.num_threads / 32, Warp{});
-    for (unsigned i = 0; i < block.num_threads; i++) {
-        Fiber& fiber = block.fibers[i];
+    cluster.num_threads = num_blocks * cluster.block_threads;
+    cluster.num_alive = cluster.num_threads;
+    cluster.num_stalled = 0;
+    cluster.number++;
+    cluster.barrier = {};
+    cluster.blocks.assign(num_blocks, Block{});
+    for (Block& block : cluster.blocks) block.num_alive = cluster.block_threads;
+    cluster.warps.assign(cluster.num_threads / 32, Warp{});
+    for (unsigned i = 0; i < cluster.num_threads; i++) {
+        Fiber& fiber = cluster.fibers[i];
+        const unsigned block = i / cluster.block_threads, thread = i % cluster.block_threads;
         fiber.is_done = fiber.has_waited = false;
         fiber.open.clear();
         fiber.groups.clear();
         fiber.place = place;
-        fiber.place.thread = {i % dim.x, i / dim.x % dim.y, i / dim.x / dim.y};
-        fiber.stack_pointer = new_stack(block.stacks + i * STACK_BYTES);
+        fiber.place.block.x += block;
+        fiber.place.shared = memories[block];
+        fiber.place.thread = {thread % dim.x, thread / dim.x % dim.y, thread / dim.x / dim.y};
+        fiber.stack_pointer = new_stack(cluster.stacks + i * STACK_BYTES);
     }
-    switch_to(&block.main, block.backwards ? block.num_threads - 1 : 0);
+    switch_to(&cluster.main, cluster.backwards ? cluster.num_threads - 1 : 0);
 }
 
 } // namespace
 
 void give_up(const char* what) {
     fprintf(stderr, "host shim: block (%u, %u, %u), thread %u: %s\n", place.block.x, place.block.y, place.block.z,
-            block.current, what);
+            thread_of_block(), what);
     abort();
 }
 
-void progressed() { block.num_stalled = 0; }
+void progressed() { cluster.num_stalled = 0; }
 
 void yield() {
-    if (++block.num_stalled > 4 * block.num_threads) give_up("the block waits for threads that do not come");
-    const unsigned next = next_fiber(), self = block.current;
-    if (next != self) switch_to(&block.fibers[self].stack_pointer, next);
+    if (++cluster.num_stalled > 4 * cluster.num_threads) give_up("the block waits for threads that do not come");
+    const unsigned next = next_fiber(), self = cluster.current;
+    if (next != self) switch_to(&cluster.fibers[self].stack_pointer, next);
 }
 
-u64 block_number() { return block.number; }
+u64 block_number() { return cluster.number; }
 
-unsigned thread_number() { return block.current; }
+unsigned thread_number() { return cluster.current; }
 
-void warpgroup_barrier() { wait(block.warpgroups[block.current / 128], 128); }
+unsigned num_threads() { return cluster.num_threads; }
 
-void named_barrier_wait(u32 id, u32 num_threads) { wait(block.named[id], num_threads); }
+unsigned thread_of_block() { return cluster.current % cluster.block_threads; }
+
+u8* shared_of(unsigned rank) {
+    if (rank >= cluster.blocks.size()) give_up("the cluster has no such block");
+    return cluster.fibers[rank * cluster.block_threads].place.shared;
+}
+
+unsigned cluster_rank() { return cluster.current / cluster.block_threads; }
+
+void cluster_barrier() { wait(cluster.barrier, cluster.num_alive); }
+
+void warpgroup_barrier() { wait(own_block().warpgroups[thread_of_block() / 128], 128); }
+
+void named_barrier_wait(u32 id, u32 num_threads) { wait(own_block().named[id], num_threads); }
 
 void named_barrier_arrive(u32 id, u32 num_threads) {
-    Barrier& barrier = block.named[id];
+    Barrier& barrier = own_block().named[id];
     if (++barrier.arrived >= num_threads) release(barrier);
 }
 
-void block_barrier() { wait(block.barrier, block.num_alive); }
+void block_barrier() { wait(own_block().barrier, own_block().num_alive); }
 
 void warp_barrier(u32 mask) {
     if (!(mask >> lane() & 1)) give_up("a lane waits for others and is not in the mask");
-    wait(block.warps[block.current / 32].barrier, (unsigned)__builtin_popcount(mask));
+    wait(cluster.warps[cluster.current / 32].barrier, (unsigned)__builtin_popcount(mask));
 }
 
-unsigned lane() { return block.current % 32; }
+unsigned lane() { return cluster.current % 32; }
 
-u64* slots(unsigned lane) { return block.warps[block.current / 32].slots[lane]; }
+u64* slots(unsigned lane) { return cluster.warps[cluster.current / 32].slots[lane]; }
 
 void copy_async(void* shared, const void* global, bool is_there) {
     if (((uintptr_t)shared | (is_there ? (uintptr_t)global : 0)) % 16 != 0) give_up("a copy is not aligned to 16 bytes");
-    block.fibers[block.current].open.push_back({shared, global, is_there});
+    cluster.fibers[cluster.current].open.push_back({shared, global, is_there});
 }
 
 void copy_commit() {
-    Fiber& self = block.fibers[block.current];
+    Fiber& self = cluster.fibers[cluster.current];
     self.groups.push_back(std::move(self.open));
     self.open.clear();
 }
 
 void copy_wait(int num_pending) {
-    Fiber& self = block.fibers[block.current];
+    Fiber& self = cluster.fibers[cluster.current];
     while ((int)self.groups.size() > num_pending) {
         for (const Copy& copy : self.groups.front()) {
             if (copy.is_there) {
@@ -265,7 +296,7 @@ void copy_wait(int num_pending) {
     }
 }
 
-void note_wait() { block.fibers[block.current].has_waited = true; }
+void note_wait() { cluster.fibers[cluster.current].has_waited = true; }
 
 float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
 
@@ -296,37 +327,42 @@ u16 f16_from_float(float x) {
 
 } // namespace shim
 
-// Runs a kernel, block after block. Returns whether it could be laid out.
-extern "C" int shim_launch(void (*kernel)(void**), const u32* grid, const u32* dim, u32 shared_bytes, void** args) {
+// Runs a kernel, cluster after cluster of `cluster_size` blocks. Returns whether it could be laid out.
+extern "C" int shim_launch(void (*kernel)(void**), const u32* grid, const u32* dim, u32 cluster_size, u32 shared_bytes,
+                           void** args) {
     using namespace shim;
     const unsigned num_threads = dim[0] * dim[1] * dim[2];
     if (num_threads == 0 || num_threads > MAX_THREADS || num_threads % 32 != 0) return 0;
+    if (cluster_size == 0 || grid[0] % cluster_size != 0 || cluster_size * num_threads > MAX_FIBERS) return 0;
     if (shared_bytes > (227u << 10)) return 0;
-    if (block.stacks == nullptr) {
+    if (cluster.stacks == nullptr) {
         // Pages are there once they are touched.
-        void* stacks = mmap(nullptr, MAX_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+        void* stacks = mmap(nullptr, MAX_FIBERS * STACK_BYTES, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stacks == MAP_FAILED) return 0;
-        block.stacks = static_cast<u8*>(stacks);
-        block.fibers.resize(MAX_THREADS);
+        cluster.stacks = static_cast<u8*>(stacks);
+        cluster.fibers.resize(MAX_FIBERS);
     }
-    block.kernel = kernel;
-    block.args = args;
-    block.num_threads = num_threads;
-    std::vector<u8> memory(shared_bytes + 128);
-    place.shared = memory.data() + (128 - (uintptr_t)memory.data() % 128) % 128;
+    cluster.kernel = kernel;
+    cluster.args = args;
+    cluster.block_threads = num_threads;
+    const std::size_t pitch = (shared_bytes + 127) / 128 * 128;
+    std::vector<u8> memory(cluster_size * pitch + 128);
+    u8* first = memory.data() + (128 - (uintptr_t)memory.data() % 128) % 128;
+    std::vector<u8*> memories;
+    for (u32 rank = 0; rank < cluster_size; rank++) memories.push_back(first + rank * pitch);
     place.shared_bytes = shared_bytes;
     place.grid_dim = {grid[0], grid[1], grid[2]};
     place.block_dim = {dim[0], dim[1], dim[2]};
     for (unsigned z = 0; z < grid[2]; z++) {
         for (unsigned y = 0; y < grid[1]; y++) {
-            for (unsigned x = 0; x < grid[0]; x++) {
-                memset(place.shared, 0xff, shared_bytes);
+            for (unsigned x = 0; x < grid[0]; x += cluster_size) {
+                memset(first, 0xff, cluster_size * pitch);
                 place.block = {x, y, z};
                 const Place before = place;
-                run_block();
+                run_cluster(cluster_size, memories.data());
                 place = before;
-                block.backwards = !block.backwards;
+                cluster.backwards = !cluster.backwards;
             }
         }
     }

@@ -1,8 +1,8 @@
 // The host shim: what kernels need of CUDA, in C++, so that tests run the very same .cu files without a GPU.
 //
 // The threads of a block are fibers of one thread of the machine. They run one at a time, each until it waits for others: at
-// a barrier, in a shuffle, in a matrix product. Blocks follow one another; every other block runs its fibers backwards, so
-// that a missing barrier does not go unseen. Dynamic shared memory begins as NaNs. Copies to shared memory happen as late
+// a barrier, in a shuffle, in a matrix product. Blocks (or clusters of them, which run together) follow one another; every other
+// one runs its fibers backwards, so that a missing barrier does not go unseen. Dynamic shared memory begins as NaNs. Copies to shared memory happen as late
 // as they may: when they are waited for. A block that waits for itself ends the process with a message.
 #pragma once
 
@@ -23,7 +23,7 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
-// One block at a time runs on a thread of the machine.
+// One block at a time runs on a thread of the machine. Clusters use dynamic shared memory alone.
 #define __shared__ static thread_local
 #define DEVICE static inline
 
@@ -62,9 +62,16 @@ extern thread_local Place place;
 // Lets others run, for the one that runs waits for something; who has done what others may wait for says so.
 void yield();
 void progressed();
-// Counts blocks; the thread's number within its own.
+// Counts clusters of blocks, most of them of one; the thread's number within its own, of so many, and within its block.
 u64 block_number();
 unsigned thread_number();
+unsigned num_threads();
+unsigned thread_of_block();
+// The block's number within its cluster, and the shared memory of one of them.
+unsigned cluster_rank();
+u8* shared_of(unsigned rank);
+// Waits for all threads of the cluster that have not ended.
+void cluster_barrier();
 // Whether the thread has products of warpgroups under way (hopper.cpp).
 bool has_products();
 // Waits for all threads of the block that have not ended.
@@ -281,6 +288,7 @@ static inline u32 times_2_to_120(u32 pair) {
 DEVICE uint4 load_streaming(const uint4* at) { return *at; }
 DEVICE uint4 load_streaming_or_zero(const uint4* at, bool is_there) { return is_there ? *at : uint4{0, 0, 0, 0}; }
 
+// The sum of a product is rounded once, as if it had been taken in no order, which is how tensor cores are thought to add.
 template <typename T>
 void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     const unsigned l = shim::lane(), g = l / 4, c = 2 * (l % 4);
@@ -290,15 +298,15 @@ void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     shim::warp_barrier(0xffffffffu);
     for (int i = 0; i < 4; i++) {
         const unsigned row = g + (i / 2) * 8, col = c + i % 2;
-        float sum = 0;
+        double sum = d[i];
         for (unsigned k = 0; k < 16; k++) {
             // Register k / 8 * 2 + row / 8 of the lane that has row and k; the half by k's parity.
             const u32* of_a = (const u32*)shim::slots(row % 8 * 4 + k % 8 / 2);
             const u32* of_b = (const u32*)shim::slots(col * 4 + k % 8 / 2);
             const u32 x = of_a[k / 8 * 2 + row / 8], y = of_b[4 + k / 8];
-            sum += to_float(T{(u16)(k % 2 ? x >> 16 : x)}) * to_float(T{(u16)(k % 2 ? y >> 16 : y)});
+            sum += (double)to_float(T{(u16)(k % 2 ? x >> 16 : x)}) * to_float(T{(u16)(k % 2 ? y >> 16 : y)});
         }
-        d[i] += sum;
+        d[i] = (float)sum;
     }
     shim::warp_barrier(0xffffffffu);
 }

@@ -1,6 +1,6 @@
 // What kernels for Hopper (sm_90a) may use beyond platform.h: barriers that count bytes, copies of boxes by the tensor memory
-// accelerator, matrix products of warpgroups (four neighbouring warps), and registers that pass from one warpgroup to another.
-// After platform.h.
+// accelerator, matrix products of warpgroups (four neighbouring warps), clusters of blocks, and registers that pass from one
+// warpgroup to another. After platform.h.
 #pragma once
 
 // What the driver makes of an array's shape; kernels take it as `const __grid_constant__ TensorMap`.
@@ -75,6 +75,27 @@ DEVICE void named_barrier_arrive(u32 id, u32 num_threads) {
     asm volatile("barrier.cta.arrive.aligned %0, %1;" ::"r"(id), "r"(num_threads) : "memory");
 }
 
+// Blocks of a cluster run together: the block's number among them; a barrier of all their threads; and what lies in the shared
+// memory of one of them, where `at` is in the block's own.
+DEVICE u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+DEVICE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEVICE float4 load_of_cluster(const float4* at, u32 rank) {
+    float4 v;
+    asm volatile("{\n\t.reg .b32 there;\n\t"
+                 "mapa.shared::cluster.u32 there, %4, %5;\n\t"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n\t}"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(shared_address(at)), "r"(rank)
+                 : "memory");
+    return v;
+}
+
 // A warpgroup's share of registers, for each of its threads: given back, or taken once they are there.
 template <int NUM>
 DEVICE void give_registers() {
@@ -117,6 +138,8 @@ __device__ __forceinline__ void product_registers(float* d, const u32* a, u32 b)
 #define OWN_16(i) OWN_8(i), OWN_8((i) + 8)
 #define OWN_32(i) OWN_16(i), OWN_16((i) + 16)
 #define OWN_64(i) OWN_32(i), OWN_32((i) + 32)
+#define OWN_96(i) OWN_64(i), OWN_32((i) + 64)
+#define OWN_128(i) OWN_64(i), OWN_64((i) + 64)
 #define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define NAMES_16 NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_32 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -124,6 +147,14 @@ __device__ __forceinline__ void product_registers(float* d, const u32* a, u32 b)
     NAMES_32 \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
     ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_96 \
+    NAMES_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_128 \
+    NAMES_96 \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+    ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // What follows d's registers is numbered from their number on.
 #define PRODUCT_SHARED(TYPE, NAME, N, LEN, A, B, ADDS)                                                                 \
@@ -145,6 +176,9 @@ __device__ __forceinline__ void product_registers(float* d, const u32* a, u32 b)
     }
 #define PRODUCTS(TYPE, NAME)                                                                                           \
     PRODUCT_SHARED(TYPE, NAME, 64, 32, "%32", "%33", "%34")                                                            \
+    PRODUCT_SHARED(TYPE, NAME, 128, 64, "%64", "%65", "%66")                                                           \
+    PRODUCT_SHARED(TYPE, NAME, 192, 96, "%96", "%97", "%98")                                                           \
+    PRODUCT_SHARED(TYPE, NAME, 256, 128, "%128", "%129", "%130")                                                       \
     PRODUCT_REGISTERS(TYPE, NAME, 16, 8, "%8, %9, %10, %11", "%12")                                                    \
     PRODUCT_REGISTERS(TYPE, NAME, 32, 16, "%16, %17, %18, %19", "%20")                                                 \
     PRODUCT_REGISTERS(TYPE, NAME, 64, 32, "%32, %33, %34, %35", "%36")                                                 \

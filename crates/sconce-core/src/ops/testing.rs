@@ -119,14 +119,8 @@ pub(crate) mod on_device {
         bias: Option<&[f32]>,
     ) -> Matrix {
         let memory = Memory::of_bytes(device, &bytes_of(data, elem)).unwrap();
-        Matrix {
-            memory,
-            rows: data.len() / cols,
-            cols,
-            elem,
-            row_scales: None,
-            bias: bias.map(|bias| vector(device, bias)),
-        }
+        let bias = bias.map(|bias| vector(device, bias));
+        Matrix::new(memory, [data.len() / cols, cols], elem, None, bias).unwrap()
     }
 
     /// A step of these tokens, of which these rows' logits are wanted.

@@ -17,6 +17,7 @@ use crate::kv::BlockCopy;
 use crate::ops::{
     self,
     attention::cuda::{AttentionSpace, DecodeShape},
+    attention::hopper::EQUAL_DIMS,
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
     linear::cuda::Products,
@@ -60,16 +61,20 @@ impl CudaBackend {
     /// Errors: no driver, no such GPU, or a type that GPUs have no kernels for.
     pub fn open(index: usize, asked: WeightDtype, stored: Dtype) -> Result<Self> {
         let elem = weights::elem_type(asked, stored)?;
-        Ok(Self { index, ..Self::new(Arc::new(Gpu::open(index)?), elem) })
+        let mut backend = Self { index, ..Self::new(Arc::new(Gpu::open(index)?), elem) };
+        if is_wanted("SCONCE_CUDA_HOPPER") && ops::linear::hopper::adds_alike(&backend.device, elem)? {
+            tracing::debug!("products of warpgroups add as others do: kernels for Hopper are used");
+            backend.products = Products::Hopper;
+        }
+        Ok(backend)
     }
 
     pub(crate) fn new(device: Arc<dyn Device>, elem: ElemType) -> Self {
-        let is_wanted = |name: &str| std::env::var_os(name).is_none_or(|value| value != "0");
         Self {
             device,
             index: 0,
             elem,
-            products: Products::Own,
+            products: Products::Portable,
             uses_graphs: is_wanted("SCONCE_CUDA_GRAPHS"),
             runs_ahead: is_wanted("SCONCE_CUDA_RUN_AHEAD"),
             min_saved_bytes: MIN_SAVED_BYTES,
@@ -77,11 +82,19 @@ impl CudaBackend {
         }
     }
 
-    /// The same with another precision of products: `fast` leaves those of many rows to cuBLASLt, and prompts' attention on
-    /// Hopper to a kernel of its own; their sums may depend on how many rows there are.
+    /// The same with another precision of products: `fast` leaves those of many rows to cuBLASLt, and attention of prompts with
+    /// wide heads on Hopper to a kernel of its own; their sums may depend on how many rows there are.
     pub fn with_matmul_precision(mut self, precision: MatmulPrecision) -> Self {
-        self.products = if precision == MatmulPrecision::Fast { Products::Library } else { Products::Own };
+        if precision == MatmulPrecision::Fast {
+            self.products = Products::Library;
+        }
         self
+    }
+
+    /// The same with kernels for Hopper.
+    #[cfg(test)]
+    pub(crate) fn with_hopper(self) -> Self {
+        Self { products: Products::Hopper, ..self }
     }
 
     /// The same, with every launch made anew in each step.
@@ -198,7 +211,11 @@ impl Backend for CudaBackend {
         ops::attention::cuda::check(&spec)?;
         let mut scratch = self.scratch.borrow_mut();
         let space = AttentionSpace::new(&self.device, limits.max_seqs, &spec, limits.max_model_len)?;
-        scratch.attention = Some(space.fast(self.products == Products::Library));
+        scratch.attention = Some(space.with_hopper(match self.products {
+            Products::Portable => 0,
+            Products::Hopper => EQUAL_DIMS,
+            Products::Library => usize::MAX,
+        }));
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
@@ -310,6 +327,23 @@ impl Backend for CudaBackend {
         ops::gate_act_mul::cuda(&*self.device, out, gate_up, act)
     }
 
+    fn gated_linear(
+        &self,
+        out: &mut Buffer,
+        gate_up: &mut Buffer,
+        x: &Buffer,
+        weight: &Matrix,
+        act: Activation,
+    ) -> Result<()> {
+        let is_done =
+            self.products == Products::Hopper && ops::linear::hopper::gated(&*self.device, out, x, weight, act)?;
+        if is_done {
+            return Ok(());
+        }
+        self.linear(gate_up, x, weight)?;
+        self.gate_act_mul(out, gate_up, act)
+    }
+
     fn activate(&self, x: &mut Buffer, act: Activation) -> Result<()> {
         ops::activate::cuda(&*self.device, x, act)
     }
@@ -334,6 +368,11 @@ impl Backend for CudaBackend {
     fn read_answers<'a>(&self, answers: &'a mut Answers) -> Result<&'a mut SampleResults> {
         answers.read()
     }
+}
+
+/// Whether nobody has set the variable to 0.
+fn is_wanted(name: &str) -> bool {
+    std::env::var_os(name).is_none_or(|value| value != "0")
 }
 
 /// Why scratch memory is there in a step.

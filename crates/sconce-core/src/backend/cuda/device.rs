@@ -28,12 +28,14 @@ pub(crate) struct Dims {
     pub(crate) block: [u32; 3],
     /// Dynamic shared memory of a block.
     pub(crate) shared_bytes: u32,
+    /// So many neighbouring blocks run together and see each other's shared memory: 1, or on Hopper up to 8. It divides the grid.
+    pub(crate) cluster: u32,
 }
 
 impl Dims {
     /// `blocks` blocks of `threads` threads.
     pub(crate) fn linear(blocks: usize, threads: usize) -> Self {
-        Self { grid: [blocks as u32, 1, 1], block: [threads as u32, 1, 1], shared_bytes: 0 }
+        Self { grid: [blocks as u32, 1, 1], block: [threads as u32, 1, 1], shared_bytes: 0, cluster: 1 }
     }
 
     /// A thread a unit, in blocks of 256.
@@ -44,12 +46,18 @@ impl Dims {
     /// A thread a unit of each row, in blocks of at most 256: grid (rows, blocks).
     pub(crate) fn over_rows(rows: usize, units: usize) -> Self {
         let threads = units.next_multiple_of(32).clamp(32, 256);
-        Self { grid: [rows as u32, units.div_ceil(threads) as u32, 1], block: [threads as u32, 1, 1], shared_bytes: 0 }
+        let grid = [rows as u32, units.div_ceil(threads) as u32, 1];
+        Self { grid, ..Self::linear(0, threads) }
     }
 
     /// With so much dynamic shared memory a block.
     pub(crate) fn with_shared(self, shared_bytes: usize) -> Self {
         Self { shared_bytes: shared_bytes as u32, ..self }
+    }
+
+    /// In clusters of so many blocks.
+    pub(crate) fn in_clusters(self, cluster: usize) -> Self {
+        Self { cluster: cluster as u32, ..self }
     }
 
     /// Whether there is nothing to launch.
@@ -73,17 +81,19 @@ pub(crate) struct BoxShape {
 #[repr(C, align(64))]
 pub(crate) struct TensorMap(pub(crate) [u64; 16]);
 
-/// The most arguments of a kernel.
+/// The most arguments of a kernel, and how many of them may be maps.
 const MAX_ARGS: usize = 32;
+const MAX_MAPS: usize = 2;
 
 /// A kernel's arguments, in its order.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Args {
     cells: [u64; MAX_ARGS],
     len: usize,
-    /// The one argument that fits into no cell, and which it is.
-    map: TensorMap,
-    map_idx: Option<usize>,
+    /// The arguments that fit into no cell, and which they are.
+    maps: [TensorMap; MAX_MAPS],
+    map_idxs: [usize; MAX_MAPS],
+    num_maps: usize,
 }
 
 /// What a kernel takes: at most 8 bytes, little end first in a cell.
@@ -136,10 +146,10 @@ impl Args {
         self
     }
 
-    /// With a map, of which a kernel takes one at most.
+    /// With a map, of which a kernel takes two at most.
     pub(crate) fn with_map(mut self, map: &TensorMap) -> Self {
-        assert!(self.map_idx.is_none(), "invariant: kernels take one map");
-        (self.map, self.map_idx) = (*map, Some(self.len));
+        (self.maps[self.num_maps], self.map_idxs[self.num_maps]) = (*map, self.len);
+        self.num_maps += 1;
         self.len += 1;
         self
     }
@@ -147,8 +157,8 @@ impl Args {
     /// A pointer to each, as the driver takes them. They are good as long as `self` stays where it is.
     pub(crate) fn pointers(&self) -> [*mut c_void; MAX_ARGS] {
         let mut pointers = self.cells.each_ref().map(|cell| std::ptr::from_ref(cell).cast_mut().cast());
-        if let Some(idx) = self.map_idx {
-            pointers[idx] = std::ptr::from_ref(&self.map).cast_mut().cast();
+        for (map, idx) in self.maps.iter().zip(self.map_idxs).take(self.num_maps) {
+            pointers[idx] = std::ptr::from_ref(map).cast_mut().cast();
         }
         pointers
     }

@@ -66,7 +66,7 @@ enum Call {
     Clear { dst: DevicePtr, bytes: usize },
 }
 
-type Launcher = unsafe extern "C" fn(*const c_void, *const u32, *const u32, u32, *const *mut c_void) -> i32;
+type Launcher = unsafe extern "C" fn(*const c_void, *const u32, *const u32, u32, u32, *const *mut c_void) -> i32;
 
 impl HostDevice {
     /// What it calls itself.
@@ -157,7 +157,8 @@ fn launch(library: &libloading::Library, kernel: &str, dims: &Dims, args: &Args)
             return Err(Error::internal(format!("there is no kernel {kernel}; does it have an EXPORT_KERNEL?")));
         };
         let (kernel, pointers) = ((*kernel as *const ()).cast(), args.pointers());
-        launcher(kernel, dims.grid.as_ptr(), dims.block.as_ptr(), dims.shared_bytes, pointers.as_ptr())
+        let Dims { grid, block, shared_bytes, cluster } = dims;
+        launcher(kernel, grid.as_ptr(), block.as_ptr(), *cluster, *shared_bytes, pointers.as_ptr())
     };
     if done == 1 { Ok(()) } else { Err(Error::internal(format!("{kernel} cannot be laid out as {dims:?}"))) }
 }

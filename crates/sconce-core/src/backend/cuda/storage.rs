@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::device::{Device, DevicePtr, ElemType};
+use super::device::{BoxShape, Device, DevicePtr, ElemType, TensorMap};
 use crate::error::Result;
 
 /// A piece of a device's memory, given back when it is dropped.
@@ -64,9 +64,22 @@ impl Drop for Memory {
     }
 }
 
+/// Boxes of a matrix of 16 bits, row after row, as kernels for Hopper bring them: 64 rows of 64 columns. `None` where the device
+/// has none, or the matrix does not suit.
+fn boxes(memory: &Memory, [rows, cols]: [usize; 2], elem: ElemType) -> Result<Option<TensorMap>> {
+    const SIDE: usize = 64;
+    let suits = elem != ElemType::F32 && rows > 0 && cols >= SIDE && cols.is_multiple_of(8);
+    if !suits || i32::try_from(rows).is_err() {
+        return Ok(None);
+    }
+    let shape = BoxShape { elem, dims: [cols, rows, 1], box_dims: [SIDE as u32, SIDE as u32, 1] };
+    memory.device.tensor_map(memory.ptr(), &shape)
+}
+
 /// Activations, [rows, cols].
 pub struct Buffer {
     memory: Memory,
+    map: Option<TensorMap>,
     max_rows: usize,
     rows: usize,
     cols: usize,
@@ -79,7 +92,13 @@ impl Buffer {
         let memory = Memory::new(device, max_rows * cols * elem.bytes())?;
         // What no step has written is read by none, but NaNs in rows that graphs add must not look like errors.
         memory.clear()?;
-        Ok(Self { memory, max_rows, rows: 0, cols, elem })
+        let map = boxes(&memory, [max_rows, cols], elem)?;
+        Ok(Self { memory, map, max_rows, rows: 0, cols, elem })
+    }
+
+    /// Boxes of all the rows that there is room for.
+    pub(crate) fn map(&self) -> Option<&TensorMap> {
+        self.map.as_ref()
     }
 
     /// Where row 0 begins.
@@ -175,6 +194,27 @@ pub struct Matrix {
     pub(crate) row_scales: Option<Vector>,
     /// [rows].
     pub(crate) bias: Option<Vector>,
+    /// Boxes of it, where weights are of 16 bits.
+    map: Option<TensorMap>,
+}
+
+impl Matrix {
+    /// Of memory that has the rows, whatever its contents.
+    pub(crate) fn new(
+        memory: Memory,
+        [rows, cols]: [usize; 2],
+        elem: ElemType,
+        row_scales: Option<Vector>,
+        bias: Option<Vector>,
+    ) -> Result<Self> {
+        let map = if row_scales.is_none() { boxes(&memory, [rows, cols], elem)? } else { None };
+        Ok(Self { memory, rows, cols, elem, row_scales, bias, map })
+    }
+
+    /// Boxes of its rows.
+    pub(crate) fn map(&self) -> Option<&TensorMap> {
+        self.map.as_ref()
+    }
 }
 
 /// Cosines and sines: [positions, rotary_dim] f32, of a position the cosines, then the sines.

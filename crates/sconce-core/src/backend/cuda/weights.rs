@@ -91,7 +91,7 @@ fn empty(
     let row_bytes = if scales.is_some() { cols.next_multiple_of(FP8_STEP) } else { cols * elem.bytes() };
     let memory = Memory::new(device, rows * row_bytes)?;
     let [row_scales, bias] = [scales, bias].map(|data| data.map(|data| vector(device, data)).transpose());
-    Ok(Matrix { memory, rows, cols, elem, row_scales: row_scales?, bias: bias? })
+    Matrix::new(memory, [rows, cols], elem, row_scales?, bias?)
 }
 
 /// Where the codes of e4m3 stand within a step's bytes: column by byte. A lane's 16 bytes are its four columns of each of four

@@ -31,8 +31,8 @@ pub(crate) struct AttentionSpace {
     device: Arc<dyn Device>,
     /// f32, as the kernel's head has it.
     partials: Memory,
-    /// Whether a row's bits may depend on how many there are.
-    is_fast: bool,
+    /// Prompts whose heads have at most so many dimensions are left to the kernel for Hopper, where it suits.
+    hopper_dims: usize,
 }
 
 impl AttentionSpace {
@@ -44,12 +44,12 @@ impl AttentionSpace {
         max_context: usize,
     ) -> Result<Self> {
         let bytes = partials_bytes(max_seqs, split_bucket(max_context), spec);
-        Ok(Self { device: Arc::clone(device), partials: Memory::new(device, bytes.min(MAX_SPACE))?, is_fast: false })
+        Ok(Self { device: Arc::clone(device), partials: Memory::new(device, bytes.min(MAX_SPACE))?, hopper_dims: 0 })
     }
 
-    /// The same, where kernels for large steps may take sums in another order than those for small ones.
-    pub(crate) fn fast(self, is_fast: bool) -> Self {
-        Self { is_fast, ..self }
+    /// The same, where prompts whose heads have at most so many dimensions are left to the kernel for Hopper.
+    pub(crate) fn with_hopper(self, dims: usize) -> Self {
+        Self { hopper_dims: dims, ..self }
     }
 }
 
@@ -173,7 +173,7 @@ impl Call<'_> {
     /// Sequences of several queries.
     fn prompts(&self) -> Result<()> {
         let spec = self.spec;
-        if self.space.is_fast
+        if spec.head_dim <= self.space.hopper_dims
             && let Some(kernel) = hopper::Kernel::choose(self.device, self.kv, self.batch, spec)
         {
             return kernel.launch(self);

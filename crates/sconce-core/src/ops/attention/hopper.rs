@@ -9,6 +9,8 @@ use crate::error::Result;
 
 /// Widths that there are kernels for; heads in between are padded.
 const DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+/// The widest heads whose softmax begins anew where the portable kernel's does, so that both give the same bits.
+pub(crate) const EQUAL_DIMS: usize = 128;
 /// Rows and threads of a block, as the kernel has them.
 const ROWS: usize = 128;
 const THREADS: usize = 384;

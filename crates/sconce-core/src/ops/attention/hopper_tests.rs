@@ -5,14 +5,11 @@
 use std::sync::Arc;
 
 use super::cuda_tests::{Case, spec};
-use super::hopper::Kernel;
+use super::hopper::{EQUAL_DIMS, Kernel};
 use crate::backend::cuda::device::Device;
 use crate::backend::cuda::host::HostDevice;
 use crate::backend::{AttentionSpec, Batch, KvDtype};
 use crate::ops::testing::devices;
-
-/// The widest heads whose softmax begins anew where the portable kernel's does.
-const MAX_EQUAL_DIM: usize = 128;
 
 /// Devices that have the kernel. The host shim does.
 fn hopper_devices() -> Vec<Arc<dyn Device>> {
@@ -58,7 +55,7 @@ fn check(device: &Arc<dyn Device>, spec: AttentionSpec, dtype: KvDtype, block_si
     let batch = case.batch(lens, &tables);
     let qkv = case.queries(batch.num_tokens());
     let portable = case.run(&batch, &qkv, None);
-    case.space = case.space.fast(true);
+    case.space = case.space.with_hopper(usize::MAX);
     let Some(name) = kernel_of(&case, &batch) else { panic!("{spec:?} {lens:?} is left to the portable kernel") };
     let found = case.run(&batch, &qkv, None);
     case.check_reference(&batch, &qkv, &found);
@@ -67,7 +64,7 @@ fn check(device: &Arc<dyn Device>, spec: AttentionSpec, dtype: KvDtype, block_si
     let differences: Vec<f32> = others.map(|(found, portable)| (found - portable).abs()).collect();
     let (num, greatest) = (differences.len(), differences.iter().copied().fold(0.0, f32::max));
     println!("{name}: {num} of {} numbers are not the portable kernel's, by {greatest:.1e} at most", found.len());
-    if device.name() == HostDevice::NAME && spec.head_dim <= MAX_EQUAL_DIM {
+    if device.name() == HostDevice::NAME && spec.head_dim <= EQUAL_DIMS {
         assert_eq!(num, 0, "{name} {spec:?} {lens:?}");
     }
 
@@ -134,7 +131,7 @@ fn a_prompt_in_chunks_has_the_same_bits() {
     for device in hopper_devices() {
         for (head_dim, window) in [(64, None), (64, Some(270)), (256, Some(100))] {
             let mut case = Case::new(&device, AttentionSpec { window, ..spec(4, 1, head_dim) }, KvDtype::Bf16, 16, 400);
-            case.space = case.space.fast(true);
+            case.space = case.space.with_hopper(usize::MAX);
             let (len, chunks) = (390, [70, 33, 130, 157]);
             let table = case.tables(&[(len, len)]).remove(0);
             let mut end = 0;

@@ -14,7 +14,7 @@ mod bf16;
 pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
-mod hopper;
+pub(crate) mod hopper;
 #[cfg(test)]
 mod hopper_tests;
 mod products;

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::hopper;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
 use crate::backend::cuda::storage::{Buffer, FP8_STEP, Matrix, Vector};
 use crate::error::Result;
@@ -10,9 +11,12 @@ use crate::error::Result;
 /// Who multiplies more than [`MAX_ROWS`] tokens at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Products {
-    /// Our kernels: a token's results have the same bits whatever else is in the step.
-    Own,
-    /// The device's library: faster, but its sums may be taken in another order where the number of tokens is another.
+    /// Our kernels for all devices: a token's results have the same bits whatever else is in the step.
+    Portable,
+    /// Our kernels for Hopper too, where shapes suit: on a device whose products of warpgroups add as others do the bits are the
+    /// same ([`hopper::adds_alike`]).
+    Hopper,
+    /// The device's library, whose sums may be taken in another order where the number of tokens is another.
     Library,
 }
 
@@ -29,6 +33,11 @@ pub(crate) fn cuda(
     if x.rows() > MAX_ROWS && products == Products::Library && weight.row_scales.is_none() {
         return by_library(device, out, x, weight);
     }
+    if products == Products::Hopper
+        && let Some(call) = hopper::Call::choose(device, x, weight)
+    {
+        return call.launch(out);
+    }
     launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight)
 }
 
@@ -37,7 +46,7 @@ const WARP_FEATURES: usize = 16;
 const CHUNK: usize = 32;
 const WARPS: usize = 8;
 /// The most tokens of the kernels without tiles.
-const MAX_ROWS: usize = 16;
+pub(super) const MAX_ROWS: usize = 16;
 /// Warps that keep a large device's memory busy, each with some KiB under way.
 const ENOUGH_WARPS: usize = 1024;
 /// A segment shorter than this is over before its loads flow.
@@ -46,15 +55,15 @@ const MIN_SEGMENT: usize = 256;
 /// How the sums over a matrix's columns are cut. It depends on the matrix's shape alone, never on the device or the step: with
 /// it the order of the sums would change, and with that the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Segments {
+pub(super) struct Segments {
     /// A power of two, at least as many as there are segments.
-    splits: usize,
+    pub(super) splits: usize,
     /// Columns of a segment.
-    len: usize,
+    pub(super) len: usize,
 }
 
 impl Segments {
-    fn of(weight: &Matrix) -> Self {
+    pub(super) fn of(weight: &Matrix) -> Self {
         let num_warps = weight.rows.div_ceil(WARP_FEATURES);
         let mut splits = 1;
         while splits < WARPS && splits * num_warps < ENOUGH_WARPS && weight.cols >= 2 * splits * MIN_SEGMENT {
@@ -66,7 +75,7 @@ impl Segments {
 
 /// A kernel of `linear.cu`: its names, and the shape of its tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
+pub(super) enum Kernel {
     /// At most so many tokens.
     Rows(usize),
     Tile(Tile),
@@ -74,7 +83,7 @@ enum Kernel {
 
 /// A tile, as `linear.cu` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tile {
+pub(super) struct Tile {
     features: usize,
     tokens: usize,
     /// Of a stage.
@@ -84,7 +93,7 @@ struct Tile {
 
 const TILE_THREADS: usize = 128;
 const TILE_64X32: Tile = Tile { features: 64, tokens: 32, chunks: 2, stages: 7 };
-const TILE_64X64: Tile = Tile { features: 64, tokens: 64, chunks: 2, stages: 5 };
+pub(super) const TILE_64X64: Tile = Tile { features: 64, tokens: 64, chunks: 2, stages: 5 };
 const TILE_128X128: Tile = Tile { features: 128, tokens: 128, chunks: 1, stages: 3 };
 
 impl Tile {
@@ -144,7 +153,7 @@ impl Kernel {
     }
 }
 
-fn check(out: &Buffer, x: &Buffer, weight: &Matrix) {
+pub(super) fn check(out: &Buffer, x: &Buffer, weight: &Matrix) {
     assert_eq!((x.cols(), out.cols()), (weight.cols, weight.rows), "invariant: shapes fit");
     assert_eq!(x.elem(), weight.elem, "invariant: inputs have the weights' type");
     assert!(out.elem() == ElemType::F32 || out.elem() == weight.elem, "invariant: outputs are f32 or as the inputs");
@@ -152,14 +161,14 @@ fn check(out: &Buffer, x: &Buffer, weight: &Matrix) {
 }
 
 /// Of a vector with an element a row; null where there is none.
-fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr {
+pub(super) fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr {
     vector.map_or(DevicePtr::NULL, |vector| {
         assert_eq!(vector.len, weight.rows, "invariant: a bias and a scale a row");
         vector.memory.ptr()
     })
 }
 
-fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
     check(out, x, weight);
     let segments = Segments::of(weight);
     let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr());

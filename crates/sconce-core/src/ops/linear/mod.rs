@@ -15,6 +15,7 @@ mod bf16;
 pub(crate) mod cuda;
 mod float;
 mod float_panels;
+pub(crate) mod hopper;
 mod int8;
 mod panels;
 mod planes;

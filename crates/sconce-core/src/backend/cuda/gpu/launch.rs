@@ -12,7 +12,8 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::sys::{
-    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUresult,
+    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchAttributeValue_union__bindgen_ty_1 as ClusterDim, CUlaunchConfig, CUresult,
 };
 
 use super::super::device::Dims;
@@ -79,10 +80,24 @@ unsafe fn launch(
     params: *mut *mut c_void,
     overlaps: bool,
 ) -> CUresult {
-    let mut attribute = CUlaunchAttribute {
-        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+    let attribute = |id, value| CUlaunchAttribute { id, pad: [0; 4], value };
+    let cluster = ClusterDim { x: dims.cluster, y: 1, z: 1 };
+    let mut attributes = [
+        attribute(
+            CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            CUlaunchAttributeValue { programmaticStreamSerializationAllowed: i32::from(overlaps) },
+        ),
+        attribute(
+            CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            CUlaunchAttributeValue { clusterDim: cluster },
+        ),
+    ];
+    // Of the two what is asked for: drivers and devices that know neither are given none.
+    let wanted = match (overlaps, dims.cluster > 1) {
+        (false, false) => &mut attributes[..0],
+        (true, false) => &mut attributes[..1],
+        (false, true) => &mut attributes[1..],
+        (true, true) => &mut attributes[..],
     };
     let config = CUlaunchConfig {
         gridDimX: dims.grid[0],
@@ -93,8 +108,8 @@ unsafe fn launch(
         blockDimZ: dims.block[2],
         sharedMemBytes: dims.shared_bytes,
         hStream: context.stream(),
-        attrs: &raw mut attribute,
-        numAttrs: u32::from(overlaps),
+        attrs: wanted.as_mut_ptr(),
+        numAttrs: wanted.len() as u32,
     };
     // SAFETY: the function is loaded and the stream lives; parameters are its own by the contract; the driver copies all that it
     // is given before it returns.

@@ -94,7 +94,7 @@ fn products_equal_the_reference() {
             let case = Case::new(shape, [ElemType::Bf16, ElemType::F16][i % 2], i % 3 != 0);
             let expected = case.expected();
             for out_elem in [ElemType::F32, case.elem] {
-                for products in [Products::Own, Products::Library] {
+                for products in [Products::Portable, Products::Library] {
                     let found =
                         case.found(&device, out_elem, |out, x, weight| cuda(&*device, out, x, weight, products));
                     // A product by a library is rounded twice where there is a bias.
@@ -128,7 +128,7 @@ fn a_token_does_not_depend_on_the_tokens_beside_it() {
         let case = Case::new((tokens, features, cols), ElemType::Bf16, true);
         let of_step = |x: Vec<f32>| {
             let case = Case { tokens: x.len() / cols, x, ..Case::new((0, features, cols), ElemType::Bf16, true) };
-            case.found(&device, ElemType::Bf16, |out, x, weight| cuda(&*device, out, x, weight, Products::Own))
+            case.found(&device, ElemType::Bf16, |out, x, weight| cuda(&*device, out, x, weight, Products::Portable))
         };
         let all = of_step(case.x.clone());
         let (row, expected) = (|t: usize| &case.x[t * cols..][..cols], |t: usize| &all[t * features..][..features]);
@@ -150,7 +150,7 @@ fn segments_depend_on_the_shape_and_cover_it() {
     let device = devices().remove(0);
     let of = |rows, cols| {
         let memory = crate::backend::cuda::storage::Memory::new(&device, 0).unwrap();
-        Segments::of(&Matrix { memory, rows, cols, elem: ElemType::Bf16, row_scales: None, bias: None })
+        Segments::of(&Matrix::new(memory, [rows, cols], ElemType::Bf16, None, None).unwrap())
     };
     // Attention's output and the MLP's matrices of Llama 3 8B, and its head.
     assert_eq!(of(4096, 4096), Segments { splits: 4, len: 1024 });

@@ -180,17 +180,18 @@ fn errors_say_what_was_called_and_what_to_do() {
 
 #[test]
 fn arguments_lie_where_the_driver_reads_them() {
-    let map = TensorMap([9; 16]);
-    let args = Args::new().with(DevicePtr(0x1234_5678_9abc)).with(7u32).with_map(&map).with(1.5f32).with(3usize);
+    let maps = [9, 10].map(|word| TensorMap([word; 16]));
+    let args = Args::new().with(DevicePtr(0x1234_5678_9abc)).with(7u32).with_map(&maps[0]).with(1.5f32).with(3usize);
+    let args = args.with_map(&maps[1]);
     let pointers = args.pointers();
-    assert!((pointers[2].addr()).is_multiple_of(64), "the driver wants maps aligned");
-    // SAFETY: each pointer is to a cell of `args`, of 8 bytes, or to its map.
+    assert!([2, 5].iter().all(|&i| pointers[i].addr().is_multiple_of(64)), "the driver wants maps aligned");
+    // SAFETY: each pointer is to a cell of `args`, of 8 bytes, or to a map of its.
     unsafe {
         assert_eq!(pointers[0].cast::<u64>().read(), 0x1234_5678_9abc);
         assert_eq!(pointers[1].cast::<u32>().read(), 7);
-        assert_eq!(pointers[2].cast::<TensorMap>().read(), map);
+        assert_eq!([2, 5].map(|i| pointers[i].cast::<TensorMap>().read()), maps);
         assert_eq!(pointers[3].cast::<f32>().read(), 1.5);
         assert_eq!(pointers[4].cast::<u32>().read(), 3);
     }
-    assert_eq!(args.len(), 5);
+    assert_eq!(args.len(), 6);
 }

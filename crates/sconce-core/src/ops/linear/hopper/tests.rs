@@ -1,0 +1,141 @@
+//! Kernels for Hopper against the portable ones, bit by bit. A GPU whose products do not add alike is asked for close results.
+#![allow(clippy::print_stdout)]
+
+use super::super::cuda::{self, Products};
+use super::*;
+use crate::backend::cuda::host::HostDevice;
+use crate::ops::testing::{assert_close, devices, on_device, random, round};
+
+/// Devices that have the kernels, and whether bits are to be equal there. The host shim does, and they are.
+fn hopper_devices(elem: ElemType) -> Vec<(Arc<dyn Device>, bool)> {
+    let mut found = Vec::new();
+    for device in devices() {
+        let has = device.has_kernel(Kernel::Whole.name(elem));
+        let adds_alike = adds_alike(&device, elem).unwrap();
+        println!("linear_hopper: {}: has it: {has}; {elem:?} adds alike: {adds_alike}", device.name());
+        assert!(device.name() != HostDevice::NAME || (has && adds_alike), "the host shim has all kernels");
+        if has {
+            found.push((device, adds_alike));
+        }
+    }
+    found
+}
+
+struct Case {
+    x: Buffer,
+    weight: Matrix,
+}
+
+impl Case {
+    /// `x`: behind the rows in use there is something.
+    fn new(device: &Arc<dyn Device>, [tokens, features, cols]: [usize; 3], elem: ElemType, has_bias: bool) -> Self {
+        let mut x = on_device::buffer(device, &round(&random((tokens + 3) * cols, 1), elem), cols, elem);
+        x.set_rows(tokens);
+        let bias = has_bias.then(|| random(features, 3));
+        let weight = on_device::matrix(device, &round(&random(features * cols, 2), elem), cols, elem, bias.as_deref());
+        Self { x, weight }
+    }
+
+    fn out(&self, device: &Arc<dyn Device>, cols: usize, elem: ElemType) -> Buffer {
+        let mut out = Buffer::new(device, self.x.rows(), cols, elem).unwrap();
+        out.set_rows(self.x.rows());
+        out
+    }
+
+    fn portable(&self, device: &Arc<dyn Device>, out_elem: ElemType) -> Vec<f32> {
+        let mut out = self.out(device, self.weight.rows, out_elem);
+        cuda::cuda(&**device, &mut out, &self.x, &self.weight, Products::Portable).unwrap();
+        out.to_f32().unwrap()
+    }
+
+    fn by_kernel(&self, device: &Arc<dyn Device>, kernel: Kernel, out_elem: ElemType) -> Vec<f32> {
+        let mut out = self.out(device, self.weight.rows, out_elem);
+        let call = Call::new(&**device, kernel, &self.x, &self.weight).unwrap();
+        call.launch(&mut out).unwrap();
+        out.to_f32().unwrap()
+    }
+}
+
+fn assert_bits(found: &[f32], expected: &[f32], are_equal: bool, what: &str) {
+    if are_equal {
+        let differ = found.iter().zip(expected).filter(|(found, expected)| found.to_bits() != expected.to_bits());
+        assert_eq!(differ.count(), 0, "{what}");
+    } else {
+        assert_close(found, expected, 1e-2);
+    }
+}
+
+#[test]
+fn all_kernels_have_the_portable_bits() {
+    // One segment, two, four and eight; tokens, features and columns that end within a tile, a box and a product.
+    let shapes = [[17, 136, 72], [130, 264, 200], [200, 520, 328], [65, 200, 552], [129, 136, 1096], [70, 16, 2056]];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        let elem = [ElemType::Bf16, ElemType::F16][i % 2];
+        for (device, are_equal) in hopper_devices(elem) {
+            let case = Case::new(&device, shape, elem, i % 3 != 0);
+            for out_elem in [ElemType::F32, elem] {
+                let expected = case.portable(&device, out_elem);
+                let large = if Segments::of(&case.weight).splits == 1 { Kernel::Whole } else { Kernel::Segments };
+                for kernel in [Kernel::Split64, Kernel::Split128, Kernel::Segments, large] {
+                    let found = case.by_kernel(&device, kernel, out_elem);
+                    assert_bits(&found, &expected, are_equal, &format!("{kernel:?} {shape:?} {elem:?} {out_elem:?}"));
+                }
+            }
+        }
+    }
+}
+
+/// Tile after tile by the same blocks: of tokens one group and more, in an order that has them all.
+#[test]
+fn blocks_go_on_to_further_tiles() {
+    for (device, are_equal) in hopper_devices(ElemType::Bf16) {
+        let case = Case::new(&device, [128 * 17 + 1, 264, 64], ElemType::Bf16, true);
+        let expected = case.portable(&device, ElemType::Bf16);
+        for kernel in [Kernel::Segments, Kernel::Whole, Kernel::Split64] {
+            let found = case.by_kernel(&device, kernel, ElemType::Bf16);
+            assert_bits(&found, &expected, are_equal, &format!("{kernel:?}"));
+        }
+    }
+}
+
+#[test]
+fn gate_and_up_have_the_bits_of_two_launches() {
+    for (i, [tokens, inter, cols]) in [[65, 8, 64], [130, 136, 200], [257, 264, 72]].into_iter().enumerate() {
+        let elem = [ElemType::Bf16, ElemType::F16][i % 2];
+        let act = [Activation::Silu, Activation::GeluTanh][i / 2];
+        for (device, are_equal) in hopper_devices(elem) {
+            let case = Case::new(&device, [tokens, 2 * inter, cols], elem, i % 2 == 0);
+            let mut gate_up = case.out(&device, 2 * inter, elem);
+            let [mut expected, mut found] = [0, 1].map(|_| case.out(&device, inter, elem));
+            cuda::cuda(&*device, &mut gate_up, &case.x, &case.weight, Products::Portable).unwrap();
+            gate_act_mul::cuda(&*device, &mut expected, &gate_up, act).unwrap();
+            let call = Call::new(&*device, Kernel::Gated, &case.x, &case.weight).unwrap();
+            call.launch_gated(&mut found, act).unwrap();
+            let what = format!("{tokens} {inter} {cols} {elem:?} {act:?}");
+            assert_bits(&found.to_f32().unwrap(), &expected.to_f32().unwrap(), are_equal, &what);
+        }
+    }
+}
+
+#[test]
+fn the_kernel_goes_by_tokens_segments_and_device() {
+    for (device, _) in hopper_devices(ElemType::Bf16) {
+        if device.name() != HostDevice::NAME {
+            continue;
+        }
+        let choose = |tokens, features: usize, cols: usize| {
+            let weight = on_device::matrix(&device, &vec![0.0; features * cols], cols, ElemType::Bf16, None);
+            let mut x = Buffer::new(&device, tokens, cols, ElemType::Bf16).unwrap();
+            x.set_rows(tokens);
+            Call::choose(&*device, &x, &weight).map(|call| call.kernel)
+        };
+        assert_eq!(choose(16, 2048, 64), None);
+        assert_eq!([17, 64].map(|tokens| choose(tokens, 2048, 64)), [Some(Kernel::Split64); 2]);
+        // Three tiles are enough for the shim's four multiprocessors.
+        assert_eq!(choose(65, 640, 64), Some(Kernel::Whole));
+        assert_eq!(choose(65, 512, 64), Some(Kernel::Split128));
+        assert_eq!(choose(65, 512, 512), Some(Kernel::Segments));
+        assert_eq!(choose(65, 644, 64), None, "rows of results are not whole pieces of 16 bytes");
+        assert_eq!(choose(65, 640, 56), None, "rows narrower than a box");
+    }
+}

@@ -1,0 +1,408 @@
+// linear_hopper: what linear.cu computes of more than 16 tokens, on Hopper (sm_90a) alone: boxes by the tensor memory accelerator
+// and products of warpgroups. linear_hopper_gated: act(gate) * up besides, where a matrix's rows are gate's, then up's
+// (gate_act_mul.cu of what linear.cu gives).
+//
+// x, weight: boxes of [rows][cols] in 16 bits, 64 x 64, of x [tokens or more, cols] and of weight [features, cols] (gated:
+// [2 * features, cols]); cols a multiple of 8, features too; bias f32, one for a row of weight, or null; out [tokens, features] f32
+// where `out_is_f32`, in x's type elsewhere (gated: always). `activation`: see lib/activation.h.
+//
+// The order of sums is linear.cu's: products of 16 neighbouring columns one after another, from 0 in each segment of `segment`
+// columns (a multiple of 64), segments' sums in order, then the bias. A token's bits are linear.cu's if a warpgroup's product
+// adds as mma.sync does, which a device is asked when it is opened.
+//
+// Tokens are the products' rows, 64 a warpgroup, features their columns. A block's last warp brings a stage at a time: 64 columns
+// of the tile's tokens and of its weights, of which the first do not wait for the kernel before. The others multiply; while a
+// stage is multiplied the next one's products are already asked for.
+//
+// linear_hopper_split_<tokens>x<features>: tiles of 64 or 128 tokens and 128 features. A cluster of `splits` blocks has a tile, a
+// block one of its segments (or none), so that few tiles occupy a device. Sums go to shared memory, and each block adds its
+// share of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor.
+// linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x192 for several, whose totals stay in registers: tile after tile
+// by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at most the tiles.
+// Gated: 128 rows of gate and the same of up are a tile's 256.
+// Threads: 128 for each 64 tokens, and 32. Dynamic shared memory: 1024 bytes, for what is in it begins at a multiple of that; STAGES
+// stages of 128 bytes a token and feature of the tile; 128 bytes of barriers.
+//
+// Bounded by the weights' bytes up to some 200 tokens, by FLOPs, 2 * tokens * features * cols, beyond.
+#include "lib/platform.h"
+#include "lib/hopper.h"
+#include "lib/vector.h"
+#include "lib/activation.h"
+#include "lib/tiles.h"
+
+// Tokens and threads of a warpgroup. Columns and bytes of a stage's rows; rows of a box; columns and bytes of a product's rows.
+static constexpr u32 GROUP_TOKENS = 64, GROUP_THREADS = 128;
+static constexpr u32 STEP = 64, ROW_BYTES = 128, BOX_ROWS = 64, PRODUCTS = 4, PRODUCT_BYTES = 32;
+
+struct Call {
+    void* out;
+    const TensorMap* x;
+    const TensorMap* weight;
+    const float* bias;
+    u32 tokens, features, cols, segment, out_is_f32;
+};
+
+// How a tile's sums become results.
+enum Ending { SPLIT, WHOLE, SEGMENTS, GATED };
+
+template <typename T, int GROUPS, int TILE_FEATURES, u32 STAGES, Ending ENDING>
+struct Tile {
+    static constexpr u32 TOKENS = GROUPS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
+    static constexpr u32 OUT_FEATURES = ENDING == GATED ? TILE_FEATURES / 2 : TILE_FEATURES;
+    static constexpr u32 TOKEN_BYTES = TOKENS * ROW_BYTES, WEIGHT_BYTES = TILE_FEATURES * ROW_BYTES;
+    // A thread's sums; blocks of 8 features, of which it has two of each of two tokens.
+    static constexpr int LEN = TILE_FEATURES / 2, BLOCKS = TILE_FEATURES / 8;
+
+    struct Shared {
+        u8 tokens[STAGES][TOKEN_BYTES];
+        u8 weights[STAGES][WEIGHT_BYTES];
+        CopyBarrier is_there[STAGES], is_left[STAGES];
+    };
+
+    // What a block does: tiles first, first + stride.. of `num`; of each the columns begin..end.
+    struct Share {
+        u32 first, stride, num, begin, end;
+
+        __device__ __forceinline__ bool is_empty() const { return begin >= end; }
+    };
+
+    // A stage of it.
+    struct Cursor {
+        u32 tile, col;
+        __device__ __forceinline__ bool is_over(const Share& share) const { return tile >= share.num; }
+        __device__ __forceinline__ void advance(const Share& share) {
+            col += STEP;
+            if (col < share.end) return;
+            col = share.begin;
+            tile += share.stride;
+        }
+    };
+
+    DEVICE TilePlace place_of(const Call& call, u32 tile) {
+        return tile_place(tile, call.tokens, call.features, TOKENS, OUT_FEATURES);
+    }
+
+    DEVICE void bring_weights(const Call& call, Shared& shared, u32 stage, const Cursor& step) {
+        const u32 first = place_of(call, step.tile).first_feature;
+        barrier_arrive_expecting(&shared.is_there[stage], TOKEN_BYTES + WEIGHT_BYTES);
+#pragma unroll
+        for (u32 row = 0; row < TILE_FEATURES; row += BOX_ROWS) {
+            const u32 from = ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row;
+            copy_box(shared.weights[stage] + row * ROW_BYTES, call.weight, &shared.is_there[stage], step.col, first + from, 0);
+        }
+    }
+
+    DEVICE void bring_tokens(const Call& call, Shared& shared, u32 stage, const Cursor& step) {
+        const u32 first = place_of(call, step.tile).first_token;
+#pragma unroll
+        for (u32 row = 0; row < TOKENS; row += BOX_ROWS) {
+            copy_box(shared.tokens[stage] + row * ROW_BYTES, call.x, &shared.is_there[stage], step.col, first + row, 0);
+        }
+    }
+
+    // One thread brings all.
+    DEVICE void produce(const Call& call, Shared& shared, const Share& share) {
+        Pass<STAGES> pass;
+        Cursor step = {share.first, share.begin};
+        // Weights do not change.
+        Cursor ahead = step;
+        u32 num_ahead = 0;
+        for (; num_ahead < STAGES && !ahead.is_over(share); num_ahead++, ahead.advance(share)) {
+            bring_weights(call, shared, num_ahead, ahead);
+        }
+        wait_for_kernel_before();
+        for (u32 i = 0; i < num_ahead; i++, pass.advance(), step.advance(share)) bring_tokens(call, shared, pass.stage, step);
+        for (; !step.is_over(share); pass.advance(), step.advance(share)) {
+            barrier_wait(&shared.is_left[pass.stage], pass.parity ^ 1);
+            bring_weights(call, shared, pass.stage, step);
+            bring_tokens(call, shared, pass.stage, step);
+        }
+    }
+
+    // Each warp says for itself that it has left a stage.
+    DEVICE void leave(Shared& shared, u32 stage) {
+        if (threadIdx.x % 32 == 0) barrier_arrive(&shared.is_left[stage]);
+    }
+
+    // sums = the products of columns begin..end, one at least.
+    DEVICE void multiply(float (&sums)[LEN], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end) {
+        const u32 group = threadIdx.x / GROUP_THREADS;
+        const u32 tokens = matrix_at(shared_address(shared.tokens[0] + group * GROUP_TOKENS * ROW_BYTES), 16);
+        const u32 weights = matrix_at(shared_address(shared.weights[0]), 16);
+        u32 before = 0;
+#pragma unroll
+        for (int i = 0; i < LEN; i++) sums[i] = 0.0f;
+        for (u32 col = begin; col < end; col += STEP) {
+            barrier_wait(&shared.is_there[pass.stage], pass.parity);
+            const u32 a = of_warp(matrix_further(tokens, pass.stage * TOKEN_BYTES));
+            const u32 b = of_warp(matrix_further(weights, pass.stage * WEIGHT_BYTES));
+            products_begin();
+#pragma unroll
+            for (u32 k = 0; k < PRODUCTS; k++) {
+                product_shared<T, TILE_FEATURES>(sums, matrix_further(a, k * PRODUCT_BYTES), matrix_further(b, k * PRODUCT_BYTES),
+                                                 true);
+            }
+            products_commit();
+            products_wait<1>();
+            if (col > begin) leave(shared, before);
+            before = pass.stage;
+            pass.advance();
+        }
+        products_wait<0>();
+        keep(sums);
+        leave(shared, before);
+    }
+
+    // The first of this thread's two tokens of a tile; the other is the eighth after it.
+    DEVICE u32 own_token() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
+
+    // Of a quad's four words each, what its four lanes have as their `lane % 4`th.
+    DEVICE void transpose(u32 (&words)[4]) {
+        const bool is_odd = threadIdx.x % 2 != 0, is_upper = threadIdx.x % 4 >= 2;
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+            const u32 got = __shfl_xor_sync(FULL_WARP, is_odd ? words[i] : words[i + 1], 1);
+            (is_odd ? words[i] : words[i + 1]) = got;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const u32 got = __shfl_xor_sync(FULL_WARP, is_upper ? words[i] : words[i + 2], 2);
+            (is_upper ? words[i] : words[i + 2]) = got;
+        }
+    }
+
+    // Adds the bias of rows `row`.. of the weights, as far as they are before `end`.
+    template <int NUM>
+    DEVICE void add_bias(const Call& call, float* sums, u32 row, u32 end) {
+        if (call.bias == nullptr) return;
+#pragma unroll
+        for (int n = 0; n < NUM; n++) {
+            const u32 own = row + n * 8 + threadIdx.x % 4 * 2;
+            if (own >= end) continue;
+            const float2 bias = *(const float2*)(call.bias + own);
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[4 * n + i] += i % 2 == 0 ? bias.x : bias.y;
+        }
+    }
+
+    // Writes results in T, whose pairs are in the words' order: four blocks at a time, a lane one of them as a whole.
+    template <int NUM>
+    DEVICE void store_words(const Call& call, const TilePlace& place, const u32 (&words)[2][NUM]) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const u32 token = place.first_token + own_token() + 8 * r;
+#pragma unroll
+            for (int n = 0; n < NUM; n += 4) {
+                u32 own[4] = {words[r][n], words[r][n + 1], words[r][n + 2], words[r][n + 3]};
+                transpose(own);
+                const u32 feature = place.first_feature + (n + threadIdx.x % 4) * 8;
+                if (token < call.tokens && feature < call.features) {
+                    uint4* to = (uint4*)((T*)call.out + (u64)token * call.features + feature);
+                    *to = make_uint4(own[0], own[1], own[2], own[3]);
+                }
+            }
+        }
+    }
+
+    DEVICE void store_floats(const Call& call, const TilePlace& place, const float (&sums)[LEN]) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const u32 token = place.first_token + own_token() + 8 * r;
+#pragma unroll
+            for (int n = 0; n < BLOCKS; n += 4) {
+                u32 even[4], odd[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    even[i] = __float_as_uint(sums[4 * (n + i) + 2 * r]);
+                    odd[i] = __float_as_uint(sums[4 * (n + i) + 2 * r + 1]);
+                }
+                transpose(even);
+                transpose(odd);
+                const u32 feature = place.first_feature + (n + threadIdx.x % 4) * 8;
+                if (token < call.tokens && feature < call.features) {
+                    uint4* to = (uint4*)((float*)call.out + (u64)token * call.features + feature);
+                    to[0] = make_uint4(even[0], odd[0], even[1], odd[1]);
+                    to[1] = make_uint4(even[2], odd[2], even[3], odd[3]);
+                }
+            }
+        }
+    }
+
+    // Totals of a tile to memory, and the bias with them.
+    DEVICE void store(const Call& call, const TilePlace& place, float (&totals)[LEN]) {
+        add_bias<BLOCKS>(call, totals, place.first_feature, call.features);
+        if (call.out_is_f32) return store_floats(call, place, totals);
+        u32 words[2][BLOCKS];
+#pragma unroll
+        for (int i = 0; i < 2 * BLOCKS; i++) words[i % 2][i / 2] = pack<T>(totals[2 * i], totals[2 * i + 1]);
+        store_words<BLOCKS>(call, place, words);
+    }
+
+    // The first half of the totals is gate's, the second up's; both are rounded as linear.cu stores them.
+    DEVICE void store_gated(const Call& call, const TilePlace& place, float (&totals)[LEN], u32 kind) {
+        constexpr int HALF = BLOCKS / 2;
+        const u32 feature = place.first_feature;
+        add_bias<HALF>(call, totals, feature, call.features);
+        add_bias<HALF>(call, totals + LEN / 2, call.features + feature, 2 * call.features);
+        u32 words[2][HALF];
+#pragma unroll
+        for (int i = 0; i < 2 * HALF; i++) {
+            float values[2];
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float gate = to_float(from_float<T>(totals[2 * i + j]));
+                const float up = to_float(from_float<T>(totals[LEN / 2 + 2 * i + j]));
+                values[j] = __fmul_rn(activation(gate, kind), up);
+            }
+            words[i % 2][i / 2] = pack<T>(values[0], values[1]);
+        }
+        store_words<HALF>(call, place, words);
+    }
+
+    // Tile after tile.
+    DEVICE void consume(const Call& call, Shared& shared, const Share& share, u32 kind) {
+        Pass<STAGES> pass;
+        for (u32 tile = share.first; tile < share.num; tile += share.stride) {
+            float sums[LEN];
+            const TilePlace place = place_of(call, tile);
+            if constexpr (ENDING == SEGMENTS) {
+                float totals[LEN];
+#pragma unroll
+                for (int i = 0; i < LEN; i++) totals[i] = 0.0f;
+                for (u32 begin = 0; begin < call.cols; begin += call.segment) {
+                    multiply(sums, shared, pass, begin, min(begin + call.segment, call.cols));
+#pragma unroll
+                    for (int i = 0; i < LEN; i++) totals[i] += sums[i];
+                }
+                store(call, place, totals);
+            } else {
+                multiply(sums, shared, pass, share.begin, share.end);
+#pragma unroll
+                for (int i = 0; i < LEN; i++) sums[i] = 0.0f + sums[i];
+                if constexpr (ENDING == GATED) {
+                    store_gated(call, place, sums, kind);
+                } else {
+                    store(call, place, sums);
+                }
+            }
+        }
+    }
+
+    // Of a tile's sums in shared memory, in floats: the lanes of four tokens write to different banks.
+    static constexpr u32 PITCH = TILE_FEATURES + 8;
+    static_assert(ENDING != SPLIT || TOKENS * PITCH * 4 <= STAGES * (TOKEN_BYTES + WEIGHT_BYTES), "sums take the stages' place");
+
+    // The segment of this block, if it has one; then its share of the tile, a number by its segments in order.
+    DEVICE void consume_split(const Call& call, Shared& shared, const Share& share, u32 splits) {
+        constexpr u32 WIDTH = 8, ROW_PIECES = TILE_FEATURES / WIDTH;
+        const TilePlace place = place_of(call, blockIdx.x / splits);
+        float* own = (float*)shared.tokens;
+        if (!share.is_empty()) {
+            Pass<STAGES> pass;
+            float sums[LEN];
+            multiply(sums, shared, pass, share.begin, share.end);
+            // All warpgroups have left the stages.
+            named_barrier_wait(1, CONSUMERS);
+#pragma unroll
+            for (int i = 0; i < LEN; i += 2) {
+                float* to = own + (own_token() + i % 4 / 2 * 8) * PITCH + i / 4 * 8 + threadIdx.x % 4 * 2;
+                *(float2*)to = make_float2(sums[i], sums[i + 1]);
+            }
+        }
+        cluster_barrier();
+        const u32 num_segments = tiles_of(call.cols, call.segment), num_tokens = min(TOKENS, call.tokens - place.first_token);
+        for (u32 i = cluster_rank() * CONSUMERS + threadIdx.x; i < num_tokens * ROW_PIECES; i += splits * CONSUMERS) {
+            const u32 token = i / ROW_PIECES, at = i % ROW_PIECES * WIDTH, feature = place.first_feature + at;
+            if (feature >= call.features) continue;
+            float totals[WIDTH] = {};
+            for (u32 s = 0; s < num_segments; s++) {
+                const float4* from = (const float4*)(own + token * PITCH + at);
+                const float4 low = load_of_cluster(from, s), high = load_of_cluster(from + 1, s);
+                const float sums[WIDTH] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+                for (u32 j = 0; j < WIDTH; j++) totals[j] += sums[j];
+            }
+            if (call.bias != nullptr) {
+                float bias[WIDTH];
+                load_vector<float, WIDTH>(bias, call.bias + feature);
+#pragma unroll
+                for (u32 j = 0; j < WIDTH; j++) totals[j] += bias[j];
+            }
+            const u64 to = (u64)(place.first_token + token) * call.features + feature;
+            if (call.out_is_f32) {
+                store_vector<float, WIDTH>((float*)call.out + to, totals);
+            } else {
+                store_vector<T, WIDTH>((T*)call.out + to, totals);
+            }
+        }
+        // Others have read this block's sums.
+        cluster_barrier();
+    }
+
+    DEVICE Share share_of(const Call& call, u32 splits) {
+        const u32 num_tiles = tiles_of(call.tokens, TOKENS) * tiles_of(call.features, OUT_FEATURES);
+        Share share = {blockIdx.x, gridDim.x, num_tiles, 0, call.cols};
+        if constexpr (ENDING == SPLIT) {
+            share.first = blockIdx.x / splits;
+            share.stride = num_tiles;
+            share.begin = blockIdx.x % splits * call.segment;
+            share.end = min(share.begin + call.segment, call.cols);
+            // A block without a segment brings nothing.
+            if (share.is_empty()) share.num = 0;
+        }
+        return share;
+    }
+
+    // `splits`: of SPLIT. `kind`: of GATED.
+    DEVICE void run(const Call& call, u32 splits, u32 kind) {
+        DYNAMIC_SHARED(memory);
+        Shared& shared = *(Shared*)(memory + (0 - shared_address(memory)) % 1024);
+        if (threadIdx.x == 0) {
+            prefetch_map(call.x);
+            prefetch_map(call.weight);
+            for (u32 i = 0; i < STAGES; i++) {
+                barrier_init(&shared.is_there[i], 1);
+                barrier_init(&shared.is_left[i], CONSUMERS / 32);
+            }
+            barrier_init_done();
+        }
+        __syncthreads();
+        // What is known before registers change hands has few of them: each role finds out for itself what there is to do.
+        if (threadIdx.x / GROUP_THREADS == GROUPS) {
+            if constexpr (ENDING != SPLIT) give_registers<40>();
+            if (threadIdx.x == CONSUMERS) {
+                produce(call, shared, share_of(call, splits));
+            } else {
+                wait_for_kernel_before();
+            }
+        } else {
+            if constexpr (ENDING != SPLIT) take_registers<232>();
+            wait_for_kernel_before();
+            if constexpr (ENDING == SPLIT) {
+                consume_split(call, shared, share_of(call, splits), splits);
+            } else {
+                consume(call, shared, share_of(call, splits), kind);
+            }
+        }
+    }
+};
+
+#define CALL {out, &x, &weight, bias, tokens, features, cols, segment, out_is_f32}
+#define ARGUMENTS                                                                                                      \
+    void *out, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, const float *bias,       \
+        u32 tokens, u32 features, u32 cols, u32 segment, u32 out_is_f32
+#define LINEAR(T, NAME, GROUPS, FEATURES, STAGES, ENDING, THREADS, BLOCKS, LAST)                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                      \
+        linear_hopper_##NAME##_##T(ARGUMENTS, u32 LAST) {                                                              \
+        const Call call = CALL;                                                                                        \
+        Tile<T, GROUPS, FEATURES, STAGES, ENDING>::run(call, LAST, LAST);                                              \
+    }                                                                                                                  \
+    EXPORT_KERNEL(linear_hopper_##NAME##_##T)
+#define KERNELS(T)                                                                                                     \
+    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 160, 2, splits)                                                          \
+    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 288, 2, splits)                                                         \
+    LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 384, 1, none)                                                              \
+    LINEAR(T, 128x256, 2, 256, 4, WHOLE, 384, 1, none)                                                                 \
+    LINEAR(T, gated_128x256, 2, 256, 4, GATED, 384, 1, kind)
+KERNELS(bf16)
+KERNELS(f16)
