@@ -19,7 +19,8 @@
 // share of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor.
 // linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x192 for several, whose totals stay in registers: tile after tile
 // by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at most the tiles.
-// Gated: 128 rows of gate and the same of up are a tile's 256.
+// Gated: 128 rows of gate and the same of up are a tile's 256. Of 256 tokens: a cluster of two blocks has a tile, and each brings
+// half of the weights to both, so that the second cache gives away two thirds as much. Grid: at most two blocks a tile.
 // Threads: 128 for each 64 tokens, and 32. Dynamic shared memory: 1024 bytes, for what is in it begins at a multiple of that; STAGES
 // stages of 128 bytes a token and feature of the tile; 128 bytes of barriers.
 //
@@ -45,7 +46,8 @@ struct Call {
 // How a tile's sums become results.
 enum Ending { SPLIT, WHOLE, SEGMENTS, GATED };
 
-template <typename T, int GROUPS, int TILE_FEATURES, u32 STAGES, Ending ENDING>
+// `PAIRS`: blocks of a cluster that share weights, 1 or 2.
+template <typename T, int GROUPS, int TILE_FEATURES, u32 STAGES, Ending ENDING, u32 PAIRS = 1>
 struct Tile {
     static constexpr u32 TOKENS = GROUPS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
     static constexpr u32 OUT_FEATURES = ENDING == GATED ? TILE_FEATURES / 2 : TILE_FEATURES;
@@ -78,17 +80,27 @@ struct Tile {
         }
     };
 
+    // Of the tile's place this block's.
     DEVICE TilePlace place_of(const Call& call, u32 tile) {
-        return tile_place(tile, call.tokens, call.features, TOKENS, OUT_FEATURES);
+        TilePlace place = tile_place(tile, call.tokens, call.features, PAIRS * TOKENS, OUT_FEATURES);
+        if constexpr (PAIRS > 1) place.first_token += cluster_rank() * TOKENS;
+        return place;
     }
 
+    // Of two blocks each brings every other box, to both, and the first of a stage in turn.
     DEVICE void bring_weights(const Call& call, Shared& shared, u32 stage, const Cursor& step) {
         const u32 first = place_of(call, step.tile).first_feature;
-        barrier_arrive_expecting(&shared.is_there[stage], TOKEN_BYTES + WEIGHT_BYTES);
+        CopyBarrier* is_there = &shared.is_there[stage];
+        barrier_arrive_expecting(is_there, TOKEN_BYTES + WEIGHT_BYTES);
 #pragma unroll
         for (u32 row = 0; row < TILE_FEATURES; row += BOX_ROWS) {
-            const u32 from = ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row;
-            copy_box(shared.weights[stage] + row * ROW_BYTES, call.weight, &shared.is_there[stage], step.col, first + from, 0);
+            const u32 from = first + (ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row);
+            u8* to = shared.weights[stage] + row * ROW_BYTES;
+            if constexpr (PAIRS == 1) {
+                copy_box(to, call.weight, is_there, step.col, from, 0);
+            } else if ((row + step.col) / BOX_ROWS % PAIRS == cluster_rank()) {
+                copy_box_to_cluster(to, call.weight, is_there, step.col, from, 0, (1u << PAIRS) - 1);
+            }
         }
     }
 
@@ -119,9 +131,14 @@ struct Tile {
         }
     }
 
-    // Each warp says for itself that it has left a stage.
+    // Each warp says for itself that it has left a stage, to all who bring something to it.
     DEVICE void leave(Shared& shared, u32 stage) {
-        if (threadIdx.x % 32 == 0) barrier_arrive(&shared.is_left[stage]);
+        const u32 lane = threadIdx.x % 32;
+        if constexpr (PAIRS > 1) {
+            if (lane < PAIRS) barrier_arrive_of_cluster(&shared.is_left[stage], lane);
+        } else {
+            if (lane == 0) barrier_arrive(&shared.is_left[stage]);
+        }
     }
 
     // sums = the products of columns begin..end, one at least.
@@ -340,8 +357,8 @@ struct Tile {
     }
 
     DEVICE Share share_of(const Call& call, u32 splits) {
-        const u32 num_tiles = tiles_of(call.tokens, TOKENS) * tiles_of(call.features, OUT_FEATURES);
-        Share share = {blockIdx.x, gridDim.x, num_tiles, 0, call.cols};
+        const u32 num_tiles = tiles_of(call.tokens, PAIRS * TOKENS) * tiles_of(call.features, OUT_FEATURES);
+        Share share = {blockIdx.x / PAIRS, gridDim.x / PAIRS, num_tiles, 0, call.cols};
         if constexpr (ENDING == SPLIT) {
             share.first = blockIdx.x / splits;
             share.stride = num_tiles;
@@ -362,11 +379,15 @@ struct Tile {
             prefetch_map(call.weight);
             for (u32 i = 0; i < STAGES; i++) {
                 barrier_init(&shared.is_there[i], 1);
-                barrier_init(&shared.is_left[i], CONSUMERS / 32);
+                barrier_init(&shared.is_left[i], PAIRS * CONSUMERS / 32);
             }
             barrier_init_done();
         }
-        __syncthreads();
+        if constexpr (PAIRS > 1) {
+            cluster_barrier();
+        } else {
+            __syncthreads();
+        }
         // What is known before registers change hands has few of them: each role finds out for itself what there is to do.
         if (threadIdx.x / GROUP_THREADS == GROUPS) {
             if constexpr (ENDING != SPLIT) give_registers<40>();
@@ -382,6 +403,8 @@ struct Tile {
                 consume_split(call, shared, share_of(call, splits), splits);
             } else {
                 consume(call, shared, share_of(call, splits), kind);
+                // The other block has said for the last time that it has left a stage.
+                if constexpr (PAIRS > 1) cluster_barrier();
             }
         }
     }
@@ -391,18 +414,21 @@ struct Tile {
 #define ARGUMENTS                                                                                                      \
     void *out, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, const float *bias,       \
         u32 tokens, u32 features, u32 cols, u32 segment, u32 out_is_f32
-#define LINEAR(T, NAME, GROUPS, FEATURES, STAGES, ENDING, THREADS, BLOCKS, LAST)                                       \
+#define LINEAR(T, NAME, GROUPS, FEATURES, STAGES, ENDING, PAIRS, THREADS, BLOCKS, LAST)                                \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                      \
         linear_hopper_##NAME##_##T(ARGUMENTS, u32 LAST) {                                                              \
         const Call call = CALL;                                                                                        \
-        Tile<T, GROUPS, FEATURES, STAGES, ENDING>::run(call, LAST, LAST);                                              \
+        Tile<T, GROUPS, FEATURES, STAGES, ENDING, PAIRS>::run(call, LAST, LAST);                                       \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_hopper_##NAME##_##T)
 #define KERNELS(T)                                                                                                     \
-    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 160, 2, splits)                                                          \
-    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 288, 2, splits)                                                         \
-    LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 384, 1, none)                                                              \
-    LINEAR(T, 128x256, 2, 256, 4, WHOLE, 384, 1, none)                                                                 \
-    LINEAR(T, gated_128x256, 2, 256, 4, GATED, 384, 1, kind)
+    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 1, 160, 2, splits)                                                       \
+    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 1, 288, 2, splits)                                                      \
+    LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 1, 384, 1, none)                                                           \
+    LINEAR(T, 256x192, 2, 192, 5, SEGMENTS, 2, 384, 1, none)                                                           \
+    LINEAR(T, 128x256, 2, 256, 4, WHOLE, 1, 384, 1, none)                                                              \
+    LINEAR(T, 256x256, 2, 256, 4, WHOLE, 2, 384, 1, none)                                                              \
+    LINEAR(T, gated_128x256, 2, 256, 4, GATED, 1, 384, 1, kind)                                                        \
+    LINEAR(T, gated_256x256, 2, 256, 4, GATED, 2, 384, 1, kind)
 KERNELS(bf16)
 KERNELS(f16)

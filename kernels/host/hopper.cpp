@@ -14,7 +14,9 @@ struct Map {
 };
 static_assert(sizeof(Map) <= sizeof(TensorMap), "a map has room for its shape");
 
+// To the shared memory of a block, from an address on.
 struct BoxCopy {
+    u8* memory;
     u32 shared;
     Map map;
     CopyBarrier* barrier;
@@ -42,11 +44,11 @@ State& state() {
     return state;
 }
 
-// The bytes at an address of shared memory.
-u8* at_address(u32 address, u32 len) {
+// The bytes at an address of a block's shared memory.
+u8* at_address(u8* memory, u32 address, u32 len) {
     const u32 offset = address - SHARED_START;
     if (offset > place.shared_bytes || len > place.shared_bytes - offset) give_up("an address is beyond shared memory");
-    return place.shared + offset;
+    return memory + offset;
 }
 
 // Where the 128-byte swizzle puts the byte of that address: pieces of 16 change places within 128, by the address's own bits.
@@ -92,7 +94,7 @@ void carry_out(const BoxCopy& copy) {
         for (u32 y = 0; y < map.box[1]; y++) {
             for (u32 x = 0; x < map.box[0]; x++, to += 2) {
                 const i32 at[3] = {copy.at[0] + (i32)x, copy.at[1] + (i32)y, copy.at[2] + (i32)z};
-                *(u16*)at_address(swizzled(to), 2) = element(map, at);
+                *(u16*)at_address(copy.memory, swizzled(to), 2) = element(map, at);
             }
         }
     }
@@ -105,7 +107,7 @@ void carry_out(const BoxCopy& copy) {
 u16 at_matrix(u32 matrix, u32 row, u32 col) {
     const u32 start = (matrix & 0x3fff) << 4, next = (matrix >> 16 & 0x3fff) << 4;
     const u32 address = start + row / 8 * 1024 + row % 8 * 128 + col / 64 * next + col % 64 * 2;
-    return *(const u16*)at_address(swizzled(address), 2);
+    return *(const u16*)at_address(place.shared, swizzled(address), 2);
 }
 
 // This thread's share of a product. Its warp's threads come here together.
@@ -175,15 +177,20 @@ void barrier_wait(CopyBarrier* barrier, u32 parity) {
     }
 }
 
-void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3]) {
-    BoxCopy copy = {shared_address(shared), {}, barrier, {at[0], at[1], at[2]}};
+void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3], u32 ranks) {
+    BoxCopy copy = {nullptr, shared_address(shared), {}, nullptr, {at[0], at[1], at[2]}};
     memcpy(&copy.map, map, sizeof copy.map);
     if (copy.shared % 128 != 0) give_up("a box does not go to a multiple of 128 bytes");
     if (copy.map.box[0] != 64) give_up("a box that is swizzled has rows of 128 bytes");
-    if (block_number() / 2 % 2 == 0) {
-        carry_out(copy);
-    } else {
-        state().copies.push_back(copy);
+    for (u32 rank = 0; ranks >> rank != 0; rank++) {
+        if ((ranks >> rank & 1) == 0) continue;
+        copy.memory = shared_of(rank);
+        copy.barrier = of_cluster(barrier, rank);
+        if (block_number() / 2 % 2 == 0) {
+            carry_out(copy);
+        } else {
+            state().copies.push_back(copy);
+        }
     }
 }
 

@@ -19,12 +19,33 @@ enum Kernel {
     Split64,
     /// The same of 128.
     Split128,
+    /// Tile after tile, of 128 tokens or, by two blocks, of 256.
+    Large(Ending, Blocks),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
     /// Matrices of several segments.
     Segments,
     /// Matrices of one.
     Whole,
     /// The same, whose rows are gate's and up's.
     Gated,
+}
+
+/// Blocks of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blocks {
+    One,
+    Two,
+}
+
+impl Blocks {
+    /// Two where few of the second ones have no tokens.
+    fn of(num_tokens: usize) -> Self {
+        let num = num_tokens.div_ceil(128);
+        if num > 8 || num.is_multiple_of(2) { Self::Two } else { Self::One }
+    }
 }
 
 /// A block, as `linear_hopper.cu` has it.
@@ -41,29 +62,53 @@ impl Kernel {
         match self {
             Self::Split64 => Block { tokens: 64, rows: 128, stages: 4, threads: 160 },
             Self::Split128 => Block { tokens: 128, rows: 128, stages: 3, threads: 288 },
-            Self::Segments => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
-            Self::Whole | Self::Gated => Block { tokens: 128, rows: 256, stages: 4, threads: 384 },
+            Self::Large(Ending::Segments, _) => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
+            Self::Large(..) => Block { tokens: 128, rows: 256, stages: 4, threads: 384 },
         }
     }
 
     fn name(self, elem: ElemType) -> &'static str {
+        use Blocks::{One, Two};
+        use Ending::{Gated, Segments, Whole};
         match self {
             Self::Split64 => elem.kernel("linear_hopper_split_64x128_bf16", "linear_hopper_split_64x128_f16"),
             Self::Split128 => elem.kernel("linear_hopper_split_128x128_bf16", "linear_hopper_split_128x128_f16"),
-            Self::Segments => elem.kernel("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
-            Self::Whole => elem.kernel("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
-            Self::Gated => elem.kernel("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16"),
+            Self::Large(Segments, One) => elem.kernel("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
+            Self::Large(Segments, Two) => elem.kernel("linear_hopper_256x192_bf16", "linear_hopper_256x192_f16"),
+            Self::Large(Whole, One) => elem.kernel("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
+            Self::Large(Whole, Two) => elem.kernel("linear_hopper_256x256_bf16", "linear_hopper_256x256_f16"),
+            Self::Large(Gated, One) => {
+                elem.kernel("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16")
+            }
+            Self::Large(Gated, Two) => {
+                elem.kernel("linear_hopper_gated_256x256_bf16", "linear_hopper_gated_256x256_f16")
+            }
         }
     }
 
-    fn num_tiles(self, num_tokens: usize, weight: &Matrix) -> usize {
+    /// Blocks of a cluster.
+    fn cluster(self, weight: &Matrix) -> usize {
+        match self {
+            Self::Split64 | Self::Split128 => Segments::of(weight).splits,
+            Self::Large(_, Blocks::One) => 1,
+            Self::Large(_, Blocks::Two) => 2,
+        }
+    }
+
+    /// Blocks for all tiles.
+    fn num_blocks(self, num_tokens: usize, weight: &Matrix) -> usize {
         let Block { tokens, rows, .. } = self.block();
-        num_tokens.div_ceil(tokens) * weight.rows.div_ceil(rows)
+        let (cluster, num_tokens) = (self.cluster(weight), num_tokens.div_ceil(tokens));
+        let of_tokens = match self {
+            Self::Large(..) => num_tokens.next_multiple_of(cluster),
+            _ => num_tokens * cluster,
+        };
+        of_tokens * weight.rows.div_ceil(rows)
     }
 
     /// Whether its tiles occupy three of four multiprocessors: what waits for memory needs no more.
     fn fills(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> bool {
-        4 * self.num_tiles(num_tokens, weight) >= 3 * device.num_sms()
+        4 * self.num_blocks(num_tokens, weight) >= 3 * device.num_sms()
     }
 
     fn shared_bytes(self) -> usize {
@@ -88,7 +133,8 @@ impl<'a> Call<'a> {
     /// `None` where the portable kernels must do, or do better.
     pub(super) fn choose(device: &'a dyn Device, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
         let of_segments = Segments::of(weight).len < weight.cols;
-        let large = if of_segments { Kernel::Segments } else { Kernel::Whole };
+        let ending = if of_segments { Ending::Segments } else { Ending::Whole };
+        let large = Kernel::Large(ending, Blocks::of(x.rows()));
         let kernel = match x.rows() {
             0..=MAX_ROWS => return None,
             17..=64 => Kernel::Split64,
@@ -104,7 +150,8 @@ impl<'a> Call<'a> {
         let is_there =
             device.has_kernel(kernel.name(weight.elem)) && kernel.shared_bytes() <= device.max_shared_bytes();
         // Results are stored 16 bytes at a time.
-        let suits = is_there && weight.rows.is_multiple_of(if kernel == Kernel::Gated { 16 } else { 8 });
+        let is_gated = matches!(kernel, Kernel::Large(Ending::Gated, _));
+        let suits = is_there && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 });
         suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
     }
 
@@ -116,14 +163,11 @@ impl<'a> Call<'a> {
     }
 
     fn dims(&self) -> Dims {
-        let num_tiles = self.kernel.num_tiles(self.num_tokens, self.weight);
-        let (num_blocks, cluster) = match self.kernel {
-            Kernel::Split64 | Kernel::Split128 => {
-                let splits = Segments::of(self.weight).splits;
-                (num_tiles * splits, splits)
-            }
-            _ => (num_tiles.min(self.device.num_sms()), 1),
-        };
+        let cluster = self.kernel.cluster(self.weight);
+        let mut num_blocks = self.kernel.num_blocks(self.num_tokens, self.weight);
+        if matches!(self.kernel, Kernel::Large(..)) {
+            num_blocks = num_blocks.min((self.device.num_sms() / cluster).max(1) * cluster);
+        }
         let dims = Dims::linear(num_blocks, self.kernel.block().threads).in_clusters(cluster);
         dims.with_shared(self.kernel.shared_bytes())
     }
@@ -157,11 +201,12 @@ pub(crate) fn gated(
     act: Activation,
 ) -> Result<bool> {
     let num_tokens = x.rows();
-    let is_large = num_tokens > 64 && Kernel::Gated.fills(device, num_tokens, weight);
+    let kernel = Kernel::Large(Ending::Gated, Blocks::of(num_tokens));
+    let is_large = num_tokens > 64 && kernel.fills(device, num_tokens, weight);
     if !is_large || Segments::of(weight).len < weight.cols {
         return Ok(false);
     }
-    let Some(call) = Call::new(device, Kernel::Gated, x, weight) else { return Ok(false) };
+    let Some(call) = Call::new(device, kernel, x, weight) else { return Ok(false) };
     out.set_rows(num_tokens);
     call.launch_gated(out, act)?;
     Ok(true)

@@ -6,11 +6,13 @@ use super::*;
 use crate::backend::cuda::host::HostDevice;
 use crate::ops::testing::{assert_close, devices, on_device, random, round};
 
+const BLOCKS: [Blocks; 2] = [Blocks::One, Blocks::Two];
+
 /// Devices that have the kernels, and whether bits are to be equal there. The host shim does, and they are.
 fn hopper_devices(elem: ElemType) -> Vec<(Arc<dyn Device>, bool)> {
     let mut found = Vec::new();
     for device in devices() {
-        let has = device.has_kernel(Kernel::Whole.name(elem));
+        let has = device.has_kernel(Kernel::Split64.name(elem));
         let adds_alike = adds_alike(&device, elem).unwrap();
         println!("linear_hopper: {}: has it: {has}; {elem:?} adds alike: {adds_alike}", device.name());
         assert!(device.name() != HostDevice::NAME || (has && adds_alike), "the host shim has all kernels");
@@ -75,8 +77,10 @@ fn all_kernels_have_the_portable_bits() {
             let case = Case::new(&device, shape, elem, i % 3 != 0);
             for out_elem in [ElemType::F32, elem] {
                 let expected = case.portable(&device, out_elem);
-                let large = if Segments::of(&case.weight).splits == 1 { Kernel::Whole } else { Kernel::Segments };
-                for kernel in [Kernel::Split64, Kernel::Split128, Kernel::Segments, large] {
+                let is_whole = Segments::of(&case.weight).splits == 1;
+                let endings = if is_whole { &[Ending::Segments, Ending::Whole][..] } else { &[Ending::Segments] };
+                let large = endings.iter().flat_map(|&ending| BLOCKS.map(|blocks| Kernel::Large(ending, blocks)));
+                for kernel in [Kernel::Split64, Kernel::Split128].into_iter().chain(large) {
                     let found = case.by_kernel(&device, kernel, out_elem);
                     assert_bits(&found, &expected, are_equal, &format!("{kernel:?} {shape:?} {elem:?} {out_elem:?}"));
                 }
@@ -91,7 +95,8 @@ fn blocks_go_on_to_further_tiles() {
     for (device, are_equal) in hopper_devices(ElemType::Bf16) {
         let case = Case::new(&device, [128 * 17 + 1, 264, 64], ElemType::Bf16, true);
         let expected = case.portable(&device, ElemType::Bf16);
-        for kernel in [Kernel::Segments, Kernel::Whole, Kernel::Split64] {
+        let large = BLOCKS.map(|blocks| Kernel::Large(Ending::Whole, blocks));
+        for kernel in large.into_iter().chain([Kernel::Large(Ending::Segments, Blocks::Two), Kernel::Split64]) {
             let found = case.by_kernel(&device, kernel, ElemType::Bf16);
             assert_bits(&found, &expected, are_equal, &format!("{kernel:?}"));
         }
@@ -106,13 +111,16 @@ fn gate_and_up_have_the_bits_of_two_launches() {
         for (device, are_equal) in hopper_devices(elem) {
             let case = Case::new(&device, [tokens, 2 * inter, cols], elem, i % 2 == 0);
             let mut gate_up = case.out(&device, 2 * inter, elem);
-            let [mut expected, mut found] = [0, 1].map(|_| case.out(&device, inter, elem));
+            let mut expected = case.out(&device, inter, elem);
             cuda::cuda(&*device, &mut gate_up, &case.x, &case.weight, Products::Portable).unwrap();
             gate_act_mul::cuda(&*device, &mut expected, &gate_up, act).unwrap();
-            let call = Call::new(&*device, Kernel::Gated, &case.x, &case.weight).unwrap();
-            call.launch_gated(&mut found, act).unwrap();
-            let what = format!("{tokens} {inter} {cols} {elem:?} {act:?}");
-            assert_bits(&found.to_f32().unwrap(), &expected.to_f32().unwrap(), are_equal, &what);
+            for blocks in BLOCKS {
+                let mut found = case.out(&device, inter, elem);
+                let kernel = Kernel::Large(Ending::Gated, blocks);
+                Call::new(&*device, kernel, &case.x, &case.weight).unwrap().launch_gated(&mut found, act).unwrap();
+                let what = format!("{kernel:?} {tokens} {inter} {cols} {elem:?} {act:?}");
+                assert_bits(&found.to_f32().unwrap(), &expected.to_f32().unwrap(), are_equal, &what);
+            }
         }
     }
 }
@@ -132,9 +140,13 @@ fn the_kernel_goes_by_tokens_segments_and_device() {
         assert_eq!(choose(16, 2048, 64), None);
         assert_eq!([17, 64].map(|tokens| choose(tokens, 2048, 64)), [Some(Kernel::Split64); 2]);
         // Three tiles are enough for the shim's four multiprocessors.
-        assert_eq!(choose(65, 640, 64), Some(Kernel::Whole));
+        assert_eq!(choose(65, 640, 64), Some(Kernel::Large(Ending::Whole, Blocks::One)));
         assert_eq!(choose(65, 512, 64), Some(Kernel::Split128));
-        assert_eq!(choose(65, 512, 512), Some(Kernel::Segments));
+        assert_eq!(choose(65, 512, 512), Some(Kernel::Large(Ending::Segments, Blocks::One)));
+        assert_eq!(choose(129, 512, 512), Some(Kernel::Large(Ending::Segments, Blocks::Two)));
+        // A third of the blocks would have no tokens.
+        assert_eq!(choose(257, 512, 512), Some(Kernel::Large(Ending::Segments, Blocks::One)));
+        assert_eq!(choose(8 * 128 + 1, 512, 512), Some(Kernel::Large(Ending::Segments, Blocks::Two)));
         assert_eq!(choose(65, 644, 64), None, "rows of results are not whole pieces of 16 bytes");
         assert_eq!(choose(65, 640, 56), None, "rows narrower than a box");
     }
