@@ -17,10 +17,11 @@
 // linear_hopper_split_<tokens>x<features>: tiles of 64 or 128 tokens and 128 features. A cluster of `splits` blocks has a tile, a
 // block one of its segments (or none), so that few tiles occupy a device. Sums go to shared memory, and each block adds its
 // share of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor.
-// linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x192 for several, whose totals stay in registers: tile after tile
-// by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at most the tiles.
-// Gated: 128 rows of gate and the same of up are a tile's 256. Of 256 tokens: a cluster of two blocks has a tile, and each brings
-// half of the weights to both, so that the second cache gives away two thirds as much. Grid: at most two blocks a tile.
+// linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x128 and 128x192 for any number, whose totals stay in registers:
+// tile after tile by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at
+// most the tiles. Gated: 128 rows of gate and the same of up are a tile's 256. Of 256 tokens: a cluster of two blocks has a tile,
+// and each brings half of the weights to both, so that the second cache gives away less: for 256 features two thirds. Grid: at
+// most two blocks a tile.
 // Threads: 128 for each 64 tokens, and 32. Dynamic shared memory: 1024 bytes, for what is in it begins at a multiple of that; STAGES
 // stages of 128 bytes a token and feature of the tile; 128 bytes of barriers.
 //
@@ -424,6 +425,8 @@ struct Tile {
 #define KERNELS(T)                                                                                                     \
     LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 1, 160, 2, splits)                                                       \
     LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 1, 288, 2, splits)                                                      \
+    LINEAR(T, 128x128, 2, 128, 6, SEGMENTS, 1, 384, 1, none)                                                           \
+    LINEAR(T, 256x128, 2, 128, 6, SEGMENTS, 2, 384, 1, none)                                                           \
     LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 1, 384, 1, none)                                                           \
     LINEAR(T, 256x192, 2, 192, 5, SEGMENTS, 2, 384, 1, none)                                                           \
     LINEAR(T, 128x256, 2, 256, 4, WHOLE, 1, 384, 1, none)                                                              \

@@ -20,17 +20,18 @@ enum Kernel {
     /// The same of 128.
     Split128,
     /// Tile after tile, of 128 tokens or, by two blocks, of 256.
-    Large(Ending, Blocks),
+    Large(Rows, Blocks),
 }
 
+/// Rows of the weights that a large tile has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ending {
-    /// Matrices of several segments.
-    Segments,
-    /// Matrices of one.
-    Whole,
-    /// The same, whose rows are gate's and up's.
-    Gated,
+enum Rows {
+    R128,
+    R192,
+    /// For matrices of one segment.
+    R256,
+    /// The same, of gate and up.
+    Gated256,
 }
 
 /// Blocks of a tile.
@@ -62,28 +63,27 @@ impl Kernel {
         match self {
             Self::Split64 => Block { tokens: 64, rows: 128, stages: 4, threads: 160 },
             Self::Split128 => Block { tokens: 128, rows: 128, stages: 3, threads: 288 },
-            Self::Large(Ending::Segments, _) => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
+            Self::Large(Rows::R128, _) => Block { tokens: 128, rows: 128, stages: 6, threads: 384 },
+            Self::Large(Rows::R192, _) => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
             Self::Large(..) => Block { tokens: 128, rows: 256, stages: 4, threads: 384 },
         }
     }
 
     fn name(self, elem: ElemType) -> &'static str {
         use Blocks::{One, Two};
-        use Ending::{Gated, Segments, Whole};
-        match self {
-            Self::Split64 => elem.kernel("linear_hopper_split_64x128_bf16", "linear_hopper_split_64x128_f16"),
-            Self::Split128 => elem.kernel("linear_hopper_split_128x128_bf16", "linear_hopper_split_128x128_f16"),
-            Self::Large(Segments, One) => elem.kernel("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
-            Self::Large(Segments, Two) => elem.kernel("linear_hopper_256x192_bf16", "linear_hopper_256x192_f16"),
-            Self::Large(Whole, One) => elem.kernel("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
-            Self::Large(Whole, Two) => elem.kernel("linear_hopper_256x256_bf16", "linear_hopper_256x256_f16"),
-            Self::Large(Gated, One) => {
-                elem.kernel("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16")
-            }
-            Self::Large(Gated, Two) => {
-                elem.kernel("linear_hopper_gated_256x256_bf16", "linear_hopper_gated_256x256_f16")
-            }
-        }
+        let (bf16, f16) = match self {
+            Self::Split64 => ("linear_hopper_split_64x128_bf16", "linear_hopper_split_64x128_f16"),
+            Self::Split128 => ("linear_hopper_split_128x128_bf16", "linear_hopper_split_128x128_f16"),
+            Self::Large(Rows::R128, One) => ("linear_hopper_128x128_bf16", "linear_hopper_128x128_f16"),
+            Self::Large(Rows::R128, Two) => ("linear_hopper_256x128_bf16", "linear_hopper_256x128_f16"),
+            Self::Large(Rows::R192, One) => ("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
+            Self::Large(Rows::R192, Two) => ("linear_hopper_256x192_bf16", "linear_hopper_256x192_f16"),
+            Self::Large(Rows::R256, One) => ("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
+            Self::Large(Rows::R256, Two) => ("linear_hopper_256x256_bf16", "linear_hopper_256x256_f16"),
+            Self::Large(Rows::Gated256, One) => ("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16"),
+            Self::Large(Rows::Gated256, Two) => ("linear_hopper_gated_256x256_bf16", "linear_hopper_gated_256x256_f16"),
+        };
+        elem.kernel(bf16, f16)
     }
 
     /// Blocks of a cluster.
@@ -106,9 +106,27 @@ impl Kernel {
         of_tokens * weight.rows.div_ceil(rows)
     }
 
-    /// Whether its tiles occupy three of four multiprocessors: what waits for memory needs no more.
-    fn fills(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> bool {
-        4 * self.num_blocks(num_tokens, weight) >= 3 * device.num_sms()
+    /// What it takes, as far as that is known without asking a device: rows of weights that the multiprocessor with most to do
+    /// multiplies, by 128 tokens, in percent of what the tiles of 256 rows take for them. Smaller ones wait for the second cache
+    /// more often, and what is split is put together at the end.
+    fn cost(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> usize {
+        let percent = match self {
+            Self::Split64 | Self::Split128 => 125,
+            Self::Large(Rows::R128, _) => 110,
+            Self::Large(Rows::R192, _) => 103,
+            Self::Large(..) => 100,
+        };
+        let rows = self.num_blocks(num_tokens, weight).div_ceil(device.num_sms()) * self.block().rows;
+        let is_split = matches!(self, Self::Split64 | Self::Split128);
+        rows * percent / if is_split { self.cluster(weight) } else { 1 }
+    }
+
+    /// Of more than 64 tokens.
+    fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
+        let large = [Rows::R256, Rows::R192, Rows::R128].map(|rows| Self::Large(rows, Blocks::of(num_tokens)));
+        let first = usize::from(Segments::of(weight).len < weight.cols);
+        let kernels = large.into_iter().skip(first).chain([Self::Split128]);
+        kernels.min_by_key(|kernel| kernel.cost(device, num_tokens, weight)).unwrap_or(Self::Split128)
     }
 
     fn shared_bytes(self) -> usize {
@@ -132,14 +150,10 @@ pub(super) struct Call<'a> {
 impl<'a> Call<'a> {
     /// `None` where the portable kernels must do, or do better.
     pub(super) fn choose(device: &'a dyn Device, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
-        let of_segments = Segments::of(weight).len < weight.cols;
-        let ending = if of_segments { Ending::Segments } else { Ending::Whole };
-        let large = Kernel::Large(ending, Blocks::of(x.rows()));
         let kernel = match x.rows() {
             0..=MAX_ROWS => return None,
             17..=64 => Kernel::Split64,
-            num_tokens if large.fills(device, num_tokens, weight) => large,
-            _ => Kernel::Split128,
+            num_tokens => Kernel::cheapest(device, num_tokens, weight),
         };
         Self::new(device, kernel, x, weight)
     }
@@ -150,7 +164,7 @@ impl<'a> Call<'a> {
         let is_there =
             device.has_kernel(kernel.name(weight.elem)) && kernel.shared_bytes() <= device.max_shared_bytes();
         // Results are stored 16 bytes at a time.
-        let is_gated = matches!(kernel, Kernel::Large(Ending::Gated, _));
+        let is_gated = matches!(kernel, Kernel::Large(Rows::Gated256, _));
         let suits = is_there && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 });
         suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
     }
@@ -201,9 +215,13 @@ pub(crate) fn gated(
     act: Activation,
 ) -> Result<bool> {
     let num_tokens = x.rows();
-    let kernel = Kernel::Large(Ending::Gated, Blocks::of(num_tokens));
-    let is_large = num_tokens > 64 && kernel.fills(device, num_tokens, weight);
-    if !is_large || Segments::of(weight).len < weight.cols {
+    if num_tokens <= 64 || Segments::of(weight).len < weight.cols {
+        return Ok(false);
+    }
+    let kernel = Kernel::Large(Rows::Gated256, Blocks::of(num_tokens));
+    let cost = |kernel: Kernel| kernel.cost(device, num_tokens, weight);
+    // What it saves is worth some of the products' time.
+    if 100 * cost(kernel) > 115 * cost(Kernel::cheapest(device, num_tokens, weight)) {
         return Ok(false);
     }
     let Some(call) = Call::new(device, kernel, x, weight) else { return Ok(false) };

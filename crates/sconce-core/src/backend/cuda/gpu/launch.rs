@@ -2,10 +2,10 @@
 //! dependent launch): its blocks take their places, and do what needs nothing of those before it.
 //!
 //! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_kernel_before`) before it reads what
-//! is not a weight, before it writes anything, and before it lets the next kernel begin. The wait returns when the kernel
-//! before has ended and its writes can be seen. So a kernel begins only when the one before has passed its own wait
-//! everywhere, which is when the one before that has ended: two kernels at most are on the device together, and what a
-//! kernel waits for is all that came before. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
+//! is not a weight and before it writes anything. The wait returns when the kernel before has ended and its writes can be seen;
+//! as that one has waited too, so have all before it. A kernel begins once every block of the one before has: several small ones
+//! may be on the device together, so that the weights of the next product are under way while what comes between is computed,
+//! and none takes places that one before it needs. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
 //! wait for all before them, and are waited for in full.
 
 use std::ffi::c_void;
