@@ -17,10 +17,8 @@
 // same order; a row's scale is applied to the total, before the bias. The bits are those of the kernels for 16 bits with
 // expanded weights. Rows are padded to whole steps of 64 columns with zeros, two chunks a step: in a step lane l's 16 bytes
 // are its columns of the four products, a word each, in the order 0, 2, 1, 3, so that the even bytes of a word are one pair and
-// the odd ones the next. Expanding puts sign, exponent and mantissa at their places by shifts and masks, subnormals too (both
-// types continue theirs below the least exponent in the same way), and leaves a power of two. f16: weights are 2^-8 times what they should be, which changes no rounding and is made good in the total.
-// bf16: 2^-120 would drown products and sums; an exact multiplication of the pair takes it back. That it takes subnormal
-// inputs is in the PTX manual. Some 9 instructions for 4 weights: half of what a device can issue while memory brings them.
+// the odd ones the next. lib/e4m3.h expands them: some 9 instructions
+// for 4 weights, half of what a device can issue while memory brings them.
 //
 // linear_rows8, linear_rows16: at most 8, 16 tokens. Block of 8 warps; a warp has 16 features and one of `splits` (1, 2, 4, 8)
 // segments, so that also small matrices keep all multiprocessors loading. Weights go from memory to registers, several
@@ -38,6 +36,7 @@
 #include "lib/platform.h"
 #include "lib/vector.h"
 #include "lib/tiles.h"
+#include "lib/e4m3.h"
 
 // Columns of a matrix product, its features and its tokens; columns of a chunk.
 static constexpr u32 COLUMNS = 16, FEATURES = 16, TOKENS = 8, CHUNK = 2 * COLUMNS;
@@ -78,25 +77,12 @@ struct Plain {
     DEVICE uint4 of_shared(const uint4* rows, u32 c) { return read_columns(rows); }
 };
 
-// Four e4m3 numbers as two pairs of 16-bit numbers.
-template <typename T>
-DEVICE uint2 expand_e4m3(u32 codes);
-template <>
-__device__ __forceinline__ uint2 expand_e4m3<f16>(u32 codes) {
-    return make_uint2((codes << 8 & 0x80008000) | (codes << 7 & 0x3f803f80), (codes & 0x80008000) | (codes >> 1 & 0x3f803f80));
-}
-template <>
-__device__ __forceinline__ uint2 expand_e4m3<bf16>(u32 codes) {
-    return make_uint2(times_2_to_120((codes << 8 & 0x80008000) | (codes << 4 & 0x07f007f0)),
-                      times_2_to_120((codes & 0x80008000) | (codes >> 4 & 0x07f007f0)));
-}
-
 template <typename T_>
 struct Fp8 {
     using T = T_;
     static constexpr u32 CHUNKS = 2;
     static constexpr bool HAS_SCALE = true;
-    static constexpr float FACTOR = IS_F16<T> ? 256.0f : 1.0f;
+    static constexpr float FACTOR = E4M3_FACTOR<T>;
     DEVICE u32 row_bytes(u32 cols) { return (cols + 63) / 64 * 64; }
     DEVICE uint4 of_memory(const uint4& piece, u32 c) {
         const uint2 first = expand_e4m3<T>(c == 0 ? piece.x : piece.z), second = expand_e4m3<T>(c == 0 ? piece.y : piece.w);

@@ -10,9 +10,10 @@
 // columns (a multiple of 64), segments' sums in order, then the bias. A token's bits are linear.cu's if a warpgroup's product
 // adds as mma.sync does, which a device is asked when it is opened.
 //
-// Tokens are the products' rows, 64 a warpgroup, features their columns. A block's last warp brings a stage at a time: 64 columns
-// of the tile's tokens and of its weights, of which the first do not wait for the kernel before. The others multiply; while a
-// stage is multiplied the next one's products are already asked for.
+// Tokens are the products' rows, 64 a warpgroup, features their columns. A block's last warps bring a stage at a time, 64 columns
+// of the tile's tokens and of its weights, of which the first do not wait for the kernel before. They share its boxes: one thread
+// alone takes longer to ask for all than the tensor cores for their products. The other warps multiply; while a stage is multiplied
+// the next one's products are already asked for.
 //
 // linear_hopper_split_<tokens>x<features>: tiles of 64 or 128 tokens and 128 features. A cluster of `splits` blocks has a tile, a
 // block one of its segments (or none), so that few tiles occupy a device. Sums go to shared memory, and each block adds its
@@ -22,8 +23,8 @@
 // most the tiles. Gated: 128 rows of gate and the same of up are a tile's 256. Of 256 tokens: a cluster of two blocks has a tile,
 // and each brings half of the weights to both, so that the second cache gives away less: for 256 features two thirds. Grid: at
 // most two blocks a tile.
-// Threads: 128 for each 64 tokens, and 32. Dynamic shared memory: 1024 bytes, for what is in it begins at a multiple of that; STAGES
-// stages of 128 bytes a token and feature of the tile; 128 bytes of barriers.
+// Threads: 128 for each 64 tokens of a block, and 128, or 64 where tiles are split. Dynamic shared memory: 1024 bytes, for what is in
+// it begins at a multiple of that; STAGES stages of 128 bytes a token and feature of the tile; 128 bytes of barriers.
 //
 // Bounded by the weights' bytes up to some 200 tokens, by FLOPs, 2 * tokens * features * cols, beyond.
 #include "lib/platform.h"
@@ -31,18 +32,8 @@
 #include "lib/vector.h"
 #include "lib/activation.h"
 #include "lib/tiles.h"
-
-// Tokens and threads of a warpgroup. Columns and bytes of a stage's rows; rows of a box; columns and bytes of a product's rows.
-static constexpr u32 GROUP_TOKENS = 64, GROUP_THREADS = 128;
-static constexpr u32 STEP = 64, ROW_BYTES = 128, BOX_ROWS = 64, PRODUCTS = 4, PRODUCT_BYTES = 32;
-
-struct Call {
-    void* out;
-    const TensorMap* x;
-    const TensorMap* weight;
-    const float* bias;
-    u32 tokens, features, cols, segment, out_is_f32;
-};
+#include "lib/e4m3.h"
+#include "lib/linear_hopper.h"
 
 // How a tile's sums become results.
 enum Ending { SPLIT, WHOLE, SEGMENTS, GATED };
@@ -51,10 +42,12 @@ enum Ending { SPLIT, WHOLE, SEGMENTS, GATED };
 template <typename T, int GROUPS, int TILE_FEATURES, u32 STAGES, Ending ENDING, u32 PAIRS = 1>
 struct Tile {
     static constexpr u32 TOKENS = GROUPS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
+    // Warps that bring stages.
+    static constexpr u32 PRODUCERS = ENDING == SPLIT ? 2 : 4;
     static constexpr u32 OUT_FEATURES = ENDING == GATED ? TILE_FEATURES / 2 : TILE_FEATURES;
     static constexpr u32 TOKEN_BYTES = TOKENS * ROW_BYTES, WEIGHT_BYTES = TILE_FEATURES * ROW_BYTES;
-    // A thread's sums; blocks of 8 features, of which it has two of each of two tokens.
-    static constexpr int LEN = TILE_FEATURES / 2, BLOCKS = TILE_FEATURES / 8;
+    using Results = ::Results<T, TILE_FEATURES>;
+    static constexpr int LEN = Results::LEN, BLOCKS = Results::BLOCKS;
 
     struct Shared {
         u8 tokens[STAGES][TOKEN_BYTES];
@@ -69,18 +62,6 @@ struct Tile {
         __device__ __forceinline__ bool is_empty() const { return begin >= end; }
     };
 
-    // A stage of it.
-    struct Cursor {
-        u32 tile, col;
-        __device__ __forceinline__ bool is_over(const Share& share) const { return tile >= share.num; }
-        __device__ __forceinline__ void advance(const Share& share) {
-            col += STEP;
-            if (col < share.end) return;
-            col = share.begin;
-            tile += share.stride;
-        }
-    };
-
     // Of the tile's place this block's.
     DEVICE TilePlace place_of(const Call& call, u32 tile) {
         TilePlace place = tile_place(tile, call.tokens, call.features, PAIRS * TOKENS, OUT_FEATURES);
@@ -88,14 +69,35 @@ struct Tile {
         return place;
     }
 
-    // Of two blocks each brings every other box, to both, and the first of a stage in turn.
-    DEVICE void bring_weights(const Call& call, Shared& shared, u32 stage, const Cursor& step) {
-        const u32 first = place_of(call, step.tile).first_feature;
+    // A stage of it. Where a tile is takes long to say: once a tile.
+    struct Cursor {
+        u32 tile, col;
+        TilePlace place;
+
+        __device__ __forceinline__ Cursor(const Call& call, const Share& share)
+            : tile(share.first), col(share.begin), place(place_of(call, tile)) {}
+        __device__ __forceinline__ bool is_over(const Share& share) const { return tile >= share.num; }
+        __device__ __forceinline__ void advance(const Call& call, const Share& share) {
+            col += STEP;
+            if (col < share.end) return;
+            col = share.begin;
+            tile += share.stride;
+            place = place_of(call, tile);
+        }
+    };
+
+    // A stage's boxes, of tokens and then of weights, are shared among the producers' warps. Of two blocks each brings every other
+    // box of weights, to both, and the first of a stage in turn.
+    static constexpr u32 TOKEN_BOXES = TOKENS / BOX_ROWS, BOXES = TOKEN_BOXES + TILE_FEATURES / BOX_ROWS;
+
+    DEVICE void bring_weights(const Call& call, Shared& shared, u32 stage, const Cursor& step, u32 producer) {
         CopyBarrier* is_there = &shared.is_there[stage];
-        barrier_arrive_expecting(is_there, TOKEN_BYTES + WEIGHT_BYTES);
-#pragma unroll
-        for (u32 row = 0; row < TILE_FEATURES; row += BOX_ROWS) {
-            const u32 from = first + (ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row);
+        if (producer == 0) barrier_arrive_expecting(is_there, TOKEN_BYTES + WEIGHT_BYTES);
+#pragma unroll 1
+        for (u32 i = producer < TOKEN_BOXES ? producer + PRODUCERS : producer; i < BOXES; i += PRODUCERS) {
+            const u32 row = (i - TOKEN_BOXES) * BOX_ROWS;
+            const u32 of_half = ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row;
+            const u32 from = step.place.first_feature + of_half;
             u8* to = shared.weights[stage] + row * ROW_BYTES;
             if constexpr (PAIRS == 1) {
                 copy_box(to, call.weight, is_there, step.col, from, 0);
@@ -105,30 +107,32 @@ struct Tile {
         }
     }
 
-    DEVICE void bring_tokens(const Call& call, Shared& shared, u32 stage, const Cursor& step) {
-        const u32 first = place_of(call, step.tile).first_token;
-#pragma unroll
-        for (u32 row = 0; row < TOKENS; row += BOX_ROWS) {
-            copy_box(shared.tokens[stage] + row * ROW_BYTES, call.x, &shared.is_there[stage], step.col, first + row, 0);
-        }
+    DEVICE void bring_tokens(const Call& call, Shared& shared, u32 stage, const Cursor& step, u32 producer) {
+        static_assert(TOKEN_BOXES <= PRODUCERS, "a warp brings one box of tokens at most");
+        if (producer >= TOKEN_BOXES) return;
+        const u32 row = producer * BOX_ROWS;
+        u8* to = shared.tokens[stage] + row * ROW_BYTES;
+        copy_box(to, call.x, &shared.is_there[stage], step.col, step.place.first_token + row, 0);
     }
 
-    // One thread brings all.
-    DEVICE void produce(const Call& call, Shared& shared, const Share& share) {
+    // One thread of a warp.
+    DEVICE void produce(const Call& call, Shared& shared, const Share& share, u32 producer) {
         Pass<STAGES> pass;
-        Cursor step = {share.first, share.begin};
+        Cursor step(call, share), ahead = step;
         // Weights do not change.
-        Cursor ahead = step;
         u32 num_ahead = 0;
-        for (; num_ahead < STAGES && !ahead.is_over(share); num_ahead++, ahead.advance(share)) {
-            bring_weights(call, shared, num_ahead, ahead);
+        for (; num_ahead < STAGES && !ahead.is_over(share); num_ahead++, ahead.advance(call, share)) {
+            bring_weights(call, shared, num_ahead, ahead, producer);
         }
         wait_for_kernel_before();
-        for (u32 i = 0; i < num_ahead; i++, pass.advance(), step.advance(share)) bring_tokens(call, shared, pass.stage, step);
-        for (; !step.is_over(share); pass.advance(), step.advance(share)) {
-            barrier_wait(&shared.is_left[pass.stage], pass.parity ^ 1);
-            bring_weights(call, shared, pass.stage, step);
-            bring_tokens(call, shared, pass.stage, step);
+        for (; !step.is_over(share); pass.advance(), step.advance(call, share)) {
+            if (num_ahead > 0) {
+                num_ahead--;
+            } else {
+                barrier_wait(&shared.is_left[pass.stage], pass.parity ^ 1);
+                bring_weights(call, shared, pass.stage, step, producer);
+            }
+            bring_tokens(call, shared, pass.stage, step, producer);
         }
     }
 
@@ -142,126 +146,16 @@ struct Tile {
         }
     }
 
-    // sums = the products of columns begin..end, one at least.
-    DEVICE void multiply(float (&sums)[LEN], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end) {
-        const u32 group = threadIdx.x / GROUP_THREADS;
-        const u32 tokens = matrix_at(shared_address(shared.tokens[0] + group * GROUP_TOKENS * ROW_BYTES), 16);
-        const u32 weights = matrix_at(shared_address(shared.weights[0]), 16);
-        u32 before = 0;
-#pragma unroll
-        for (int i = 0; i < LEN; i++) sums[i] = 0.0f;
-        for (u32 col = begin; col < end; col += STEP) {
-            barrier_wait(&shared.is_there[pass.stage], pass.parity);
-            const u32 a = of_warp(matrix_further(tokens, pass.stage * TOKEN_BYTES));
-            const u32 b = of_warp(matrix_further(weights, pass.stage * WEIGHT_BYTES));
-            products_begin();
-#pragma unroll
-            for (u32 k = 0; k < PRODUCTS; k++) {
-                product_shared<T, TILE_FEATURES>(sums, matrix_further(a, k * PRODUCT_BYTES), matrix_further(b, k * PRODUCT_BYTES),
-                                                 true);
-            }
-            products_commit();
-            products_wait<1>();
-            if (col > begin) leave(shared, before);
-            before = pass.stage;
-            pass.advance();
-        }
-        products_wait<0>();
-        keep(sums);
-        leave(shared, before);
-    }
-
-    // The first of this thread's two tokens of a tile; the other is the eighth after it.
-    DEVICE u32 own_token() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
-
-    // Of a quad's four words each, what its four lanes have as their `lane % 4`th.
-    DEVICE void transpose(u32 (&words)[4]) {
-        const bool is_odd = threadIdx.x % 2 != 0, is_upper = threadIdx.x % 4 >= 2;
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-            const u32 got = __shfl_xor_sync(FULL_WARP, is_odd ? words[i] : words[i + 1], 1);
-            (is_odd ? words[i] : words[i + 1]) = got;
-        }
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const u32 got = __shfl_xor_sync(FULL_WARP, is_upper ? words[i] : words[i + 2], 2);
-            (is_upper ? words[i] : words[i + 2]) = got;
-        }
-    }
-
-    // Adds the bias of rows `row`.. of the weights, as far as they are before `end`.
-    template <int NUM>
-    DEVICE void add_bias(const Call& call, float* sums, u32 row, u32 end) {
-        if (call.bias == nullptr) return;
-#pragma unroll
-        for (int n = 0; n < NUM; n++) {
-            const u32 own = row + n * 8 + threadIdx.x % 4 * 2;
-            if (own >= end) continue;
-            const float2 bias = *(const float2*)(call.bias + own);
-#pragma unroll
-            for (int i = 0; i < 4; i++) sums[4 * n + i] += i % 2 == 0 ? bias.x : bias.y;
-        }
-    }
-
-    // Writes results in T, whose pairs are in the words' order: four blocks at a time, a lane one of them as a whole.
-    template <int NUM>
-    DEVICE void store_words(const Call& call, const TilePlace& place, const u32 (&words)[2][NUM]) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const u32 token = place.first_token + own_token() + 8 * r;
-#pragma unroll
-            for (int n = 0; n < NUM; n += 4) {
-                u32 own[4] = {words[r][n], words[r][n + 1], words[r][n + 2], words[r][n + 3]};
-                transpose(own);
-                const u32 feature = place.first_feature + (n + threadIdx.x % 4) * 8;
-                if (token < call.tokens && feature < call.features) {
-                    uint4* to = (uint4*)((T*)call.out + (u64)token * call.features + feature);
-                    *to = make_uint4(own[0], own[1], own[2], own[3]);
-                }
-            }
-        }
-    }
-
-    DEVICE void store_floats(const Call& call, const TilePlace& place, const float (&sums)[LEN]) {
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const u32 token = place.first_token + own_token() + 8 * r;
-#pragma unroll
-            for (int n = 0; n < BLOCKS; n += 4) {
-                u32 even[4], odd[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    even[i] = __float_as_uint(sums[4 * (n + i) + 2 * r]);
-                    odd[i] = __float_as_uint(sums[4 * (n + i) + 2 * r + 1]);
-                }
-                transpose(even);
-                transpose(odd);
-                const u32 feature = place.first_feature + (n + threadIdx.x % 4) * 8;
-                if (token < call.tokens && feature < call.features) {
-                    uint4* to = (uint4*)((float*)call.out + (u64)token * call.features + feature);
-                    to[0] = make_uint4(even[0], odd[0], even[1], odd[1]);
-                    to[1] = make_uint4(even[2], odd[2], even[3], odd[3]);
-                }
-            }
-        }
-    }
-
-    // Totals of a tile to memory, and the bias with them.
-    DEVICE void store(const Call& call, const TilePlace& place, float (&totals)[LEN]) {
-        add_bias<BLOCKS>(call, totals, place.first_feature, call.features);
-        if (call.out_is_f32) return store_floats(call, place, totals);
-        u32 words[2][BLOCKS];
-#pragma unroll
-        for (int i = 0; i < 2 * BLOCKS; i++) words[i % 2][i / 2] = pack<T>(totals[2 * i], totals[2 * i + 1]);
-        store_words<BLOCKS>(call, place, words);
+    DEVICE void multiply_stages(float (&sums)[LEN], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end) {
+        multiply<T, TILE_FEATURES>(sums, shared, pass, begin, end, [&](u32 stage) { leave(shared, stage); });
     }
 
     // The first half of the totals is gate's, the second up's; both are rounded as linear.cu stores them.
     DEVICE void store_gated(const Call& call, const TilePlace& place, float (&totals)[LEN], u32 kind) {
         constexpr int HALF = BLOCKS / 2;
         const u32 feature = place.first_feature;
-        add_bias<HALF>(call, totals, feature, call.features);
-        add_bias<HALF>(call, totals + LEN / 2, call.features + feature, 2 * call.features);
+        Results::template add_bias<HALF>(call, totals, feature, call.features);
+        Results::template add_bias<HALF>(call, totals + LEN / 2, call.features + feature, 2 * call.features);
         u32 words[2][HALF];
 #pragma unroll
         for (int i = 0; i < 2 * HALF; i++) {
@@ -274,7 +168,7 @@ struct Tile {
             }
             words[i % 2][i / 2] = pack<T>(values[0], values[1]);
         }
-        store_words<HALF>(call, place, words);
+        Results::template store_words<HALF>(call, place, words);
     }
 
     // Tile after tile.
@@ -288,19 +182,19 @@ struct Tile {
 #pragma unroll
                 for (int i = 0; i < LEN; i++) totals[i] = 0.0f;
                 for (u32 begin = 0; begin < call.cols; begin += call.segment) {
-                    multiply(sums, shared, pass, begin, min(begin + call.segment, call.cols));
+                    multiply_stages(sums, shared, pass, begin, min(begin + call.segment, call.cols));
 #pragma unroll
                     for (int i = 0; i < LEN; i++) totals[i] += sums[i];
                 }
-                store(call, place, totals);
+                Results::store(call, place, totals);
             } else {
-                multiply(sums, shared, pass, share.begin, share.end);
+                multiply_stages(sums, shared, pass, share.begin, share.end);
 #pragma unroll
                 for (int i = 0; i < LEN; i++) sums[i] = 0.0f + sums[i];
                 if constexpr (ENDING == GATED) {
                     store_gated(call, place, sums, kind);
                 } else {
-                    store(call, place, sums);
+                    Results::store(call, place, sums);
                 }
             }
         }
@@ -318,12 +212,12 @@ struct Tile {
         if (!share.is_empty()) {
             Pass<STAGES> pass;
             float sums[LEN];
-            multiply(sums, shared, pass, share.begin, share.end);
+            multiply_stages(sums, shared, pass, share.begin, share.end);
             // All warpgroups have left the stages.
             named_barrier_wait(1, CONSUMERS);
 #pragma unroll
             for (int i = 0; i < LEN; i += 2) {
-                float* to = own + (own_token() + i % 4 / 2 * 8) * PITCH + i / 4 * 8 + threadIdx.x % 4 * 2;
+                float* to = own + (Results::own_token() + i % 4 / 2 * 8) * PITCH + i / 4 * 8 + threadIdx.x % 4 * 2;
                 *(float2*)to = make_float2(sums[i], sums[i + 1]);
             }
         }
@@ -392,8 +286,8 @@ struct Tile {
         // What is known before registers change hands has few of them: each role finds out for itself what there is to do.
         if (threadIdx.x / GROUP_THREADS == GROUPS) {
             if constexpr (ENDING != SPLIT) give_registers<40>();
-            if (threadIdx.x == CONSUMERS) {
-                produce(call, shared, share_of(call, splits));
+            if (threadIdx.x % 32 == 0) {
+                produce(call, shared, share_of(call, splits), (threadIdx.x - CONSUMERS) / 32);
             } else {
                 wait_for_kernel_before();
             }
@@ -411,7 +305,7 @@ struct Tile {
     }
 };
 
-#define CALL {out, &x, &weight, bias, tokens, features, cols, segment, out_is_f32}
+#define CALL {out, &x, &weight, nullptr, bias, tokens, features, cols, segment, out_is_f32}
 #define ARGUMENTS                                                                                                      \
     void *out, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, const float *bias,       \
         u32 tokens, u32 features, u32 cols, u32 segment, u32 out_is_f32
@@ -423,8 +317,8 @@ struct Tile {
     }                                                                                                                  \
     EXPORT_KERNEL(linear_hopper_##NAME##_##T)
 #define KERNELS(T)                                                                                                     \
-    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 1, 160, 2, splits)                                                       \
-    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 1, 288, 2, splits)                                                      \
+    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 1, 192, 2, splits)                                                       \
+    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 1, 320, 2, splits)                                                      \
     LINEAR(T, 128x128, 2, 128, 6, SEGMENTS, 1, 384, 1, none)                                                           \
     LINEAR(T, 256x128, 2, 128, 6, SEGMENTS, 2, 384, 1, none)                                                           \
     LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 1, 384, 1, none)                                                           \

@@ -77,7 +77,8 @@ pub(super) fn core_dependencies(source: &Source, findings: &mut Vec<Finding>) {
     }
 }
 
-/// Every `kernels/<op>.cu` has an `ops/<op>.rs` with its reference, and every `kernels/<op>_<part>.cu` an `ops/<op>/`.
+/// Every `kernels/<op>.cu` has an `ops/<op>.rs` with its reference, and every `kernels/<op>_<part>.cu` an `ops/<op>/`, whether
+/// `_hopper` follows or not.
 pub(super) fn kernels_have_ops(sources: &[Source], findings: &mut Vec<Finding>) {
     let has = |path: &str| sources.iter().any(|source| source.path == path);
     for kernel in sources {
@@ -85,6 +86,7 @@ pub(super) fn kernels_have_ops(sources: &[Source], findings: &mut Vec<Finding>) 
         let Some(op) = name.filter(|name| !name.contains('/')) else { continue };
         let file = format!("{CORE}/ops/{op}.rs");
         let is_folder = |op: &str| has(&format!("{CORE}/ops/{op}/mod.rs"));
+        let op = op.strip_suffix("_hopper").unwrap_or(op);
         let is_part = op.rsplit_once('_').is_some_and(|(op, _)| is_folder(op));
         if !has(&file) && !is_folder(op) && !is_part {
             findings.push(Finding::error(kernel, 1, format!("there is no {file} with the kernel's reference")));

@@ -194,7 +194,7 @@ pub struct Matrix {
     pub(crate) row_scales: Option<Vector>,
     /// [rows].
     pub(crate) bias: Option<Vector>,
-    /// Boxes of it, where weights are of 16 bits.
+    /// Boxes of it; of e4m3 two columns are one.
     map: Option<TensorMap>,
 }
 
@@ -207,7 +207,9 @@ impl Matrix {
         row_scales: Option<Vector>,
         bias: Option<Vector>,
     ) -> Result<Self> {
-        let map = if row_scales.is_none() { boxes(&memory, [rows, cols], elem)? } else { None };
+        // Two codes of e4m3 are a number of 16 bits to who copies them.
+        let box_cols = if row_scales.is_some() { cols.next_multiple_of(FP8_STEP) / 2 } else { cols };
+        let map = boxes(&memory, [rows, box_cols], elem)?;
         Ok(Self { memory, rows, cols, elem, row_scales, bias, map })
     }
 

@@ -1,7 +1,7 @@
 //! The launches of `kernels/linear.cu`: which kernel for how many tokens, and how a matrix's columns are cut into segments.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::hopper;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};

@@ -1,4 +1,4 @@
-//! The launches of `kernels/linear_hopper.cu`: products of more than 16 tokens on a Hopper GPU, where their shape suits.
+//! The launches of `kernels/linear_hopper.cu` and `kernels/linear_fp8_hopper.cu`: products of more than 16 tokens on a Hopper GPU, where their shape suits.
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +21,8 @@ enum Kernel {
     Split128,
     /// Tile after tile, of 128 tokens or, by two blocks, of 256.
     Large(Rows, Blocks),
+    /// Tile after tile of weights in e4m3 (`linear_fp8_hopper.cu`).
+    Fp8,
 }
 
 /// Rows of the weights that a large tile has.
@@ -61,11 +63,12 @@ struct Block {
 impl Kernel {
     fn block(self) -> Block {
         match self {
-            Self::Split64 => Block { tokens: 64, rows: 128, stages: 4, threads: 160 },
-            Self::Split128 => Block { tokens: 128, rows: 128, stages: 3, threads: 288 },
+            Self::Split64 => Block { tokens: 64, rows: 128, stages: 4, threads: 192 },
+            Self::Split128 => Block { tokens: 128, rows: 128, stages: 3, threads: 320 },
             Self::Large(Rows::R128, _) => Block { tokens: 128, rows: 128, stages: 6, threads: 384 },
             Self::Large(Rows::R192, _) => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
             Self::Large(..) => Block { tokens: 128, rows: 256, stages: 4, threads: 384 },
+            Self::Fp8 => Block { tokens: 128, rows: 128, stages: 4, threads: 512 },
         }
     }
 
@@ -82,6 +85,7 @@ impl Kernel {
             Self::Large(Rows::R256, Two) => ("linear_hopper_256x256_bf16", "linear_hopper_256x256_f16"),
             Self::Large(Rows::Gated256, One) => ("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16"),
             Self::Large(Rows::Gated256, Two) => ("linear_hopper_gated_256x256_bf16", "linear_hopper_gated_256x256_f16"),
+            Self::Fp8 => ("linear_fp8_hopper_bf16", "linear_fp8_hopper_f16"),
         };
         elem.kernel(bf16, f16)
     }
@@ -90,7 +94,7 @@ impl Kernel {
     fn cluster(self, weight: &Matrix) -> usize {
         match self {
             Self::Split64 | Self::Split128 => Segments::of(weight).splits,
-            Self::Large(_, Blocks::One) => 1,
+            Self::Large(_, Blocks::One) | Self::Fp8 => 1,
             Self::Large(_, Blocks::Two) => 2,
         }
     }
@@ -100,8 +104,8 @@ impl Kernel {
         let Block { tokens, rows, .. } = self.block();
         let (cluster, num_tokens) = (self.cluster(weight), num_tokens.div_ceil(tokens));
         let of_tokens = match self {
-            Self::Large(..) => num_tokens.next_multiple_of(cluster),
-            _ => num_tokens * cluster,
+            Self::Split64 | Self::Split128 => num_tokens * cluster,
+            Self::Large(..) | Self::Fp8 => num_tokens.next_multiple_of(cluster),
         };
         of_tokens * weight.rows.div_ceil(rows)
     }
@@ -114,7 +118,7 @@ impl Kernel {
             Self::Split64 | Self::Split128 => 125,
             Self::Large(Rows::R128, _) => 110,
             Self::Large(Rows::R192, _) => 103,
-            Self::Large(..) => 100,
+            Self::Large(..) | Self::Fp8 => 100,
         };
         let rows = self.num_blocks(num_tokens, weight).div_ceil(device.num_sms()) * self.block().rows;
         let is_split = matches!(self, Self::Split64 | Self::Split128);
@@ -133,7 +137,8 @@ impl Kernel {
         const ROW_BYTES: usize = 128;
         const OTHER_BYTES: usize = 1024 + 128;
         let Block { tokens, rows, stages, .. } = self.block();
-        stages * (tokens + rows) * ROW_BYTES + OTHER_BYTES
+        let codes = if self == Self::Fp8 { 3 * rows * ROW_BYTES } else { 0 };
+        stages * (tokens + rows) * ROW_BYTES + codes + OTHER_BYTES
     }
 }
 
@@ -152,6 +157,11 @@ impl<'a> Call<'a> {
     pub(super) fn choose(device: &'a dyn Device, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
         let kernel = match x.rows() {
             0..=MAX_ROWS => return None,
+            // Three of four multiprocessors are worth more than all of them at the portable kernels' rate.
+            num_tokens if weight.row_scales.is_some() => {
+                let fills = 4 * Kernel::Fp8.num_blocks(num_tokens, weight) >= 3 * device.num_sms();
+                (num_tokens > 64 && fills).then_some(Kernel::Fp8)?
+            }
             17..=64 => Kernel::Split64,
             num_tokens => Kernel::cheapest(device, num_tokens, weight),
         };
@@ -165,13 +175,18 @@ impl<'a> Call<'a> {
             device.has_kernel(kernel.name(weight.elem)) && kernel.shared_bytes() <= device.max_shared_bytes();
         // Results are stored 16 bytes at a time.
         let is_gated = matches!(kernel, Kernel::Large(Rows::Gated256, _));
-        let suits = is_there && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 });
+        let suits = is_there
+            && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 })
+            && weight.row_scales.is_some() == (kernel == Kernel::Fp8);
         suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
     }
 
     fn args(&self, out: &Buffer) -> Args {
         let Self { weight, num_tokens, .. } = *self;
-        let args = Args::new().with(out.ptr()).with_map(self.x).with_map(self.map);
+        let mut args = Args::new().with(out.ptr()).with_map(self.x).with_map(self.map);
+        if self.kernel == Kernel::Fp8 {
+            args = args.with(ptr_of_rows(weight, weight.row_scales.as_ref()));
+        }
         let args = args.with(ptr_of_rows(weight, weight.bias.as_ref())).with(num_tokens).with(out.cols());
         args.with(weight.cols).with(Segments::of(weight).len).with(u32::from(out.elem() == ElemType::F32))
     }
@@ -179,7 +194,7 @@ impl<'a> Call<'a> {
     fn dims(&self) -> Dims {
         let cluster = self.kernel.cluster(self.weight);
         let mut num_blocks = self.kernel.num_blocks(self.num_tokens, self.weight);
-        if matches!(self.kernel, Kernel::Large(..)) {
+        if matches!(self.kernel, Kernel::Large(..) | Kernel::Fp8) {
             num_blocks = num_blocks.min((self.device.num_sms() / cluster).max(1) * cluster);
         }
         let dims = Dims::linear(num_blocks, self.kernel.block().threads).in_clusters(cluster);
@@ -190,7 +205,10 @@ impl<'a> Call<'a> {
     pub(super) fn launch(&self, out: &mut Buffer) -> Result<()> {
         assert!(out.cols() == self.weight.rows && out.rows() == self.num_tokens, "invariant: shapes fit");
         let dims = self.dims();
-        let args = self.args(out).with(dims.cluster);
+        let mut args = self.args(out);
+        if self.kernel != Kernel::Fp8 {
+            args = args.with(dims.cluster);
+        }
         // SAFETY: shapes are compared above, by `new` and by `check` where the kernel is chosen; maps are the buffer's and the
         // matrix's own.
         unsafe { self.device.launch(self.kernel.name(self.weight.elem), &dims, &args) }

@@ -1,6 +1,6 @@
 //! All kernels against sums in f64, and against each other, bit by bit.
 
-mod fp8;
+pub(in crate::ops::linear) mod fp8;
 
 use std::sync::Arc;
 

@@ -1,6 +1,7 @@
 //! Kernels for Hopper against the portable ones, bit by bit. A GPU whose products do not add alike is asked for close results.
 #![allow(clippy::print_stdout)]
 
+use super::super::cuda::tests::fp8;
 use super::super::cuda::{self, Products};
 use super::*;
 use crate::backend::cuda::host::HostDevice;
@@ -99,6 +100,31 @@ fn blocks_go_on_to_further_tiles() {
         for kernel in large.into_iter().chain([Kernel::Large(Rows::R192, Blocks::Two), Kernel::Split64]) {
             let found = case.by_kernel(&device, kernel, ElemType::Bf16);
             assert_bits(&found, &expected, are_equal, &format!("{kernel:?}"));
+        }
+    }
+}
+
+/// Columns that end within a step and after the first of two; one segment and several; more tiles than blocks.
+#[test]
+fn weights_in_e4m3_have_the_portable_bits() {
+    let shapes = [[65, 136, 136], [130, 264, 200], [200, 392, 712], [129, 136, 1096], [300, 16, 2056]];
+    for (i, [tokens, features, cols]) in shapes.into_iter().enumerate() {
+        let elem = [ElemType::Bf16, ElemType::F16][i % 2];
+        for (device, are_equal) in hopper_devices(elem) {
+            let case = Case::new(&device, [tokens, features, cols], elem, false);
+            let scales: Vec<f32> = random(features, 6).iter().map(|x| x * 0.037).collect();
+            let bias = (i % 3 != 0).then(|| random(features, 7));
+            let weight = fp8::matrix(&device, &fp8::codes(features * cols, 5), &scales, elem, bias.as_deref());
+            let case = Case { weight, ..case };
+            for out_elem in [ElemType::F32, elem] {
+                let found = case.by_kernel(&device, Kernel::Fp8, out_elem);
+                let what = format!("{tokens} {features} {cols} {elem:?} {out_elem:?}");
+                assert_bits(&found, &case.portable(&device, out_elem), are_equal, &what);
+            }
+            assert!(
+                !gated(&*device, &mut case.out(&device, features / 2, elem), &case.x, &case.weight, Activation::Silu)
+                    .unwrap()
+            );
         }
     }
 }

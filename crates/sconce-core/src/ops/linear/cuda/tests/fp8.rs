@@ -5,12 +5,18 @@ use crate::backend::cuda::weights;
 use crate::weights::{Dtype, TensorView, fp8};
 
 /// Codes of all kinds but NaN.
-fn codes(len: usize, seed: u64) -> Vec<u8> {
+pub(in crate::ops::linear) fn codes(len: usize, seed: u64) -> Vec<u8> {
     let code = |x: &f32| ((x + 1.0) * 128.0) as u8;
     random(len, seed).iter().map(code).map(|code| if code & 0x7f == 0x7f { code & 0xf0 } else { code }).collect()
 }
 
-fn matrix(device: &Arc<dyn Device>, codes: &[u8], scales: &[f32], elem: ElemType, bias: Option<&[f32]>) -> Matrix {
+pub(in crate::ops::linear) fn matrix(
+    device: &Arc<dyn Device>,
+    codes: &[u8],
+    scales: &[f32],
+    elem: ElemType,
+    bias: Option<&[f32]>,
+) -> Matrix {
     let (rows, cols) = (scales.len(), codes.len() / scales.len());
     // Two parts, as several projections are.
     let part = |rows: std::ops::Range<usize>| TensorView {

@@ -1,0 +1,22 @@
+// e4m3 numbers as 16-bit ones. Every one of them is one of bf16 and of f16: sign, exponent and mantissa are put at their places by
+// shifts and masks, subnormals too (both types continue theirs below the least exponent in the same way), which leaves a power of
+// two. f16: numbers are 2^-8 times what they should be, which changes no rounding and is made good in the total. bf16: 2^-120 would
+// drown products and sums; an exact multiplication of the pair takes it back. That it takes subnormal inputs is in the PTX manual.
+#pragma once
+
+// What totals of products with such numbers lack.
+template <typename T>
+static constexpr float E4M3_FACTOR = IS_F16<T> ? 256.0f : 1.0f;
+
+// Four e4m3 numbers as two pairs of 16-bit numbers: those of the even bytes, and those of the odd ones.
+template <typename T>
+DEVICE uint2 expand_e4m3(u32 codes);
+template <>
+__device__ __forceinline__ uint2 expand_e4m3<f16>(u32 codes) {
+    return make_uint2((codes << 8 & 0x80008000) | (codes << 7 & 0x3f803f80), (codes & 0x80008000) | (codes >> 1 & 0x3f803f80));
+}
+template <>
+__device__ __forceinline__ uint2 expand_e4m3<bf16>(u32 codes) {
+    return make_uint2(times_2_to_120((codes << 8 & 0x80008000) | (codes << 4 & 0x07f007f0)),
+                      times_2_to_120((codes & 0x80008000) | (codes >> 4 & 0x07f007f0)));
+}

@@ -1,0 +1,157 @@
+// What linear's kernels for Hopper have in common: products of tokens and weights in stages of shared memory, and the way of
+// their sums to memory. After platform.h, hopper.h, tiles.h and e4m3.h.
+#pragma once
+
+// Tokens and threads of a warpgroup. Columns and bytes of a stage's rows; rows of a box; columns and bytes of a product's rows.
+static constexpr u32 GROUP_TOKENS = 64, GROUP_THREADS = 128;
+static constexpr u32 STEP = 64, ROW_BYTES = 128, BOX_ROWS = 64, PRODUCTS = 4, PRODUCT_BYTES = 32;
+
+// What kernels are given. `scale`: one for a row of weight, or null.
+struct Call {
+    void* out;
+    const TensorMap* x;
+    const TensorMap* weight;
+    const float* scale;
+    const float* bias;
+    u32 tokens, features, cols, segment, out_is_f32;
+};
+
+// sums = the products of a warpgroup's tokens and a tile's weights of columns begin..end, one at least, out of `shared`'s stages
+// of `tokens` and `weights`. `leave(stage)` says that a warp has left one.
+template <typename T, int FEATURES, typename Shared, u32 STAGES, typename Leave>
+DEVICE void multiply(float (&sums)[FEATURES / 2], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end, const Leave& leave) {
+    constexpr u32 TOKEN_BYTES = sizeof(shared.tokens[0]), WEIGHT_BYTES = sizeof(shared.weights[0]);
+    const u32 group = threadIdx.x / GROUP_THREADS;
+    const u32 tokens = matrix_at(shared_address(shared.tokens[0] + group * GROUP_TOKENS * ROW_BYTES), 16);
+    const u32 weights = matrix_at(shared_address(shared.weights[0]), 16);
+    u32 before = 0;
+#pragma unroll
+    for (int i = 0; i < FEATURES / 2; i++) sums[i] = 0.0f;
+    for (u32 col = begin; col < end; col += STEP) {
+        barrier_wait(&shared.is_there[pass.stage], pass.parity);
+        const u32 a = of_warp(matrix_further(tokens, pass.stage * TOKEN_BYTES));
+        const u32 b = of_warp(matrix_further(weights, pass.stage * WEIGHT_BYTES));
+        products_begin();
+#pragma unroll
+        for (u32 k = 0; k < PRODUCTS; k++) {
+            const u32 at = k * PRODUCT_BYTES;
+            product_shared<T, FEATURES>(sums, matrix_further(a, at), matrix_further(b, at), true);
+        }
+        products_commit();
+        products_wait<1>();
+        if (col > begin) leave(before);
+        before = pass.stage;
+        pass.advance();
+    }
+    products_wait<0>();
+    keep(sums);
+    leave(before);
+}
+
+// The results of a tile of so many features.
+template <typename T, int FEATURES>
+struct Results {
+    // A thread's sums; blocks of 8 features, of which it has two of each of two tokens.
+    static constexpr int LEN = FEATURES / 2, BLOCKS = FEATURES / 8;
+
+    // The first of this thread's two tokens of a tile; the other is the eighth after it.
+    DEVICE u32 own_token() { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4; }
+
+    // Of a quad's four words each, what its four lanes have as their `lane % 4`th.
+    DEVICE void transpose(u32 (&words)[4]) {
+        const bool is_odd = threadIdx.x % 2 != 0, is_upper = threadIdx.x % 4 >= 2;
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+            const u32 got = __shfl_xor_sync(FULL_WARP, is_odd ? words[i] : words[i + 1], 1);
+            (is_odd ? words[i] : words[i + 1]) = got;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const u32 got = __shfl_xor_sync(FULL_WARP, is_upper ? words[i] : words[i + 2], 2);
+            (is_upper ? words[i] : words[i + 2]) = got;
+        }
+    }
+
+    // Applies the scales of e4m3 weights.
+    DEVICE void apply_scale(const Call& call, float (&totals)[LEN], u32 row) {
+#pragma unroll
+        for (int n = 0; n < BLOCKS; n++) {
+            const u32 own = row + n * 8 + threadIdx.x % 4 * 2;
+            if (own >= call.features) continue;
+            const float2 scale = *(const float2*)(call.scale + own);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float& total = totals[4 * n + i];
+                total = __fmul_rn(total * E4M3_FACTOR<T>, i % 2 == 0 ? scale.x : scale.y);
+            }
+        }
+    }
+
+    // Adds the bias of rows `row`.. of the weights, as far as they are before `end`.
+    template <int NUM>
+    DEVICE void add_bias(const Call& call, float* sums, u32 row, u32 end) {
+        if (call.bias == nullptr) return;
+#pragma unroll
+        for (int n = 0; n < NUM; n++) {
+            const u32 own = row + n * 8 + threadIdx.x % 4 * 2;
+            if (own >= end) continue;
+            const float2 bias = *(const float2*)(call.bias + own);
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[4 * n + i] += i % 2 == 0 ? bias.x : bias.y;
+        }
+    }
+
+    // Writes results in T, whose pairs are in the words' order: four blocks at a time, a lane one of them as a whole.
+    template <int NUM>
+    DEVICE void store_words(const Call& call, const TilePlace& place, const u32 (&words)[2][NUM]) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const u32 token = place.first_token + own_token() + 8 * r;
+#pragma unroll
+            for (int n = 0; n < NUM; n += 4) {
+                u32 own[4] = {words[r][n], words[r][n + 1], words[r][n + 2], words[r][n + 3]};
+                transpose(own);
+                const u32 feature = place.first_feature + (n + threadIdx.x % 4) * 8;
+                if (token < call.tokens && feature < call.features) {
+                    uint4* to = (uint4*)((T*)call.out + (u64)token * call.features + feature);
+                    *to = make_uint4(own[0], own[1], own[2], own[3]);
+                }
+            }
+        }
+    }
+
+    DEVICE void store_floats(const Call& call, const TilePlace& place, const float (&sums)[LEN]) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const u32 token = place.first_token + own_token() + 8 * r;
+#pragma unroll
+            for (int n = 0; n < BLOCKS; n += 4) {
+                u32 even[4], odd[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    even[i] = __float_as_uint(sums[4 * (n + i) + 2 * r]);
+                    odd[i] = __float_as_uint(sums[4 * (n + i) + 2 * r + 1]);
+                }
+                transpose(even);
+                transpose(odd);
+                const u32 feature = place.first_feature + (n + threadIdx.x % 4) * 8;
+                if (token < call.tokens && feature < call.features) {
+                    uint4* to = (uint4*)((float*)call.out + (u64)token * call.features + feature);
+                    to[0] = make_uint4(even[0], odd[0], even[1], odd[1]);
+                    to[1] = make_uint4(even[2], odd[2], even[3], odd[3]);
+                }
+            }
+        }
+    }
+
+    // Totals of a tile to memory, with their scale and bias.
+    DEVICE void store(const Call& call, const TilePlace& place, float (&totals)[LEN]) {
+        if (call.scale != nullptr) apply_scale(call, totals, place.first_feature);
+        add_bias<BLOCKS>(call, totals, place.first_feature, call.features);
+        if (call.out_is_f32) return store_floats(call, place, totals);
+        u32 words[2][BLOCKS];
+#pragma unroll
+        for (int i = 0; i < 2 * BLOCKS; i++) words[i % 2][i / 2] = pack<T>(totals[2 * i], totals[2 * i + 1]);
+        store_words<BLOCKS>(call, place, words);
+    }
+};

@@ -1,0 +1,186 @@
+// linear_fp8_hopper: what linear.cu computes of e4m3 weights and many tokens, on Hopper (sm_90a) alone, with the bits that
+// linear_hopper.cu has of the same numbers in 16 bits.
+//
+// x, bias, out: linear_hopper.cu's. weight: boxes, 64 x 64 as if they were of 16 bits, of [features][cols rounded up to 64] codes in
+// linear.cu's order; scale [features] f32.
+//
+// linear_fp8_hopper: tiles of 128 tokens and 128 features, any number of segments. Two warpgroups multiply; a third expands: of
+// the 128 columns of codes that come at a time it makes two stages of weights in 16 bits, swizzled as boxes of them would be, which
+// is some 160 instructions a stage of its 128 threads while the tensor cores take 512 cycles. Of the fourth, one thread brings codes,
+// which do not wait for the kernel before, and another tokens. Grid: at most the tiles, by as many blocks as there are
+// multiprocessors. 512 threads. Dynamic shared memory: 1024 bytes, for what is in it begins at a multiple of that; STAGES stages of
+// 32 KB; CODE_STAGES of 16 KB; 128 bytes of barriers.
+//
+// Bounded by FLOPs, 2 * tokens * features * cols.
+#include "lib/platform.h"
+#include "lib/hopper.h"
+#include "lib/tiles.h"
+#include "lib/e4m3.h"
+#include "lib/linear_hopper.h"
+
+static constexpr u32 STAGES = 4, CODE_STAGES = 3;
+static constexpr u32 TOKENS = 128, FEATURES = 128, CONSUMERS = 256;
+static constexpr u32 STAGE_BYTES = 128 * ROW_BYTES;
+// Columns of a stage of codes.
+static constexpr u32 CODES = 128;
+
+template <typename T>
+struct Tile {
+    struct Shared {
+        u8 tokens[STAGES][STAGE_BYTES];
+        u8 weights[STAGES][STAGE_BYTES];
+        u8 codes[CODE_STAGES][STAGE_BYTES];
+        CopyBarrier is_there[STAGES], is_left[STAGES], has_codes[CODE_STAGES], codes_left[CODE_STAGES];
+    };
+
+    DEVICE u32 num_tiles(const Call& call) { return tiles_of(call.tokens, TOKENS) * tiles_of(call.features, FEATURES); }
+    DEVICE TilePlace place_of(const Call& call, u32 tile) {
+        return tile_place(tile, call.tokens, call.features, TOKENS, FEATURES);
+    }
+
+    // Weights do not change: the first of them do not wait for the kernel before.
+    DEVICE void bring_codes(const Call& call, Shared& shared) {
+        Pass<CODE_STAGES> pass;
+        u32 num_ahead = 0;
+        for (u32 tile = blockIdx.x; tile < num_tiles(call); tile += gridDim.x) {
+            const u32 first = place_of(call, tile).first_feature;
+            for (u32 col = 0; col < call.cols; col += CODES, pass.advance()) {
+                if (num_ahead++ == CODE_STAGES) wait_for_kernel_before();
+                CopyBarrier* has_codes = &shared.has_codes[pass.stage];
+                barrier_wait(&shared.codes_left[pass.stage], pass.parity ^ 1);
+                barrier_arrive_expecting(has_codes, STAGE_BYTES);
+#pragma unroll
+                for (u32 row = 0; row < FEATURES; row += BOX_ROWS) {
+                    // In units of 16 bits.
+                    copy_box(shared.codes[pass.stage] + row * ROW_BYTES, call.weight, has_codes, col / 2, first + row, 0);
+                }
+            }
+        }
+        if (num_ahead <= CODE_STAGES) wait_for_kernel_before();
+    }
+
+    DEVICE void bring_tokens(const Call& call, Shared& shared) {
+        Pass<STAGES> pass;
+        for (u32 tile = blockIdx.x; tile < num_tiles(call); tile += gridDim.x) {
+            const u32 first = place_of(call, tile).first_token;
+            for (u32 col = 0; col < call.cols; col += STEP, pass.advance()) {
+                CopyBarrier* is_there = &shared.is_there[pass.stage];
+                barrier_wait(&shared.is_left[pass.stage], pass.parity ^ 1);
+                barrier_arrive_expecting(is_there, STAGE_BYTES);
+#pragma unroll
+                for (u32 row = 0; row < TOKENS; row += BOX_ROWS) {
+                    copy_box(shared.tokens[pass.stage] + row * ROW_BYTES, call.x, is_there, col, first + row, 0);
+                }
+            }
+        }
+    }
+
+    // Each warp says for itself that it has done with a barrier's stage.
+    DEVICE void arrive(CopyBarrier& barrier) {
+        if (threadIdx.x % 32 == 0) barrier_arrive(&barrier);
+    }
+
+    // A thread's row of a step: of its four pieces of 16 codes, each a lane's share of four products, every four codes become 8 bytes.
+    // Every other eight rows take the pieces in another order, so that two rows of a warp do not write to the same banks.
+    DEVICE void expand(u8* weights, const u8* codes, u32 half) {
+        const u32 row = threadIdx.x % GROUP_THREADS, turned = row / 8 % 2 * 2;
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u32 lane = i ^ turned;
+            const uint4 piece = *(const uint4*)(codes + row * ROW_BYTES + ((half * 4 + lane) ^ row % 8) * 16);
+            const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+            for (u32 product = 0; product < 4; product++) {
+                const u32 place = (2 * product + lane % 2) ^ row % 8;
+                *(uint2*)(weights + row * ROW_BYTES + place * 16 + lane / 2 * 8) = expand_e4m3<T>(words[product]);
+            }
+        }
+    }
+
+    DEVICE void expand_all(const Call& call, Shared& shared) {
+        Pass<STAGES> pass;
+        Pass<CODE_STAGES> code_pass;
+        for (u32 tile = blockIdx.x; tile < num_tiles(call); tile += gridDim.x) {
+            for (u32 col = 0; col < call.cols; col += STEP, pass.advance()) {
+                const u32 half = col / STEP % 2;
+                if (half == 0) barrier_wait(&shared.has_codes[code_pass.stage], code_pass.parity);
+                barrier_wait(&shared.is_left[pass.stage], pass.parity ^ 1);
+                expand(shared.weights[pass.stage], shared.codes[code_pass.stage], half);
+                publish_shared();
+                __syncwarp();
+                arrive(shared.is_there[pass.stage]);
+                if (half == 1 || col + STEP >= call.cols) {
+                    arrive(shared.codes_left[code_pass.stage]);
+                    code_pass.advance();
+                }
+            }
+        }
+    }
+
+    DEVICE void consume(const Call& call, Shared& shared) {
+        using Results = ::Results<T, FEATURES>;
+        Pass<STAGES> pass;
+        for (u32 tile = blockIdx.x; tile < num_tiles(call); tile += gridDim.x) {
+            float sums[Results::LEN], totals[Results::LEN];
+#pragma unroll
+            for (int i = 0; i < Results::LEN; i++) totals[i] = 0.0f;
+            for (u32 begin = 0; begin < call.cols; begin += call.segment) {
+                const u32 end = min(begin + call.segment, call.cols);
+                multiply<T, FEATURES>(sums, shared, pass, begin, end, [&](u32 stage) { arrive(shared.is_left[stage]); });
+#pragma unroll
+                for (int i = 0; i < Results::LEN; i++) totals[i] += sums[i];
+            }
+            Results::store(call, place_of(call, tile), totals);
+        }
+    }
+
+    DEVICE void run(const Call& call) {
+        DYNAMIC_SHARED(memory);
+        Shared& shared = *(Shared*)(memory + (0 - shared_address(memory)) % 1024);
+        if (threadIdx.x == 0) {
+            prefetch_map(call.x);
+            prefetch_map(call.weight);
+            for (u32 i = 0; i < STAGES; i++) {
+                // The tokens' bringer, and the warps that expand.
+                barrier_init(&shared.is_there[i], 1 + GROUP_THREADS / 32);
+                barrier_init(&shared.is_left[i], CONSUMERS / 32);
+            }
+            for (u32 i = 0; i < CODE_STAGES; i++) {
+                barrier_init(&shared.has_codes[i], 1);
+                barrier_init(&shared.codes_left[i], GROUP_THREADS / 32);
+            }
+            barrier_init_done();
+        }
+        __syncthreads();
+        const u32 warpgroup = threadIdx.x / GROUP_THREADS;
+        if (warpgroup == 3) {
+            give_registers<40>();
+            if (threadIdx.x == 3 * GROUP_THREADS) {
+                bring_codes(call, shared);
+            } else {
+                wait_for_kernel_before();
+                if (threadIdx.x == 3 * GROUP_THREADS + 32) bring_tokens(call, shared);
+            }
+        } else if (warpgroup == 2) {
+            give_registers<96>();
+            wait_for_kernel_before();
+            expand_all(call, shared);
+        } else {
+            take_registers<184>();
+            wait_for_kernel_before();
+            consume(call, shared);
+        }
+    }
+};
+
+#define LINEAR(T)                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(512, 1)                                                               \
+        linear_fp8_hopper_##T(void* out, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, \
+                              const float* scale, const float* bias, u32 tokens, u32 features, u32 cols, u32 segment,  \
+                              u32 out_is_f32) {                                                                        \
+        const Call call = {out, &x, &weight, scale, bias, tokens, features, cols, segment, out_is_f32};                \
+        Tile<T>::run(call);                                                                                            \
+    }                                                                                                                  \
+    EXPORT_KERNEL(linear_fp8_hopper_##T)
+LINEAR(bf16)
+LINEAR(f16)
