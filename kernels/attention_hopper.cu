@@ -1,13 +1,13 @@
 // attention_hopper: what attention.cu computes for prompts, on Hopper (sm_90a) alone: boxes by the tensor memory accelerator and
 // products of warpgroups in place of the portable ones (FlashAttention-3, Shah et al. 2024).
 //
-// A block has one key head and 128 rows, row r being query r / group, head r % group, so that keys and values are read once
-// for all heads that share them. Its first warpgroup brings tiles of 64 keys. A page of the cache is contiguous for a key head,
-// and a box of the map is such a page (or 64 keys of one) by 64 dimensions: the copy swizzles it as products want it, which
-// copies of whole pages in one piece would not. Pages that no row sees are taken from beyond the array, where copies find zeros.
-// The other two warpgroups have 64 rows each: scores from shared memory, weights from the registers in which scores come. While
-// a group's weights meet the values, the scores of its next tile are under way; the groups take turns in starting products, so
-// that one's softmax meets the other's products.
+// A block has one key head and 128 rows, row r being query r / group, head r % group, so that keys and values are read once for
+// all heads that share them. Two warps of its first warpgroup bring tiles of 64 keys and of their values. A page of the cache
+// is contiguous for a key head, and a box of the map is such a page (or 64 keys of one) by 64 dimensions: the copy swizzles it
+// as products want it, which copies of whole pages in one piece would not. Pages that no row sees are taken from beyond the
+// array, where copies find zeros. The other two warpgroups have 64 rows each: scores from shared memory, weights from the
+// registers in which scores come. While a group's weights meet the values, the scores of its next tile are under way; the
+// groups take turns in starting products, so that one's softmax meets the other's products.
 //
 // The order of operations is attention.cu's: the softmax takes 32 keys at absolute positions, begins anew at each absolute
 // multiple of SPLIT keys, and splits are merged from the first to the last. A query's bits depend on the query alone; they are
@@ -48,34 +48,33 @@ struct Core {
         CopyBarrier has_keys[STAGES], has_values[STAGES], keys_left[STAGES], values_left[STAGES];
     };
 
-    // Tiles, from the first to the last that any row sees. One lane brings a box.
-    DEVICE void produce(const Call<T>& call, const TensorMap* map, const Work& work, Shared& shared) {
-        const u32 lane = threadIdx.x % 32, box_keys = min(call.block_size, TILE);
+    // The keys of all tiles, from the first to the last that any row sees, or their values; by a warp, of which a lane brings a box.
+    // The next tile's page is looked up before this one's place is free.
+    DEVICE void produce(const Call<T>& call, const TensorMap* map, const Work& work, Shared& shared, bool is_values) {
+        const u32 lane = threadIdx.x % 32, box_keys = min(call.block_size, TILE), page_bits = __ffs((int)call.block_size) - 1;
         const u32 chunk = lane % CHUNKS, first = lane / CHUNKS * box_keys;
-        const u32 at = chunk * CHUNK_BYTES + first * 128;
         const bool brings = first < TILE;
-        Pass<STAGES> pass;
-        for (u32 tile = work.low / TILE; tile <= work.high / TILE; tile++, pass.advance()) {
+        u8* to = (is_values ? shared.values : shared.keys)[0] + chunk * CHUNK_BYTES + first * 128;
+        CopyBarrier* is_there = is_values ? shared.has_values : shared.has_keys;
+        CopyBarrier* is_left = is_values ? shared.values_left : shared.keys_left;
+        // Where the cache has a lane's rows. What no row sees may be in no table any more; beyond the array there are zeros.
+        auto find = [&](u32 tile) {
             const u32 key = tile * TILE + first;
-            // What no row sees may be in no table any more; beyond the array there are zeros.
-            u32 row = call.num_rows;
-            if (brings && key + box_keys > work.low && key <= work.high) {
-                const u32 block = call.tables[work.table_start + key / call.block_size];
-                row = (block * call.num_kv_heads + work.kv_head) * call.block_size + key % call.block_size;
-            }
-            barrier_wait(&shared.keys_left[pass.stage], pass.parity ^ 1);
-            if (lane == 0) barrier_arrive_expecting(&shared.has_keys[pass.stage], TILE_BYTES);
+            if (!brings || key + box_keys <= work.low || key > work.high) return call.num_rows;
+            const u32 block = call.tables[work.table_start + (key >> page_bits)];
+            return ((block * call.num_kv_heads + work.kv_head) << page_bits) + (key & (call.block_size - 1));
+        };
+        Pass<STAGES> pass;
+        u32 row = find(work.low / TILE);
+        for (u32 tile = work.low / TILE; tile <= work.high / TILE; tile++, pass.advance()) {
+            const u32 next = find(tile + 1);
+            barrier_wait(&is_left[pass.stage], pass.parity ^ 1);
+            if (lane == 0) barrier_arrive_expecting(&is_there[pass.stage], TILE_BYTES);
             __syncwarp();
             if (brings) {
-                copy_box(shared.keys[pass.stage] + at, map, &shared.has_keys[pass.stage], chunk * 64, row, 2 * call.layer);
+                copy_box(to + pass.stage * TILE_BYTES, map, &is_there[pass.stage], chunk * 64, row, 2 * call.layer + is_values);
             }
-            barrier_wait(&shared.values_left[pass.stage], pass.parity ^ 1);
-            if (lane == 0) barrier_arrive_expecting(&shared.has_values[pass.stage], TILE_BYTES);
-            __syncwarp();
-            if (brings) {
-                copy_box(shared.values[pass.stage] + at, map, &shared.has_values[pass.stage], chunk * 64, row,
-                         2 * call.layer + 1);
-            }
+            row = next;
         }
     }
 
@@ -459,7 +458,8 @@ struct Core {
         Work work;
         if (warpgroup == 0) {
             give_registers<24>();
-            if (threadIdx.x < 32 && take_prompt(call, CONSUMERS * GROUP_ROWS, work)) produce(call, map, work, shared);
+            const u32 warp = threadIdx.x / 32;
+            if (warp < 2 && take_prompt(call, CONSUMERS * GROUP_ROWS, work)) produce(call, map, work, shared, warp == 1);
         } else {
             take_registers<240>();
             if (take_prompt(call, CONSUMERS * GROUP_ROWS, work)) consume(call, work, shared, warpgroup - 1);
