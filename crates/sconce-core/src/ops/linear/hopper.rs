@@ -248,13 +248,18 @@ pub(crate) fn gated(
     Ok(true)
 }
 
+/// Whether a device has kernels for Hopper.
+pub(crate) fn has_kernels(device: &dyn Device) -> bool {
+    device.has_kernel(Kernel::Split128.name(ElemType::Bf16))
+}
+
 /// Whether a device's products of warpgroups take their sums as its other ones do: some that the order and every lost bit of a
 /// sum would change are computed by both. False where it has none.
 pub(crate) fn adds_alike(device: &Arc<dyn Device>, elem: ElemType) -> Result<bool> {
     const TOKENS: usize = 128;
     const COLS: usize = 1024;
     const FEATURES: usize = 128;
-    if !device.has_kernel(Kernel::Split128.name(elem)) {
+    if !has_kernels(&**device) {
         return Ok(false);
     }
     let mut state = 0x9e37_79b9_7f4a_7c15u64;

@@ -1,5 +1,6 @@
 //! Whether a GPU does what the backend asks of it: memory, copies, matrix products and graphs, each against the host.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use half::bf16;
@@ -7,6 +8,7 @@ use half::bf16;
 use super::super::device::{Device, DevicePtr, ElemType, Matmul};
 use super::Gpu;
 use crate::error::{Error, Result};
+use crate::ops::linear::hopper::{self, adds_alike};
 
 const LARGE_BYTES: usize = (72 << 20) + 12345;
 
@@ -27,7 +29,7 @@ fn memory(gpu: &Gpu, bytes: usize) -> Result<Memory<'_>> {
 /// Opens a GPU and tries it. Returns a line for each thing that was tried.
 pub fn self_test(index: usize) -> Result<Vec<String>> {
     let begun = Instant::now();
-    let gpu = Gpu::open(index)?;
+    let gpu = Arc::new(Gpu::open(index)?);
     let mut lines = vec![format!("opened in {:.2} s: {}", begun.elapsed().as_secs_f64(), gpu.name())];
     let gib = gpu.free_memory()? as f64 / (1u64 << 30) as f64;
     lines.push(format!("{gib:.1} GiB free, {} multiprocessors", gpu.num_sms()));
@@ -38,6 +40,7 @@ pub fn self_test(index: usize) -> Result<Vec<String>> {
         lines.push(product(&gpu, in_type, out_type)?);
     }
     lines.push(captured(&gpu)?);
+    lines.push(warpgroups(&gpu)?);
     gpu.synchronize()?;
     Ok(lines)
 }
@@ -197,6 +200,17 @@ fn call(x: &Memory<'_>, weight: &Memory<'_>, out: &Memory<'_>, (in_type, out_typ
         in_type,
         out_type,
     }
+}
+
+/// Whether kernels for Hopper are used.
+fn warpgroups(gpu: &Arc<Gpu>) -> Result<String> {
+    let device: Arc<dyn Device> = gpu.clone();
+    if !hopper::has_kernels(&*device) {
+        return Ok("products of warpgroups: none".into());
+    }
+    let say =
+        |elem| Ok::<_, Error>(if adds_alike(&device, elem)? { "as others do" } else { "otherwise, and are not used" });
+    Ok(format!("products of warpgroups: add in bf16 {}; in f16 {}", say(ElemType::Bf16)?, say(ElemType::F16)?))
 }
 
 /// A graph of a copy and a product reads its inputs when it runs, not when it was captured.

@@ -64,7 +64,7 @@ fn child_self_test() {
         assert_eq!((gpus.len(), gpus[0].name.as_str(), gpus[0].compute_capability), (1, "Fake H100", (9, 0)));
         assert!(error(Gpu::open(3)).contains("there is no cuda:3; the driver shows 1 GPUs"));
         let lines = self_test(0).unwrap();
-        assert_eq!(lines.len(), 8, "{lines:?}");
+        assert_eq!(lines.len(), 9, "{lines:?}");
         println!("{}", lines.join("\n"));
     }
 }
@@ -181,7 +181,7 @@ fn child_lost_device() {
         assert!(later.contains("the device is lost since an earlier error") && later.contains(words), "{later}");
         drop(gpu);
         // The stand-in fails once: what is new works.
-        assert_eq!(self_test(0).unwrap().len(), 8);
+        assert_eq!(self_test(0).unwrap().len(), 9);
     }
 }
 
