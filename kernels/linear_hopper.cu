@@ -4,7 +4,7 @@
 //
 // x, weight: boxes of [rows][cols] in 16 bits, 64 x 64, of x [tokens or more, cols] and of weight [features, cols] (gated:
 // [2 * features, cols]); cols a multiple of 8, features too; bias f32, one for a row of weight, or null; out [tokens, features] f32
-// where `out_is_f32`, in x's type elsewhere (gated: always). `activation`: see lib/activation.h.
+// where `out_is_f32`, in x's type elsewhere (gated: always). `kind`: see lib/activation.h.
 //
 // The order of sums is linear.cu's: products of 16 neighbouring columns one after another, from 0 in each segment of `segment`
 // columns (a multiple of 64), segments' sums in order, then the bias. A token's bits are linear.cu's if a warpgroup's product
