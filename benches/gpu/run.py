@@ -90,6 +90,7 @@ def steps():
     # Each operation is waited for here: what it takes by itself, launch and all.
     yield bench("one user, operations one by one", 60, "ops", "--input-len", "2048", "--max-model-len", "4096",
                 "--max-num-batched-tokens", "2048", "--num-iters", "2")
+    yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 60)
     for products, flags, env in [("portable", [], WITHOUT_HOPPER), ("library's", ["--matmul-precision", "fast"], {})]:
         yield bench(f"prompts, {products} products", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *flags, env=env)
     fp8 = ["--quantization", "fp8", "--max-model-len", "4096"]

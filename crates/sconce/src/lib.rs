@@ -35,5 +35,5 @@ pub use sconce_core::{Error, ErrorKind, Result};
 
 /// NVIDIA's GPUs: which there are, and whether they work.
 pub mod cuda {
-    pub use sconce_core::backend::cuda::{GpuInfo, available, release, self_test};
+    pub use sconce_core::backend::cuda::{GpuInfo, ProductTime, available, release, self_test, time_products};
 }

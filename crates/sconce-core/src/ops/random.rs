@@ -1,6 +1,6 @@
 //! `random`: weights for measuring, made where they are used. Bounded by integer arithmetic; nothing is read.
 
-use crate::backend::cuda::device::{Args, Device, Dims};
+use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
 use crate::backend::cuda::storage::Matrix;
 use crate::error::Result;
 use crate::weights::{fp8, random_weight};
@@ -22,16 +22,19 @@ pub(crate) fn cuda(device: &dyn Device, out: &mut Matrix, seed: u64) -> Result<(
         // SAFETY: the matrix has so many bytes, whole steps of 64.
         return unsafe { device.launch("random_fp8", &Dims::over(len / 8), &args) };
     }
-    let len = out.rows * out.cols;
-    let args = Args::new().with(out.memory.ptr()).with(len as u64).with(seed);
-    // SAFETY: the matrix has so many elements, whole eighths of them.
-    unsafe { device.launch(out.elem.kernel("random_bf16", "random_f16"), &Dims::over(len / 8), &args) }
+    fill(device, out.memory.ptr(), out.rows * out.cols, out.elem, seed)
+}
+
+/// The same for `len` elements from `at` on, a multiple of 8, which are there.
+pub(crate) fn fill(device: &dyn Device, at: DevicePtr, len: usize, elem: ElemType, seed: u64) -> Result<()> {
+    let args = Args::new().with(at).with(len as u64).with(seed);
+    // SAFETY: the caller has so many elements, whole eighths of them.
+    unsafe { device.launch(elem.kernel("random_bf16", "random_f16"), &Dims::over(len / 8), &args) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::device::ElemType;
     use crate::backend::cuda::storage::floats_of;
     use crate::ops::testing::{assert_device_close, devices, on_device, round};
 

@@ -14,7 +14,14 @@ pub(super) struct Args {
     /// Try each GPU: memory, copies, kernels' loading, matrix products, graphs. Fails where there is none.
     #[arg(long)]
     test: bool,
+    /// Time each kernel that could multiply the matrices of Llama-3.1-8B, and NVIDIA's library, for 1 to 8192 tokens.
+    #[arg(long)]
+    products: bool,
 }
+
+/// Rows and columns of q, k and v; attention's output; gate and up; down.
+const LLAMA_8B: [[usize; 2]; 4] = [[6144, 4096], [4096, 4096], [28672, 4096], [4096, 14336]];
+const TOKENS: [usize; 10] = [1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192];
 
 /// Runs `sconce devices`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -40,8 +47,33 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
                 }
             }
         }
+        if args.products && gpu.problem().is_none() {
+            products(&mut out, gpu.index)?;
+        }
     }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A line a kernel, a `*` where it is the one that steps use; `gated` has its activation to do besides.
+fn products(out: &mut impl io::Write, index: usize) -> Result<(), Failure> {
+    for (is_fp8, bytes) in [(false, 2), (true, 1)] {
+        writeln!(
+            out,
+            "products with weights in {}: us, TFLOP/s, GB/s of weights",
+            if is_fp8 { "e4m3" } else { "bf16" }
+        )?;
+        for shape in LLAMA_8B {
+            for time in cuda::time_products(index, &[shape], is_fp8, &TOKENS)? {
+                let [rows, cols] = time.shape;
+                let (us, size) = (time.microseconds, (rows * cols) as f64);
+                let (tflops, rate) = (2.0 * size * time.num_tokens as f64 / us / 1e6, size * bytes as f64 / us / 1e3);
+                let mark = if time.is_chosen { '*' } else { ' ' };
+                let what = format!("{rows} x {cols}, {} tokens", time.num_tokens);
+                writeln!(out, "{what:<28} {mark} {:<34} {us:>9.1} {tflops:>7.1} {rate:>7.0}", time.kernel)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A GPU, for people.

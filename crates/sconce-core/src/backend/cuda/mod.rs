@@ -14,8 +14,9 @@ pub(crate) mod storage;
 mod tests;
 pub(crate) mod weights;
 
+pub use crate::ops::linear::timing::ProductTime;
 pub use backend::CudaBackend;
-pub use gpu::{GpuInfo, available, release, self_test};
+pub use gpu::{GpuInfo, available, release, self_test, time_products};
 
 use crate::backend::KvDtype;
 use crate::config::{KvCacheDtype, WeightDtype};

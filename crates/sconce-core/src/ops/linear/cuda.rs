@@ -33,12 +33,18 @@ pub(crate) fn cuda(
     if x.rows() > MAX_ROWS && products == Products::Library && weight.row_scales.is_none() {
         return by_library(device, out, x, weight);
     }
-    if products == Products::Hopper
-        && let Some(call) = hopper::Call::choose(device, x, weight)
-    {
-        return call.launch(out);
+    match hopper::Call::choose(device, x, weight).filter(|_| products == Products::Hopper) {
+        Some(call) => call.launch(out),
+        None => launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight),
     }
-    launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight)
+}
+
+/// The name of the kernel that [`cuda`] would choose among ours.
+pub(super) fn chosen(device: &dyn Device, x: &Buffer, weight: &Matrix, products: Products) -> &'static str {
+    match hopper::Call::choose(device, x, weight).filter(|_| products == Products::Hopper) {
+        Some(call) => call.name(),
+        None => Kernel::choose(device, x.rows(), weight).name(weight),
+    }
 }
 
 /// Features of a warp, columns of a chunk, and the warps of a block, as `linear.cu` has them.
@@ -132,7 +138,15 @@ impl Kernel {
         }
     }
 
-    fn name(self, weight: &Matrix) -> &'static str {
+    /// All that can multiply so many tokens.
+    pub(super) fn all(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> impl Iterator<Item = Self> {
+        let rows = [8, MAX_ROWS].into_iter().filter(move |&most| num_tokens <= most).map(Self::Rows);
+        let most = device.max_shared_bytes();
+        let tiles = [TILE_64X32, TILE_64X64, TILE_128X128].into_iter();
+        rows.chain(tiles.filter(move |tile| tile.shared_bytes(weight) <= most).map(Self::Tile))
+    }
+
+    pub(super) fn name(self, weight: &Matrix) -> &'static str {
         let elem = weight.elem;
         if weight.row_scales.is_some() {
             return match self {
@@ -190,7 +204,7 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &
     unsafe { device.launch(kernel.name(weight), &dims, &args) }
 }
 
-fn by_library(device: &dyn Device, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+pub(super) fn by_library(device: &dyn Device, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
     check(out, x, weight);
     let call = Matmul {
         out: out.ptr(),

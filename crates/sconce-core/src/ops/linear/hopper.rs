@@ -14,7 +14,7 @@ use crate::ops::gate_act_mul;
 
 /// Tiles of tokens and of rows of the weights, and how the kernel ends them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
+pub(super) enum Kernel {
     /// A cluster a tile, a block a segment: 64 tokens.
     Split64,
     /// The same of 128.
@@ -27,7 +27,7 @@ enum Kernel {
 
 /// Rows of the weights that a large tile has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rows {
+pub(super) enum Rows {
     R128,
     R192,
     /// For matrices of one segment.
@@ -38,7 +38,7 @@ enum Rows {
 
 /// Blocks of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Blocks {
+pub(super) enum Blocks {
     One,
     Two,
 }
@@ -72,7 +72,14 @@ impl Kernel {
         }
     }
 
-    fn name(self, elem: ElemType) -> &'static str {
+    /// All but that for gate and up.
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let rows = [Rows::R128, Rows::R192, Rows::R256].into_iter();
+        let large = rows.flat_map(|rows| [Blocks::One, Blocks::Two].map(|blocks| Self::Large(rows, blocks)));
+        [Self::Split64, Self::Split128, Self::Fp8].into_iter().chain(large)
+    }
+
+    pub(super) fn name(self, elem: ElemType) -> &'static str {
         use Blocks::{One, Two};
         let (bf16, f16) = match self {
             Self::Split64 => ("linear_hopper_split_64x128_bf16", "linear_hopper_split_64x128_f16"),
@@ -88,6 +95,11 @@ impl Kernel {
             Self::Fp8 => ("linear_fp8_hopper_bf16", "linear_fp8_hopper_f16"),
         };
         elem.kernel(bf16, f16)
+    }
+
+    /// Whether it takes one segment.
+    fn is_whole(self) -> bool {
+        matches!(self, Self::Large(Rows::R256 | Rows::Gated256, _))
     }
 
     /// Blocks of a cluster.
@@ -168,8 +180,13 @@ impl<'a> Call<'a> {
         Self::new(device, kernel, x, weight)
     }
 
+    /// Its kernel's name.
+    pub(super) fn name(&self) -> &'static str {
+        self.kernel.name(self.weight.elem)
+    }
+
     /// `None` where there is no such kernel, or shapes do not suit it.
-    fn new(device: &'a dyn Device, kernel: Kernel, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
+    pub(super) fn new(device: &'a dyn Device, kernel: Kernel, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
         let (x_map, map) = (x.map()?, weight.map()?);
         let is_there =
             device.has_kernel(kernel.name(weight.elem)) && kernel.shared_bytes() <= device.max_shared_bytes();
@@ -177,7 +194,8 @@ impl<'a> Call<'a> {
         let is_gated = matches!(kernel, Kernel::Large(Rows::Gated256, _));
         let suits = is_there
             && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 })
-            && weight.row_scales.is_some() == (kernel == Kernel::Fp8);
+            && weight.row_scales.is_some() == (kernel == Kernel::Fp8)
+            && (!kernel.is_whole() || Segments::of(weight).len >= weight.cols);
         suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
     }
 
@@ -211,7 +229,7 @@ impl<'a> Call<'a> {
         }
         // SAFETY: shapes are compared above, by `new` and by `check` where the kernel is chosen; maps are the buffer's and the
         // matrix's own.
-        unsafe { self.device.launch(self.kernel.name(self.weight.elem), &dims, &args) }
+        unsafe { self.device.launch(self.name(), &dims, &args) }
     }
 
     fn launch_gated(&self, out: &mut Buffer, act: Activation) -> Result<()> {
@@ -219,7 +237,7 @@ impl<'a> Call<'a> {
         assert_eq!(out.elem(), self.weight.elem, "invariant: outputs are as the inputs");
         let args = self.args(out).with(gate_act_mul::activation_kind(act));
         // SAFETY: as above.
-        unsafe { self.device.launch(self.kernel.name(self.weight.elem), &self.dims(), &args) }
+        unsafe { self.device.launch(self.name(), &self.dims(), &args) }
     }
 }
 

@@ -22,6 +22,7 @@ mod planes;
 mod quantized;
 #[cfg(test)]
 mod tests;
+pub(crate) mod timing;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 

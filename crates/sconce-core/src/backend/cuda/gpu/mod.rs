@@ -31,7 +31,7 @@ mod trial;
 mod tests;
 
 pub use info::{GpuInfo, available, release};
-pub use self_test::self_test;
+pub use self_test::{self_test, time_products};
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;

@@ -1,0 +1,121 @@
+//! [`time_products`]: what each kernel that could multiply takes, to see whether the one that is chosen is the fastest.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::cuda::{self, Products};
+use super::hopper;
+use crate::backend::cuda::device::{Device, ElemType};
+use crate::backend::cuda::storage::{Buffer, Matrix};
+use crate::backend::cuda::weights;
+use crate::config::Activation;
+use crate::error::Result;
+use crate::ops::random;
+use crate::weights::{Dtype, RandomWeights};
+
+/// One kernel's time for one product.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProductTime {
+    /// Rows and columns of the weights.
+    pub shape: [usize; 2],
+    /// Rows of the inputs.
+    pub num_tokens: usize,
+    /// The kernel's name, or `library`.
+    pub kernel: &'static str,
+    /// Of one launch among many.
+    pub microseconds: f64,
+    /// Whether it is what a step of so many tokens would use.
+    pub is_chosen: bool,
+}
+
+/// Weights are as many as the second cache does not hold, so that they come from memory as in a model.
+const WEIGHT_BYTES: usize = 256 << 20;
+/// Launches are repeated for about so long, after the first ones.
+const SECONDS: f64 = 0.02;
+const MAX_RUNS: f64 = 500.0;
+
+/// `device`'s kernels for bf16 activations and random weights [rows, cols], stored as `dtype`: bf16 or e4m3.
+pub(crate) fn time_products(
+    device: &Arc<dyn Device>,
+    shape: [usize; 2],
+    dtype: Dtype,
+    num_tokens: usize,
+) -> Result<Vec<ProductTime>> {
+    let [rows, cols] = shape;
+    let elem = ElemType::Bf16;
+    let num_weights = (WEIGHT_BYTES / (rows * cols)).clamp(1, 64);
+    let weight = |seed| weights::random(device, shape, None, elem, RandomWeights { seed, dtype });
+    let matrices = (0..num_weights as u64).map(weight).collect::<Result<Vec<Matrix>>>()?;
+    let mut x = Buffer::new(device, num_tokens, cols, elem)?;
+    x.set_rows(num_tokens);
+    random::fill(&**device, x.ptr(), num_tokens * cols, elem, 7)?;
+    let mut out = Buffer::new(device, num_tokens, rows, elem)?;
+    out.set_rows(num_tokens);
+
+    let adds_alike = hopper::adds_alike(device, elem)?;
+    let products = if adds_alike { Products::Hopper } else { Products::Portable };
+    let chosen = cuda::chosen(&**device, &x, &matrices[0], products);
+    let mut times = Vec::new();
+    let mut add = |kernel: &'static str, run: &mut dyn FnMut(usize) -> Result<()>| -> Result<()> {
+        let microseconds = time(&**device, run)?;
+        times.push(ProductTime { shape, num_tokens, kernel, microseconds, is_chosen: kernel == chosen });
+        Ok(())
+    };
+    for kernel in cuda::Kernel::all(&**device, num_tokens, &matrices[0]) {
+        let run = &mut |i: usize| cuda::launch(&**device, kernel, &mut out, &x, &matrices[i % num_weights]);
+        add(kernel.name(&matrices[0]), run)?;
+    }
+    for kernel in hopper::Kernel::all() {
+        let call = |i: usize| hopper::Call::new(&**device, kernel, &x, &matrices[i % num_weights]);
+        if call(0).is_some() {
+            add(kernel.name(elem), &mut |i| call(i).map_or(Ok(()), |call| call.launch(&mut out)))?;
+        }
+    }
+    if dtype == Dtype::BF16 {
+        let run = &mut |i: usize| cuda::by_library(&**device, &mut out, &x, &matrices[i % num_weights]);
+        add("library", run)?;
+        let mut half = Buffer::new(device, num_tokens, rows / 2, elem)?;
+        let mut gated =
+            |i: usize| hopper::gated(&**device, &mut half, &x, &matrices[i % num_weights], Activation::Silu);
+        if gated(0)? {
+            add("gated", &mut |i| gated(i).map(|_| ()))?;
+        }
+    }
+    Ok(times)
+}
+
+/// Microseconds of a launch.
+fn time(device: &dyn Device, run: &mut dyn FnMut(usize) -> Result<()>) -> Result<f64> {
+    let mut runs = |num: usize| -> Result<f64> {
+        device.synchronize()?;
+        let begun = Instant::now();
+        (0..num).try_for_each(&mut *run)?;
+        device.synchronize()?;
+        Ok(begun.elapsed().as_secs_f64() / num as f64)
+    };
+    runs(2)?;
+    let about = runs(2)?;
+    let num = (SECONDS / about.max(1e-9)).clamp(1.0, MAX_RUNS);
+    Ok(runs(num as usize)? * 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::devices;
+
+    #[test]
+    fn every_kernel_is_timed_and_one_is_chosen() {
+        for device in devices() {
+            for (num_tokens, dtype) in [(3, Dtype::BF16), (70, Dtype::BF16), (70, Dtype::F8E4M3)] {
+                let times = time_products(&device, [48, 128], dtype, num_tokens).unwrap();
+                assert!(times.iter().all(|time| time.microseconds > 0.0), "{times:?}");
+                assert_eq!(times.iter().filter(|time| time.is_chosen).count(), 1, "{times:?}");
+                let has = |word: &str| times.iter().any(|time| time.kernel.contains(word));
+                assert_eq!(has("rows"), num_tokens == 3);
+                assert_eq!(has("library"), dtype == Dtype::BF16);
+                assert!(has("tile64x32") && has("fp8") == (dtype == Dtype::F8E4M3), "{times:?}");
+            }
+        }
+    }
+}
