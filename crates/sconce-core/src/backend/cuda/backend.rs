@@ -12,7 +12,7 @@ use super::storage::{Buffer, Matrix, RopeTable, Vector};
 use super::weights;
 use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops::{
     self,
@@ -62,9 +62,14 @@ impl CudaBackend {
     pub fn open(index: usize, asked: WeightDtype, stored: Dtype) -> Result<Self> {
         let elem = weights::elem_type(asked, stored)?;
         let mut backend = Self { index, ..Self::new(Arc::new(Gpu::open(index)?), elem) };
-        if is_wanted("SCONCE_CUDA_HOPPER") && ops::linear::hopper::adds_alike(&backend.device, elem)? {
-            tracing::debug!("products of warpgroups add as others do: kernels for Hopper are used");
-            backend.products = Products::Hopper;
+        if is_wanted("SCONCE_CUDA_HOPPER") {
+            let adds_alike = ops::linear::hopper::adds_alike(&backend.device, elem).map_err(|error| Error::Device {
+                message: format!("trying kernels for Hopper: {error}; SCONCE_CUDA_HOPPER=0 does without them"),
+            })?;
+            if adds_alike {
+                tracing::debug!("products of warpgroups add as others do: kernels for Hopper are used");
+                backend.products = Products::Hopper;
+            }
         }
         Ok(backend)
     }
