@@ -6,7 +6,7 @@
 //
 // linear_fp8_hopper: tiles of 128 tokens and 128 features, any number of segments. Two warpgroups multiply; a third expands: of
 // the 128 columns of codes that come at a time it makes two stages of weights in 16 bits, swizzled as boxes of them would be, which
-// is some 160 instructions a stage of its 128 threads while the tensor cores take 512 cycles. Of the fourth, one thread brings codes,
+// is some 330 instructions for each of its threads while the tensor cores take 1,024 cycles. Of the fourth, one thread brings codes,
 // which do not wait for the kernel before, and another tokens. Grid: at most the tiles, by as many blocks as there are
 // multiprocessors. 512 threads. Dynamic shared memory: 1024 bytes, for what is in it begins at a multiple of that; STAGES stages of
 // 32 KB; CODE_STAGES of 16 KB; 128 bytes of barriers.
@@ -21,8 +21,8 @@
 static constexpr u32 STAGES = 4, CODE_STAGES = 3;
 static constexpr u32 TOKENS = 128, FEATURES = 128, CONSUMERS = 256;
 static constexpr u32 STAGE_BYTES = 128 * ROW_BYTES;
-// Columns of a stage of codes.
-static constexpr u32 CODES = 128;
+// Columns of a stage of codes, and threads that expand a step of it.
+static constexpr u32 CODES = 128, EXPANDERS = 64;
 
 template <typename T>
 struct Tile {
@@ -80,35 +80,42 @@ struct Tile {
         if (threadIdx.x % 32 == 0) barrier_arrive(&barrier);
     }
 
-    // A thread's row of a step: of its four pieces of 16 codes, each a lane's share of four products, every four codes become 8 bytes.
-    // Every other eight rows take the pieces in another order, so that two rows of a warp do not write to the same banks.
+    // A thread's rows of a step: of a row's four pieces of 16 codes, each a lane's share of four products, every four codes become 8
+    // bytes. Every other eight rows take the pieces in another order, so that two rows of a warp do not write to the same banks.
     DEVICE void expand(u8* weights, const u8* codes, u32 half) {
-        const u32 row = threadIdx.x % GROUP_THREADS, turned = row / 8 % 2 * 2;
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            const u32 lane = i ^ turned;
-            const uint4 piece = *(const uint4*)(codes + row * ROW_BYTES + ((half * 4 + lane) ^ row % 8) * 16);
-            const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
+        for (u32 row = threadIdx.x % EXPANDERS; row < FEATURES; row += EXPANDERS) {
+            const u32 turned = row / 8 % 2 * 2;
 #pragma unroll
-            for (u32 product = 0; product < 4; product++) {
-                const u32 place = (2 * product + lane % 2) ^ row % 8;
-                *(uint2*)(weights + row * ROW_BYTES + place * 16 + lane / 2 * 8) = expand_e4m3<T>(words[product]);
+            for (u32 i = 0; i < 4; i++) {
+                const u32 lane = i ^ turned;
+                const uint4 piece = *(const uint4*)(codes + row * ROW_BYTES + ((half * 4 + lane) ^ row % 8) * 16);
+                const u32 words[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+                for (u32 product = 0; product < 4; product++) {
+                    const u32 place = (2 * product + lane % 2) ^ row % 8;
+                    *(uint2*)(weights + row * ROW_BYTES + place * 16 + lane / 2 * 8) = expand_e4m3<T>(words[product]);
+                }
             }
         }
     }
 
+    // Half of the threads expand the first step of a stage of codes, half the second: so each has the time of two.
     DEVICE void expand_all(const Call& call, Shared& shared) {
+        const u32 own_half = threadIdx.x / EXPANDERS % 2;
         Pass<STAGES> pass;
         Pass<CODE_STAGES> code_pass;
         for (u32 tile = blockIdx.x; tile < num_tiles(call); tile += gridDim.x) {
             for (u32 col = 0; col < call.cols; col += STEP, pass.advance()) {
                 const u32 half = col / STEP % 2;
                 if (half == 0) barrier_wait(&shared.has_codes[code_pass.stage], code_pass.parity);
-                barrier_wait(&shared.is_left[pass.stage], pass.parity ^ 1);
-                expand(shared.weights[pass.stage], shared.codes[code_pass.stage], half);
-                publish_shared();
-                __syncwarp();
-                arrive(shared.is_there[pass.stage]);
+                if (half == own_half) {
+                    barrier_wait(&shared.is_left[pass.stage], pass.parity ^ 1);
+                    expand(shared.weights[pass.stage], shared.codes[code_pass.stage], half);
+                    publish_shared();
+                    __syncwarp();
+                    arrive(shared.is_there[pass.stage]);
+                }
                 if (half == 1 || col + STEP >= call.cols) {
                     arrive(shared.codes_left[code_pass.stage]);
                     code_pass.advance();
@@ -142,7 +149,7 @@ struct Tile {
             prefetch_map(call.weight);
             for (u32 i = 0; i < STAGES; i++) {
                 // The tokens' bringer, and the warps that expand.
-                barrier_init(&shared.is_there[i], 1 + GROUP_THREADS / 32);
+                barrier_init(&shared.is_there[i], 1 + EXPANDERS / 32);
                 barrier_init(&shared.is_left[i], CONSUMERS / 32);
             }
             for (u32 i = 0; i < CODE_STAGES; i++) {

@@ -80,11 +80,14 @@ void store(CopyBarrier* barrier, Phase phase) {
     memcpy(barrier, &phase, sizeof phase);
 }
 
-u16 element(const Map& map, const i32 (&at)[3]) {
-    for (int i = 0; i < 3; i++) {
-        if (at[i] < 0 || (u64)at[i] >= map.dims[i]) return 0;
+// Eight neighbours of an array from (x, y, z) on; zeros beyond it.
+void copy_piece(u8* to, const Map& map, i32 x, i32 y, i32 z) {
+    const bool has_row = y >= 0 && (u64)y < map.dims[1] && z >= 0 && (u64)z < map.dims[2];
+    const u8* row = (const u8*)(uintptr_t)(map.address + (u64)y * map.strides[0] + (u64)z * map.strides[1]);
+    for (i32 i = 0; i < 8; i++) {
+        const bool is_there = has_row && x + i >= 0 && (u64)(x + i) < map.dims[0];
+        ((u16*)to)[i] = is_there ? ((const u16*)row)[x + i] : 0;
     }
-    return *(const u16*)(uintptr_t)(map.address + (u64)at[0] * 2 + (u64)at[1] * map.strides[0] + (u64)at[2] * map.strides[1]);
 }
 
 void carry_out(const BoxCopy& copy) {
@@ -92,9 +95,9 @@ void carry_out(const BoxCopy& copy) {
     u32 to = copy.shared;
     for (u32 z = 0; z < map.box[2]; z++) {
         for (u32 y = 0; y < map.box[1]; y++) {
-            for (u32 x = 0; x < map.box[0]; x++, to += 2) {
-                const i32 at[3] = {copy.at[0] + (i32)x, copy.at[1] + (i32)y, copy.at[2] + (i32)z};
-                *(u16*)at_address(copy.memory, swizzled(to), 2) = element(map, at);
+            for (u32 x = 0; x < map.box[0]; x += 8, to += 16) {
+                u8* piece = at_address(copy.memory, swizzled(to), 16);
+                copy_piece(piece, map, copy.at[0] + (i32)x, copy.at[1] + (i32)y, copy.at[2] + (i32)z);
             }
         }
     }
@@ -110,36 +113,47 @@ u16 at_matrix(u32 matrix, u32 row, u32 col) {
     return *(const u16*)at_address(place.shared, swizzled(address), 2);
 }
 
+// Sixteen neighbours of a row from column 0 on: two pieces of 16 bytes, which lie together.
+void row_of_matrix(double (&out)[16], u32 matrix, u32 row, float (*widen)(u16 bits)) {
+    for (u32 piece = 0; piece < 2; piece++) {
+        const u32 address = ((matrix & 0x3fff) << 4) + row / 8 * 1024 + row % 8 * 128 + piece * 16;
+        const u16* numbers = (const u16*)at_address(place.shared, swizzled(address), 16);
+        for (u32 k = 0; k < 8; k++) out[8 * piece + k] = widen(numbers[k]);
+    }
+}
+
 // This thread's share of a product. Its warp's threads come here together.
 void carry_out(const Product& product) {
     const unsigned lane = thread_of_block() % 32, warp = thread_of_block() % 128 / 32;
-    *slots(lane) = (u64)(uintptr_t)product.a_registers;
+    *slots()[lane] = (u64)(uintptr_t)product.a_registers;
     warp_barrier(0xffffffffu);
-    float a[2][16];
+    double a[2][16];
     for (unsigned r = 0; r < 2; r++) {
+        if (product.a_registers == nullptr) {
+            row_of_matrix(a[r], product.a, warp * 16 + lane / 4 + 8 * r, product.widen);
+            continue;
+        }
         for (unsigned k = 0; k < 16; k++) {
-            u16 bits;
-            if (product.a_registers == nullptr) {
-                bits = at_matrix(product.a, warp * 16 + lane / 4 + 8 * r, k);
-            } else {
-                const u32* of = (const u32*)(uintptr_t)*slots(lane / 4 * 4 + k % 8 / 2);
-                bits = (u16)(of[k / 8 * 2 + r] >> (k % 2 * 16));
-            }
-            a[r][k] = product.widen(bits);
+            const u32* of = (const u32*)(uintptr_t)*slots()[lane / 4 * 4 + k % 8 / 2];
+            a[r][k] = product.widen((u16)(of[k / 8 * 2 + r] >> (k % 2 * 16)));
         }
     }
     for (int i = 0; i < product.num_cols / 2; i += 4) {
         for (unsigned j = 0; j < 2; j++) {
             const unsigned col = i / 4 * 8 + lane % 4 * 2 + j;
-            // As mma_16x8x16 adds.
-            double sums[2];
-            for (unsigned r = 0; r < 2; r++) sums[r] = product.adds ? product.d[i + 2 * r + j] : 0.0f;
-            for (unsigned k = 0; k < 16; k++) {
-                const u16 bits = product.b_is_row_after_row ? at_matrix(product.b, k, col) : at_matrix(product.b, col, k);
-                const float b = product.widen(bits);
-                for (unsigned r = 0; r < 2; r++) sums[r] += (double)a[r][k] * b;
+            double b[16];
+            if (product.b_is_row_after_row) {
+                for (unsigned k = 0; k < 16; k++) b[k] = product.widen(at_matrix(product.b, k, col));
+            } else {
+                row_of_matrix(b, product.b, col, product.widen);
             }
-            for (unsigned r = 0; r < 2; r++) product.d[i + 2 * r + j] = (float)sums[r];
+            for (unsigned r = 0; r < 2; r++) {
+                // As mma_16x8x16 adds.
+                float& d = product.d[i + 2 * r + j];
+                double sum = product.adds ? d : 0.0f;
+                for (unsigned k = 0; k < 16; k++) sum += a[r][k] * b[k];
+                d = (float)sum;
+            }
         }
     }
     // Others have read this lane's registers.

@@ -269,7 +269,7 @@ void warp_barrier(u32 mask) {
 
 unsigned lane() { return cluster.current % 32; }
 
-u64* slots(unsigned lane) { return cluster.warps[cluster.current / 32].slots[lane]; }
+u64 (*slots())[8] { return cluster.warps[cluster.current / 32].slots; }
 
 void copy_async(void* shared, const void* global, bool is_there) {
     if (((uintptr_t)shared | (is_there ? (uintptr_t)global : 0)) % 16 != 0) give_up("a copy is not aligned to 16 bytes");
@@ -310,7 +310,7 @@ float f16_to_float(u16 bits) {
     const u32 sign = (u32)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
     if (exponent == 31) return __uint_as_float(sign | 0x7f800000 | fraction << 13);
     if (exponent != 0) return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
-    const float magnitude = ldexpf((float)fraction, -24);
+    const float magnitude = (float)fraction * 0x1p-24f;
     return sign ? -magnitude : magnitude;
 }
 

@@ -84,7 +84,7 @@ void named_barrier_arrive(u32 id, u32 num_threads);
 // Waits for the lanes of `mask`.
 void warp_barrier(u32 mask);
 // 64 bytes a lane that a warp exchanges values through.
-u64* slots(unsigned lane);
+u64 (*slots())[8];
 unsigned lane();
 void copy_async(void* shared, const void* global, bool is_there);
 void copy_commit();
@@ -99,9 +99,10 @@ u16 f16_from_float(float x);
 template <typename T>
 T exchange(u32 mask, T value, unsigned from) {
     static_assert(sizeof(T) <= 8, "registers have at most 64 bits");
-    memcpy(slots(lane()), &value, sizeof(T));
+    u64 (*const own)[8] = slots();
+    memcpy(own[lane()], &value, sizeof(T));
     warp_barrier(mask);
-    memcpy(&value, slots(from), sizeof(T));
+    memcpy(&value, own[from], sizeof(T));
     warp_barrier(mask);
     return value;
 }
@@ -151,10 +152,10 @@ T __shfl_up_sync(u32 mask, T value, unsigned delta, int width = 32) {
     return shim::exchange(mask, value, at % width >= delta ? at - delta : at);
 }
 static inline u32 __ballot_sync(u32 mask, int predicate) {
-    *shim::slots(shim::lane()) = predicate != 0;
+    *shim::slots()[shim::lane()] = predicate != 0;
     shim::warp_barrier(mask);
     u32 votes = 0;
-    for (unsigned i = 0; i < 32; i++) votes |= (mask >> i & 1) && *shim::slots(i) ? 1u << i : 0;
+    for (unsigned i = 0; i < 32; i++) votes |= (mask >> i & 1) && *shim::slots()[i] ? 1u << i : 0;
     shim::warp_barrier(mask);
     return votes;
 }
@@ -292,7 +293,8 @@ DEVICE uint4 load_streaming_or_zero(const uint4* at, bool is_there) { return is_
 template <typename T>
 void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     const unsigned l = shim::lane(), g = l / 4, c = 2 * (l % 4);
-    u32* own = (u32*)shim::slots(l);
+    u64 (*const slots)[8] = shim::slots();
+    u32* own = (u32*)slots[l];
     memcpy(own, a, 16);
     memcpy(own + 4, b, 8);
     shim::warp_barrier(0xffffffffu);
@@ -301,8 +303,8 @@ void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
         double sum = d[i];
         for (unsigned k = 0; k < 16; k++) {
             // Register k / 8 * 2 + row / 8 of the lane that has row and k; the half by k's parity.
-            const u32* of_a = (const u32*)shim::slots(row % 8 * 4 + k % 8 / 2);
-            const u32* of_b = (const u32*)shim::slots(col * 4 + k % 8 / 2);
+            const u32* of_a = (const u32*)slots[row % 8 * 4 + k % 8 / 2];
+            const u32* of_b = (const u32*)slots[col * 4 + k % 8 / 2];
             const u32 x = of_a[k / 8 * 2 + row / 8], y = of_b[4 + k / 8];
             sum += (double)to_float(T{(u16)(k % 2 ? x >> 16 : x)}) * to_float(T{(u16)(k % 2 ? y >> 16 : y)});
         }
@@ -313,11 +315,11 @@ void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 
 DEVICE void load_matrix_x4_any(u32 (&out)[4], const void* row, bool trans) {
     const unsigned l = shim::lane(), r = l / 4, c = 2 * (l % 4);
-    *shim::slots(l) = (u64)(uintptr_t)row;
+    *shim::slots()[l] = (u64)(uintptr_t)row;
     shim::warp_barrier(0xffffffffu);
     for (unsigned i = 0; i < 4; i++) {
         auto at = [&](unsigned row, unsigned col) {
-            return (u32)((const u16*)(uintptr_t)*shim::slots(8 * i + row))[col];
+            return (u32)((const u16*)(uintptr_t)*shim::slots()[8 * i + row])[col];
         };
         out[i] = trans ? at(c, r) | at(c + 1, r) << 16 : at(r, c) | at(r, c + 1) << 16;
     }
