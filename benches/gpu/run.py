@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILT = ROOT / "target/gpu"
@@ -59,6 +60,39 @@ class Step:
                          "tail": "" if outcome == "ok" else "\n".join(printed.splitlines()[-12:])}
 
 
+class Served(Step):
+    """Measures a server that is started for it."""
+
+    PORT = 8123
+
+    def __init__(self, name, flags, limit_s):
+        url = f"http://127.0.0.1:{self.PORT}"
+        super().__init__(name, [BUILT / "sconce", "bench", "serve", "--base-url", url, "--json", *flags], limit_s, has_json=True)
+        self.health = url + "/health"
+
+    def run(self, out, left_s):
+        command = [BUILT / "sconce", "serve", "--model", BUILT / "models" / MODEL, "--load-format", "dummy", "--device", "cuda:0",
+                   "--port", self.PORT, "--max-num-seqs", 256, "--max-num-batched-tokens", 8192, "--max-model-len", 4096]
+        with open(out / "server.txt", "a", encoding="utf-8") as log:
+            server = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            begun = time.monotonic()
+            while not self.answers() and server.poll() is None and time.monotonic() - begun < min(left_s, 60):
+                time.sleep(0.2)
+            ready_s = time.monotonic() - begun
+            return super().run(out, left_s - ready_s) | {"ready_s": round(ready_s, 1)}
+        finally:
+            server.kill()
+            server.wait()
+
+    def answers(self):
+        try:
+            with urllib.request.urlopen(self.health, timeout=1) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+
 def bench(name, limit_s, mode, *flags, model=MODEL, env=None):
     engine = ["--model", BUILT / "models" / model, "--load-format", "dummy", "--device", "cuda:0", "--json"]
     return Step(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True, env=env)
@@ -71,12 +105,51 @@ def steps():
     def test(name, limit_s, *filters, before=()):
         return Step(name, [*before, *tests, *filters], limit_s, env=on_gpu)
 
+    # What is most wanted comes first: what is left when time runs out is run by --only.
     yield Step("devices", [BUILT / "sconce", "devices", "--test"], 60)
-    yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "copy_blocks", "sample::tests::device", "cuda::weights")
     # Their log says whether kernels for Hopper have the portable ones' bits.
     yield test(f"linear{ON_HOPPER}", 60, "linear::hopper", "--nocapture")
     yield test(f"attention{ON_HOPPER}", 60, "attention::hopper", "--nocapture")
     yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests")
+    long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
+    yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
+    many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
+
+    def together(name, prompts, input_len, output_len, *flags, limit_s=60, env=None):
+        lengths = ["--num-prompts", prompts, "--input-len", input_len, "--output-len", output_len]
+        return bench(name, limit_s, "throughput", *lengths, *many, *flags, env=env)
+
+    for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
+        yield together(f"offline {input_len}/{output_len}", prompts, input_len, output_len, limit_s=90)
+    for batch_size in [2, 4, 8, 16, 32, 64, 128, 256]:
+        yield together(f"decode of {batch_size}", batch_size, 1024, 64, "--cached-prompts", limit_s=40)
+    yield together("conversations", 1000, 220, 200, "--spread", "1", limit_s=90)
+    for requests, limit, concurrency in [(1000, 128, []), (30, 2, ["--max-concurrency", 1])]:
+        flags = ["--num-prompts", requests, "--input-len", 128, "--output-len", limit, "--ignore-eos", *concurrency]
+        yield Served(f"over HTTP, {requests} requests of 128/{limit}", flags, 60)
+    yield together("beams of 4", 100, 256, 256, "--beam-width", "4", limit_s=90)
+    # Beside "decode of 8": the same rows with a prompt each.
+    yield together("8 of one prompt", 1, 2048, 128, "--n", "8", "--cached-prompts", limit_s=40)
+    yield together("8 prompts of 2048", 8, 2048, 128, "--cached-prompts", limit_s=40)
+    yield together("one among 127 others", 128, 512, 128, "--check-alone")
+    yield together("one among 127 others, fast", 128, 512, 128, "--check-alone", "--matmul-precision", "fast")
+    yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 60)
+    # Each operation is waited for here: what it takes by itself, launch and all.
+    yield bench("one user, operations one by one", 60, "ops", "--input-len", "2048", "--max-model-len", "4096",
+                "--max-num-batched-tokens", "2048", "--num-iters", "2")
+    for products, flags, env in [("portable", [], WITHOUT_HOPPER), ("library's", ["--matmul-precision", "fast"], {})]:
+        yield bench(f"prompts, {products} products", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *flags, env=env)
+    # What it is worth that the next step is launched before this one is read, and that kernels begin before others end.
+    yield together("offline 128/128, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
+    yield bench("one user, kernel after kernel", 60, "latency", "--input-len", "128", "--output-len", "128", *long, env={"SCONCE_CUDA_PDL": "0"})
+    yield bench("one user after 8k", 60, "latency", "--input-len", "1024", "--decode-after", "8000", *long)
+    fp8 = ["--quantization", "fp8", "--max-model-len", "4096"]
+    yield bench("one user, fp8", 60, "latency", "--input-len", "128,2048", "--output-len", "128", "--num-iters", "3", *fp8)
+    yield bench("one user, fp8, operations one by one", 40, "ops", "--input-len", "128", "--num-iters", "2", *fp8)
+    for batch_size in [4, 8, 16]:
+        lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
+        yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
+    yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "copy_blocks", "sample::tests::device", "cuda::weights")
     sanitizer = next(filter(None, map(shutil.which, SANITIZERS)), None)
     if sanitizer:
         for tool in ["memcheck", "racecheck"]:
@@ -84,28 +157,6 @@ def steps():
             yield test(f"{tool} of the golden models", 60, "cuda::tests::models_keep", before=before)
     else:
         yield Step("compute-sanitizer", ["compute-sanitizer"], 1)
-    long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
-    yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
-    yield bench("one user after 8k", 60, "latency", "--input-len", "1024", "--decode-after", "8000", *long)
-    # Each operation is waited for here: what it takes by itself, launch and all.
-    yield bench("one user, operations one by one", 60, "ops", "--input-len", "2048", "--max-model-len", "4096",
-                "--max-num-batched-tokens", "2048", "--num-iters", "2")
-    yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 60)
-    for products, flags, env in [("portable", [], WITHOUT_HOPPER), ("library's", ["--matmul-precision", "fast"], {})]:
-        yield bench(f"prompts, {products} products", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *flags, env=env)
-    fp8 = ["--quantization", "fp8", "--max-model-len", "4096"]
-    yield bench("one user, fp8", 60, "latency", "--input-len", "128,2048", "--output-len", "128", "--num-iters", "3", *fp8)
-    yield bench("one user, fp8, operations one by one", 40, "ops", "--input-len", "128", "--num-iters", "2", *fp8)
-    for batch_size in [4, 8, 16]:
-        lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
-        yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
-    many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
-    for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
-        lengths = ["--num-prompts", prompts, "--input-len", input_len, "--output-len", output_len]
-        yield bench(f"offline {input_len}/{output_len}", 90, "throughput", *lengths, *many)
-    # What it is worth that the next step is launched before this one is read: beside the first of the three above.
-    lengths = ["--num-prompts", 1000, "--input-len", 128, "--output-len", 128]
-    yield bench("offline 128/128, read first", 90, "throughput", *lengths, *many, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
 
 
 def gpu():
@@ -139,6 +190,12 @@ def table(result):
     return "\n".join(lines) + "\n"
 
 
+def kv_bytes_per_token():
+    config = json.loads((BUILT / "models" / MODEL / "config.json").read_text(encoding="utf-8"))
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
+
+
 def figures(step):
     report = step.get("report", {})
 
@@ -153,8 +210,22 @@ def figures(step):
     if "decode" in report:
         decode = report["decode"]
         yield row(f"decode after {decode['input_len']}", decode["tok_per_s"], decode["share_of_dram_read"], memory)
-    if "generated_tok_per_s" in report:
+    if "num_steps" in report:
         yield row("generated", report["generated_tok_per_s"], report["share_of_bf16"] or 0, products)
+    if report.get("cached_prompts") and peaks.get("dram_read_gb_per_s"):
+        steps_per_s = report["num_steps"] / report["elapsed_s"]
+        num_rows = report["num_prompts"] * report["n"]
+        context = report["input_len"] + report["output_len"] / 2
+        gb = (report["weight_bytes_read_per_token"] + num_rows * context * kv_bytes_per_token()) / 1e9
+        yield row(f"a step of {num_rows} rows in {1e3 / steps_per_s:.2f} ms", steps_per_s * num_rows,
+                  gb * steps_per_s / peaks["dram_read_gb_per_s"], f"{memory}, weights and keys and values")
+    if report.get("beam_width") or report.get("spread"):
+        yield f"| {step['name']} | {report['requests_per_s']:,.2f} requests/s | |"
+    if "ttft_ms" in report:
+        first, rate = report["ttft_ms"]["p50"], report["output_tok_per_s"]
+        yield f"| {step['name']}: first token after {first:.1f} ms (median) | {rate:,.0f} | |"
+    if report.get("is_same_alone") is not None:
+        yield f"| {step['name']}: alone | {'the same' if report['is_same_alone'] else 'other'} tokens | |"
 
 
 def main():

@@ -133,6 +133,26 @@ fn throughput_of_more_than_run_at_once() {
 }
 
 #[test]
+fn throughput_of_beams_samples_and_prompts_that_are_found() {
+    let lengths = ["throughput", "--num-prompts", "3", "--input-len", "20", "--output-len", "6", "--check-alone"];
+    for (flags, num_sequences, is_cached) in [
+        (&["--beam-width", "2"][..], 2, false),
+        (&["--n", "3"], 3, false),
+        (&["--n", "2", "--cached-prompts"], 2, true),
+    ] {
+        let report = report(&[&lengths[..], flags, ENGINE].concat());
+        let generated = 18 * num_sequences;
+        assert_eq!((&report["prompt_tokens"], &report["generated_tokens"]), (&json!(60), &json!(generated)));
+        assert_eq!(report["is_same_alone"], true, "{report:#}");
+        let total = if is_cached { generated } else { generated + 60 };
+        check_close(number(&report, "/total_tok_per_s"), f64::from(total) / number(&report, "/elapsed_s"));
+    }
+    let spread = report(&[&["throughput", "--num-prompts", "9", "--spread", "0.5"], &lengths[3..7], ENGINE].concat());
+    let [prompts, generated] = ["/prompt_tokens", "/generated_tokens"].map(|path| number(&spread, path) / 9.0);
+    assert!((10.0..40.0).contains(&prompts) && prompts != 20.0 && (3.0..12.0).contains(&generated), "{spread:#}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_named() {
     check_refused(&["latency", "--input-len", "0"], 2, "--input-len");
     check_refused(&["throughput", "--num-prompts", "0"], 2, "--num-prompts");

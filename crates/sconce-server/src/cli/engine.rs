@@ -92,9 +92,10 @@ impl EngineArgs {
         }
     }
 
-    /// The same for measuring so many requests at once: all are taken, and each computes every token.
-    pub(super) fn measured(self, num_requests: usize) -> Self {
-        Self { no_prefix_cache: true, max_waiting: self.max_waiting.max(num_requests), ..self }
+    /// The same for measuring so many requests at once: all are taken, and each computes every token unless it may find those that
+    /// were computed before.
+    pub(super) fn measured(self, num_requests: usize, finds_prompts: bool) -> Self {
+        Self { no_prefix_cache: !finds_prompts, max_waiting: self.max_waiting.max(num_requests), ..self }
     }
 
     /// The same with each operation timed.

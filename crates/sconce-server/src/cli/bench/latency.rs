@@ -40,7 +40,7 @@ struct Measured {
 
 /// Runs `sconce bench latency`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let mut subject = args.subject.load(1)?;
+    let mut subject = args.subject.load(1, false)?;
     for &len in &args.input_len {
         subject.check_fits(&format!("--input-len {len} and a token generated"), len.saturating_add(1))?;
     }
@@ -78,7 +78,7 @@ fn prompt_seconds(subject: &mut Subject, input_len: usize) -> Result<f64, Failur
     let start = Instant::now();
     let output = subject.engine.generate(request)?;
     let seconds = start.elapsed().as_secs_f64();
-    check_answer(&output, input_len, 1)?;
+    check_answer(&output, input_len, 1, false)?;
     Ok(seconds)
 }
 
@@ -97,7 +97,7 @@ fn decode_seconds(subject: &mut Subject, args: &Args) -> Result<f64, Failure> {
         }
         output.apply(event);
     }
-    check_answer(&output, input_len, num_tokens)?;
+    check_answer(&output, input_len, num_tokens, false)?;
     Ok(first.map_or(0.0, |first| (last - first).as_secs_f64()).max(1e-9))
 }
 

@@ -54,12 +54,21 @@ impl Random {
         (0..len).map(|_| WORDS[self.below(WORDS.len())]).collect::<Vec<_>>().join(" ")
     }
 
+    /// Above 0 and at most 1.
+    fn share(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// A normal number, of mean 0 and deviation 1.
+    pub(super) fn normal(&mut self) -> f64 {
+        (-2.0 * self.share().ln()).sqrt() * (std::f64::consts::TAU * self.share()).cos()
+    }
+
     /// The pause until the next of events that come at random, so many a second on average: none where that is
     /// infinite.
     pub(super) fn pause(&mut self, events_per_s: f64) -> Duration {
-        // Above 0 and at most 1.
-        let share = ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64;
-        Duration::try_from_secs_f64(-share.ln() / events_per_s).map_or(LONGEST_PAUSE, |pause| pause.min(LONGEST_PAUSE))
+        Duration::try_from_secs_f64(-self.share().ln() / events_per_s)
+            .map_or(LONGEST_PAUSE, |pause| pause.min(LONGEST_PAUSE))
     }
 }
 

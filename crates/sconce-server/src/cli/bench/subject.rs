@@ -35,14 +35,14 @@ pub(super) struct Subject {
 }
 
 impl SubjectArgs {
-    /// Loads the model, for so many requests at once, without a prefix cache: every token is to be computed.
-    pub(super) fn load(&self, num_requests: usize) -> Result<Subject, Failure> {
-        self.load_as(self.engine.clone().measured(num_requests))
+    /// Loads the model, for so many requests at once, without a prefix cache where every token is to be computed.
+    pub(super) fn load(&self, num_requests: usize, finds_prompts: bool) -> Result<Subject, Failure> {
+        self.load_as(self.engine.clone().measured(num_requests, finds_prompts))
     }
 
     /// The same with each operation timed.
     pub(super) fn load_profiled(&self, num_requests: usize) -> Result<Subject, Failure> {
-        self.load_as(self.engine.clone().measured(num_requests).profiled())
+        self.load_as(self.engine.clone().measured(num_requests, false).profiled())
     }
 
     fn load_as(&self, args: EngineArgs) -> Result<Subject, Failure> {
@@ -91,6 +91,11 @@ impl Subject {
         GenerationRequest::tokens(self.random.token_ids(input_len, vocab_size)).with_params(params)
     }
 
+    /// A number whose logarithm is normal with that deviation, and whose mean is `mean`.
+    pub(super) fn log_normal(&mut self, mean: f64, deviation: f64) -> f64 {
+        (mean.ln() - deviation * deviation / 2.0 + deviation * self.random.normal()).exp()
+    }
+
     /// Measures the machine again, now that the model has been: the better of both is the peak.
     pub(super) fn measure_peaks_again(&mut self) -> Result<(), Failure> {
         self.peaks = self.peaks.best(measure_peaks(&self.engine, self.num_threads)?);
@@ -107,9 +112,15 @@ fn measure_peaks(engine: &Engine, num_threads: Option<usize>) -> Result<Peaks, F
 }
 
 /// Checks that an answer is as long as was asked: only then do the figures mean what they say.
-pub(super) fn check_answer(output: &GenerationOutput, input_len: usize, output_len: usize) -> Result<(), Failure> {
+pub(super) fn check_answer(
+    output: &GenerationOutput,
+    input_len: usize,
+    output_len: usize,
+    may_be_found: bool,
+) -> Result<(), Failure> {
     let usage = output.usage;
-    if (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (input_len, output_len, 0) {
+    let is_computed = usage.cached_tokens == 0 || may_be_found;
+    if (usage.prompt_tokens, usage.completion_tokens) == (input_len, output_len) && is_computed {
         return Ok(());
     }
     Err(format!("expected {input_len} computed and {output_len} generated tokens, found {usage:?}").into())

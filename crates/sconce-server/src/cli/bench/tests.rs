@@ -124,6 +124,8 @@ fn flags_that_ask_for_nothing_are_named() {
         ("bench latency --output-len 0", "--output-len"),
         ("bench latency --num-iters x", "--num-iters"),
         ("bench throughput --num-prompts 0", "--num-prompts"),
+        ("bench throughput --spread 4", "--spread"),
+        ("bench throughput --n 2 --beam-width 2", "--beam-width"),
         ("bench serve --num-prompts 0", "--num-prompts"),
         ("bench serve --input-len -1", "--input-len"),
         ("bench serve --max-concurrency 0", "--max-concurrency"),
