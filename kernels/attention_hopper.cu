@@ -11,8 +11,8 @@
 //
 // The order of operations is attention.cu's: the softmax takes 32 keys at absolute positions, begins anew at each absolute
 // multiple of SPLIT keys, and splits are merged from the first to the last. A query's bits depend on the query alone; they are
-// attention.cu's if a warpgroup's product adds as mma.sync does, which a device has yet to show. Beyond DIM 128 registers do not
-// hold two outputs: there the softmax takes 64 keys at a time and goes on over the splits.
+// attention.cu's if a warpgroup's product adds as mma.sync does, which a device is asked when it is opened. Beyond DIM 128
+// registers do not hold two outputs: there the softmax takes 64 keys at a time and goes on over the splits.
 //
 // Arguments are attention.cu's, but that a map gives the cache: arrays [2 * layers: a layer's keys, then its values][num_rows =
 // num_blocks * num_kv_heads * block_size][head_stride], boxes [1][min(block_size, 64)][64]; block_size a power of two from 8 on.
