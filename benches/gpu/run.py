@@ -10,11 +10,13 @@ fails or runs out of time does not keep the others from running, but the whole f
 import argparse
 import datetime
 import json
+import math
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
@@ -61,17 +63,21 @@ class Step:
 
 
 class Served(Step):
-    """Measures a server that is started for it."""
+    """Measures a server that is started for it, with random weights, or with those of a checkpoint in the page cache."""
 
     PORT = 8123
 
-    def __init__(self, name, flags, limit_s):
+    def __init__(self, name, flags, limit_s, checkpoint=None):
         url = f"http://127.0.0.1:{self.PORT}"
         super().__init__(name, [BUILT / "sconce", "bench", "serve", "--base-url", url, "--json", *flags], limit_s, has_json=True)
-        self.health = url + "/health"
+        self.health, self.checkpoint = url + "/health", checkpoint
 
     def run(self, out, left_s):
-        command = [BUILT / "sconce", "serve", "--model", BUILT / "models" / MODEL, "--load-format", "dummy", "--device", "cuda:0",
+        model = ["--model", BUILT / "models" / MODEL, "--load-format", "dummy"]
+        if self.checkpoint:
+            write_checkpoint(self.checkpoint)
+            model = ["--model", self.checkpoint]
+        command = [BUILT / "sconce", "serve", *model, "--device", "cuda:0",
                    "--port", self.PORT, "--max-num-seqs", 256, "--max-num-batched-tokens", 8192, "--max-model-len", 4096]
         with open(out / "server.txt", "a", encoding="utf-8") as log:
             server = subprocess.Popen([str(part) for part in command], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -91,6 +97,35 @@ class Served(Step):
                 return answer.status == 200
         except OSError:
             return False
+
+
+def write_checkpoint(folder):
+    """A Llama's whole safetensors file of zeros, which takes no room on the disk, read once into the page cache."""
+    shutil.copytree(BUILT / "models" / MODEL, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    hidden, inter, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    shapes = {"model.embed_tokens": [vocab, hidden], "model.norm": [hidden], "lm_head": [vocab, hidden]}
+    for layer in range(config["num_hidden_layers"]):
+        of_layer = {"self_attn.q_proj": [heads * head_dim, hidden], "self_attn.k_proj": [kv_heads * head_dim, hidden],
+                    "self_attn.v_proj": [kv_heads * head_dim, hidden], "self_attn.o_proj": [hidden, heads * head_dim],
+                    "mlp.gate_proj": [inter, hidden], "mlp.up_proj": [inter, hidden], "mlp.down_proj": [hidden, inter],
+                    "input_layernorm": [hidden], "post_attention_layernorm": [hidden]}
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in of_layer.items()}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name + ".weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)
+    path = folder / "model.safetensors"
+    with open(path, "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
+    with open(path, "rb") as file:
+        while file.read(64 << 20):
+            pass
 
 
 def bench(name, limit_s, mode, *flags, model=MODEL, env=None):
@@ -143,6 +178,10 @@ def steps():
     yield together("offline 128/128, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
     yield bench("one user, kernel after kernel", 60, "latency", "--input-len", "128", "--output-len", "128", *long, env={"SCONCE_CUDA_PDL": "0"})
     yield bench("one user after 8k", 60, "latency", "--input-len", "1024", "--decode-after", "8000", *long)
+    # Start to ready: 16 GB from the page cache.
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--num-prompts", 1, "--input-len", 32, "--output-len", 2, "--ignore-eos"]
+        yield Served("start with a checkpoint", flags, 30, pathlib.Path(folder) / "model")
     fp8 = ["--quantization", "fp8", "--max-model-len", "4096"]
     yield bench("one user, fp8", 60, "latency", "--input-len", "128,2048", "--output-len", "128", "--num-iters", "3", *fp8)
     yield bench("one user, fp8, operations one by one", 40, "ops", "--input-len", "128", "--num-iters", "2", *fp8)
@@ -223,6 +262,7 @@ def figures(step):
         yield f"| {step['name']} | {report['requests_per_s']:,.2f} requests/s | |"
     if "ttft_ms" in report:
         first, rate = report["ttft_ms"]["p50"], report["output_tok_per_s"]
+        yield f"| {step['name']}: ready after | {step['ready_s']:.1f} s | |"
         yield f"| {step['name']}: first token after {first:.1f} ms (median) | {rate:,.0f} | |"
     if report.get("is_same_alone") is not None:
         yield f"| {step['name']}: alone | {'the same' if report['is_same_alone'] else 'other'} tokens | |"
