@@ -128,15 +128,8 @@ struct Tile {
         using Results = ::Results<T, FEATURES>;
         Pass<STAGES> pass;
         for (u32 tile = blockIdx.x; tile < num_tiles(call); tile += gridDim.x) {
-            float sums[Results::LEN], totals[Results::LEN];
-#pragma unroll
-            for (int i = 0; i < Results::LEN; i++) totals[i] = 0.0f;
-            for (u32 begin = 0; begin < call.cols; begin += call.segment) {
-                const u32 end = min(begin + call.segment, call.cols);
-                multiply<T, FEATURES>(sums, shared, pass, begin, end, [&](u32 stage) { arrive(shared.is_left[stage]); });
-#pragma unroll
-                for (int i = 0; i < Results::LEN; i++) totals[i] += sums[i];
-            }
+            float totals[Results::LEN];
+            multiply_segments<T, FEATURES>(totals, call, shared, pass, [&](u32 stage) { arrive(shared.is_left[stage]); });
             Results::store(call, place_of(call, tile), totals);
         }
     }

@@ -178,15 +178,9 @@ struct Tile {
             float sums[LEN];
             const TilePlace place = place_of(call, tile);
             if constexpr (ENDING == SEGMENTS) {
-                float totals[LEN];
-#pragma unroll
-                for (int i = 0; i < LEN; i++) totals[i] = 0.0f;
-                for (u32 begin = 0; begin < call.cols; begin += call.segment) {
-                    multiply_stages(sums, shared, pass, begin, min(begin + call.segment, call.cols));
-#pragma unroll
-                    for (int i = 0; i < LEN; i++) totals[i] += sums[i];
-                }
-                Results::store(call, place, totals);
+                const auto leave_stage = [&](u32 stage) { leave(shared, stage); };
+                multiply_segments<T, TILE_FEATURES>(sums, call, shared, pass, leave_stage);
+                Results::store(call, place, sums);
             } else {
                 multiply_stages(sums, shared, pass, share.begin, share.end);
 #pragma unroll

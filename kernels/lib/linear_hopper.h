@@ -48,6 +48,20 @@ DEVICE void multiply(float (&sums)[FEATURES / 2], Shared& shared, Pass<STAGES>& 
     leave(before);
 }
 
+// totals = the sums of all segments, added in order.
+template <typename T, int FEATURES, typename Shared, u32 STAGES, typename Leave>
+DEVICE void multiply_segments(float (&totals)[FEATURES / 2], const Call& call, Shared& shared, Pass<STAGES>& pass,
+                              const Leave& leave) {
+    float sums[FEATURES / 2];
+#pragma unroll
+    for (int i = 0; i < FEATURES / 2; i++) totals[i] = 0.0f;
+    for (u32 begin = 0; begin < call.cols; begin += call.segment) {
+        multiply<T, FEATURES>(sums, shared, pass, begin, min(begin + call.segment, call.cols), leave);
+#pragma unroll
+        for (int i = 0; i < FEATURES / 2; i++) totals[i] += sums[i];
+    }
+}
+
 // The results of a tile of so many features.
 template <typename T, int FEATURES>
 struct Results {
