@@ -33,15 +33,25 @@ pub(crate) fn cuda(
     if x.rows() > MAX_ROWS && products == Products::Library && weight.row_scales.is_none() {
         return by_library(device, out, x, weight);
     }
-    match hopper::Call::choose(device, x, weight).filter(|_| products == Products::Hopper) {
+    match hopper_call(device, x, weight, products) {
         Some(call) => call.launch(out),
         None => launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight),
     }
 }
 
+/// The call of a kernel for Hopper, where those are wanted and one suits.
+fn hopper_call<'a>(
+    device: &'a dyn Device,
+    x: &'a Buffer,
+    weight: &'a Matrix,
+    products: Products,
+) -> Option<hopper::Call<'a>> {
+    if products == Products::Hopper { hopper::Call::choose(device, x, weight) } else { None }
+}
+
 /// The name of the kernel that [`cuda`] would choose among ours.
 pub(super) fn chosen(device: &dyn Device, x: &Buffer, weight: &Matrix, products: Products) -> &'static str {
-    match hopper::Call::choose(device, x, weight).filter(|_| products == Products::Hopper) {
+    match hopper_call(device, x, weight, products) {
         Some(call) => call.name(),
         None => Kernel::choose(device, x.rows(), weight).name(weight),
     }

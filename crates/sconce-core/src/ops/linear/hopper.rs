@@ -1,4 +1,5 @@
-//! The launches of `kernels/linear_hopper.cu` and `kernels/linear_fp8_hopper.cu`: products of more than 16 tokens on a Hopper GPU, where their shape suits.
+//! The launches of `kernels/linear_hopper.cu` and `kernels/linear_fp8_hopper.cu`: products of more than 16 tokens on a Hopper GPU,
+//! where their shape suits.
 
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,10 @@ use crate::backend::cuda::storage::{Buffer, Matrix, Memory, bytes_of};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::gate_act_mul;
+use crate::weights::random_weight;
+
+/// A tile of so many tokens is enough: more of its rows would be empty than waiting for weights costs.
+const FEW_TOKENS: usize = 64;
 
 /// Tiles of tokens and of rows of the weights, and how the kernel ends them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +142,7 @@ impl Kernel {
         rows * percent / if is_split { self.cluster(weight) } else { 1 }
     }
 
-    /// Of more than 64 tokens.
+    /// Of more than [`FEW_TOKENS`].
     fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
         let large = [Rows::R256, Rows::R192, Rows::R128].map(|rows| Self::Large(rows, Blocks::of(num_tokens)));
         let first = usize::from(Segments::of(weight).len < weight.cols);
@@ -167,15 +172,18 @@ pub(super) struct Call<'a> {
 impl<'a> Call<'a> {
     /// `None` where the portable kernels must do, or do better.
     pub(super) fn choose(device: &'a dyn Device, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
-        let kernel = match x.rows() {
-            0..=MAX_ROWS => return None,
+        let num_tokens = x.rows();
+        if num_tokens <= MAX_ROWS {
+            return None;
+        }
+        let kernel = if weight.row_scales.is_some() {
             // Three of four multiprocessors are worth more than all of them at the portable kernels' rate.
-            num_tokens if weight.row_scales.is_some() => {
-                let fills = 4 * Kernel::Fp8.num_blocks(num_tokens, weight) >= 3 * device.num_sms();
-                (num_tokens > 64 && fills).then_some(Kernel::Fp8)?
-            }
-            17..=64 => Kernel::Split64,
-            num_tokens => Kernel::cheapest(device, num_tokens, weight),
+            let fills = 4 * Kernel::Fp8.num_blocks(num_tokens, weight) >= 3 * device.num_sms();
+            (num_tokens > FEW_TOKENS && fills).then_some(Kernel::Fp8)?
+        } else if num_tokens <= FEW_TOKENS {
+            Kernel::Split64
+        } else {
+            Kernel::cheapest(device, num_tokens, weight)
         };
         Self::new(device, kernel, x, weight)
     }
@@ -251,7 +259,7 @@ pub(crate) fn gated(
     act: Activation,
 ) -> Result<bool> {
     let num_tokens = x.rows();
-    if num_tokens <= 64 || Segments::of(weight).len < weight.cols {
+    if num_tokens <= FEW_TOKENS || Segments::of(weight).len < weight.cols {
         return Ok(false);
     }
     let kernel = Kernel::Large(Rows::Gated256, Blocks::of(num_tokens));
@@ -280,17 +288,12 @@ pub(crate) fn adds_alike(device: &Arc<dyn Device>, elem: ElemType) -> Result<boo
     if !has_kernels(&**device) {
         return Ok(false);
     }
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    // Of both signs and of magnitudes that differ, so that terms are cut off where they are aligned.
-    let mut number = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let fraction = (state >> 40) as f32 / (1 << 24) as f32 - 0.5;
-        fraction * f32::from(1u16 << (state >> 33 & 7)) / 16.0
-    };
-    let mut numbers = |len: usize| (0..len).map(|_| number()).collect::<Vec<f32>>();
+    // Of magnitudes that differ, so that terms are cut off where they are aligned.
+    let number = |seed: u64, i: u64| random_weight(seed, i) * f32::from(1u8 << (i % 7));
+    let numbers = |seed: u64, len: usize| (0..len as u64).map(|i| number(seed, i)).collect::<Vec<f32>>();
     let mut x = Buffer::new(device, TOKENS, COLS, elem)?;
-    x.write_f32(&numbers(TOKENS * COLS))?;
-    let memory = Memory::of_bytes(device, &bytes_of(&numbers(FEATURES * COLS), elem))?;
+    x.write_f32(&numbers(1, TOKENS * COLS))?;
+    let memory = Memory::of_bytes(device, &bytes_of(&numbers(2, FEATURES * COLS), elem))?;
     let weight = Matrix::new(memory, [FEATURES, COLS], elem, None, None)?;
     // Products read weights before they wait for what comes before.
     device.synchronize()?;

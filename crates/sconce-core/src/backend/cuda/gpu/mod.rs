@@ -31,7 +31,8 @@ mod trial;
 mod tests;
 
 pub use info::{GpuInfo, available, release};
-pub use self_test::{self_test, time_products};
+pub use peaks::time_products;
+pub use self_test::self_test;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! [`Peaks::of_gpu`]: what a GPU does at most, measured.
+//! [`Peaks::of_gpu`]: what a GPU does at most, measured; [`time_products`]: what kernels do of it.
 
 use std::time::Instant;
 
@@ -7,6 +7,8 @@ use super::super::storage::Memory;
 use super::Gpu;
 use crate::backend::Peaks;
 use crate::error::Result;
+use crate::ops::linear::timing::{self, ProductTime};
+use crate::weights::Dtype;
 use std::sync::Arc;
 
 /// What is copied at most: far more than the caches hold.
@@ -31,6 +33,15 @@ impl Peaks {
             bf16_gflop_per_s: Some(product_gflop_per_s(&device)?),
         })
     }
+}
+
+/// What each kernel of GPU `index` that could multiply takes, of random weights [rows, columns], in bf16 or in e4m3, and so many
+/// tokens in bf16. Errors: the GPU cannot be used, or has no memory left.
+pub fn time_products(index: usize, shape: [usize; 2], is_fp8: bool, tokens: &[usize]) -> Result<Vec<ProductTime>> {
+    let device: Arc<dyn Device> = Arc::new(Gpu::open(index)?);
+    let dtype = if is_fp8 { Dtype::F8E4M3 } else { Dtype::BF16 };
+    let times = tokens.iter().map(|&num_tokens| timing::time_products(&device, shape, dtype, num_tokens));
+    Ok(times.collect::<Result<Vec<_>>>()?.concat())
 }
 
 fn copy_gb_per_s(device: &Arc<dyn Device>) -> Result<f64> {

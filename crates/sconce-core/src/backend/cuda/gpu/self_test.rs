@@ -9,8 +9,6 @@ use super::super::device::{Device, DevicePtr, ElemType, Matmul};
 use super::Gpu;
 use crate::error::{Error, Result};
 use crate::ops::linear::hopper::{self, adds_alike};
-use crate::ops::linear::timing::{self, ProductTime};
-use crate::weights::Dtype;
 
 const LARGE_BYTES: usize = (72 << 20) + 12345;
 
@@ -45,16 +43,6 @@ pub fn self_test(index: usize) -> Result<Vec<String>> {
     lines.push(warpgroups(&gpu)?);
     gpu.synchronize()?;
     Ok(lines)
-}
-
-/// What each kernel of GPU `index` that could multiply takes, of random weights of these [rows, columns], in bf16 or in e4m3, and so
-/// many tokens in bf16.
-pub fn time_products(index: usize, shapes: &[[usize; 2]], is_fp8: bool, tokens: &[usize]) -> Result<Vec<ProductTime>> {
-    let device: Arc<dyn Device> = Arc::new(Gpu::open(index)?);
-    let dtype = if is_fp8 { Dtype::F8E4M3 } else { Dtype::BF16 };
-    let cases = shapes.iter().flat_map(|&shape| tokens.iter().map(move |&num_tokens| (shape, num_tokens)));
-    let times = cases.map(|(shape, num_tokens)| timing::time_products(&device, shape, dtype, num_tokens));
-    Ok(times.collect::<Result<Vec<_>>>()?.concat())
 }
 
 fn failed(what: String) -> Error {
