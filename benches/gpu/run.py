@@ -1,4 +1,4 @@
-"""Tests and measures Sconce on a GPU, in under eight minutes; leaves one JSON file and one readable table.
+"""Tests and measures Sconce on a GPU, by default in under eight minutes; leaves one JSON file and one readable table.
 
 Needs what `benches/gpu/prepare.sh` has built, and Python's own library. Each step has a time limit and a log; a step that
 fails or runs out of time does not keep the others from running, but the whole fails.
@@ -22,7 +22,6 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILT = ROOT / "target/gpu"
-BUDGET_S = 8 * 60
 SANITIZERS = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
 # What a step's name ends with whose failure is kernels' for Hopper alone: what follows does without them.
 ON_HOPPER = " on Hopper"
@@ -174,6 +173,7 @@ def steps():
     # Each operation is waited for here: what it takes by itself, launch and all.
     yield bench("one user, operations one by one", 60, "ops", "--input-len", "2048", "--max-model-len", "4096",
                 "--max-num-batched-tokens", "2048", "--num-iters", "2")
+    yield Step("transformers", [sys.executable, ROOT / "benches/gpu/peer.py", BUILT / "models" / MODEL], 60, has_json=True)
     for products, flags, env in [("portable", [], WITHOUT_HOPPER), ("library's", ["--matmul-precision", "fast"], {})]:
         yield bench(f"prompts, {products} products", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *flags, env=env)
     # What it is worth that the next step is launched before this one is read, and that kernels begin before others end.
@@ -251,6 +251,10 @@ def figures(step):
     if "decode" in report:
         decode = report["decode"]
         yield row(f"decode after {decode['input_len']}", decode["tok_per_s"], decode["share_of_dram_read"], memory)
+    if "transformers" in report:
+        for prompt in report["prompts"]:
+            yield f"| {step['name']}: prompt of {prompt['input_len']} | {prompt['tok_per_s']:,.0f} | |"
+        yield f"| {step['name']}: decode | {report['decode_tok_per_s']:,.0f} | |"
     if "num_steps" in report:
         yield row("generated", report["generated_tok_per_s"], report["share_of_bf16"] or 0, products)
     if report.get("cached_prompts") and peaks.get("dram_read_gb_per_s"):
@@ -273,17 +277,18 @@ def figures(step):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target/gpu/results", help="where results go")
-    parser.add_argument("--only", default="", help="only steps whose names contain this")
+    parser.add_argument("--only", default="", help="only steps whose names contain this, or one of A,B")
+    parser.add_argument("--budget-s", type=float, default=8 * 60, help="no step goes on for longer than until then")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "log.txt").unlink(missing_ok=True)
     begun = time.monotonic()
     result = {"gpu": gpu(), "date": datetime.date.today().isoformat(), "steps": []}
     for step in steps():
-        if args.only not in step.name:
+        if not any(part in step.name for part in args.only.split(",")):
             continue
         print(f"{step.name} ...", flush=True)
-        done = step.run(args.out, BUDGET_S - (time.monotonic() - begun))
+        done = step.run(args.out, args.budget_s - (time.monotonic() - begun))
         print(f"{step.name}: {done['outcome']}, {done['seconds']} s", flush=True)
         result["steps"].append(done)
         if step.name.endswith(ON_HOPPER) and done["outcome"] != "ok":

@@ -72,11 +72,12 @@ DEVICE void copy_box_to_cluster(void* shared, const TensorMap* map, CopyBarrier*
                  : "memory");
 }
 
-// Arrives at the same barrier of a block of the cluster.
+// Arrives at the same barrier of a block of the cluster. Writes of before are not published by it: that would wait for all of the
+// thread's memory operations, and what is left to be overwritten was only read.
 DEVICE void barrier_arrive_of_cluster(CopyBarrier* barrier, u32 rank) {
     asm volatile("{\n\t.reg .b32 there;\n\t"
                  "mapa.shared::cluster.u32 there, %0, %1;\n\t"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(barrier)),
+                 "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(barrier)),
                  "r"(rank)
                  : "memory");
 }

@@ -1,6 +1,7 @@
 //! The kernels that this program carries, which of them suits a device, and what they are called.
 
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::path::Path;
 
 use crate::error::{Error, Result};
 
@@ -85,6 +86,17 @@ pub(super) fn is_for(source: &str, target: &str) -> bool {
 }
 
 impl Image {
+    /// Takes `dir/SOURCE.cubin` in its place, if there is one.
+    pub(super) fn replace(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join(&self.source).with_extension("cubin");
+        match std::fs::read(&path) {
+            Ok(bytes) => self.bytes = bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && dir.is_dir() => {}
+            Err(error) => return Err(Error::io(&path, error)),
+        }
+        Ok(())
+    }
+
     /// The names of its kernels.
     pub(super) fn kernel_names(&self) -> Result<Vec<String>> {
         let names =

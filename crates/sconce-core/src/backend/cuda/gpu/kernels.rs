@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -62,7 +63,10 @@ impl Kernels {
         let mut refused = Vec::new();
         for target in suitable(info.compute_capability, &targets) {
             let packed = embedded::IMAGES.iter().filter(|image| image.target == target);
-            let images = packed.map(Packed::unpack).collect::<Result<Vec<_>>>()?;
+            let mut images = packed.map(Packed::unpack).collect::<Result<Vec<_>>>()?;
+            if choice.contains('/') {
+                images.iter_mut().try_for_each(|image| image.replace(Path::new(&choice)))?;
+            }
             let from = format!("{target} of nvcc {}", embedded::NVCC_RELEASE.unwrap_or_default());
             match Self::load_images(context, &images, &from) {
                 Ok(kernels) => return Ok(kernels),

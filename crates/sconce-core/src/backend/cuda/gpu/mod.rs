@@ -5,9 +5,9 @@
 //! captures see none.
 //!
 //! What it reads of the environment: `SCONCE_CUDA_LIBS` (folders with NVIDIA's libraries), `SCONCE_CUDA_KERNELS` (`cubin`,
-//! `ptx` or `source` in place of the best of them), `SCONCE_CUDA_SYNC=1` (waits after every launch, so that an error names
-//! its kernel), `SCONCE_CUDA_PDL=0` (no kernel begins before the one before it has ended). `CUDA_VISIBLE_DEVICES` is the
-//! driver's own affair.
+//! `ptx` or `source` in place of the best of them; or a path with a `/` to a folder, whose `SOURCE.cubin` are taken in place of
+//! the program's own), `SCONCE_CUDA_SYNC=1` (waits after every launch, so that an error names its kernel), `SCONCE_CUDA_PDL=0`
+//! (no kernel begins before the one before it has ended). `CUDA_VISIBLE_DEVICES` is the driver's own affair.
 
 mod cache;
 mod compile;

@@ -116,6 +116,20 @@ fn the_best_image_is_chosen() {
 }
 
 #[test]
+fn a_folder_s_images_are_taken_in_place_of_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("linear.cubin"), b"other").unwrap();
+    let ours = |source: &str| Image { source: source.into(), bytes: b"ours".to_vec() };
+    for (source, expected) in [("linear", &b"other"[..]), ("sample", &b"ours"[..])] {
+        let mut image = ours(source);
+        image.replace(dir.path()).unwrap();
+        assert_eq!(image.bytes, expected);
+    }
+    let error = ours("linear").replace(&dir.path().join("absent")).unwrap_err().to_string();
+    assert!(error.contains("absent/linear.cubin"), "{error}");
+}
+
+#[test]
 fn kernels_are_named_by_their_image() {
     let ptx = b".version 8.0\n.visible .entry add_bf16(\n.param .u64 p\n)\n{\n}\n.entry two (\n.func f(\0";
     let image = |bytes: &[u8]| Image { source: "test".into(), bytes: bytes.to_vec() };
