@@ -21,9 +21,11 @@
 // for 4 weights, half of what a device can issue while memory brings them.
 //
 // linear_rows8, linear_rows16: at most 8, 16 tokens. Block of 8 warps; a warp has 16 features and one of `splits` (1, 2, 4, 8)
-// segments, so that also small matrices keep all multiprocessors loading. Weights go from memory to registers, several
-// chunks ahead; tokens come from the caches. Grid: features / (128 / splits). Shared memory: at most 10 KiB, for the sums.
-// Bounded by memory: the weights' bytes, once. 8 or 5 KiB are under way a warp; of Fp8 5 or 3.
+// segments, so that also small matrices keep all multiprocessors loading. A lane copies its own 16 bytes of each step's rows to
+// shared memory, ROWS_STAGES steps deep, and takes them from there; tokens come from the caches. The first steps' weights, and
+// in the second cache some further ones, are asked for before the kernel before has ended. Grid: features / (128 / splits).
+// Dynamic shared memory: ROWS_STAGES KiB a warp; static at most 10 KiB, for the sums.
+// Bounded by memory: the weights' bytes, once. 9 KiB are under way a warp.
 //
 // linear_tile64x32, 64x64, 128x128: tiles of features x tokens. Block of 4 warps; the tile's rows of some chunks are copied
 // to shared memory, STAGES deep, chunk by chunk in rows of 64 bytes, in every other pair of rows with their halves
@@ -133,29 +135,40 @@ static constexpr u32 ROWS_WARPS = 8;
 // Features of a warp and room, so that lanes of different tokens write to different banks.
 static constexpr u32 SUMS_PITCH = FEATURES + 4;
 
+// Steps of a warp's weights on their way; lines of 128 bytes of each of its rows that come to the second cache before they are needed.
+static constexpr u32 ROWS_STAGES = 10, LINES_AHEAD = 8;
+
+// A step of a warp's weights, 16 bytes a lane of the first eight rows and of the others. Each lane reads what it has copied.
+struct Stage {
+    uint4 low[32], high[32];
+};
+
 // The chunks of one warp: features `first_feature`.., columns start..end. `start` is a multiple of 64, `end` of 8.
-template <typename W, int TILES, int STAGES>
-DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u32 first_feature, u32 start, u32 end) {
+template <typename W, int TILES>
+DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, Stage* stages, u32 first_feature, u32 start, u32 end) {
     using T = typename W::T;
-    constexpr u32 STEP = W::CHUNKS * CHUNK;
+    constexpr u32 STEP = W::CHUNKS * CHUNK, STEP_BYTES = 64;
     const u32 lane = threadIdx.x % 32, g = lane / 4;
+    const u32 num_steps = (end - start + STEP - 1) / STEP;
     // What is beyond the last feature or token repeats it: nobody reads those sums.
-    const u32 row_bytes = W::row_bytes(p.cols);
+    const u64 row_bytes = W::row_bytes(p.cols);
     auto weights = [&](u32 feature) {
-        return (const u8*)p.weight + (u64)min(feature, p.features - 1) * row_bytes + (W::CHUNKS > 1 ? 16 * (lane % 4) : 0);
+        return (const u8*)p.weight + min(feature, p.features - 1) * row_bytes + STEP_BYTES / STEP * start;
     };
     auto token = [&](u32 idx) { return p.x + (u64)min(idx, p.tokens - 1) * p.cols; };
-    const u8* low_row = weights(first_feature + g);
-    const u8* high_row = weights(first_feature + g + 8);
-    const u32 first_col = start + 8 * (lane % 4);
-    uint4 low[STAGES], high[STAGES], x[STAGES][W::CHUNKS][TILES];
-    auto load_weights = [&](int stage, u32 step) {
-        // Rows of two chunks a step are padded, and a step of theirs is there as a whole.
-        const u32 col = (W::CHUNKS > 1 ? start : first_col) + step * STEP;
-        low[stage] = load_streaming_or_zero((const uint4*)(low_row + 64 / STEP * col), col < end);
-        high[stage] = load_streaming_or_zero((const uint4*)(high_row + 64 / STEP * col), col < end);
+    const u8* low_row = weights(first_feature + g) + 16 * (lane % 4);
+    const u8* high_row = weights(first_feature + g + 8) + 16 * (lane % 4);
+    // Of 16 bits a last chunk may be cut off; rows of e4m3 are padded to whole steps.
+    const u32 own_bytes = W::CHUNKS > 1 ? num_steps * STEP_BYTES : 2 * (end - start) - min(16 * (lane % 4), 2 * (end - start));
+    auto copy_weights = [&](u32 slot, u32 step) {
+        const u32 at = step * STEP_BYTES;
+        if (step < num_steps) {
+            copy_async(&stages[slot].low[lane], low_row + at, at < own_bytes);
+            copy_async(&stages[slot].high[lane], high_row + at, at < own_bytes);
+        }
+        copy_commit();
     };
-    auto load_tokens = [&](int stage, u32 step) {
+    auto load_tokens = [&](uint4 (&x)[W::CHUNKS][TILES], u32 step) {
 #pragma unroll
         for (int c = 0; c < W::CHUNKS; c++) {
             const u32 col = start + 8 * (lane % 2) + 4 * (lane % 4 / 2) + step * STEP + c * CHUNK;
@@ -165,41 +178,40 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u32 first_featu
                 uint2 first = make_uint2(0, 0), second = make_uint2(0, 0);
                 if (col < end) first = *(const uint2*)(row + col);
                 if (col + COLUMNS < end) second = *(const uint2*)(row + col + COLUMNS);
-                x[stage][c][t] = make_uint4(first.x, first.y, second.x, second.y);
+                x[c][t] = make_uint4(first.x, first.y, second.x, second.y);
             }
         }
     };
-    auto multiply_step = [&](int stage) {
-#pragma unroll
-        for (int c = 0; c < W::CHUNKS; c++) {
-            multiply<T, TILES>(sums, W::of_memory(low[stage], c), W::of_memory(high[stage], c), x[stage][c]);
-        }
-    };
-    // Weights do not change: their loads begin before the kernel that writes x has ended.
-#pragma unroll
-    for (int s = 0; s < STAGES; s++) load_weights(s, s);
+    // Weights do not change.
+    for (u32 s = 0; s + 1 < ROWS_STAGES; s++) copy_weights(s, s);
+    const u8* further = weights(first_feature + lane % 16) + (ROWS_STAGES - 1) * STEP_BYTES;
+    for (u32 line = lane / 16; line < LINES_AHEAD; line += 2) {
+        if ((ROWS_STAGES - 1 + 2 * line) < num_steps) prefetch_line(further + 128 * line);
+    }
     wait_for_kernel_before();
+    uint4 x[2][W::CHUNKS][TILES];
+    load_tokens(x[0], 0);
+    u32 slot = 0;
+    for (u32 step = 0; step < num_steps; step += 2) {
 #pragma unroll
-    for (int s = 0; s < STAGES; s++) load_tokens(s, s);
-    const u32 num_steps = (end - start + STEP - 1) / STEP;
-    u32 step = 0;
-    for (; step + STAGES <= num_steps; step += STAGES) {
+        for (u32 i = 0; i < 2; i++) {
+            if (step + i == num_steps) break;
+            load_tokens(x[1 - i], step + i + 1);
+            copy_wait<ROWS_STAGES - 2>();
+            const uint4 low = stages[slot].low[lane], high = stages[slot].high[lane];
 #pragma unroll
-        for (int s = 0; s < STAGES; s++) {
-            multiply_step(s);
-            load_weights(s, step + STAGES + s);
-            load_tokens(s, step + STAGES + s);
+            for (int c = 0; c < W::CHUNKS; c++) multiply<T, TILES>(sums, W::of_memory(low, c), W::of_memory(high, c), x[i][c]);
+            copy_weights(slot == 0 ? ROWS_STAGES - 1 : slot - 1, step + i + ROWS_STAGES - 1);
+            slot = slot + 1 == ROWS_STAGES ? 0 : slot + 1;
         }
     }
-#pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) {
-        if (step + s < num_steps) multiply_step(s);
-    }
+    copy_wait<0>();
 }
 
-template <typename W, int TILES, int STAGES>
+template <typename W, int TILES>
 DEVICE void rows(const Product<W>& p, u32 splits) {
     using T = typename W::T;
+    DYNAMIC_SHARED(stages);
     __shared__ float shared[ROWS_WARPS][TILES * TOKENS][SUMS_PITCH];
     const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 block_features = ROWS_WARPS / splits * FEATURES, block_feature = blockIdx.x * block_features;
@@ -209,7 +221,7 @@ DEVICE void rows(const Product<W>& p, u32 splits) {
         wait_for_kernel_before();
     } else {
         float sums[TILES][4] = {};
-        stream<W, TILES, STAGES>(sums, p, first_feature, start, end);
+        stream<W, TILES>(sums, p, (Stage*)stages + warp * ROWS_STAGES, first_feature, start, end);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
 #pragma unroll
@@ -452,10 +464,10 @@ DEVICE void add_bias(T* out, const float* bias, u32 features) {
 #define ARGUMENTS(T)                                                                                                   \
     void *out, const T *x, const void *weight, const float *scale, const float *bias, u32 tokens, u32 features,        \
         u32 cols, u32 segment, u32 out_is_f32
-#define ROWS(FORM, T, NAME, MAX, STAGES)                                                                               \
+#define ROWS(FORM, T, NAME, MAX)                                                                                       \
     extern "C" __global__ void __launch_bounds__(ROWS_WARPS * 32, 2)                                                   \
         linear_rows##MAX##_##NAME(ARGUMENTS(T), u32 splits) {                                                          \
-        rows<FORM<T>, MAX / TOKENS, STAGES>(PRODUCT, splits);                                                          \
+        rows<FORM<T>, MAX / TOKENS>(PRODUCT, splits);                                                                  \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_rows##MAX##_##NAME)
 #define TILE(FORM, T, NAME, SHAPE)                                                                                     \
@@ -468,16 +480,16 @@ DEVICE void add_bias(T* out, const float* bias, u32 features) {
         add_bias<T>(out, bias, features);                                                                              \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_add_bias_##T)
-#define KERNELS(FORM, T, NAME, STAGES8, STAGES16)                                                                      \
-    ROWS(FORM, T, NAME, 8, STAGES8)                                                                                    \
-    ROWS(FORM, T, NAME, 16, STAGES16)                                                                                  \
+#define KERNELS(FORM, T, NAME)                                                                                         \
+    ROWS(FORM, T, NAME, 8)                                                                                             \
+    ROWS(FORM, T, NAME, 16)                                                                                            \
     TILE(FORM, T, NAME, 64x32)                                                                                         \
     TILE(FORM, T, NAME, 64x64)                                                                                         \
     TILE(FORM, T, NAME, 128x128)
-KERNELS(Plain, bf16, bf16, 8, 5)
-KERNELS(Plain, f16, f16, 8, 5)
-KERNELS(Fp8, bf16, fp8_bf16, 5, 3)
-KERNELS(Fp8, f16, fp8_f16, 5, 3)
+KERNELS(Plain, bf16, bf16)
+KERNELS(Plain, f16, f16)
+KERNELS(Fp8, bf16, fp8_bf16)
+KERNELS(Fp8, f16, fp8_f16)
 ADD_BIAS(bf16)
 ADD_BIAS(f16)
 typedef float f32;

@@ -20,9 +20,7 @@
 // share of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor.
 // linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x128 and 128x192 for any number, whose totals stay in registers:
 // tile after tile by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at
-// most the tiles. Gated: 128 rows of gate and the same of up are a tile's 256. Of 256 tokens: a cluster of two blocks has a tile,
-// and each brings half of the weights to both, so that the second cache gives away less: for 256 features two thirds. Grid: at
-// most two blocks a tile.
+// most the tiles. Gated: 128 rows of gate and the same of up are a tile's 256.
 // Threads: 128 for each 64 tokens of a block, and 128, or 64 where tiles are split. Dynamic shared memory: 1024 bytes, for what is in
 // it begins at a multiple of that; STAGES stages of 128 bytes a token and feature of the tile; 128 bytes of barriers.
 //
@@ -38,8 +36,7 @@
 // How a tile's sums become results.
 enum Ending { SPLIT, WHOLE, SEGMENTS, GATED };
 
-// `PAIRS`: blocks of a cluster that share weights, 1 or 2.
-template <typename T, int GROUPS, int TILE_FEATURES, u32 STAGES, Ending ENDING, u32 PAIRS = 1>
+template <typename T, int GROUPS, int TILE_FEATURES, u32 STAGES, Ending ENDING>
 struct Tile {
     static constexpr u32 TOKENS = GROUPS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
     // Warps that bring stages.
@@ -62,11 +59,8 @@ struct Tile {
         __device__ __forceinline__ bool is_empty() const { return begin >= end; }
     };
 
-    // Of the tile's place this block's.
     DEVICE TilePlace place_of(const Call& call, u32 tile) {
-        TilePlace place = tile_place(tile, call.tokens, call.features, PAIRS * TOKENS, OUT_FEATURES);
-        if constexpr (PAIRS > 1) place.first_token += cluster_rank() * TOKENS;
-        return place;
+        return tile_place(tile, call.tokens, call.features, TOKENS, OUT_FEATURES);
     }
 
     // A stage of it. Where a tile is takes long to say: once a tile.
@@ -86,8 +80,7 @@ struct Tile {
         }
     };
 
-    // A stage's boxes, of tokens and then of weights, are shared among the producers' warps. Of two blocks each brings every other
-    // box of weights, to both, and the first of a stage in turn.
+    // A stage's boxes, of tokens and then of weights, are shared among the producers' warps.
     static constexpr u32 TOKEN_BOXES = TOKENS / BOX_ROWS, BOXES = TOKEN_BOXES + TILE_FEATURES / BOX_ROWS;
 
     DEVICE void bring_weights(const Call& call, Shared& shared, u32 stage, const Cursor& step, u32 producer) {
@@ -99,11 +92,7 @@ struct Tile {
             const u32 of_half = ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row;
             const u32 from = step.place.first_feature + of_half;
             u8* to = shared.weights[stage] + row * ROW_BYTES;
-            if constexpr (PAIRS == 1) {
-                copy_box(to, call.weight, is_there, step.col, from, 0);
-            } else if ((row + step.col) / BOX_ROWS % PAIRS == cluster_rank()) {
-                copy_box_to_cluster(to, call.weight, is_there, step.col, from, 0, (1u << PAIRS) - 1);
-            }
+            copy_box(to, call.weight, is_there, step.col, from, 0);
         }
     }
 
@@ -136,14 +125,9 @@ struct Tile {
         }
     }
 
-    // Each warp says for itself that it has left a stage, to all who bring something to it.
+    // Each warp says for itself that it has left a stage.
     DEVICE void leave(Shared& shared, u32 stage) {
-        const u32 lane = threadIdx.x % 32;
-        if constexpr (PAIRS > 1) {
-            if (lane < PAIRS) barrier_arrive_of_cluster(&shared.is_left[stage], lane);
-        } else {
-            if (lane == 0) barrier_arrive(&shared.is_left[stage]);
-        }
+        if (threadIdx.x % 32 == 0) barrier_arrive(&shared.is_left[stage]);
     }
 
     DEVICE void multiply_stages(float (&sums)[LEN], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end) {
@@ -246,8 +230,8 @@ struct Tile {
     }
 
     DEVICE Share share_of(const Call& call, u32 splits) {
-        const u32 num_tiles = tiles_of(call.tokens, PAIRS * TOKENS) * tiles_of(call.features, OUT_FEATURES);
-        Share share = {blockIdx.x / PAIRS, gridDim.x / PAIRS, num_tiles, 0, call.cols};
+        const u32 num_tiles = tiles_of(call.tokens, TOKENS) * tiles_of(call.features, OUT_FEATURES);
+        Share share = {blockIdx.x, gridDim.x, num_tiles, 0, call.cols};
         if constexpr (ENDING == SPLIT) {
             share.first = blockIdx.x / splits;
             share.stride = num_tiles;
@@ -268,15 +252,11 @@ struct Tile {
             prefetch_map(call.weight);
             for (u32 i = 0; i < STAGES; i++) {
                 barrier_init(&shared.is_there[i], 1);
-                barrier_init(&shared.is_left[i], PAIRS * CONSUMERS / 32);
+                barrier_init(&shared.is_left[i], CONSUMERS / 32);
             }
             barrier_init_done();
         }
-        if constexpr (PAIRS > 1) {
-            cluster_barrier();
-        } else {
-            __syncthreads();
-        }
+        __syncthreads();
         // What is known before registers change hands has few of them: each role finds out for itself what there is to do.
         if (threadIdx.x / GROUP_THREADS == GROUPS) {
             if constexpr (ENDING != SPLIT) give_registers<40>();
@@ -292,8 +272,6 @@ struct Tile {
                 consume_split(call, shared, share_of(call, splits), splits);
             } else {
                 consume(call, shared, share_of(call, splits), kind);
-                // The other block has said for the last time that it has left a stage.
-                if constexpr (PAIRS > 1) cluster_barrier();
             }
         }
     }
@@ -303,23 +281,19 @@ struct Tile {
 #define ARGUMENTS                                                                                                      \
     void *out, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, const float *bias,       \
         u32 tokens, u32 features, u32 cols, u32 segment, u32 out_is_f32
-#define LINEAR(T, NAME, GROUPS, FEATURES, STAGES, ENDING, PAIRS, THREADS, BLOCKS, LAST)                                \
+#define LINEAR(T, NAME, GROUPS, FEATURES, STAGES, ENDING, THREADS, BLOCKS, LAST)                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                      \
         linear_hopper_##NAME##_##T(ARGUMENTS, u32 LAST) {                                                              \
         const Call call = CALL;                                                                                        \
-        Tile<T, GROUPS, FEATURES, STAGES, ENDING, PAIRS>::run(call, LAST, LAST);                                       \
+        Tile<T, GROUPS, FEATURES, STAGES, ENDING>::run(call, LAST, LAST);                                              \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_hopper_##NAME##_##T)
 #define KERNELS(T)                                                                                                     \
-    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 1, 192, 2, splits)                                                       \
-    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 1, 320, 2, splits)                                                      \
-    LINEAR(T, 128x128, 2, 128, 6, SEGMENTS, 1, 384, 1, none)                                                           \
-    LINEAR(T, 256x128, 2, 128, 6, SEGMENTS, 2, 384, 1, none)                                                           \
-    LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 1, 384, 1, none)                                                           \
-    LINEAR(T, 256x192, 2, 192, 5, SEGMENTS, 2, 384, 1, none)                                                           \
-    LINEAR(T, 128x256, 2, 256, 4, WHOLE, 1, 384, 1, none)                                                              \
-    LINEAR(T, 256x256, 2, 256, 4, WHOLE, 2, 384, 1, none)                                                              \
-    LINEAR(T, gated_128x256, 2, 256, 4, GATED, 1, 384, 1, kind)                                                        \
-    LINEAR(T, gated_256x256, 2, 256, 4, GATED, 2, 384, 1, kind)
+    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 192, 2, splits)                                                          \
+    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 320, 2, splits)                                                         \
+    LINEAR(T, 128x128, 2, 128, 6, SEGMENTS, 384, 1, none)                                                              \
+    LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 384, 1, none)                                                              \
+    LINEAR(T, 128x256, 2, 256, 4, WHOLE, 384, 1, none)                                                                 \
+    LINEAR(T, gated_128x256, 2, 256, 4, GATED, 384, 1, kind)
 KERNELS(bf16)
 KERNELS(f16)

@@ -191,20 +191,15 @@ void barrier_wait(CopyBarrier* barrier, u32 parity) {
     }
 }
 
-void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3], u32 ranks) {
-    BoxCopy copy = {nullptr, shared_address(shared), {}, nullptr, {at[0], at[1], at[2]}};
+void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3]) {
+    BoxCopy copy = {place.shared, shared_address(shared), {}, barrier, {at[0], at[1], at[2]}};
     memcpy(&copy.map, map, sizeof copy.map);
     if (copy.shared % 128 != 0) give_up("a box does not go to a multiple of 128 bytes");
     if (copy.map.box[0] != 64) give_up("a box that is swizzled has rows of 128 bytes");
-    for (u32 rank = 0; ranks >> rank != 0; rank++) {
-        if ((ranks >> rank & 1) == 0) continue;
-        copy.memory = shared_of(rank);
-        copy.barrier = of_cluster(barrier, rank);
-        if (block_number() / 2 % 2 == 0) {
-            carry_out(copy);
-        } else {
-            state().copies.push_back(copy);
-        }
+    if (block_number() / 2 % 2 == 0) {
+        carry_out(copy);
+    } else {
+        state().copies.push_back(copy);
     }
 }
 

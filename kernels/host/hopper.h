@@ -8,7 +8,7 @@ namespace shim {
 void barrier_init(CopyBarrier* barrier, u32 num_arrivals);
 void barrier_arrive(CopyBarrier* barrier, u32 bytes);
 void barrier_wait(CopyBarrier* barrier, u32 parity);
-void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3], u32 ranks);
+void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3]);
 void products_commit();
 void products_wait(unsigned num_pending);
 
@@ -42,23 +42,14 @@ DEVICE void barrier_wait(CopyBarrier* barrier, u32 parity) { shim::barrier_wait(
 
 DEVICE void prefetch_map(const TensorMap*) {}
 DEVICE void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, u32 x, u32 y, u32 z) {
-    shim::copy_box(shared, map, barrier, {(i32)x, (i32)y, (i32)z}, 1u << shim::cluster_rank());
+    shim::copy_box(shared, map, barrier, {(i32)x, (i32)y, (i32)z});
 }
-DEVICE void copy_box_to_cluster(void* shared, const TensorMap* map, CopyBarrier* barrier, u32 x, u32 y, u32 z, u32 ranks) {
-    shim::copy_box(shared, map, barrier, {(i32)x, (i32)y, (i32)z}, ranks);
-}
-// A block's own place in shared memory, of the one of that rank.
-template <typename T>
-T* of_cluster(T* at, u32 rank) {
-    return (T*)(shim::shared_of(rank) + ((const u8*)at - shim::place.shared));
-}
-DEVICE void barrier_arrive_of_cluster(CopyBarrier* barrier, u32 rank) { shim::barrier_arrive(of_cluster(barrier, rank), 0); }
 DEVICE void publish_shared() {}
 
 DEVICE u32 cluster_rank() { return shim::cluster_rank(); }
 DEVICE void cluster_barrier() { shim::cluster_barrier(); }
 DEVICE float4 load_of_cluster(const float4* at, u32 rank) {
-    return *of_cluster(at, rank);
+    return *(const float4*)(shim::shared_of(rank) + ((const u8*)at - shim::place.shared));
 }
 
 DEVICE void named_barrier_wait(u32 id, u32 num_threads) { shim::named_barrier_wait(id, num_threads); }

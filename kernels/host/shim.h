@@ -336,4 +336,5 @@ template <int NUM_PENDING>
 void copy_wait() {
     shim::copy_wait(NUM_PENDING);
 }
+DEVICE void prefetch_line(const void*) {}
 DEVICE void wait_for_kernel_before() { shim::note_wait(); }

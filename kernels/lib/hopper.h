@@ -64,24 +64,6 @@ DEVICE void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, u
                  : "memory");
 }
 
-// The same to the same place of the blocks of a cluster that `ranks` has a bit for, with their own barriers.
-DEVICE void copy_box_to_cluster(void* shared, const TensorMap* map, CopyBarrier* barrier, u32 x, u32 y, u32 z, u32 ranks) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
-                 "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
-                 "l"((u64)map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"((u16)ranks)
-                 : "memory");
-}
-
-// Arrives at the same barrier of a block of the cluster. Writes of before are not published by it: that would wait for all of the
-// thread's memory operations, and what is left to be overwritten was only read.
-DEVICE void barrier_arrive_of_cluster(CopyBarrier* barrier, u32 rank) {
-    asm volatile("{\n\t.reg .b32 there;\n\t"
-                 "mapa.shared::cluster.u32 there, %0, %1;\n\t"
-                 "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [there];\n\t}" ::"r"(shared_address(barrier)),
-                 "r"(rank)
-                 : "memory");
-}
-
 // What this thread has written to shared memory is seen by copies of boxes and products of warpgroups that come after a barrier.
 DEVICE void publish_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

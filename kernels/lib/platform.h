@@ -161,15 +161,19 @@ __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(NUM_PENDING) : "memory");
 }
 
-// Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it): lets the next kernel begin once
-// all of this one's threads have come here, and waits until the kernel before this one has ended and what it has written can be
-// read. Every thread of every kernel calls it, also one that has nothing to do: so no kernel ends before the one before it, and to
+// Brings the 128 bytes around an address to the second cache.
+DEVICE void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory"); }
+
+// Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it): waits until the kernel before this
+// one has ended and what it has written can be read, then lets the next kernel begin, once all of this one's threads have come
+// here. Every thread of every kernel calls it, also one that has nothing to do: so no kernel ends before the one before it, and to
 // wait for that one is to wait for all that came before. Until it returns, weights alone may be read, and nothing may be written:
-// kernels before may still read it.
+// kernels before may still read it. The next kernel is let in after the wait, not before: blocks of a product that came while the
+// product before still had most places would crowd on the few multiprocessors with room.
 DEVICE void wait_for_kernel_before() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

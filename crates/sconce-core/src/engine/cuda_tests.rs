@@ -30,6 +30,12 @@ enum Order {
     AheadLate,
 }
 
+/// Where tests run on a GPU there is no device that is late.
+fn orders_ahead() -> impl Iterator<Item = Order> {
+    let is_host = devices()[0].name() == HostDevice::NAME;
+    [Order::Ahead, Order::AheadLate].into_iter().take(if is_host { 2 } else { 1 })
+}
+
 fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let dir = tempfile::tempdir().unwrap();
     write_tiny_model(dir.path());
@@ -117,7 +123,7 @@ fn device_steps_give_each_request_what_it_gets_alone() {
     // Prompts in chunks beside decodes.
     check(Order::Ahead, &|config| config.max_num_batched_tokens = Some(24));
     // A pool that does not hold all of them.
-    for order in [Order::Ahead, Order::AheadLate] {
+    for order in orders_ahead() {
         let num_preempted = check(order, &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES));
         assert!(num_preempted > 0, "the pool was meant to be too small");
     }
@@ -133,8 +139,7 @@ fn a_conversation_that_goes_on_is_found() {
         ignore_eos: true,
         ..Default::default()
     };
-    let orders = [Order::ReadFirst, Order::Ahead, Order::AheadLate];
-    let [expected, ahead, late] = orders.map(|order| {
+    let found = std::iter::once(Order::ReadFirst).chain(orders_ahead()).map(|order| {
         let engine = engine(order, |_| {});
         let run = |token_ids: Vec<u32>, max_tokens| {
             let request = GenerationRequest::tokens(token_ids).with_params(params(max_tokens));
@@ -146,5 +151,6 @@ fn a_conversation_that_goes_on_is_found() {
         assert_eq!(next.usage.cached_tokens, 48, "{order:?}: 50 tokens were computed, in blocks of 16");
         (first, next)
     });
-    assert_eq!((&ahead, &late), (&expected, &expected));
+    let found: Vec<_> = found.collect();
+    assert!(found.len() > 1 && found.iter().all(|outputs| *outputs == found[0]), "{found:?}");
 }

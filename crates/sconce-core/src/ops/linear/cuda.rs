@@ -61,6 +61,8 @@ pub(super) fn chosen(device: &dyn Device, x: &Buffer, weight: &Matrix, products:
 const WARP_FEATURES: usize = 16;
 const CHUNK: usize = 32;
 const WARPS: usize = 8;
+/// Bytes of a warp's stages, where it streams its weights.
+const STREAM_BYTES: usize = 10 * 1024;
 /// The most tokens of the kernels without tiles.
 pub(super) const MAX_ROWS: usize = 16;
 /// Warps that keep a large device's memory busy, each with some KiB under way.
@@ -203,7 +205,8 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &
     let (dims, args) = match kernel {
         Kernel::Rows(_) => {
             let blocks = weight.rows.div_ceil(WARPS / segments.splits * WARP_FEATURES);
-            (Dims::linear(if x.rows() == 0 { 0 } else { blocks }, WARPS * 32), args.with(segments.splits))
+            let dims = Dims::linear(if x.rows() == 0 { 0 } else { blocks }, WARPS * 32);
+            (dims.with_shared(WARPS * STREAM_BYTES), args.with(segments.splits))
         }
         Kernel::Tile(tile) => {
             let dims = Dims::linear(tile.count(x.rows(), weight), TILE_THREADS);

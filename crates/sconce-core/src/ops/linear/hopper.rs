@@ -24,8 +24,8 @@ pub(super) enum Kernel {
     Split64,
     /// The same of 128.
     Split128,
-    /// Tile after tile, of 128 tokens or, by two blocks, of 256.
-    Large(Rows, Blocks),
+    /// Tile after tile, of 128 tokens.
+    Large(Rows),
     /// Tile after tile of weights in e4m3 (`linear_fp8_hopper.cu`).
     Fp8,
 }
@@ -39,21 +39,6 @@ pub(super) enum Rows {
     R256,
     /// The same, of gate and up.
     Gated256,
-}
-
-/// Blocks of a tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blocks {
-    One,
-    Two,
-}
-
-impl Blocks {
-    /// Two where few of the second ones have no tokens.
-    fn of(num_tokens: usize) -> Self {
-        let num = num_tokens.div_ceil(128);
-        if num > 8 || num.is_multiple_of(2) { Self::Two } else { Self::One }
-    }
 }
 
 /// A block, as `linear_hopper.cu` has it.
@@ -70,8 +55,8 @@ impl Kernel {
         match self {
             Self::Split64 => Block { tokens: 64, rows: 128, stages: 4, threads: 192 },
             Self::Split128 => Block { tokens: 128, rows: 128, stages: 3, threads: 320 },
-            Self::Large(Rows::R128, _) => Block { tokens: 128, rows: 128, stages: 6, threads: 384 },
-            Self::Large(Rows::R192, _) => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
+            Self::Large(Rows::R128) => Block { tokens: 128, rows: 128, stages: 6, threads: 384 },
+            Self::Large(Rows::R192) => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
             Self::Large(..) => Block { tokens: 128, rows: 256, stages: 4, threads: 384 },
             Self::Fp8 => Block { tokens: 128, rows: 128, stages: 4, threads: 512 },
         }
@@ -79,24 +64,18 @@ impl Kernel {
 
     /// All but that for gate and up.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let rows = [Rows::R128, Rows::R192, Rows::R256].into_iter();
-        let large = rows.flat_map(|rows| [Blocks::One, Blocks::Two].map(|blocks| Self::Large(rows, blocks)));
+        let large = [Rows::R128, Rows::R192, Rows::R256].map(Self::Large);
         [Self::Split64, Self::Split128, Self::Fp8].into_iter().chain(large)
     }
 
     pub(super) fn name(self, elem: ElemType) -> &'static str {
-        use Blocks::{One, Two};
         let (bf16, f16) = match self {
             Self::Split64 => ("linear_hopper_split_64x128_bf16", "linear_hopper_split_64x128_f16"),
             Self::Split128 => ("linear_hopper_split_128x128_bf16", "linear_hopper_split_128x128_f16"),
-            Self::Large(Rows::R128, One) => ("linear_hopper_128x128_bf16", "linear_hopper_128x128_f16"),
-            Self::Large(Rows::R128, Two) => ("linear_hopper_256x128_bf16", "linear_hopper_256x128_f16"),
-            Self::Large(Rows::R192, One) => ("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
-            Self::Large(Rows::R192, Two) => ("linear_hopper_256x192_bf16", "linear_hopper_256x192_f16"),
-            Self::Large(Rows::R256, One) => ("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
-            Self::Large(Rows::R256, Two) => ("linear_hopper_256x256_bf16", "linear_hopper_256x256_f16"),
-            Self::Large(Rows::Gated256, One) => ("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16"),
-            Self::Large(Rows::Gated256, Two) => ("linear_hopper_gated_256x256_bf16", "linear_hopper_gated_256x256_f16"),
+            Self::Large(Rows::R128) => ("linear_hopper_128x128_bf16", "linear_hopper_128x128_f16"),
+            Self::Large(Rows::R192) => ("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
+            Self::Large(Rows::R256) => ("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
+            Self::Large(Rows::Gated256) => ("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16"),
             Self::Fp8 => ("linear_fp8_hopper_bf16", "linear_fp8_hopper_f16"),
         };
         elem.kernel(bf16, f16)
@@ -104,27 +83,21 @@ impl Kernel {
 
     /// Whether it takes one segment.
     fn is_whole(self) -> bool {
-        matches!(self, Self::Large(Rows::R256 | Rows::Gated256, _))
+        matches!(self, Self::Large(Rows::R256 | Rows::Gated256))
     }
 
     /// Blocks of a cluster.
     fn cluster(self, weight: &Matrix) -> usize {
         match self {
             Self::Split64 | Self::Split128 => Segments::of(weight).splits,
-            Self::Large(_, Blocks::One) | Self::Fp8 => 1,
-            Self::Large(_, Blocks::Two) => 2,
+            Self::Large(_) | Self::Fp8 => 1,
         }
     }
 
     /// Blocks for all tiles.
     fn num_blocks(self, num_tokens: usize, weight: &Matrix) -> usize {
         let Block { tokens, rows, .. } = self.block();
-        let (cluster, num_tokens) = (self.cluster(weight), num_tokens.div_ceil(tokens));
-        let of_tokens = match self {
-            Self::Split64 | Self::Split128 => num_tokens * cluster,
-            Self::Large(..) | Self::Fp8 => num_tokens.next_multiple_of(cluster),
-        };
-        of_tokens * weight.rows.div_ceil(rows)
+        num_tokens.div_ceil(tokens) * weight.rows.div_ceil(rows) * self.cluster(weight)
     }
 
     /// What it takes, as far as that is known without asking a device: rows of weights that the multiprocessor with most to do
@@ -133,8 +106,8 @@ impl Kernel {
     fn cost(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> usize {
         let percent = match self {
             Self::Split64 | Self::Split128 => 125,
-            Self::Large(Rows::R128, _) => 110,
-            Self::Large(Rows::R192, _) => 103,
+            Self::Large(Rows::R128) => 110,
+            Self::Large(Rows::R192) => 103,
             Self::Large(..) | Self::Fp8 => 100,
         };
         let rows = self.num_blocks(num_tokens, weight).div_ceil(device.num_sms()) * self.block().rows;
@@ -144,7 +117,7 @@ impl Kernel {
 
     /// Of more than [`FEW_TOKENS`].
     fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
-        let large = [Rows::R256, Rows::R192, Rows::R128].map(|rows| Self::Large(rows, Blocks::of(num_tokens)));
+        let large = [Rows::R256, Rows::R192, Rows::R128].map(Self::Large);
         let first = usize::from(Segments::of(weight).len < weight.cols);
         let kernels = large.into_iter().skip(first).chain([Self::Split128]);
         kernels.min_by_key(|kernel| kernel.cost(device, num_tokens, weight)).unwrap_or(Self::Split128)
@@ -199,7 +172,7 @@ impl<'a> Call<'a> {
         let is_there =
             device.has_kernel(kernel.name(weight.elem)) && kernel.shared_bytes() <= device.max_shared_bytes();
         // Results are stored 16 bytes at a time.
-        let is_gated = matches!(kernel, Kernel::Large(Rows::Gated256, _));
+        let is_gated = kernel == Kernel::Large(Rows::Gated256);
         let suits = is_there
             && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 })
             && weight.row_scales.is_some() == (kernel == Kernel::Fp8)
@@ -221,7 +194,7 @@ impl<'a> Call<'a> {
         let cluster = self.kernel.cluster(self.weight);
         let mut num_blocks = self.kernel.num_blocks(self.num_tokens, self.weight);
         if matches!(self.kernel, Kernel::Large(..) | Kernel::Fp8) {
-            num_blocks = num_blocks.min((self.device.num_sms() / cluster).max(1) * cluster);
+            num_blocks = num_blocks.min(self.device.num_sms());
         }
         let dims = Dims::linear(num_blocks, self.kernel.block().threads).in_clusters(cluster);
         dims.with_shared(self.kernel.shared_bytes())
@@ -262,7 +235,7 @@ pub(crate) fn gated(
     if num_tokens <= FEW_TOKENS || Segments::of(weight).len < weight.cols {
         return Ok(false);
     }
-    let kernel = Kernel::Large(Rows::Gated256, Blocks::of(num_tokens));
+    let kernel = Kernel::Large(Rows::Gated256);
     let cost = |kernel: Kernel| kernel.cost(device, num_tokens, weight);
     // What it saves is worth some of the products' time.
     if 100 * cost(kernel) > 115 * cost(Kernel::cheapest(device, num_tokens, weight)) {

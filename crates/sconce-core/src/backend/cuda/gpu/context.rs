@@ -87,7 +87,12 @@ impl Context {
         if let Err(error) = &result
             && is_fatal(code)
         {
-            tracing::error!("{}: {error}", self.info.name);
+            // The driver is gone when the process ends, which threads may outlive for a moment: nobody's error.
+            if code == CUresult::CUDA_ERROR_DEINITIALIZED {
+                tracing::debug!("{}: {error}", self.info.name);
+            } else {
+                tracing::error!("{}: {error}", self.info.name);
+            }
             let _ = self.lost.set(error.to_string());
         }
         result

@@ -5,6 +5,7 @@ pub(in crate::ops::linear) mod fp8;
 use std::sync::Arc;
 
 use super::*;
+use crate::backend::cuda::host::HostDevice;
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 
 const KERNELS: [Kernel; 5] =
@@ -165,7 +166,7 @@ fn segments_depend_on_the_shape_and_cover_it() {
 
 #[test]
 fn the_kernel_goes_by_the_tokens_and_the_device() {
-    let device = devices().remove(0);
+    let device = HostDevice::open();
     let matrix = |rows: usize| on_device::matrix(&device, &vec![0.0; rows * 8], 8, ElemType::Bf16, None);
     let choose = |tokens, rows| Kernel::choose(&*device, tokens, &matrix(rows));
     assert_eq!([1, 8, 9, 16].map(|tokens| choose(tokens, 640)), [8, 8, 16, 16].map(Kernel::Rows));

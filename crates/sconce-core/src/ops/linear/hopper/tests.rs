@@ -7,8 +7,6 @@ use super::*;
 use crate::backend::cuda::host::HostDevice;
 use crate::ops::testing::{assert_close, devices, on_device, random, round};
 
-const BLOCKS: [Blocks; 2] = [Blocks::One, Blocks::Two];
-
 /// Devices that have the kernels, and whether bits are to be equal there. The host shim does, and they are.
 fn hopper_devices(elem: ElemType) -> Vec<(Arc<dyn Device>, bool)> {
     let mut found = Vec::new();
@@ -80,8 +78,7 @@ fn all_kernels_have_the_portable_bits() {
                 let expected = case.portable(&device, out_elem);
                 let is_whole = Segments::of(&case.weight).splits == 1;
                 let rows = [Rows::R128, Rows::R192, Rows::R256].into_iter().take(if is_whole { 3 } else { 2 });
-                let large = rows.flat_map(|rows| BLOCKS.map(|blocks| Kernel::Large(rows, blocks)));
-                for kernel in [Kernel::Split64, Kernel::Split128].into_iter().chain(large) {
+                for kernel in [Kernel::Split64, Kernel::Split128].into_iter().chain(rows.map(Kernel::Large)) {
                     let found = case.by_kernel(&device, kernel, out_elem);
                     assert_bits(&found, &expected, are_equal, &format!("{kernel:?} {shape:?} {elem:?} {out_elem:?}"));
                 }
@@ -96,8 +93,7 @@ fn blocks_go_on_to_further_tiles() {
     for (device, are_equal) in hopper_devices(ElemType::Bf16) {
         let case = Case::new(&device, [128 * 17 + 1, 264, 64], ElemType::Bf16, true);
         let expected = case.portable(&device, ElemType::Bf16);
-        let large = BLOCKS.map(|blocks| Kernel::Large(Rows::R256, blocks));
-        for kernel in large.into_iter().chain([Kernel::Large(Rows::R192, Blocks::Two), Kernel::Split64]) {
+        for kernel in [Kernel::Large(Rows::R256), Kernel::Large(Rows::R192), Kernel::Split64] {
             let found = case.by_kernel(&device, kernel, ElemType::Bf16);
             assert_bits(&found, &expected, are_equal, &format!("{kernel:?}"));
         }
@@ -140,13 +136,11 @@ fn gate_and_up_have_the_bits_of_two_launches() {
             let mut expected = case.out(&device, inter, elem);
             cuda::cuda(&*device, &mut gate_up, &case.x, &case.weight, Products::Portable).unwrap();
             gate_act_mul::cuda(&*device, &mut expected, &gate_up, act).unwrap();
-            for blocks in BLOCKS {
-                let mut found = case.out(&device, inter, elem);
-                let kernel = Kernel::Large(Rows::Gated256, blocks);
-                Call::new(&*device, kernel, &case.x, &case.weight).unwrap().launch_gated(&mut found, act).unwrap();
-                let what = format!("{kernel:?} {tokens} {inter} {cols} {elem:?} {act:?}");
-                assert_bits(&found.to_f32().unwrap(), &expected.to_f32().unwrap(), are_equal, &what);
-            }
+            let mut found = case.out(&device, inter, elem);
+            let call = Call::new(&*device, Kernel::Large(Rows::Gated256), &case.x, &case.weight).unwrap();
+            call.launch_gated(&mut found, act).unwrap();
+            let what = format!("{tokens} {inter} {cols} {elem:?} {act:?}");
+            assert_bits(&found.to_f32().unwrap(), &expected.to_f32().unwrap(), are_equal, &what);
         }
     }
 }
@@ -165,14 +159,13 @@ fn the_kernel_goes_by_tokens_segments_and_device() {
         };
         assert_eq!(choose(16, 2048, 64), None);
         assert_eq!([17, 64].map(|tokens| choose(tokens, 2048, 64)), [Some(Kernel::Split64); 2]);
-        assert_eq!(choose(65, 1024, 64), Some(Kernel::Large(Rows::R256, Blocks::One)));
+        assert_eq!(choose(65, 1024, 64), Some(Kernel::Large(Rows::R256)));
         // Tiles of 256 rows would leave the shim's four multiprocessors one more to wait for.
-        assert_eq!(choose(65, 1280, 64), Some(Kernel::Large(Rows::R192, Blocks::One)));
-        assert_eq!(choose(65, 512, 64), Some(Kernel::Large(Rows::R128, Blocks::One)));
-        // In several segments, and with pairs of blocks where few of them have no tokens.
-        assert_eq!(choose(129, 768, 512), Some(Kernel::Large(Rows::R192, Blocks::Two)));
-        assert_eq!(choose(257, 512, 512), Some(Kernel::Large(Rows::R128, Blocks::One)));
-        assert_eq!(choose(8 * 128 + 1, 512, 512), Some(Kernel::Large(Rows::R128, Blocks::Two)));
+        assert_eq!(choose(65, 1280, 64), Some(Kernel::Large(Rows::R192)));
+        assert_eq!(choose(65, 512, 64), Some(Kernel::Large(Rows::R128)));
+        // In several segments.
+        assert_eq!(choose(129, 384, 512), Some(Kernel::Large(Rows::R192)));
+        assert_eq!(choose(257, 512, 512), Some(Kernel::Large(Rows::R128)));
         // One tile, which a cluster of two takes in half the time.
         assert_eq!(choose(65, 128, 512), Some(Kernel::Split128));
         assert_eq!(choose(65, 644, 64), None, "rows of results are not whole pieces of 16 bytes");
