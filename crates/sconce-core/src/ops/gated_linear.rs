@@ -1,8 +1,8 @@
 //! `gated_linear`: out = act(gate) * up, where rows of x . W^T + bias hold gate, then up: [`linear`] and [`gate_act_mul`] in one.
 //!
 //! On the CPU a task computes some columns of gate and the same ones of up, and multiplies them while the caches have them: memory
-//! sees half as many stores, and no loads. The bits are those of the two operations. On Hopper one launch does both
-//! ([`linear::hopper::gated`]).
+//! sees half as many stores, and no loads. The bits are those of the two operations. On a GPU one launch does both where tokens
+//! are few, and on Hopper of most shapes ([`linear::cuda::gated`]).
 
 use std::cell::RefCell;
 

@@ -111,7 +111,7 @@ fn check(out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector) {
 }
 
 fn dims(x: &CudaBuffer) -> Dims {
-    Dims::linear(x.rows(), x.cols().div_ceil(4).next_multiple_of(32).min(1024))
+    Dims::linear(x.rows(), x.cols().div_ceil(16).next_multiple_of(32).min(1024))
 }
 
 #[cfg(test)]

@@ -340,9 +340,7 @@ impl Backend for CudaBackend {
         weight: &Matrix,
         act: Activation,
     ) -> Result<()> {
-        let is_done =
-            self.products == Products::Hopper && ops::linear::hopper::gated(&*self.device, out, x, weight, act)?;
-        if is_done {
+        if ops::linear::cuda::gated(&*self.device, out, x, weight, act, self.products)? {
             return Ok(());
         }
         self.linear(gate_up, x, weight)?;

@@ -1,4 +1,4 @@
-//! The launches of `kernels/linear.cu`: which kernel for how many tokens, and how a matrix's columns are cut into segments.
+//! The launches of `kernels/linear.cu` and `kernels/linear_rows.cu`: which kernel for how many tokens, and how a matrix's columns are cut into segments.
 
 #[cfg(test)]
 pub(super) mod tests;
@@ -6,7 +6,9 @@ pub(super) mod tests;
 use super::hopper;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
 use crate::backend::cuda::storage::{Buffer, FP8_STEP, Matrix, Vector};
+use crate::config::Activation;
 use crate::error::Result;
+use crate::ops::gate_act_mul;
 
 /// Who multiplies more than [`MAX_ROWS`] tokens at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,45 @@ pub(crate) fn cuda(
     match hopper_call(device, x, weight, products) {
         Some(call) => call.launch(out),
         None => launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight),
+    }
+}
+
+/// out = act(gate) * up in one launch, where rows of x . weight^T + bias are gate's, then up's: whether it suits and was done. The
+/// bits are those of two launches.
+pub(crate) fn gated(
+    device: &dyn Device,
+    out: &mut Buffer,
+    x: &Buffer,
+    weight: &Matrix,
+    act: Activation,
+    products: Products,
+) -> Result<bool> {
+    let num_tokens = x.rows();
+    if num_tokens > MAX_ROWS {
+        return if products == Products::Hopper { hopper::gated(device, out, x, weight, act) } else { Ok(false) };
+    }
+    let (segments, features) = (Segments::of(weight), weight.rows / 2);
+    // Gate and up have half of a block's warps each.
+    if num_tokens == 0 || segments.splits == WARPS {
+        return Ok(false);
+    }
+    out.set_rows(num_tokens);
+    assert!((x.cols(), out.cols()) == (weight.cols, features), "invariant: shapes fit");
+    assert!(x.elem() == weight.elem && out.elem() == weight.elem, "invariant: all are of one type");
+    let dims = Dims::linear(features.div_ceil(WARPS / segments.splits / 2 * WARP_FEATURES), WARPS * 32);
+    let args = args(out, x, weight, features).with(segments.splits).with(gate_act_mul::activation_kind(act));
+    // SAFETY: shapes are compared above; the grid and shared memory are as the kernels' head says.
+    unsafe { device.launch(gated_name(num_tokens, weight), &dims.with_shared(WARPS * STREAM_BYTES), &args)? };
+    Ok(true)
+}
+
+fn gated_name(num_tokens: usize, weight: &Matrix) -> &'static str {
+    let elem = weight.elem;
+    match (weight.row_scales.is_some(), num_tokens <= 8) {
+        (false, true) => elem.kernel("linear_gated_rows8_bf16", "linear_gated_rows8_f16"),
+        (false, false) => elem.kernel("linear_gated_rows16_bf16", "linear_gated_rows16_f16"),
+        (true, true) => elem.kernel("linear_gated_rows8_fp8_bf16", "linear_gated_rows8_fp8_f16"),
+        (true, false) => elem.kernel("linear_gated_rows16_fp8_bf16", "linear_gated_rows16_fp8_f16"),
     }
 }
 
@@ -194,14 +235,18 @@ pub(super) fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr
     })
 }
 
-pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
-    check(out, x, weight);
-    let segments = Segments::of(weight);
+/// What all kernels are given; `features` of `out`.
+fn args(out: &Buffer, x: &Buffer, weight: &Matrix, features: usize) -> Args {
     let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr());
     let args = args.with(ptr_of_rows(weight, weight.row_scales.as_ref()));
     let args = args.with(ptr_of_rows(weight, weight.bias.as_ref()));
-    let args = args.with(x.rows()).with(weight.rows).with(weight.cols).with(segments.len);
-    let args = args.with(u32::from(out.elem() == ElemType::F32));
+    let args = args.with(x.rows()).with(features).with(weight.cols).with(Segments::of(weight).len);
+    args.with(u32::from(out.elem() == ElemType::F32))
+}
+
+pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+    check(out, x, weight);
+    let (segments, args) = (Segments::of(weight), args(out, x, weight, weight.rows));
     let (dims, args) = match kernel {
         Kernel::Rows(_) => {
             let blocks = weight.rows.div_ceil(WARPS / segments.splits * WARP_FEATURES);

@@ -222,9 +222,8 @@ impl<'a> Call<'a> {
     }
 }
 
-/// out = act(gate) * up in one launch, where rows of x . weight^T + bias are gate's, then up's: whether it suits and was done. The
-/// bits are those of two launches.
-pub(crate) fn gated(
+/// [`super::cuda::gated`] of more tokens than the kernels for few rows take.
+pub(super) fn gated(
     device: &dyn Device,
     out: &mut Buffer,
     x: &Buffer,

@@ -76,7 +76,7 @@ pub(crate) fn time_products(
         add("library", run)?;
         let mut half = Buffer::new(device, num_tokens, rows / 2, elem)?;
         let mut gated =
-            |i: usize| hopper::gated(&**device, &mut half, &x, &matrices[i % num_weights], Activation::Silu);
+            |i: usize| cuda::gated(&**device, &mut half, &x, &matrices[i % num_weights], Activation::Silu, products);
         if gated(0)? {
             add("gated", &mut |i| gated(i).map(|_| ()))?;
         }

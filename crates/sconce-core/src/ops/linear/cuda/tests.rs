@@ -1,6 +1,7 @@
 //! All kernels against sums in f64, and against each other, bit by bit.
 
 pub(in crate::ops::linear) mod fp8;
+mod gated;
 
 use std::sync::Arc;
 
