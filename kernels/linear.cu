@@ -189,7 +189,7 @@ DEVICE void tile(const Product<W>& p) {
         }
         copy_commit();
     };
-    wait_for_kernel_before();
+    wait_for_writes();
 #pragma unroll
     for (u32 s = 0; s + 1 < S::STAGES; s++) copy(s * S::CHUNKS, s);
     float sums[S::FEATURE_TILES][S::TOKEN_TILES][4] = {};
@@ -219,6 +219,7 @@ DEVICE void tile(const Product<W>& p) {
         }
     }
     copy_wait<0>();
+    let_next_begin();
     if (segment_chunks < num_chunks) add_totals<S>(sums, totals, false);
     // Results take the place of stages and totals.
     __syncthreads();

@@ -45,7 +45,7 @@ struct Tile {
         for (u32 tile = blockIdx.x; tile < num_tiles(call); tile += gridDim.x) {
             const u32 first = place_of(call, tile).first_feature;
             for (u32 col = 0; col < call.cols; col += CODES, pass.advance()) {
-                if (num_ahead++ == CODE_STAGES) wait_for_kernel_before();
+                if (num_ahead++ == CODE_STAGES) wait_for_writes();
                 CopyBarrier* has_codes = &shared.has_codes[pass.stage];
                 barrier_wait(&shared.codes_left[pass.stage], pass.parity ^ 1);
                 barrier_arrive_expecting(has_codes, STAGE_BYTES);
@@ -56,7 +56,7 @@ struct Tile {
                 }
             }
         }
-        if (num_ahead <= CODE_STAGES) wait_for_kernel_before();
+        if (num_ahead <= CODE_STAGES) wait_for_writes();
     }
 
     DEVICE void bring_tokens(const Call& call, Shared& shared) {
@@ -158,16 +158,16 @@ struct Tile {
             if (threadIdx.x == 3 * GROUP_THREADS) {
                 bring_codes(call, shared);
             } else {
-                wait_for_kernel_before();
+                wait_for_writes();
                 if (threadIdx.x == 3 * GROUP_THREADS + 32) bring_tokens(call, shared);
             }
         } else if (warpgroup == 2) {
             give_registers<96>();
-            wait_for_kernel_before();
+            wait_for_writes();
             expand_all(call, shared);
         } else {
             take_registers<184>();
-            wait_for_kernel_before();
+            wait_for_writes();
             consume(call, shared);
         }
     }

@@ -113,7 +113,7 @@ struct Tile {
         for (; num_ahead < STAGES && !ahead.is_over(share); num_ahead++, ahead.advance(call, share)) {
             bring_weights(call, shared, num_ahead, ahead, producer);
         }
-        wait_for_kernel_before();
+        wait_for_writes();
         for (; !step.is_over(share); pass.advance(), step.advance(call, share)) {
             if (num_ahead > 0) {
                 num_ahead--;
@@ -191,6 +191,7 @@ struct Tile {
             Pass<STAGES> pass;
             float sums[LEN];
             multiply_stages(sums, shared, pass, share.begin, share.end);
+            let_next_begin();
             // All warpgroups have left the stages.
             named_barrier_wait(1, CONSUMERS);
 #pragma unroll
@@ -263,11 +264,11 @@ struct Tile {
             if (threadIdx.x % 32 == 0) {
                 produce(call, shared, share_of(call, splits), (threadIdx.x - CONSUMERS) / 32);
             } else {
-                wait_for_kernel_before();
+                wait_for_writes();
             }
         } else {
             if constexpr (ENDING != SPLIT) take_registers<232>();
-            wait_for_kernel_before();
+            wait_for_writes();
             if constexpr (ENDING == SPLIT) {
                 consume_split(call, shared, share_of(call, splits), splits);
             } else {

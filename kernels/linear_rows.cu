@@ -17,8 +17,11 @@
 static constexpr u32 WARPS = 8;
 // Features of a warp and room, so that lanes of different tokens write to different banks.
 static constexpr u32 SUMS_PITCH = FEATURES + 4;
-// Steps of a warp's weights on their way; lines of 128 bytes of each of its rows that come to the second cache before that.
-static constexpr u32 STAGES = 10, LINES_AHEAD = 8;
+// Steps of a warp's weights on their way.
+static constexpr u32 STAGES = 10;
+// Lines of 128 bytes of each of a warp's rows that come to the second cache before their steps, where tokens are so few that attention
+// of theirs leaves memory idle.
+static constexpr u32 LINES_AHEAD = 8, FEW_TOKENS = 2;
 
 // A step of a warp's weights, 16 bytes a lane of the first eight rows and of the others. Each lane reads what it has copied.
 struct Stage {
@@ -64,11 +67,13 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, Stage* stages, 
     };
     // Weights do not change.
     for (u32 s = 0; s + 1 < STAGES; s++) copy_weights(s, s);
-    const u8* further = weights(first_row + lane % 16) + (STAGES - 1) * STEP_BYTES;
-    for (u32 line = lane / 16; line < LINES_AHEAD; line += 2) {
-        if (STAGES - 1 + 2 * line < num_steps) prefetch_line(further + 128 * line);
+    if (p.tokens <= FEW_TOKENS) {
+        const u8* further = weights(first_row + lane % 16) + (STAGES - 1) * STEP_BYTES;
+        for (u32 line = lane / 16; line < LINES_AHEAD; line += 2) {
+            if (STAGES - 1 + 2 * line < num_steps) prefetch_line(further + 128 * line);
+        }
     }
-    wait_for_kernel_before();
+    wait_for_writes();
     uint4 x[2][W::CHUNKS][TILES];
     load_tokens(x[0], 0);
     u32 slot = 0;
@@ -100,7 +105,7 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
     const u32 feature = block_feature + tile % half_tiles * FEATURES;
     const u32 start = warp % splits * p.segment, end = min(start + p.segment, p.cols);
     if (start >= end || feature >= p.features) {
-        wait_for_kernel_before();
+        wait_for_writes();
     } else {
         float sums[TILES][4] = {};
         const u32 first_row = (tile < half_tiles ? 0 : p.features) + feature;
@@ -113,6 +118,7 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
             }
         }
     }
+    let_next_begin();
     __syncthreads();
     const u32 num_segments = (p.cols + p.segment - 1) / p.segment;
     // Of the block's `at`th feature, which is in `row` of the weights.

@@ -337,4 +337,5 @@ void copy_wait() {
     shim::copy_wait(NUM_PENDING);
 }
 DEVICE void prefetch_line(const void*) {}
-DEVICE void wait_for_kernel_before() { shim::note_wait(); }
+DEVICE void wait_for_writes() { shim::note_wait(); }
+DEVICE void let_next_begin() {}

@@ -164,15 +164,18 @@ __device__ __forceinline__ void copy_wait() {
 // Brings the 128 bytes around an address to the second cache.
 DEVICE void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory"); }
 
-// Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it): waits until the kernel before this
-// one has ended and what it has written can be read, then lets the next kernel begin, once all of this one's threads have come
-// here. Every thread of every kernel calls it, also one that has nothing to do: so no kernel ends before the one before it, and to
-// wait for that one is to wait for all that came before. Until it returns, weights alone may be read, and nothing may be written:
-// kernels before may still read it. The next kernel is let in after the wait, not before: blocks of a product that came while the
-// product before still had most places would crowd on the few multiprocessors with room.
-DEVICE void wait_for_kernel_before() {
+// Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it). `wait_for_writes` waits until the
+// kernel before this one has ended and what it has written can be read. Every thread of every kernel waits, also one that has
+// nothing to do: so no kernel ends before the one before it, and to wait for that one is to wait for all that came before. Until
+// then weights alone may be read, and nothing may be written: kernels before may still read it.
+// `let_next_begin` lets the next kernel begin, once all of this one's threads have called it or ended.
+DEVICE void wait_for_writes() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
@@ -180,6 +183,13 @@ DEVICE void wait_for_kernel_before() {
 #endif // SCONCE_HOST
 
 // What follows is the same everywhere.
+
+// Both, for short kernels. Those that stream weights let the next one in when theirs are there: its blocks would crowd on the few
+// multiprocessors that have room before, and what they ask for ahead of time would be gone from the second cache when it is needed.
+DEVICE void wait_for_kernel_before() {
+    wait_for_writes();
+    let_next_begin();
+}
 
 #define FULL_WARP 0xffffffffu
 

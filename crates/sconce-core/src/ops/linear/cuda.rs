@@ -63,11 +63,19 @@ pub(crate) fn gated(
     out.set_rows(num_tokens);
     assert!((x.cols(), out.cols()) == (weight.cols, features), "invariant: shapes fit");
     assert!(x.elem() == weight.elem && out.elem() == weight.elem, "invariant: all are of one type");
-    let dims = Dims::linear(features.div_ceil(WARPS / segments.splits / 2 * WARP_FEATURES), WARPS * 32);
+    let dims = stream_dims(device, features.div_ceil(WARPS / segments.splits / 2 * WARP_FEATURES));
     let args = args(out, x, weight, features).with(segments.splits).with(gate_act_mul::activation_kind(act));
     // SAFETY: shapes are compared above; the grid and shared memory are as the kernels' head says.
-    unsafe { device.launch(gated_name(num_tokens, weight), &dims.with_shared(WARPS * STREAM_BYTES), &args)? };
+    unsafe { device.launch(gated_name(num_tokens, weight), &dims, &args)? };
     Ok(true)
+}
+
+/// Of the kernels without tiles. Blocks that have a multiprocessor each ask for more than half of its shared memory: two on one
+/// would take their share of the memory's rate twice as long.
+fn stream_dims(device: &dyn Device, num_blocks: usize) -> Dims {
+    let needed = WARPS * STREAM_BYTES;
+    let alone = if num_blocks <= device.num_sms() { device.max_shared_bytes() / 2 } else { 0 };
+    Dims::linear(num_blocks, WARPS * 32).with_shared(needed.max(alone))
 }
 
 fn gated_name(num_tokens: usize, weight: &Matrix) -> &'static str {
@@ -250,8 +258,7 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &
     let (dims, args) = match kernel {
         Kernel::Rows(_) => {
             let blocks = weight.rows.div_ceil(WARPS / segments.splits * WARP_FEATURES);
-            let dims = Dims::linear(if x.rows() == 0 { 0 } else { blocks }, WARPS * 32);
-            (dims.with_shared(WARPS * STREAM_BYTES), args.with(segments.splits))
+            (stream_dims(device, if x.rows() == 0 { 0 } else { blocks }), args.with(segments.splits))
         }
         Kernel::Tile(tile) => {
             let dims = Dims::linear(tile.count(x.rows(), weight), TILE_THREADS);

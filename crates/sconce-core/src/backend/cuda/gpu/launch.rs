@@ -1,12 +1,12 @@
 //! [`Launcher`]: puts kernels on the stream. On Hopper and later a kernel begins while the one before it ends (programmatic
 //! dependent launch): its blocks take their places, and do what needs nothing of those before it.
 //!
-//! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_kernel_before`) before it reads what
-//! is not a weight and before it writes anything. The wait returns when the kernel before has ended and its writes can be seen;
-//! as that one has waited too, so have all before it. A kernel begins once every block of the one before has: several small ones
-//! may be on the device together, so that the weights of the next product are under way while what comes between is computed,
-//! and none takes places that one before it needs. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
-//! wait for all before them, and are waited for in full.
+//! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_writes`) before it reads what is not a
+//! weight and before it writes anything. The wait returns when the kernel before has ended and its writes can be seen; as that one
+//! has waited too, so have all before it. A kernel lets the next one begin (`let_next_begin`) when it has waited itself, or, where
+//! it streams weights, when they are there: the weights of the next product are under way while what comes between is computed,
+//! and its blocks find all multiprocessors free of products. Copies, cuBLASLt's products, graphs and whatever else is no kernel of
+//! ours wait for all before them, and are waited for in full.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
