@@ -1,28 +1,29 @@
-// attention_shared: attention.cu's work where sequences of one query begin with the same keys: the beams of a prompt, several
+// attention_shared: attention_decode.cu's work where sequences of one query begin with the same keys: the beams of a prompt, several
 // answers to one, requests behind one system prompt (cascade attention; Juravsky et al. 2024, Hydragen; Ye et al. 2025,
 // FlashInfer). The keys of a split that is whole and the same for all of them are read once for many sequences.
 //
-// Arguments are attention's. items [grid.x, 4]: neighbouring sequences, the first of them and how many; splits, the first of them
-// and how many, none of which is the last of any of the sequences. No sequences: nothing to do. ops/attention/shared.rs makes
-// them, and attention's shared_splits with them.
+// Arguments are attention.cu's, but for prompts. items [grid.x, 4]: neighbouring sequences, the first of them and how many; splits,
+// the first of them and how many, none of which is the last of any of the sequences. No sequences: nothing to do.
+// ops/attention/shared.rs makes them, and attention_decode's shared_splits with them.
 //
 // A block has one key head and the sequences of an item with all their heads, row r being sequence r / group, head r % group.
-// Each split's (O, max, sum) goes where attention leaves that of a sequence alone, with the same bits: the core is the same, and a
-// row's result does not depend on those beside it. attention then does the splits behind them, and attention_merge puts all
-// together. With a window, splits that none of the sequences sees are left out, and each sees what it would see alone.
+// Each split's (O, max, sum) goes where attention_decode leaves that of a sequence alone, with the same bits: what is done with a
+// tile is the same, and a row's result does not depend on those beside it. attention_decode then does the splits behind them and
+// puts all together. With a window, splits that none of the sequences sees are left out, and each sees what it would see alone.
 //
 // Grid (items, num_kv_heads), as many items as there are at most for a step of its shape; 32 to 256 threads, 16 rows a warp.
-// Shared memory: attention's, without what the splits before have come to.
+// Shared memory: attention's with three buffers, without what the splits before have come to.
 //
 // Bounded by memory, 4 * head_dim bytes a key, key head and item, up to some 128 rows; 8 * DIM bytes of partial results a row and
-// split come to it, which attention has as well.
+// split come to it, which attention_decode has as well.
 #include "lib/platform.h"
 #include "lib/softmax.h"
+#include "lib/attention_tile.h"
 #include "lib/attention.h"
 
 // What a block does.
 struct SharedWork {
-    static constexpr bool IS_SHARED = true, is_partial = true;
+    static constexpr bool IS_SHARED = true;
     // Of the first sequence on.
     const u32* sequences;
     u32 first_seq, num_queries, table_start, kv_head, low, high;
@@ -32,7 +33,7 @@ struct SharedWork {
     __device__ __forceinline__ u32 seq_of(u32 query) const { return first_seq + query; }
 };
 
-// Returns whether there is work.
+// Returns whether there is work. All that it reads is the step's, uploaded before its first kernel.
 template <typename T>
 DEVICE bool take_item(const Call<T>& call, const u32* items, SharedWork& work) {
     const u32* item = items + 4 * blockIdx.x;
@@ -53,10 +54,13 @@ DEVICE bool take_item(const Call<T>& call, const u32* items, SharedWork& work) {
 #define ATTENTION(T, DIM)                                                                                              \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         attention_shared_##T##_##DIM(CALL_ARGUMENTS(T), const u32* items) {                                            \
-        wait_for_kernel_before();                                                                                      \
         const Call<T> call = CALL(T);                                                                                  \
         SharedWork work;                                                                                               \
-        if (take_item(call, items, work)) Core<T, DIM, SharedWork>::run(call, work);                                   \
+        if (take_item(call, items, work)) {                                                                            \
+            Core<T, DIM, SharedWork>::run(call, work);                                                                 \
+        } else {                                                                                                       \
+            wait_for_kernel_before();                                                                                  \
+        }                                                                                                              \
     }                                                                                                                  \
     EXPORT_KERNEL(attention_shared_##T##_##DIM)
 #define KERNELS(T)                                                                                                     \

@@ -53,6 +53,7 @@ DEVICE u16 round_all(const float (&x)[1]) {
     return from_float<T>(x[0]).bits;
 }
 
+// An item. What it needs of the table is asked for before the kernel before has ended, which writes none of it.
 template <typename T, u32 WIDTH>
 DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& heads, u32 item, u64 head_step) {
     typedef typename Bits<WIDTH>::Type B;
@@ -61,6 +62,7 @@ DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& 
     const u32 of_turning = (heads.head_dim - half) / WIDTH, of_value = heads.head_dim / WIDTH;
     const u32 num_turning = heads.num_heads + heads.num_kv_heads;
     if (item >= num_turning * of_turning) {
+        wait_for_kernel_before();
         item -= num_turning * of_turning;
         const u32 head = item / of_value, d = item % of_value * WIDTH;
         if (head >= heads.num_kv_heads || value == nullptr) return;
@@ -72,19 +74,26 @@ DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& 
     T* at = row + (u64)head * heads.head_dim;
     T* copy = head >= heads.num_heads && key != nullptr ? key + (head - heads.num_heads) * head_step : nullptr;
     if (in_head >= num_pairs) {
+        wait_for_kernel_before();
         const u32 d = heads.rotary_dim + (in_head - num_pairs) * WIDTH;
         if (copy != nullptr) *(B*)(copy + d) = *(const B*)(at + d);
         return;
     }
     const u32 d = in_head * WIDTH;
-    float x[WIDTH], y[WIDTH];
+    float x[WIDTH], y[WIDTH], cosines[WIDTH], sines[WIDTH];
+#pragma unroll
+    for (u32 i = 0; i < WIDTH; i++) {
+        cosines[i] = angles[d + i];
+        sines[i] = angles[half + d + i];
+    }
+    wait_for_kernel_before();
     unpack<T>(x, *(const B*)(at + d));
     unpack<T>(y, *(const B*)(at + d + half));
 #pragma unroll
     for (u32 i = 0; i < WIDTH; i++) {
-        const float cosine = angles[d + i], sine = angles[half + d + i], low = x[i];
-        x[i] = low * cosine - y[i] * sine;
-        y[i] = y[i] * cosine + low * sine;
+        const float low = x[i];
+        x[i] = low * cosines[i] - y[i] * sines[i];
+        y[i] = y[i] * cosines[i] + low * sines[i];
     }
     const B low = round_all<T>(x), high = round_all<T>(y);
     *(B*)(at + d) = low;
@@ -98,7 +107,6 @@ DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& 
 template <typename T>
 DEVICE void do_token(T* qkv, T* keys, T* values, const float* table, const u32* positions, const u32* slots,
                      const Heads& heads, u32 width) {
-    wait_for_kernel_before();
     const u32 token = blockIdx.x, item = blockIdx.y * blockDim.x + threadIdx.x, slot = slots[token];
     T* row = qkv + (u64)token * (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
     const float* angles = table + (u64)positions[token] * heads.rotary_dim;

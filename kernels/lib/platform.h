@@ -166,8 +166,9 @@ DEVICE void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0
 
 // Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it). `wait_for_writes` waits until the
 // kernel before this one has ended and what it has written can be read. Every thread of every kernel waits, also one that has
-// nothing to do: so no kernel ends before the one before it, and to wait for that one is to wait for all that came before. Until
-// then weights alone may be read, and nothing may be written: kernels before may still read it.
+// nothing to do, and lets the next one begin no earlier: so all that came before the kernel before has ended when this one begins.
+// Until it has waited it may read what the kernel before has not written, such as weights, what was uploaded for the step, and keys
+// of steps before; and it may write nothing.
 // `let_next_begin` lets the next kernel begin, once all of this one's threads have called it or ended.
 DEVICE void wait_for_writes() {
 #if __CUDA_ARCH__ >= 900

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops::{
     self,
-    attention::cuda::{AttentionSpace, DecodeShape},
+    attention::decode::{AttentionSpace, DecodeShape},
     attention::hopper::EQUAL_DIMS,
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,

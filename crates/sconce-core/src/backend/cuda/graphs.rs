@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use super::device::{Device, Graph};
 use crate::error::Result;
-use crate::ops::attention::cuda::DecodeShape;
+use crate::ops::attention::decode::DecodeShape;
 
 /// All that the launches of a step depend on, beside the contents of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -4,7 +4,8 @@ mod shared_tests;
 
 use std::sync::Arc;
 
-use super::cuda::{AttentionSpace, DecodeShape, check, cuda};
+use super::cuda::{check, cuda};
+use super::decode::{AttentionSpace, DecodeShape};
 use super::*;
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Device, ElemType};
@@ -209,6 +210,32 @@ fn a_prompt_in_chunks_has_the_same_bits() {
             assert_eq!(case.run_chunks(&qkv, &table, &[250, 1, 1, 10, 1, 290]), whole);
             let ones: Vec<usize> = [500].into_iter().chain(vec![1; 53]).collect();
             assert_eq!(case.run_chunks(&qkv, &table, &ones), whole);
+        }
+    }
+}
+
+/// Kernels of their own take single queries and several: the contexts end before, at and behind where rounds and splits do.
+#[test]
+fn a_query_alone_has_the_bits_that_it_has_beside_others() {
+    for device in devices() {
+        for (head_dim, len) in [(16, 130), (32, 258), (64, 386), (80, 514), (96, 258), (128, 386), (256, 322)] {
+            for (window, softcap) in [(None, None), (Some(150), Some(5.0))] {
+                let case = Case::new(
+                    &device,
+                    AttentionSpec { window, softcap, ..spec(4, 2, head_dim) },
+                    KvDtype::Bf16,
+                    16,
+                    len,
+                );
+                let tables = case.tables(&[(len, 1)]);
+                let (qkv, cols) = (case.queries(5), case.spec.qkv_dim());
+                let together = case.run(&case.batch(&[(len, 5)], &tables), &qkv, None);
+                let alone = (0..5).flat_map(|i| {
+                    let batch = case.batch(&[(len - 4 + i, 1)], &tables);
+                    case.run(&batch, &qkv[i * cols..(i + 1) * cols], None)
+                });
+                assert!(alone.collect::<Vec<_>>() == together, "{:?}", case.spec);
+            }
         }
     }
 }

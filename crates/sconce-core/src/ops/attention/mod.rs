@@ -14,6 +14,7 @@ mod bf16;
 pub(crate) mod cuda;
 #[cfg(test)]
 mod cuda_tests;
+pub(crate) mod decode;
 pub(crate) mod hopper;
 #[cfg(test)]
 mod hopper_tests;

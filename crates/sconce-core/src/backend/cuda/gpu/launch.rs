@@ -1,12 +1,14 @@
 //! [`Launcher`]: puts kernels on the stream. On Hopper and later a kernel begins while the one before it ends (programmatic
 //! dependent launch): its blocks take their places, and do what needs nothing of those before it.
 //!
-//! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_writes`) before it reads what is not a
-//! weight and before it writes anything. The wait returns when the kernel before has ended and its writes can be seen; as that one
-//! has waited too, so have all before it. A kernel lets the next one begin (`let_next_begin`) when it has waited itself, or, where
-//! it streams weights, when they are there: the weights of the next product are under way while what comes between is computed,
-//! and its blocks find all multiprocessors free of products. Copies, cuBLASLt's products, graphs and whatever else is no kernel of
-//! ours wait for all before them, and are waited for in full.
+//! That it is safe is the kernels' doing. Each thread of each kernel waits (`wait_for_writes`) before it reads what the kernel
+//! before may write and before it writes anything. The wait returns when that kernel has ended and its writes can be seen; as that
+//! one has waited too, so have all before it. A kernel lets the next one begin (`let_next_begin`) no earlier than when it has
+//! waited itself: all but the kernel directly before have ended by then, and what that one does not write (weights, the step's
+//! inputs, keys of earlier steps) can be read ahead of the wait. One that streams weights lets the next one in when they are there:
+//! the weights of the next product are under way while what comes between is computed, and its blocks find all multiprocessors free
+//! of products. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours wait for all before them, and are waited
+//! for in full.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};

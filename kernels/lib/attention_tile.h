@@ -1,0 +1,171 @@
+// What attention does with a tile of keys and their values, for 16 rows of a warp. kernels/attention.cu says what is computed, how
+// arguments lie in memory, and why a row's bits depend on its query alone: all kernels but Hopper's take these steps, in this
+// order. After lib/platform.h and lib/softmax.h.
+//
+// A row is a query with one of its heads. A lane has a share of two rows, lane / 4 and 8 further, as mma_16x8x16 has it.
+#pragma once
+
+static constexpr u32 NO_ROW = 0xffffffffu;
+
+template <typename T>
+struct Call {
+    T* out;
+    const T* qkv;
+    const T* keys;
+    const T* values;
+    const u32* sequences;
+    const u32* tables;
+    float* partials;
+    u32 num_seqs, num_heads, num_kv_heads, head_dim, head_stride, block_size;
+    // 0: none.
+    u32 window;
+    u32 num_slots;
+    // Scores are taken times this to the base 2, after the cap.
+    float factor;
+    // 0: none. A score's product with cap_factor is to the base 2 what tanh takes the exponential of.
+    float cap, cap_factor;
+};
+#define CALL_ARGUMENTS(T)                                                                                              \
+    T *out, const T *qkv, const T *keys, const T *values, const u32 *sequences, const u32 *tables, float *partials,    \
+        u32 num_seqs, u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 head_stride, u32 block_size, u32 window,      \
+        u32 num_slots, float factor, float cap, float cap_factor
+#define CALL(T)                                                                                                        \
+    {out,         qkv,        keys,   values,    sequences, tables, partials, num_seqs, num_heads, num_kv_heads, head_dim, \
+     head_stride, block_size, window, num_slots, factor,    cap,    cap_factor}
+
+// The rows that a lane has a share of: which keys they see, low to high, and whether they are rows at all.
+struct Rows {
+    u32 query[2], head[2], low[2], high[2];
+    bool is_there[2];
+};
+
+template <typename T, int DIM>
+struct Tile {
+    // Two buffers of 32 keys would leave no room for others beyond 128.
+    static constexpr u32 KEYS = DIM > 128 ? 16 : 32;
+    // A tile of keys, and one of values, lies in shared memory key after key, rows 16 bytes apart from being aligned.
+    static constexpr u32 ROW_LEN = DIM + 8, LEN = KEYS * ROW_LEN;
+    static constexpr u32 PIECES = DIM / 8;
+    static constexpr int Q_STEPS = DIM / 16;
+
+    // The cache's row of this lane's key of a tile: one lane looks for one key. Those from low to high are known to be there; what
+    // is wanted of others is never read.
+    DEVICE u32 cache_row(const Call<T>& call, u32 table_start, u32 kv_head, u32 low, u32 high, u32 tile) {
+        const u32 key = tile * KEYS + threadIdx.x % KEYS, within = min(max(key, low), high);
+        const u32 block = call.tables[table_start + within / call.block_size];
+        const u32 row = (block * call.num_kv_heads + kv_head) * call.block_size + within % call.block_size;
+        return key == within ? row : NO_ROW;
+    }
+
+    // This lane's part of a step of 16 dimensions of its rows' queries, `from`: a[i] is of row i % 2.
+    DEVICE void load_q(u32 (&a)[4], const Call<T>& call, const Rows& rows, const T* const (&from)[2], int step) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 col = step * 16 + threadIdx.x % 4 * 2 + i / 2 * 8, r = i % 2;
+            a[i] = rows.is_there[r] && col < call.head_dim ? *(const u32*)(from[r] + col) : 0;
+        }
+    }
+
+    // Scores, q . K^T, begin with nothing and take 16 dimensions a step.
+    DEVICE void begin_scores(float (&s)[KEYS / 8][4]) {
+#pragma unroll
+        for (u32 n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
+        }
+    }
+    DEVICE void score(float (&s)[KEYS / 8][4], const u32 (&q)[4], const T* keys, int step) {
+        const u32 lane = threadIdx.x % 32;
+        const T* own = keys + (lane / 16 * 8 + lane % 8) * ROW_LEN + lane / 8 % 2 * 8 + step * 16;
+#pragma unroll
+        for (u32 n = 0; n < KEYS / 8; n += 2) {
+            u32 pairs[4];
+            load_matrix_x4(pairs, own + n * 8 * ROW_LEN);
+            const u32 low[2] = {pairs[0], pairs[1]}, high[2] = {pairs[2], pairs[3]};
+            mma_16x8x16<T>(s[n], q, low);
+            mma_16x8x16<T>(s[n + 1], q, high);
+        }
+    }
+
+    // Scores after the cap, and without what rows do not see.
+    DEVICE void cap_and_mask(const Call<T>& call, const Rows& rows, float (&s)[KEYS / 8][4], u32 first_key, bool is_masked) {
+        if (call.cap != 0.0f) {
+#pragma unroll
+            for (u32 n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float power = fast_exp2(__fmul_rn(s[n][i], call.cap_factor));
+                    s[n][i] = __fmaf_rn(-2.0f * call.cap, __frcp_rn(__fadd_rn(power, 1.0f)), call.cap);
+                }
+            }
+        }
+        if (is_masked) {
+#pragma unroll
+            for (u32 n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const u32 key = first_key + n * 8 + threadIdx.x % 4 * 2 + i % 2;
+                    if (key < rows.low[i / 2] || key > rows.high[i / 2]) s[n][i] = minus_infinity();
+                }
+            }
+        }
+    }
+
+    // The greatest of a row's scores.
+    DEVICE float greatest(const float (&s)[KEYS / 8][4], int r) {
+        float most = minus_infinity();
+#pragma unroll
+        for (u32 n = 0; n < KEYS / 8; n++) most = fmaxf(most, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+        most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
+        return fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
+    }
+
+    // A row's maximum, to the base 2, comes to know the greatest score of one more tile. `base` is what the tile's scores are relative
+    // to; sums and outputs of the tiles before are to be multiplied by what is returned.
+    DEVICE float raise(float& max, float& base, float greatest, float factor) {
+        const float most = fmaxf(max, __fmul_rn(greatest, factor));
+        base = most == minus_infinity() ? 0.0f : most;
+        const float before = fast_exp2(__fsub_rn(max, base));
+        max = most;
+        return before;
+    }
+
+    // The weights of 16 keys, which are where a product wants them: a lane's scores are of the same keys and rows.
+    DEVICE void weigh(u32 (&a)[4], const float (&s)[KEYS / 8][4], const float (&base)[2], float factor, int step) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float* of = &s[2 * step + i / 2][i % 2 * 2];
+            const float minus = -base[i % 2];
+            a[i] = pack<T>(fast_exp2(__fmaf_rn(of[0], factor, minus)), fast_exp2(__fmaf_rn(of[1], factor, minus)));
+        }
+    }
+
+    // The lane's share of rows' sums of weights; of a whole row.
+    DEVICE void add_weights(float (&sum)[2], const u32 (&a)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            sum[i % 2] = __fadd_rn(sum[i % 2], __fadd_rn(low_float<T>(a[i]), high_float<T>(a[i])));
+        }
+    }
+    DEVICE float sum_of_row(float sum) {
+        sum = __fadd_rn(sum, __shfl_xor_sync(FULL_WARP, sum, 1));
+        return __fadd_rn(sum, __shfl_xor_sync(FULL_WARP, sum, 2));
+    }
+
+    // o += weights . V of 16 keys and the 16 dimensions of `pair`.
+    DEVICE void add_values(float (&low)[4], float (&high)[4], const u32 (&a)[4], const T* values, int step, u32 pair) {
+        const u32 lane = threadIdx.x % 32;
+        u32 pairs[4];
+        load_matrix_x4_trans(pairs, values + (lane % 16 + step * 16) * ROW_LEN + lane / 16 * 8 + pair * 16);
+        const u32 of_low[2] = {pairs[0], pairs[1]}, of_high[2] = {pairs[2], pairs[3]};
+        mma_16x8x16<T>(low, a, of_low);
+        mma_16x8x16<T>(high, a, of_high);
+    }
+
+    // Of a row, where (O, max, sum) of one of its splits lies in the memory of partial results: the number of its O among all, and
+    // how many numbers all O have. Slots begin with the first split in which the row sees keys.
+    DEVICE u64 slot_of(const Call<T>& call, u32 seq, u32 head, u32 low, u32 split) {
+        return ((u64)seq * call.num_heads + head) * call.num_slots + split - low / SPLIT;
+    }
+    DEVICE u64 all_outputs(const Call<T>& call) { return (u64)call.num_seqs * call.num_heads * call.num_slots * DIM; }
+};
