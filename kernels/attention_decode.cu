@@ -14,11 +14,11 @@
 //
 // A block has four warps and goes through its keys a round of four tiles at a time. Each warp has the scores of one tile, whose keys
 // it copies for itself; tells the others its greatest; and, once it knows theirs, makes weights of its scores. Then each warp has a
-// quarter of the dimensions of all four tiles' values. A tile's copies begin when its place has been left: two kinds of them are on
-// their way while the others are at work.
+// quarter of the dimensions of all four tiles' values. The next round's copies begin when a tile has been left: its keys' after its
+// scores, its values' at the end of the round.
 //
-// 128 threads. Shared memory: num_rounds (1, or 2 where there are few blocks) * 16 * tile * (DIM + 8) bytes of keys and values, of 32
-// keys a tile or, beyond DIM 128, 16; 128 * tile bytes of weights; 256 bytes of maxima.
+// 128 threads. Shared memory: 16 * tile * (DIM + 8) bytes of keys and values, of 32 keys a tile or, beyond DIM 128, 16; 128 * tile
+// bytes of weights; 272 bytes of maxima and arrivals. That leaves a multiprocessor room for the next product's weights.
 //
 // Bounded by memory, 4 * head_dim bytes a key and key head: up to 68 KiB a block are on their way, three blocks to an H100's
 // multiprocessor.
@@ -75,14 +75,15 @@ DEVICE void clear_rows(const Call<T>& call, const Work& work) {
 template <typename T, int DIM>
 struct Decode {
     using Tiles = Tile<T, DIM>;
-    static constexpr u32 TILE = Tiles::KEYS, ROUND = WARPS * TILE, ROUND_LEN = WARPS * Tiles::LEN;
+    static constexpr u32 TILE = Tiles::KEYS, ROUND = WARPS * TILE;
     static constexpr int Q_STEPS = Tiles::Q_STEPS, STEPS = TILE / 16;
     // Of 16 dimensions; a warp has every WARPS-th.
     static constexpr u32 PAIRS = DIM / 16, OWN_PAIRS = (PAIRS + WARPS - 1) / WARPS;
     static_assert(SPLIT % ROUND == 0, "a split is whole rounds");
 
-    // What warps tell one another.
     struct Shared {
+        T keys[WARPS][Tiles::LEN], values[WARPS][Tiles::LEN];
+        // What warps tell one another.
         // As products want them of each lane.
         uint4 weights[WARPS][STEPS][32];
         float greatest[ROWS][WARPS];
@@ -102,15 +103,6 @@ struct Decode {
 
     // Whether there is the warp's `i`th pair.
     DEVICE bool has_pair(u32 i) { return PAIRS % WARPS == 0 || threadIdx.x / 32 + WARPS * i < PAIRS; }
-
-    // Waits for this thread's oldest copies that were not waited for.
-    DEVICE void wait_for_copies(u32 num_rounds) {
-        if (num_rounds == 1) {
-            copy_wait<1>();
-        } else {
-            copy_wait<3>();
-        }
-    }
 
     // Writes a pair of dimensions of a row.
     DEVICE void write(const Call<T>& call, const Work& work, u32 row, u32 d, float x, float y, float sum) {
@@ -151,31 +143,24 @@ struct Decode {
         }
     }
 
-    DEVICE void run(const Call<T>& call, const Work& work, u32 num_rounds, u32* arrivals) {
+    DEVICE void run(const Call<T>& call, const Work& work, u32* arrivals) {
         DYNAMIC_SHARED(memory);
-        T* tiles = (T*)memory;
-        Shared& shared = *(Shared*)(memory + num_rounds * 2 * ROUND_LEN * sizeof(T));
+        Shared& shared = *(Shared*)memory;
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        T* own_tile = tiles + warp * Tiles::LEN;
         auto find = [&](u32 round) {
             return Tiles::cache_row(call, work.table_start, work.kv_head, work.low, work.high, round * WARPS + warp);
         };
 
         // Copies first, then what can be done while they are on their way. Of the keys only the query's own are the kernel's before.
         const u32 first_round = work.low / ROUND, end_round = work.high / ROUND + 1;
-        const u32 end_key = ((first_round + num_rounds - 1) * WARPS + warp + 1) * TILE;
-        const bool is_early = end_key < work.num_keys;
+        const bool is_early = (first_round * WARPS + warp + 1) * TILE < work.num_keys;
         if (!is_early) wait_for_kernel_before();
         u32 row = find(first_round);
-        for (u32 i = 0; i < num_rounds; i++) {
-            T* keys = own_tile + i * 2 * ROUND_LEN;
-            const bool is_there = first_round + i < end_round;
-            if (is_there) copy_tile(call, keys, call.keys, row);
-            copy_commit();
-            if (is_there) copy_tile(call, keys + ROUND_LEN, call.values, row);
-            copy_commit();
-            row = find(first_round + i + 1);
-        }
+        copy_tile(call, shared.keys[warp], call.keys, row);
+        copy_commit();
+        copy_tile(call, shared.values[warp], call.values, row);
+        copy_commit();
+        row = find(first_round + 1);
         if (is_early) wait_for_kernel_before();
         Rows rows;
         const T* from[2];
@@ -204,19 +189,15 @@ struct Decode {
         }
         max[0] = max[1] = minus_infinity();
         sum[0] = sum[1] = 0.0f;
-        u32 place = 0;
         for (u32 round = first_round; round < end_round; round++) {
-            T* keys = own_tile + place * 2 * ROUND_LEN;
-            const T* tiles_of_values = tiles + (place * 2 + 1) * ROUND_LEN;
-            place = place + 1 == num_rounds ? 0 : place + 1;
             const u32 first_key = round * ROUND, own_key = first_key + warp * TILE;
-            const bool has_next = round + num_rounds < end_round;
-            wait_for_copies(num_rounds);
+            const bool is_last = round + 1 == end_round;
+            copy_wait<1>();
             __syncwarp();
             float s[TILE / 8][4];
             Tiles::begin_scores(s);
 #pragma unroll
-            for (int k = 0; k < Q_STEPS; k++) Tiles::score(s, q[k], keys, k);
+            for (int k = 0; k < Q_STEPS; k++) Tiles::score(s, q[k], shared.keys[warp], k);
             Tiles::cap_and_mask(call, rows, s, own_key, own_key < rows.low[0] || own_key + TILE - 1 > rows.high[0]);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
@@ -224,7 +205,7 @@ struct Decode {
                 if (lane % 4 == 0) shared.greatest[lane / 4 + 8 * r][warp] = greatest;
             }
             __syncwarp();
-            if (has_next) copy_tile(call, keys, call.keys, row);
+            if (!is_last) copy_tile(call, shared.keys[warp], call.keys, row);
             copy_commit();
             __syncthreads();
             // What each tile's sums and outputs before it are to be multiplied by.
@@ -246,7 +227,7 @@ struct Decode {
                 Tiles::weigh(a, s, base, call.factor, k);
                 shared.weights[warp][k][lane] = make_uint4(a[0], a[1], a[2], a[3]);
             }
-            wait_for_copies(num_rounds);
+            copy_wait<1>();
             __syncthreads();
 #pragma unroll
             for (u32 tile = 0; tile < WARPS; tile++) {
@@ -259,7 +240,6 @@ struct Decode {
                         o[n][2 * r + 1] = __fmul_rn(o[n][2 * r + 1], factors[tile][r]);
                     }
                 }
-                const T* values = tiles_of_values + tile * Tiles::LEN;
 #pragma unroll
                 for (int k = 0; k < STEPS; k++) {
                     const uint4 weights = shared.weights[tile][k][lane];
@@ -267,16 +247,14 @@ struct Decode {
                     Tiles::add_weights(sum, a);
 #pragma unroll
                     for (u32 i = 0; i < OWN_PAIRS; i++) {
-                        if (has_pair(i)) Tiles::add_values(o[2 * i], o[2 * i + 1], a, values, k, warp + WARPS * i);
+                        if (has_pair(i)) Tiles::add_values(o[2 * i], o[2 * i + 1], a, shared.values[tile], k, warp + WARPS * i);
                     }
                 }
             }
             __syncthreads();
-            if (has_next) copy_tile(call, keys + ROUND_LEN, call.values, row);
+            if (!is_last) copy_tile(call, shared.values[warp], call.values, row);
             copy_commit();
-            row = find(round + num_rounds + 1);
-
-            const bool is_last = round + 1 == end_round;
+            row = find(round + 2);
             if (!is_last && (first_key + ROUND) % SPLIT != 0) continue;
             // A split has ended.
             float both[2][2];
@@ -325,11 +303,11 @@ struct Decode {
 
 #define ATTENTION(T, DIM)                                                                                              \
     extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_decode_##T##_##DIM(                             \
-        CALL_ARGUMENTS(T), const u32* shared_splits, u32* arrivals, u32 num_rounds) {                                  \
+        CALL_ARGUMENTS(T), const u32* shared_splits, u32* arrivals) {                                                  \
         const Call<T> call = CALL(T);                                                                                  \
         Work work;                                                                                                     \
         if (take_decode(call, shared_splits, work)) {                                                                  \
-            Decode<T, DIM>::run(call, work, num_rounds, arrivals + blockIdx.z * gridDim.y + blockIdx.y);               \
+            Decode<T, DIM>::run(call, work, arrivals + blockIdx.z * gridDim.y + blockIdx.y);                           \
         } else {                                                                                                       \
             wait_for_kernel_before();                                                                                  \
             if (work.num_rows > 0 && work.num_keys == 0 && blockIdx.x == 0) clear_rows(call, work);                    \

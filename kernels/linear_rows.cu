@@ -2,7 +2,7 @@
 //
 // linear_rows8, linear_rows16: at most 8, 16 tokens. Block of 8 warps; a warp has 16 features and one of `splits` (1, 2, 4, 8)
 // segments, so that also small matrices keep all multiprocessors loading. A lane copies its own 16 bytes of each step's rows to
-// shared memory, STAGES steps deep, and takes them from there; tokens come from the caches. The first steps' weights, and in the
+// shared memory, STAGES steps deep, and takes them from there; tokens come from the caches, up to three steps ahead. The first steps' weights, and in the
 // second cache some further ones, are asked for before the kernel before has ended. Grid: features / (128 / splits).
 // linear_gated_rows8, linear_gated_rows16: gate_act_mul.cu of what those give, where rows of weights are gate's, then up's,
 // `features` each. `splits` at most 4. Grid: features / (64 / splits).
@@ -33,6 +33,8 @@ template <typename W, int TILES>
 DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, Stage* stages, u32 first_row, u32 num_rows, u32 start, u32 end) {
     using T = typename W::T;
     constexpr u32 STEP = W::CHUNKS * CHUNK, STEP_BYTES = 64;
+    // Steps of tokens in registers: one is multiplied, the others are on their way.
+    constexpr u32 X_STEPS = W::CHUNKS * TILES > 2 ? 2 : 4;
     const u32 lane = threadIdx.x % 32, g = lane / 4;
     const u32 num_steps = (end - start + STEP - 1) / STEP;
     // What is beyond the last row or token repeats it: nobody reads those sums.
@@ -74,14 +76,15 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, Stage* stages, 
         }
     }
     wait_for_writes();
-    uint4 x[2][W::CHUNKS][TILES];
-    load_tokens(x[0], 0);
-    u32 slot = 0;
-    for (u32 step = 0; step < num_steps; step += 2) {
+    uint4 x[X_STEPS][W::CHUNKS][TILES];
 #pragma unroll
-        for (u32 i = 0; i < 2; i++) {
+    for (u32 s = 0; s + 1 < X_STEPS; s++) load_tokens(x[s], s);
+    u32 slot = 0;
+    for (u32 step = 0; step < num_steps; step += X_STEPS) {
+#pragma unroll
+        for (u32 i = 0; i < X_STEPS; i++) {
             if (step + i == num_steps) break;
-            load_tokens(x[1 - i], step + i + 1);
+            load_tokens(x[(i + X_STEPS - 1) % X_STEPS], step + i + X_STEPS - 1);
             copy_wait<STAGES - 2>();
             const uint4 low = stages[slot].low[lane], high = stages[slot].high[lane];
 #pragma unroll
@@ -104,6 +107,16 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
     const u32 block_feature = blockIdx.x * block_features, num_rows = (GATED ? 2 : 1) * p.features;
     const u32 feature = block_feature + tile % half_tiles * FEATURES;
     const u32 start = warp % splits * p.segment, end = min(start + p.segment, p.cols);
+    // A thread's results are all of one feature: what they end with is there by then.
+    constexpr u32 HALVES = GATED ? 2 : 1;
+    const u32 at = threadIdx.x % block_features, own_feature = block_feature + at;
+    float scales[HALVES], biases[HALVES];
+#pragma unroll
+    for (u32 half = 0; half < HALVES; half++) {
+        const u32 row = half * p.features + own_feature;
+        scales[half] = W::HAS_SCALE && own_feature < p.features ? p.scale[row] : 0.0f;
+        biases[half] = p.bias != nullptr && own_feature < p.features ? p.bias[row] : 0.0f;
+    }
     if (start >= end || feature >= p.features) {
         wait_for_writes();
     } else {
@@ -121,21 +134,20 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
     let_next_begin();
     __syncthreads();
     const u32 num_segments = (p.cols + p.segment - 1) / p.segment;
-    // Of the block's `at`th feature, which is in `row` of the weights.
-    auto total_of = [&](u32 token, u32 at, u32 row) {
+    auto total_of = [&](u32 token, u32 half) {
+        const u32 first_warp = (half * block_features + at) / FEATURES * splits;
         float total = 0.0f;
-        for (u32 s = 0; s < num_segments; s++) total += shared[at / FEATURES * splits + s][token][at % FEATURES];
-        if (W::HAS_SCALE) total = scaled<W>(total, p.scale[row]);
-        return p.bias != nullptr ? total + p.bias[row] : total;
+        for (u32 s = 0; s < num_segments; s++) total += shared[first_warp + s][token][at % FEATURES];
+        if (W::HAS_SCALE) total = scaled<W>(total, scales[half]);
+        return p.bias != nullptr ? total + biases[half] : total;
     };
-    for (u32 idx = threadIdx.x; idx < p.tokens * block_features; idx += WARPS * 32) {
-        const u32 token = idx / block_features, at = idx % block_features, feature = block_feature + at;
-        if (feature >= p.features) continue;
-        float total = total_of(token, at, feature);
-        const u64 to = (u64)token * p.features + feature;
+    if (own_feature >= p.features) return;
+    for (u32 token = threadIdx.x / block_features; token < p.tokens; token += WARPS * 32 / block_features) {
+        float total = total_of(token, 0);
+        const u64 to = (u64)token * p.features + own_feature;
         if (GATED) {
             // Both are rounded as two launches would.
-            const float up = to_float(from_float<T>(total_of(token, block_features + at, p.features + feature)));
+            const float up = to_float(from_float<T>(total_of(token, HALVES - 1)));
             total = __fmul_rn(activation(to_float(from_float<T>(total)), kind), up);
         }
         if (p.out_is_f32) {

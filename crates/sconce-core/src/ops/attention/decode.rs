@@ -95,14 +95,11 @@ impl Call<'_> {
         if are_shared {
             self.shared(num_slots, shared_warps)?;
         }
-        // A block alone on its multiprocessor has no others that would read while it computes.
         let dim = padded_dim(spec.head_dim);
-        let is_alone = parts * blocks_of_seq * num_seqs <= device.num_sms();
-        let num_rounds = if is_alone && decode_bytes(dim, 2) <= device.max_shared_bytes() { 2 } else { 1 };
         let grid = [parts as u32, blocks_of_seq as u32, num_seqs as u32];
-        let dims = Dims { grid, ..Dims::linear(0, THREADS).with_shared(decode_bytes(dim, num_rounds)) };
+        let dims = Dims { grid, ..Dims::linear(0, THREADS).with_shared(decode_bytes(dim)) };
         let shared_splits = if are_shared { self.batch.shared_splits() } else { DevicePtr::NULL };
-        let args = self.args(num_slots).with(shared_splits).with(self.space.arrivals.ptr()).with(num_rounds);
+        let args = self.args(num_slots).with(shared_splits).with(self.space.arrivals.ptr());
         let kernel = kernel_of!(self.qkv.elem(), dim, "attention_decode");
         // SAFETY: `cuda` compared the shapes, `check` the widths when the model was loaded; partial results and arrivals fit
         // their memory where there are several parts; the batch's tables name blocks of the cache.
@@ -140,9 +137,8 @@ fn arrivals_bytes(num_seqs: usize, spec: &AttentionSpec) -> usize {
     4 * num_seqs * spec.num_kv_heads * row_tiles(spec)
 }
 
-/// Shared memory of a block with so many rounds of keys and values on their way: a round is four tiles, each a warp's, and warps
-/// tell each other weights and maxima.
-fn decode_bytes(dim: usize, num_rounds: usize) -> usize {
+/// Shared memory of a block: a tile of keys and of values for each warp, and the weights and maxima that warps tell each other.
+fn decode_bytes(dim: usize) -> usize {
     let warps = THREADS / 32;
-    num_rounds * tile_bytes(dim, warps) + warps * 32 * tile_len(dim) + 4 * WARP_ROWS * warps + 16
+    tile_bytes(dim, warps) + warps * 32 * tile_len(dim) + 4 * WARP_ROWS * warps + 16
 }
