@@ -179,6 +179,12 @@ def steps():
     # What it is worth that the next step is launched before this one is read, and that kernels begin before others end.
     yield together("offline 128/128, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
     yield bench("one user, kernel after kernel", 60, "latency", "--input-len", "128", "--output-len", "128", *long, env={"SCONCE_CUDA_PDL": "0"})
+    yield together("decode of 16, kernel after kernel", 16, 1024, 64, "--cached-prompts", limit_s=40, env={"SCONCE_CUDA_PDL": "0"})
+    # Whose models are not at hand is left out.
+    for model in ["mistral-7b-instruct-v0.2", "gemma-2-9b-it", "phi-3-mini-4k-instruct", "phi-2"]:
+        if (BUILT / "models" / model).is_dir():
+            lengths = ["--input-len", "128", "--output-len", "64", "--max-model-len", "2048", "--num-iters", "2"]
+            yield bench(f"one user, {model}", 60, "latency", *lengths, model=model)
     yield bench("one user after 8k", 60, "latency", "--input-len", "1024", "--decode-after", "8000", *long)
     # Start to ready: 16 GB from the page cache.
     with tempfile.TemporaryDirectory() as folder:
@@ -216,7 +222,8 @@ def table(result):
     lines += [f"| {step['name']} | {step['outcome']} | {step['seconds']} |" for step in result["steps"]]
     rows = [row for step in result["steps"] for row in figures(step)]
     if rows:
-        lines += ["", f"{MODEL}, random weights, bf16 but for steps of fp8", "", "| work | tok/s | of the roof |", "|---|---|---|", *rows]
+        what = f"{MODEL} but for steps that name another model, random weights, bf16 but for steps of fp8"
+        lines += ["", what, "", "| work | tok/s | of the roof |", "|---|---|---|", *rows]
     for part in (part for step in result["steps"] for part in step.get("report", {}).get("parts", [])):
         lines += ["", f"{part['work']}, {part['ms']:.2f} ms, operations one by one", "",
                   "| operation | ms | calls | GB/s of weights | TFLOP/s |", "|---|---|---|---|---|"]
