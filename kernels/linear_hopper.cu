@@ -15,13 +15,14 @@
 // alone takes longer to ask for all than the tensor cores for their products. The other warps multiply; while a stage is multiplied
 // the next one's products are already asked for.
 //
-// linear_hopper_split_<tokens>x<features>: tiles of 64 or 128 tokens and 128 features. A cluster of `splits` blocks has a tile, a
-// block one of its segments (or none), so that few tiles occupy a device. Sums go to shared memory, and each block adds its
-// share of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor.
+// linear_hopper_split_<tokens>x<features>: tiles of 64, 128 or 256 tokens and 128 features. A cluster of `splits` blocks has a tile,
+// a block one of its segments (or none), so that few tiles occupy a device. Sums go to shared memory, and each block adds its share
+// of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor, of 256 tokens one: its two warpgroups have
+// twice 64 tokens each, for which weights are read once.
 // linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x128 and 128x192 for any number, whose totals stay in registers:
 // tile after tile by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at
 // most the tiles. Gated: 128 rows of gate and the same of up are a tile's 256.
-// Threads: 128 for each 64 tokens of a block, and 128, or 64 where tiles are split. Dynamic shared memory: 1024 bytes, for what is in
+// Threads: 128 for each 64 tokens of a block (of 256: 128), and 128, or 64 where tiles are split. Dynamic shared memory: 1024 bytes, for what is in
 // it begins at a multiple of that; STAGES stages of 128 bytes a token and feature of the tile; 128 bytes of barriers.
 //
 // Bounded by the weights' bytes up to some 200 tokens, by FLOPs, 2 * tokens * features * cols, beyond.
@@ -36,9 +37,10 @@
 // How a tile's sums become results.
 enum Ending { SPLIT, WHOLE, SEGMENTS, GATED };
 
-template <typename T, int GROUPS, int TILE_FEATURES, u32 STAGES, Ending ENDING>
+template <typename T, int GROUPS, int PARTS, int TILE_FEATURES, u32 STAGES, Ending ENDING>
 struct Tile {
-    static constexpr u32 TOKENS = GROUPS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
+    static_assert(PARTS == 1 || ENDING == SPLIT, "others store the tokens of one part");
+    static constexpr u32 TOKENS = GROUPS * PARTS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
     // Warps that bring stages.
     static constexpr u32 PRODUCERS = ENDING == SPLIT ? 2 : 4;
     static constexpr u32 OUT_FEATURES = ENDING == GATED ? TILE_FEATURES / 2 : TILE_FEATURES;
@@ -80,14 +82,14 @@ struct Tile {
         }
     };
 
-    // A stage's boxes, of tokens and then of weights, are shared among the producers' warps.
+    // A stage's boxes, of tokens and then of weights, are shared among the producers' warps, each of which has every PRODUCERS-th.
     static constexpr u32 TOKEN_BOXES = TOKENS / BOX_ROWS, BOXES = TOKEN_BOXES + TILE_FEATURES / BOX_ROWS;
 
     DEVICE void bring_weights(const Call& call, Shared& shared, u32 stage, const Cursor& step, u32 producer) {
         CopyBarrier* is_there = &shared.is_there[stage];
         if (producer == 0) barrier_arrive_expecting(is_there, TOKEN_BYTES + WEIGHT_BYTES);
 #pragma unroll 1
-        for (u32 i = producer < TOKEN_BOXES ? producer + PRODUCERS : producer; i < BOXES; i += PRODUCERS) {
+        for (u32 i = producer + tiles_of(TOKEN_BOXES - min(producer, TOKEN_BOXES), PRODUCERS) * PRODUCERS; i < BOXES; i += PRODUCERS) {
             const u32 row = (i - TOKEN_BOXES) * BOX_ROWS;
             const u32 of_half = ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row;
             const u32 from = step.place.first_feature + of_half;
@@ -97,11 +99,12 @@ struct Tile {
     }
 
     DEVICE void bring_tokens(const Call& call, Shared& shared, u32 stage, const Cursor& step, u32 producer) {
-        static_assert(TOKEN_BOXES <= PRODUCERS, "a warp brings one box of tokens at most");
-        if (producer >= TOKEN_BOXES) return;
-        const u32 row = producer * BOX_ROWS;
-        u8* to = shared.tokens[stage] + row * ROW_BYTES;
-        copy_box(to, call.x, &shared.is_there[stage], step.col, step.place.first_token + row, 0);
+#pragma unroll 1
+        for (u32 i = producer; i < TOKEN_BOXES; i += PRODUCERS) {
+            const u32 row = i * BOX_ROWS;
+            u8* to = shared.tokens[stage] + row * ROW_BYTES;
+            copy_box(to, call.x, &shared.is_there[stage], step.col, step.place.first_token + row, 0);
+        }
     }
 
     // One thread of a warp.
@@ -130,7 +133,7 @@ struct Tile {
         if (threadIdx.x % 32 == 0) barrier_arrive(&shared.is_left[stage]);
     }
 
-    DEVICE void multiply_stages(float (&sums)[LEN], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end) {
+    DEVICE void multiply_stages(float (&sums)[PARTS][LEN], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end) {
         multiply<T, TILE_FEATURES>(sums, shared, pass, begin, end, [&](u32 stage) { leave(shared, stage); });
     }
 
@@ -159,20 +162,20 @@ struct Tile {
     DEVICE void consume(const Call& call, Shared& shared, const Share& share, u32 kind) {
         Pass<STAGES> pass;
         for (u32 tile = share.first; tile < share.num; tile += share.stride) {
-            float sums[LEN];
+            float sums[PARTS][LEN];
             const TilePlace place = place_of(call, tile);
             if constexpr (ENDING == SEGMENTS) {
                 const auto leave_stage = [&](u32 stage) { leave(shared, stage); };
-                multiply_segments<T, TILE_FEATURES>(sums, call, shared, pass, leave_stage);
-                Results::store(call, place, sums);
+                multiply_segments<T, TILE_FEATURES>(sums[0], call, shared, pass, leave_stage);
+                Results::store(call, place, sums[0]);
             } else {
                 multiply_stages(sums, shared, pass, share.begin, share.end);
 #pragma unroll
-                for (int i = 0; i < LEN; i++) sums[i] = 0.0f + sums[i];
+                for (int i = 0; i < LEN; i++) sums[0][i] = 0.0f + sums[0][i];
                 if constexpr (ENDING == GATED) {
-                    store_gated(call, place, sums, kind);
+                    store_gated(call, place, sums[0], kind);
                 } else {
-                    Results::store(call, place, sums);
+                    Results::store(call, place, sums[0]);
                 }
             }
         }
@@ -189,15 +192,20 @@ struct Tile {
         float* own = (float*)shared.tokens;
         if (!share.is_empty()) {
             Pass<STAGES> pass;
-            float sums[LEN];
+            float sums[PARTS][LEN];
             multiply_stages(sums, shared, pass, share.begin, share.end);
             let_next_begin();
             // All warpgroups have left the stages.
             named_barrier_wait(1, CONSUMERS);
+            const u32 own_token = Results::own_token() + threadIdx.x / GROUP_THREADS * (PARTS - 1) * GROUP_TOKENS;
 #pragma unroll
-            for (int i = 0; i < LEN; i += 2) {
-                float* to = own + (Results::own_token() + i % 4 / 2 * 8) * PITCH + i / 4 * 8 + threadIdx.x % 4 * 2;
-                *(float2*)to = make_float2(sums[i], sums[i + 1]);
+            for (int part = 0; part < PARTS; part++) {
+#pragma unroll
+                for (int i = 0; i < LEN; i += 2) {
+                    const u32 token = own_token + part * GROUP_TOKENS + i % 4 / 2 * 8;
+                    float* to = own + token * PITCH + i / 4 * 8 + threadIdx.x % 4 * 2;
+                    *(float2*)to = make_float2(sums[part][i], sums[part][i + 1]);
+                }
             }
         }
         cluster_barrier();
@@ -282,19 +290,20 @@ struct Tile {
 #define ARGUMENTS                                                                                                      \
     void *out, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, const float *bias,       \
         u32 tokens, u32 features, u32 cols, u32 segment, u32 out_is_f32
-#define LINEAR(T, NAME, GROUPS, FEATURES, STAGES, ENDING, THREADS, BLOCKS, LAST)                                       \
+#define LINEAR(T, NAME, GROUPS, PARTS, FEATURES, STAGES, ENDING, THREADS, BLOCKS, LAST)                                \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                      \
         linear_hopper_##NAME##_##T(ARGUMENTS, u32 LAST) {                                                              \
         const Call call = CALL;                                                                                        \
-        Tile<T, GROUPS, FEATURES, STAGES, ENDING>::run(call, LAST, LAST);                                              \
+        Tile<T, GROUPS, PARTS, FEATURES, STAGES, ENDING>::run(call, LAST, LAST);                                       \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_hopper_##NAME##_##T)
 #define KERNELS(T)                                                                                                     \
-    LINEAR(T, split_64x128, 1, 128, 4, SPLIT, 192, 2, splits)                                                          \
-    LINEAR(T, split_128x128, 2, 128, 3, SPLIT, 320, 2, splits)                                                         \
-    LINEAR(T, 128x128, 2, 128, 6, SEGMENTS, 384, 1, none)                                                              \
-    LINEAR(T, 128x192, 2, 192, 5, SEGMENTS, 384, 1, none)                                                              \
-    LINEAR(T, 128x256, 2, 256, 4, WHOLE, 384, 1, none)                                                                 \
-    LINEAR(T, gated_128x256, 2, 256, 4, GATED, 384, 1, kind)
+    LINEAR(T, split_64x128, 1, 1, 128, 4, SPLIT, 192, 2, splits)                                                       \
+    LINEAR(T, split_128x128, 2, 1, 128, 3, SPLIT, 320, 2, splits)                                                      \
+    LINEAR(T, split_256x128, 2, 2, 128, 4, SPLIT, 320, 1, splits)                                                      \
+    LINEAR(T, 128x128, 2, 1, 128, 6, SEGMENTS, 384, 1, none)                                                           \
+    LINEAR(T, 128x192, 2, 1, 192, 5, SEGMENTS, 384, 1, none)                                                           \
+    LINEAR(T, 128x256, 2, 1, 256, 4, WHOLE, 384, 1, none)                                                              \
+    LINEAR(T, gated_128x256, 2, 1, 256, 4, GATED, 384, 1, kind)
 KERNELS(bf16)
 KERNELS(f16)

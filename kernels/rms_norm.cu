@@ -17,6 +17,7 @@ static constexpr int NUM_KEPT = 4;
 template <typename T, typename X, bool HAS_DELTA>
 DEVICE void norm_row(T* out, X* x, const T* delta, const float* weight, u32 cols, float eps) {
     __shared__ float scratch[32];
+    let_next_begin_early(gridDim.x);
     const u64 start = (u64)blockIdx.x * cols;
     out += start;
     x += start;

@@ -107,6 +107,7 @@ DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& 
 template <typename T>
 DEVICE void do_token(T* qkv, T* keys, T* values, const float* table, const u32* positions, const u32* slots,
                      const Heads& heads, u32 width) {
+    let_next_begin_early(gridDim.x);
     const u32 token = blockIdx.x, item = blockIdx.y * blockDim.x + threadIdx.x, slot = slots[token];
     T* row = qkv + (u64)token * (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
     const float* angles = table + (u64)positions[token] * heads.rotary_dim;

@@ -16,17 +16,22 @@ struct Call {
     u32 tokens, features, cols, segment, out_is_f32;
 };
 
-// sums = the products of a warpgroup's tokens and a tile's weights of columns begin..end, one at least, out of `shared`'s stages
-// of `tokens` and `weights`. `leave(stage)` says that a warp has left one.
-template <typename T, int FEATURES, typename Shared, u32 STAGES, typename Leave>
-DEVICE void multiply(float (&sums)[FEATURES / 2], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end, const Leave& leave) {
+// sums = the products of a warpgroup's tokens, PARTS times GROUP_TOKENS, and a tile's weights of columns begin..end, one at least, out
+// of `shared`'s stages of `tokens` and `weights`. `leave(stage)` says that a warp has left one.
+template <typename T, int FEATURES, int PARTS, typename Shared, u32 STAGES, typename Leave>
+DEVICE void multiply(float (&sums)[PARTS][FEATURES / 2], Shared& shared, Pass<STAGES>& pass, u32 begin, u32 end,
+                     const Leave& leave) {
     constexpr u32 TOKEN_BYTES = sizeof(shared.tokens[0]), WEIGHT_BYTES = sizeof(shared.weights[0]);
+    constexpr u32 PART_BYTES = GROUP_TOKENS * ROW_BYTES;
     const u32 group = threadIdx.x / GROUP_THREADS;
-    const u32 tokens = matrix_at(shared_address(shared.tokens[0] + group * GROUP_TOKENS * ROW_BYTES), 16);
+    const u32 tokens = matrix_at(shared_address(shared.tokens[0] + group * PARTS * PART_BYTES), 16);
     const u32 weights = matrix_at(shared_address(shared.weights[0]), 16);
     u32 before = 0;
 #pragma unroll
-    for (int i = 0; i < FEATURES / 2; i++) sums[i] = 0.0f;
+    for (int part = 0; part < PARTS; part++) {
+#pragma unroll
+        for (int i = 0; i < FEATURES / 2; i++) sums[part][i] = 0.0f;
+    }
     for (u32 col = begin; col < end; col += STEP) {
         barrier_wait(&shared.is_there[pass.stage], pass.parity);
         const u32 a = of_warp(matrix_further(tokens, pass.stage * TOKEN_BYTES));
@@ -35,7 +40,10 @@ DEVICE void multiply(float (&sums)[FEATURES / 2], Shared& shared, Pass<STAGES>& 
 #pragma unroll
         for (u32 k = 0; k < PRODUCTS; k++) {
             const u32 at = k * PRODUCT_BYTES;
-            product_shared<T, FEATURES>(sums, matrix_further(a, at), matrix_further(b, at), true);
+#pragma unroll
+            for (int part = 0; part < PARTS; part++) {
+                product_shared<T, FEATURES>(sums[part], matrix_further(a, part * PART_BYTES + at), matrix_further(b, at), true);
+            }
         }
         products_commit();
         products_wait<1>();
@@ -44,7 +52,8 @@ DEVICE void multiply(float (&sums)[FEATURES / 2], Shared& shared, Pass<STAGES>& 
         pass.advance();
     }
     products_wait<0>();
-    keep(sums);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) keep(sums[part]);
     leave(before);
 }
 
@@ -52,13 +61,13 @@ DEVICE void multiply(float (&sums)[FEATURES / 2], Shared& shared, Pass<STAGES>& 
 template <typename T, int FEATURES, typename Shared, u32 STAGES, typename Leave>
 DEVICE void multiply_segments(float (&totals)[FEATURES / 2], const Call& call, Shared& shared, Pass<STAGES>& pass,
                               const Leave& leave) {
-    float sums[FEATURES / 2];
+    float sums[1][FEATURES / 2];
 #pragma unroll
     for (int i = 0; i < FEATURES / 2; i++) totals[i] = 0.0f;
     for (u32 begin = 0; begin < call.cols; begin += call.segment) {
         multiply<T, FEATURES>(sums, shared, pass, begin, min(begin + call.segment, call.cols), leave);
 #pragma unroll
-        for (int i = 0; i < FEATURES / 2; i++) totals[i] += sums[i];
+        for (int i = 0; i < FEATURES / 2; i++) totals[i] += sums[0][i];
     }
 }
 

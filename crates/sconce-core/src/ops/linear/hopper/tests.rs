@@ -69,7 +69,7 @@ fn assert_bits(found: &[f32], expected: &[f32], are_equal: bool, what: &str) {
 #[test]
 fn all_kernels_have_the_portable_bits() {
     // One segment, two, four and eight; tokens, features and columns that end within a tile, a box and a product.
-    let shapes = [[17, 136, 72], [130, 264, 200], [200, 520, 328], [65, 200, 552], [129, 136, 1096], [70, 16, 2056]];
+    let shapes = [[17, 136, 72], [130, 264, 200], [200, 520, 328], [65, 200, 552], [129, 136, 1096], [300, 16, 2056]];
     for (i, shape) in shapes.into_iter().enumerate() {
         let elem = [ElemType::Bf16, ElemType::F16][i % 2];
         for (device, are_equal) in hopper_devices(elem) {
@@ -78,7 +78,9 @@ fn all_kernels_have_the_portable_bits() {
                 let expected = case.portable(&device, out_elem);
                 let is_whole = Segments::of(&case.weight).splits == 1;
                 let rows = [Rows::R128, Rows::R192, Rows::R256].into_iter().take(if is_whole { 3 } else { 2 });
-                for kernel in [Kernel::Split64, Kernel::Split128].into_iter().chain(rows.map(Kernel::Large)) {
+                for kernel in
+                    [Kernel::Split64, Kernel::Split128, Kernel::Split256].into_iter().chain(rows.map(Kernel::Large))
+                {
                     let found = case.by_kernel(&device, kernel, out_elem);
                     assert_bits(&found, &expected, are_equal, &format!("{kernel:?} {shape:?} {elem:?} {out_elem:?}"));
                 }
@@ -166,8 +168,10 @@ fn the_kernel_goes_by_tokens_segments_and_device() {
         // In several segments.
         assert_eq!(choose(129, 384, 512), Some(Kernel::Large(Rows::R192)));
         assert_eq!(choose(257, 512, 512), Some(Kernel::Large(Rows::R128)));
-        // One tile, which a cluster of two takes in half the time.
-        assert_eq!(choose(65, 128, 512), Some(Kernel::Split128));
+        // One tile: a cluster of four is worth it, one of two is not.
+        assert_eq!(choose(65, 128, 1024), Some(Kernel::Split128));
+        assert_eq!(choose(65, 128, 512), Some(Kernel::Large(Rows::R128)));
+        assert_eq!(choose(256, 128, 1024), Some(Kernel::Split256));
         assert_eq!(choose(65, 644, 64), None, "rows of results are not whole pieces of 16 bytes");
         assert_eq!(choose(65, 640, 56), None, "rows narrower than a box");
     }
