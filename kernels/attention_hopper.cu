@@ -86,15 +86,24 @@ struct Core {
     DEVICE void load_q(const Call<T>& call, const Work& work, u32 consumer, u8* q) {
         const u32 group = call.num_heads / call.num_kv_heads;
         const u32 cols = (call.num_heads + 2 * call.num_kv_heads) * call.head_dim;
-        for (u32 i = threadIdx.x % GROUP_THREADS; i < GROUP_ROWS * CHUNKS * 8; i += GROUP_THREADS) {
-            const u32 row = i / (CHUNKS * 8), piece = i % (CHUNKS * 8), idx = consumer * GROUP_ROWS + row;
-            uint4 part = make_uint4(0, 0, 0, 0);
+        // All is asked for before any of it is put down.
+        constexpr u32 PIECES = CHUNKS * 8, NUM = GROUP_ROWS * PIECES / GROUP_THREADS;
+        uint4 parts[NUM];
+#pragma unroll
+        for (u32 i = 0; i < NUM; i++) {
+            const u32 at = threadIdx.x % GROUP_THREADS + i * GROUP_THREADS, piece = at % PIECES;
+            const u32 idx = consumer * GROUP_ROWS + at / PIECES;
+            parts[i] = make_uint4(0, 0, 0, 0);
             if (idx / group < work.num_queries && piece * 8 < call.head_dim) {
                 const u32 head = work.kv_head * group + idx % group;
                 const T* row_start = call.qkv + (u64)(work.query_start + idx / group) * cols + head * call.head_dim;
-                part = *(const uint4*)(row_start + piece * 8);
+                parts[i] = *(const uint4*)(row_start + piece * 8);
             }
-            *(uint4*)(q + piece / 8 * CHUNK_BYTES + row * 128 + (piece % 8 ^ row % 8) * 16) = part;
+        }
+#pragma unroll
+        for (u32 i = 0; i < NUM; i++) {
+            const u32 at = threadIdx.x % GROUP_THREADS + i * GROUP_THREADS, row = at / PIECES, piece = at % PIECES;
+            *(uint4*)(q + piece / 8 * CHUNK_BYTES + row * 128 + (piece % 8 ^ row % 8) * 16) = parts[i];
         }
         publish_shared();
         named_barrier_wait(1 + CONSUMERS + consumer, GROUP_THREADS);

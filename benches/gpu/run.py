@@ -176,6 +176,8 @@ def steps():
     yield Step("transformers", [sys.executable, ROOT / "benches/gpu/peer.py", BUILT / "models" / MODEL], 60, has_json=True)
     for products, flags, env in [("portable", [], WITHOUT_HOPPER), ("library's", ["--matmul-precision", "fast"], {})]:
         yield bench(f"prompts, {products} products", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *flags, env=env)
+    # A copy of keys is a block of the cache, or 64 of one.
+    yield bench("prompts, blocks of 64 tokens", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, "--block-size", "64")
     # What it is worth that the next step is launched before this one is read, and that kernels begin before others end.
     yield together("offline 128/128, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
     yield bench("one user, kernel after kernel", 60, "latency", "--input-len", "128", "--output-len", "128", *long, env={"SCONCE_CUDA_PDL": "0"})
