@@ -54,13 +54,6 @@ struct Tile {
         CopyBarrier is_there[STAGES], is_left[STAGES];
     };
 
-    // What a block does: tiles first, first + stride.. of `num`; of each the columns begin..end.
-    struct Share {
-        u32 first, stride, num, begin, end;
-
-        __device__ __forceinline__ bool is_empty() const { return begin >= end; }
-    };
-
     DEVICE TilePlace place_of(const Call& call, u32 tile) {
         return tile_place(tile, call.tokens, call.features, TOKENS, OUT_FEATURES);
     }
@@ -181,75 +174,24 @@ struct Tile {
         }
     }
 
-    // Of a tile's sums in shared memory, in floats: the lanes of four tokens write to different banks.
-    static constexpr u32 PITCH = TILE_FEATURES + 8;
-    static_assert(ENDING != SPLIT || TOKENS * PITCH * 4 <= STAGES * (TOKEN_BYTES + WEIGHT_BYTES), "sums take the stages' place");
+    using Sums = SplitSums<T, TILE_FEATURES, GROUPS, PARTS>;
+    static_assert(ENDING != SPLIT || Sums::BYTES <= STAGES * (TOKEN_BYTES + WEIGHT_BYTES), "sums take the stages' place");
 
-    // The segment of this block, if it has one; then its share of the tile, a number by its segments in order.
+    // The segment of this block, if it has one; then its share of the tile.
     DEVICE void consume_split(const Call& call, Shared& shared, const Share& share, u32 splits) {
-        constexpr u32 WIDTH = 8, ROW_PIECES = TILE_FEATURES / WIDTH;
-        const TilePlace place = place_of(call, blockIdx.x / splits);
         float* own = (float*)shared.tokens;
         if (!share.is_empty()) {
             Pass<STAGES> pass;
             float sums[PARTS][LEN];
             multiply_stages(sums, shared, pass, share.begin, share.end);
-            let_next_begin();
-            // All warpgroups have left the stages.
-            named_barrier_wait(1, CONSUMERS);
-            const u32 own_token = Results::own_token() + threadIdx.x / GROUP_THREADS * (PARTS - 1) * GROUP_TOKENS;
-#pragma unroll
-            for (int part = 0; part < PARTS; part++) {
-#pragma unroll
-                for (int i = 0; i < LEN; i += 2) {
-                    const u32 token = own_token + part * GROUP_TOKENS + i % 4 / 2 * 8;
-                    float* to = own + token * PITCH + i / 4 * 8 + threadIdx.x % 4 * 2;
-                    *(float2*)to = make_float2(sums[part][i], sums[part][i + 1]);
-                }
-            }
+            Sums::put(own, sums);
         }
-        cluster_barrier();
-        const u32 num_segments = tiles_of(call.cols, call.segment), num_tokens = min(TOKENS, call.tokens - place.first_token);
-        for (u32 i = cluster_rank() * CONSUMERS + threadIdx.x; i < num_tokens * ROW_PIECES; i += splits * CONSUMERS) {
-            const u32 token = i / ROW_PIECES, at = i % ROW_PIECES * WIDTH, feature = place.first_feature + at;
-            if (feature >= call.features) continue;
-            float totals[WIDTH] = {};
-            for (u32 s = 0; s < num_segments; s++) {
-                const float4* from = (const float4*)(own + token * PITCH + at);
-                const float4 low = load_of_cluster(from, s), high = load_of_cluster(from + 1, s);
-                const float sums[WIDTH] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-                for (u32 j = 0; j < WIDTH; j++) totals[j] += sums[j];
-            }
-            if (call.bias != nullptr) {
-                float bias[WIDTH];
-                load_vector<float, WIDTH>(bias, call.bias + feature);
-#pragma unroll
-                for (u32 j = 0; j < WIDTH; j++) totals[j] += bias[j];
-            }
-            const u64 to = (u64)(place.first_token + token) * call.features + feature;
-            if (call.out_is_f32) {
-                store_vector<float, WIDTH>((float*)call.out + to, totals);
-            } else {
-                store_vector<T, WIDTH>((T*)call.out + to, totals);
-            }
-        }
-        // Others have read this block's sums.
-        cluster_barrier();
+        Sums::add(call, place_of(call, blockIdx.x / splits), own, splits);
     }
 
     DEVICE Share share_of(const Call& call, u32 splits) {
         const u32 num_tiles = tiles_of(call.tokens, TOKENS) * tiles_of(call.features, OUT_FEATURES);
-        Share share = {blockIdx.x, gridDim.x, num_tiles, 0, call.cols};
-        if constexpr (ENDING == SPLIT) {
-            share.first = blockIdx.x / splits;
-            share.stride = num_tiles;
-            share.begin = blockIdx.x % splits * call.segment;
-            share.end = min(share.begin + call.segment, call.cols);
-            // A block without a segment brings nothing.
-            if (share.is_empty()) share.num = 0;
-        }
-        return share;
+        return ENDING == SPLIT ? split_share(call, num_tiles, splits) : whole_share(call, num_tiles);
     }
 
     // `splits`: of SPLIT. `kind`: of GATED.

@@ -1,5 +1,5 @@
 // What linear's kernels for Hopper have in common: products of tokens and weights in stages of shared memory, and the way of
-// their sums to memory. After platform.h, hopper.h, tiles.h and e4m3.h.
+// their sums to memory. After platform.h, hopper.h, vector.h, tiles.h and e4m3.h.
 #pragma once
 
 // Tokens and threads of a warpgroup. Columns and bytes of a stage's rows; rows of a box; columns and bytes of a product's rows.
@@ -15,6 +15,20 @@ struct Call {
     const float* bias;
     u32 tokens, features, cols, segment, out_is_f32;
 };
+
+// What a block does: tiles first, first + stride.. of `num`; of each the columns begin..end.
+struct Share {
+    u32 first, stride, num, begin, end;
+
+    __device__ __forceinline__ bool is_empty() const { return begin >= end; }
+};
+// Every so manieth of the tiles, whole.
+DEVICE Share whole_share(const Call& call, u32 num_tiles) { return {blockIdx.x, gridDim.x, num_tiles, 0, call.cols}; }
+// One tile for a cluster of `splits` blocks, a segment for each; a block without a segment has nothing.
+DEVICE Share split_share(const Call& call, u32 num_tiles, u32 splits) {
+    const u32 begin = blockIdx.x % splits * call.segment, end = min(begin + call.segment, call.cols);
+    return {blockIdx.x / splits, num_tiles, begin < end ? num_tiles : 0, begin, end};
+}
 
 // sums = the products of a warpgroup's tokens, PARTS times GROUP_TOKENS, and a tile's weights of columns begin..end, one at least, out
 // of `shared`'s stages of `tokens` and `weights`. `leave(stage)` says that a warp has left one.
@@ -176,5 +190,69 @@ struct Results {
 #pragma unroll
         for (int i = 0; i < 2 * BLOCKS; i++) words[i % 2][i / 2] = pack<T>(totals[2 * i], totals[2 * i + 1]);
         store_words<BLOCKS>(call, place, words);
+    }
+};
+
+// A tile whose segments are a cluster's blocks'. Each has its sums in its shared memory, in floats; rows are apart so that the lanes
+// of four tokens write to different banks.
+template <typename T, int FEATURES, int GROUPS, int PARTS>
+struct SplitSums {
+    static constexpr u32 TOKENS = GROUPS * PARTS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
+    static constexpr u32 PITCH = FEATURES + 8, BYTES = TOKENS * PITCH * 4;
+    // Of a token's features, as many as a thread adds at a time.
+    static constexpr u32 WIDTH = 8, ROW_PIECES = FEATURES / WIDTH;
+
+    // This block's, where the stages were: by the threads that multiply, when all of them are done.
+    DEVICE void put(float* own, const float (&sums)[PARTS][FEATURES / 2]) {
+        let_next_begin();
+        named_barrier_wait(1, CONSUMERS);
+        const u32 own_token = Results<T, FEATURES>::own_token() + threadIdx.x / GROUP_THREADS * (PARTS - 1) * GROUP_TOKENS;
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+#pragma unroll
+            for (int i = 0; i < FEATURES / 2; i += 2) {
+                const u32 token = own_token + part * GROUP_TOKENS + i % 4 / 2 * 8;
+                float* to = own + token * PITCH + i / 4 * 8 + threadIdx.x % 4 * 2;
+                *(float2*)to = make_float2(sums[part][i], sums[part][i + 1]);
+            }
+        }
+    }
+
+    // Each block adds its share of the tile, a number by its segments in order, and writes it with its scale and bias.
+    DEVICE void add(const Call& call, const TilePlace& place, const float* own, u32 splits) {
+        cluster_barrier();
+        const u32 num_segments = tiles_of(call.cols, call.segment), num_tokens = min(TOKENS, call.tokens - place.first_token);
+        for (u32 i = cluster_rank() * CONSUMERS + threadIdx.x; i < num_tokens * ROW_PIECES; i += splits * CONSUMERS) {
+            const u32 token = i / ROW_PIECES, at = i % ROW_PIECES * WIDTH, feature = place.first_feature + at;
+            if (feature >= call.features) continue;
+            float totals[WIDTH] = {};
+            for (u32 s = 0; s < num_segments; s++) {
+                const float4* from = (const float4*)(own + token * PITCH + at);
+                const float4 low = load_of_cluster(from, s), high = load_of_cluster(from + 1, s);
+                const float sums[WIDTH] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+                for (u32 j = 0; j < WIDTH; j++) totals[j] += sums[j];
+            }
+            if (call.scale != nullptr) {
+                float scale[WIDTH];
+                load_vector<float, WIDTH>(scale, call.scale + feature);
+#pragma unroll
+                for (u32 j = 0; j < WIDTH; j++) totals[j] = __fmul_rn(totals[j] * E4M3_FACTOR<T>, scale[j]);
+            }
+            if (call.bias != nullptr) {
+                float bias[WIDTH];
+                load_vector<float, WIDTH>(bias, call.bias + feature);
+#pragma unroll
+                for (u32 j = 0; j < WIDTH; j++) totals[j] += bias[j];
+            }
+            const u64 to = (u64)(place.first_token + token) * call.features + feature;
+            if (call.out_is_f32) {
+                store_vector<float, WIDTH>((float*)call.out + to, totals);
+            } else {
+                store_vector<T, WIDTH>((T*)call.out + to, totals);
+            }
+        }
+        // Others have read this block's sums.
+        cluster_barrier();
     }
 };

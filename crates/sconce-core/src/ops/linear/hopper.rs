@@ -27,8 +27,10 @@ pub(super) enum Kernel {
     Split256,
     /// Tile after tile, of 128 tokens.
     Large(Rows),
-    /// Tile after tile of weights in e4m3 (`linear_fp8_hopper.cu`).
+    /// Tile after tile of weights in e4m3 (`linear_fp8_hopper.cu`), of 128 tokens; a cluster a tile, of 64 or of 128.
     Fp8,
+    Fp8Split64,
+    Fp8Split128,
 }
 
 /// Rows of the weights that a large tile has.
@@ -48,26 +50,32 @@ struct Block {
     /// Rows of weights.
     rows: usize,
     stages: usize,
+    /// Of weights in e4m3: stages of their codes.
+    code_stages: usize,
     threads: usize,
 }
 
 impl Kernel {
     fn block(self) -> Block {
-        match self {
-            Self::Split64 => Block { tokens: 64, rows: 128, stages: 4, threads: 192 },
-            Self::Split128 => Block { tokens: 128, rows: 128, stages: 3, threads: 320 },
-            Self::Split256 => Block { tokens: 256, rows: 128, stages: 4, threads: 320 },
-            Self::Large(Rows::R128) => Block { tokens: 128, rows: 128, stages: 6, threads: 384 },
-            Self::Large(Rows::R192) => Block { tokens: 128, rows: 192, stages: 5, threads: 384 },
-            Self::Large(..) => Block { tokens: 128, rows: 256, stages: 4, threads: 384 },
-            Self::Fp8 => Block { tokens: 128, rows: 128, stages: 4, threads: 512 },
-        }
+        let (tokens, rows, stages, code_stages, threads) = match self {
+            Self::Split64 => (64, 128, 4, 0, 192),
+            Self::Split128 => (128, 128, 3, 0, 320),
+            Self::Split256 => (256, 128, 4, 0, 320),
+            Self::Large(Rows::R128) => (128, 128, 6, 0, 384),
+            Self::Large(Rows::R192) => (128, 192, 5, 0, 384),
+            Self::Large(..) => (128, 256, 4, 0, 384),
+            Self::Fp8 => (128, 128, 4, 3, 512),
+            Self::Fp8Split64 => (64, 128, 4, 6, 320),
+            Self::Fp8Split128 => (128, 128, 4, 5, 448),
+        };
+        Block { tokens, rows, stages, code_stages, threads }
     }
 
     /// All but that for gate and up.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let large = [Rows::R128, Rows::R192, Rows::R256].map(Self::Large);
-        [Self::Split64, Self::Split128, Self::Split256, Self::Fp8].into_iter().chain(large)
+        let split = [Self::Split64, Self::Split128, Self::Split256];
+        split.into_iter().chain([Self::Fp8, Self::Fp8Split64, Self::Fp8Split128]).chain(large)
     }
 
     pub(super) fn name(self, elem: ElemType) -> &'static str {
@@ -80,6 +88,8 @@ impl Kernel {
             Self::Large(Rows::R256) => ("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
             Self::Large(Rows::Gated256) => ("linear_hopper_gated_128x256_bf16", "linear_hopper_gated_128x256_f16"),
             Self::Fp8 => ("linear_fp8_hopper_bf16", "linear_fp8_hopper_f16"),
+            Self::Fp8Split64 => ("linear_fp8_hopper_split_64x128_bf16", "linear_fp8_hopper_split_64x128_f16"),
+            Self::Fp8Split128 => ("linear_fp8_hopper_split_128x128_bf16", "linear_fp8_hopper_split_128x128_f16"),
         };
         elem.kernel(bf16, f16)
     }
@@ -91,7 +101,12 @@ impl Kernel {
 
     /// Whether a cluster has a tile.
     fn is_split(self) -> bool {
-        matches!(self, Self::Split64 | Self::Split128 | Self::Split256)
+        matches!(self, Self::Split64 | Self::Split128 | Self::Split256 | Self::Fp8Split64 | Self::Fp8Split128)
+    }
+
+    /// Whether it is for weights in e4m3.
+    fn is_fp8(self) -> bool {
+        matches!(self, Self::Fp8 | Self::Fp8Split64 | Self::Fp8Split128)
     }
 
     /// Blocks of a cluster.
@@ -108,11 +123,12 @@ impl Kernel {
     /// What it takes, as far as that is known without asking a device: rows of weights that the multiprocessor with most to do
     /// multiplies, by 128 tokens, in percent of what the tiles of 256 rows take for them. Smaller ones wait for the second cache
     /// more often, and what is split is put together at the end: on an H200 split tiles of 128 took 0.9 to 1.8 times what those
-    /// of 128 rows that are not took, of 128 and 256 tokens. Those of 256 were not measured.
+    /// of 128 rows that are not took, of 128 and 256 tokens. Those of 256, and of e4m3, were not measured.
     fn cost(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> usize {
         let percent = match self {
             Self::Split64 | Self::Split128 => 250,
             Self::Split256 => 150,
+            Self::Fp8Split64 | Self::Fp8Split128 => 130,
             Self::Large(Rows::R128) => 110,
             Self::Large(Rows::R192) => 103,
             Self::Large(..) | Self::Fp8 => 100,
@@ -122,8 +138,18 @@ impl Kernel {
         rows * percent / self.cluster(weight)
     }
 
-    /// Of more than [`FEW_TOKENS`].
     fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
+        let is_fp8 = weight.row_scales.is_some();
+        if num_tokens <= FEW_TOKENS {
+            return if is_fp8 { Self::Fp8Split64 } else { Self::Split64 };
+        }
+        if is_fp8 {
+            let kernels = [Self::Fp8, Self::Fp8Split128];
+            return kernels
+                .into_iter()
+                .min_by_key(|kernel| kernel.cost(device, num_tokens, weight))
+                .unwrap_or(Self::Fp8);
+        }
         let large = [Rows::R256, Rows::R192, Rows::R128].map(Self::Large);
         let first = usize::from(Segments::of(weight).len < weight.cols);
         let kernels = large.into_iter().skip(first).chain([Self::Split128, Self::Split256]);
@@ -132,10 +158,9 @@ impl Kernel {
 
     fn shared_bytes(self) -> usize {
         const ROW_BYTES: usize = 128;
-        const OTHER_BYTES: usize = 1024 + 128;
-        let Block { tokens, rows, stages, .. } = self.block();
-        let codes = if self == Self::Fp8 { 3 * rows * ROW_BYTES } else { 0 };
-        stages * (tokens + rows) * ROW_BYTES + codes + OTHER_BYTES
+        const OTHER_BYTES: usize = 1024 + 256;
+        let Block { tokens, rows, stages, code_stages, .. } = self.block();
+        (stages * (tokens + rows) + code_stages * rows) * ROW_BYTES + OTHER_BYTES
     }
 }
 
@@ -156,16 +181,7 @@ impl<'a> Call<'a> {
         if num_tokens <= MAX_ROWS {
             return None;
         }
-        let kernel = if weight.row_scales.is_some() {
-            // Three of four multiprocessors are worth more than all of them at the portable kernels' rate.
-            let fills = 4 * Kernel::Fp8.num_blocks(num_tokens, weight) >= 3 * device.num_sms();
-            (num_tokens > FEW_TOKENS && fills).then_some(Kernel::Fp8)?
-        } else if num_tokens <= FEW_TOKENS {
-            Kernel::Split64
-        } else {
-            Kernel::cheapest(device, num_tokens, weight)
-        };
-        Self::new(device, kernel, x, weight)
+        Self::new(device, Kernel::cheapest(device, num_tokens, weight), x, weight)
     }
 
     /// Its kernel's name.
@@ -182,7 +198,7 @@ impl<'a> Call<'a> {
         let is_gated = kernel == Kernel::Large(Rows::Gated256);
         let suits = is_there
             && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 })
-            && weight.row_scales.is_some() == (kernel == Kernel::Fp8)
+            && weight.row_scales.is_some() == kernel.is_fp8()
             && (!kernel.is_whole() || Segments::of(weight).len >= weight.cols);
         suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
     }
@@ -190,7 +206,7 @@ impl<'a> Call<'a> {
     fn args(&self, out: &Buffer) -> Args {
         let Self { weight, num_tokens, .. } = *self;
         let mut args = Args::new().with(out.ptr()).with_map(self.x).with_map(self.map);
-        if self.kernel == Kernel::Fp8 {
+        if self.kernel.is_fp8() {
             args = args.with(ptr_of_rows(weight, weight.row_scales.as_ref()));
         }
         let args = args.with(ptr_of_rows(weight, weight.bias.as_ref())).with(num_tokens).with(out.cols());
@@ -200,7 +216,7 @@ impl<'a> Call<'a> {
     fn dims(&self) -> Dims {
         let cluster = self.kernel.cluster(self.weight);
         let mut num_blocks = self.kernel.num_blocks(self.num_tokens, self.weight);
-        if matches!(self.kernel, Kernel::Large(..) | Kernel::Fp8) {
+        if !self.kernel.is_split() {
             num_blocks = num_blocks.min(self.device.num_sms());
         }
         let dims = Dims::linear(num_blocks, self.kernel.block().threads).in_clusters(cluster);
@@ -211,10 +227,7 @@ impl<'a> Call<'a> {
     pub(super) fn launch(&self, out: &mut Buffer) -> Result<()> {
         assert!(out.cols() == self.weight.rows && out.rows() == self.num_tokens, "invariant: shapes fit");
         let dims = self.dims();
-        let mut args = self.args(out);
-        if self.kernel != Kernel::Fp8 {
-            args = args.with(dims.cluster);
-        }
+        let args = self.args(out).with(dims.cluster);
         // SAFETY: shapes are compared above, by `new` and by `check` where the kernel is chosen; maps are the buffer's and the
         // matrix's own.
         unsafe { self.device.launch(self.name(), &dims, &args) }

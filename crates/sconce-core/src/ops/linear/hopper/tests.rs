@@ -115,9 +115,12 @@ fn weights_in_e4m3_have_the_portable_bits() {
             let weight = fp8::matrix(&device, &fp8::codes(features * cols, 5), &scales, elem, bias.as_deref());
             let case = Case { weight, ..case };
             for out_elem in [ElemType::F32, elem] {
-                let found = case.by_kernel(&device, Kernel::Fp8, out_elem);
-                let what = format!("{tokens} {features} {cols} {elem:?} {out_elem:?}");
-                assert_bits(&found, &case.portable(&device, out_elem), are_equal, &what);
+                let expected = case.portable(&device, out_elem);
+                for kernel in [Kernel::Fp8, Kernel::Fp8Split64, Kernel::Fp8Split128] {
+                    let found = case.by_kernel(&device, kernel, out_elem);
+                    let what = format!("{kernel:?} {tokens} {features} {cols} {elem:?} {out_elem:?}");
+                    assert_bits(&found, &expected, are_equal, &what);
+                }
             }
             assert!(
                 !gated(&*device, &mut case.out(&device, features / 2, elem), &case.x, &case.weight, Activation::Silu)
