@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds what run.sh takes to a machine with a GPU, into target/gpu: the program with kernels compiled for every device, the
-# library's tests, and models' configs and tokenizers.
+# library's tests, what traces kernels, and models' configs and tokenizers.
 #
 # prepare.sh MODELS: MODELS has one folder a model, with config.json and, if at hand, tokenizer.json; weights are random, and so
 # are prompts, for which any tokenizer does.
@@ -22,6 +22,13 @@ for line in sys.stdin:
     if message.get("executable") and message["target"]["name"] == "sconce_core":
         print(message["executable"])')
 strip -o "$out/tests" "$tests"
+python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --target "$out/cupti" \
+    'nvidia-cuda-cupti==13.0.*' 'nvidia-cuda-runtime==13.0.*'
+cupti=$out/cupti/nvidia/cu13
+cc -O2 -shared -fPIC -I"$cupti/include" -I"$(dirname "$NVCC")/../include" benches/gpu/trace.c -o "$out/trace.so" \
+    -L"$cupti/lib" -l:libcupti.so.13 -Wl,-rpath,'$ORIGIN'
+cp "$cupti/lib/libcupti.so.13" "$out/"
+rm -r "$out/cupti"
 for model in "$models"/*/; do
     name=$(basename "$model")
     mkdir "$out/models/$name"

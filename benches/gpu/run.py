@@ -20,6 +20,8 @@ import tempfile
 import time
 import urllib.request
 
+import timeline
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILT = ROOT / "target/gpu"
 SANITIZERS = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
@@ -100,6 +102,25 @@ class Served(Step):
             return False
 
 
+class Traced(Step):
+    """Says what a step's kernels take, one by one: the rates of its own report are not those of a run without the trace."""
+
+    def run(self, out, left_s):
+        with tempfile.TemporaryDirectory() as folder:
+            trace = pathlib.Path(folder) / "trace.csv"
+            self.env = self.env | {"CUDA_INJECTION64_PATH": str(BUILT / "trace.so"), "SCONCE_TRACE": str(trace), "SCONCE_CUDA_PDL": "0"}
+            result = super().run(out, left_s)
+            result.pop("report", None)
+            if result["outcome"] == "ok":
+                result["timeline"] = None
+                if trace.exists():
+                    with open(trace, encoding="utf-8") as lines:
+                        result["timeline"] = timeline.timeline(lines)
+                if result["timeline"] is None:
+                    result |= {"outcome": "failed: no step in the trace", "tail": ""}
+            return result
+
+
 def write_checkpoint(folder):
     """A Llama's whole safetensors file of zeros, which takes no room on the disk, read once into the page cache."""
     shutil.copytree(BUILT / "models" / MODEL, folder, dirs_exist_ok=True)
@@ -129,9 +150,9 @@ def write_checkpoint(folder):
             pass
 
 
-def bench(name, limit_s, mode, *flags, model=MODEL, env=None):
+def bench(name, limit_s, mode, *flags, model=MODEL, env=None, kind=Step):
     engine = ["--model", BUILT / "models" / model, "--load-format", "dummy", "--device", "cuda:0", "--json"]
-    return Step(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True, env=env)
+    return kind(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True, env=env)
 
 
 def steps():
@@ -151,9 +172,9 @@ def steps():
     yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
     many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
 
-    def together(name, prompts, input_len, output_len, *flags, limit_s=60, env=None):
+    def together(name, prompts, input_len, output_len, *flags, limit_s=60, env=None, kind=Step):
         lengths = ["--num-prompts", prompts, "--input-len", input_len, "--output-len", output_len]
-        return bench(name, limit_s, "throughput", *lengths, *many, *flags, env=env)
+        return bench(name, limit_s, "throughput", *lengths, *many, *flags, env=env, kind=kind)
 
     for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
         yield together(f"offline {input_len}/{output_len}", prompts, input_len, output_len, limit_s=90)
@@ -170,6 +191,15 @@ def steps():
     yield together("one among 127 others", 128, 512, 128, "--check-alone")
     yield together("one among 127 others, fast", 128, 512, 128, "--check-alone", "--matmul-precision", "fast")
     yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 60)
+    short = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "2"]
+    for what, flags in [("one user", ["--input-len", "128", "--output-len", "32"]),
+                        ("one user after 4096", ["--input-len", "4096", "--output-len", "64"]),
+                        ("one user, fp8", ["--input-len", "128", "--output-len", "32", "--quantization", "fp8"]),
+                        ("a prompt of 2048", ["--input-len", "2048", "--output-len", "2"]),
+                        ("a prompt of 8192", ["--input-len", "8192", "--output-len", "2"])]:
+        yield bench(f"timeline of {what}", 40, "latency", *short, *flags, kind=Traced)
+    for batch_size in [16, 64, 256]:
+        yield together(f"timeline of a decode of {batch_size}", batch_size, 1024, 16, "--cached-prompts", limit_s=40, kind=Traced)
     # Each operation is waited for here: what it takes by itself, launch and all.
     yield bench("one user, operations one by one", 60, "ops", "--input-len", "2048", "--max-model-len", "4096",
                 "--max-num-batched-tokens", "2048", "--num-iters", "2")
@@ -234,6 +264,9 @@ def table(result):
             rates = [f"{op[key] / scale:,.0f}" if op[key] else "-"
                      for key, scale in (("weight_gb_per_s", 1), ("gflop_per_s", 1e3))]
             lines.append(f"| {name} | {op['ms']:.3f} | {op['num_calls']:.0f} | {' | '.join(rates)} |")
+    for step in result["steps"]:
+        if step.get("timeline"):
+            lines += ["", f"{step['name']}, kernel after kernel", "", *timeline.table(step["timeline"])]
     for step in result["steps"]:
         if step.get("tail"):
             lines += ["", f"{step['name']}: {step['outcome']}", "", "```", step["tail"], "```"]
