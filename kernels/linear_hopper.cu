@@ -17,8 +17,9 @@
 //
 // linear_hopper_split_<tokens>x<features>: tiles of 64, 128 or 256 tokens and 128 features. A cluster of `splits` blocks has a tile,
 // a block one of its segments (or none), so that few tiles occupy a device. Sums go to shared memory, and each block adds its share
-// of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor, of 256 tokens one: its two warpgroups have
-// twice 64 tokens each, for which weights are read once.
+// of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor. Of 256 tokens one: its two warpgroups have
+// twice 64 tokens each, for which weights are read once; and of those named deep, whose stages are as many as it has room for: where
+// there are no more blocks than multiprocessors, each must keep its own loading.
 // linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x128 and 128x192 for any number, whose totals stay in registers:
 // tile after tile by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at
 // most the tiles. Gated: 128 rows of gate and the same of up are a tile's 256.
@@ -243,6 +244,8 @@ struct Tile {
     LINEAR(T, split_64x128, 1, 1, 128, 4, SPLIT, 192, 2, splits)                                                       \
     LINEAR(T, split_128x128, 2, 1, 128, 3, SPLIT, 320, 2, splits)                                                      \
     LINEAR(T, split_256x128, 2, 2, 128, 4, SPLIT, 320, 1, splits)                                                      \
+    LINEAR(T, split_deep_64x128, 1, 1, 128, 8, SPLIT, 192, 1, splits)                                                  \
+    LINEAR(T, split_deep_128x128, 2, 1, 128, 6, SPLIT, 320, 1, splits)                                                 \
     LINEAR(T, 128x128, 2, 1, 128, 6, SEGMENTS, 384, 1, none)                                                           \
     LINEAR(T, 128x192, 2, 1, 192, 5, SEGMENTS, 384, 1, none)                                                           \
     LINEAR(T, 128x256, 2, 1, 256, 4, WHOLE, 384, 1, none)                                                              \

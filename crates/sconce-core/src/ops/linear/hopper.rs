@@ -25,6 +25,9 @@ pub(super) enum Kernel {
     /// The same of 128, of 256.
     Split128,
     Split256,
+    /// Of 64 and of 128 too, for no more blocks than there are multiprocessors.
+    Deep64,
+    Deep128,
     /// Tile after tile, of 128 tokens.
     Large(Rows),
     /// Tile after tile of weights in e4m3 (`linear_fp8_hopper.cu`), of 128 tokens; a cluster a tile, of 64 or of 128.
@@ -61,6 +64,8 @@ impl Kernel {
             Self::Split64 => (64, 128, 4, 0, 192),
             Self::Split128 => (128, 128, 3, 0, 320),
             Self::Split256 => (256, 128, 4, 0, 320),
+            Self::Deep64 => (64, 128, 8, 0, 192),
+            Self::Deep128 => (128, 128, 6, 0, 320),
             Self::Large(Rows::R128) => (128, 128, 6, 0, 384),
             Self::Large(Rows::R192) => (128, 192, 5, 0, 384),
             Self::Large(..) => (128, 256, 4, 0, 384),
@@ -73,9 +78,9 @@ impl Kernel {
 
     /// All but that for gate and up.
     pub(super) fn all() -> impl Iterator<Item = Self> {
-        let large = [Rows::R128, Rows::R192, Rows::R256].map(Self::Large);
-        let split = [Self::Split64, Self::Split128, Self::Split256];
-        split.into_iter().chain([Self::Fp8, Self::Fp8Split64, Self::Fp8Split128]).chain(large)
+        let large = [Rows::R256, Rows::R192, Rows::R128].map(Self::Large);
+        let split = [Self::Split64, Self::Split128, Self::Split256, Self::Deep64, Self::Deep128];
+        large.into_iter().chain(split).chain([Self::Fp8, Self::Fp8Split64, Self::Fp8Split128])
     }
 
     pub(super) fn name(self, elem: ElemType) -> &'static str {
@@ -83,6 +88,8 @@ impl Kernel {
             Self::Split64 => ("linear_hopper_split_64x128_bf16", "linear_hopper_split_64x128_f16"),
             Self::Split128 => ("linear_hopper_split_128x128_bf16", "linear_hopper_split_128x128_f16"),
             Self::Split256 => ("linear_hopper_split_256x128_bf16", "linear_hopper_split_256x128_f16"),
+            Self::Deep64 => ("linear_hopper_split_deep_64x128_bf16", "linear_hopper_split_deep_64x128_f16"),
+            Self::Deep128 => ("linear_hopper_split_deep_128x128_bf16", "linear_hopper_split_deep_128x128_f16"),
             Self::Large(Rows::R128) => ("linear_hopper_128x128_bf16", "linear_hopper_128x128_f16"),
             Self::Large(Rows::R192) => ("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
             Self::Large(Rows::R256) => ("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
@@ -101,7 +108,7 @@ impl Kernel {
 
     /// Whether a cluster has a tile.
     fn is_split(self) -> bool {
-        matches!(self, Self::Split64 | Self::Split128 | Self::Split256 | Self::Fp8Split64 | Self::Fp8Split128)
+        !matches!(self, Self::Large(_) | Self::Fp8)
     }
 
     /// Whether it is for weights in e4m3.
@@ -126,7 +133,7 @@ impl Kernel {
     /// of 128 rows that are not took, of 128 and 256 tokens. Those of 256, and of e4m3, were not measured.
     fn cost(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> usize {
         let percent = match self {
-            Self::Split64 | Self::Split128 => 250,
+            Self::Split64 | Self::Split128 | Self::Deep64 | Self::Deep128 => 250,
             Self::Split256 => 150,
             Self::Fp8Split64 | Self::Fp8Split128 => 130,
             Self::Large(Rows::R128) => 110,
@@ -139,21 +146,20 @@ impl Kernel {
     }
 
     fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
-        let is_fp8 = weight.row_scales.is_some();
-        if num_tokens <= FEW_TOKENS {
-            return if is_fp8 { Self::Fp8Split64 } else { Self::Split64 };
+        let (is_fp8, is_one_segment) = (weight.row_scales.is_some(), Segments::of(weight).len >= weight.cols);
+        let suits = |kernel: &Self| {
+            kernel.is_fp8() == is_fp8
+                && (!kernel.is_whole() || is_one_segment)
+                && (kernel.block().tokens <= FEW_TOKENS) == (num_tokens <= FEW_TOKENS)
+                && !matches!(kernel, Self::Deep64 | Self::Deep128)
+        };
+        let cheapest = Self::all().filter(suits).min_by_key(|kernel| kernel.cost(device, num_tokens, weight));
+        let cheapest = cheapest.expect("invariant: there are some of each kind");
+        match cheapest {
+            Self::Split64 if cheapest.num_blocks(num_tokens, weight) <= device.num_sms() => Self::Deep64,
+            Self::Split128 if cheapest.num_blocks(num_tokens, weight) <= device.num_sms() => Self::Deep128,
+            _ => cheapest,
         }
-        if is_fp8 {
-            let kernels = [Self::Fp8, Self::Fp8Split128];
-            return kernels
-                .into_iter()
-                .min_by_key(|kernel| kernel.cost(device, num_tokens, weight))
-                .unwrap_or(Self::Fp8);
-        }
-        let large = [Rows::R256, Rows::R192, Rows::R128].map(Self::Large);
-        let first = usize::from(Segments::of(weight).len < weight.cols);
-        let kernels = large.into_iter().skip(first).chain([Self::Split128, Self::Split256]);
-        kernels.min_by_key(|kernel| kernel.cost(device, num_tokens, weight)).unwrap_or(Self::Split128)
     }
 
     fn shared_bytes(self) -> usize {

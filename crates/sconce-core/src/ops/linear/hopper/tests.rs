@@ -76,10 +76,8 @@ fn all_kernels_have_the_portable_bits() {
             let case = Case::new(&device, shape, elem, i % 3 != 0);
             for out_elem in [ElemType::F32, elem] {
                 let expected = case.portable(&device, out_elem);
-                let is_whole = Segments::of(&case.weight).splits == 1;
-                let rows = [Rows::R128, Rows::R192, Rows::R256].into_iter().take(if is_whole { 3 } else { 2 });
-                for kernel in
-                    [Kernel::Split64, Kernel::Split128, Kernel::Split256].into_iter().chain(rows.map(Kernel::Large))
+                let is_one_segment = Segments::of(&case.weight).splits == 1;
+                for kernel in Kernel::all().filter(|kernel| !kernel.is_fp8() && (!kernel.is_whole() || is_one_segment))
                 {
                     let found = case.by_kernel(&device, kernel, out_elem);
                     assert_bits(&found, &expected, are_equal, &format!("{kernel:?} {shape:?} {elem:?} {out_elem:?}"));
@@ -116,7 +114,7 @@ fn weights_in_e4m3_have_the_portable_bits() {
             let case = Case { weight, ..case };
             for out_elem in [ElemType::F32, elem] {
                 let expected = case.portable(&device, out_elem);
-                for kernel in [Kernel::Fp8, Kernel::Fp8Split64, Kernel::Fp8Split128] {
+                for kernel in Kernel::all().filter(|kernel| kernel.is_fp8()) {
                     let found = case.by_kernel(&device, kernel, out_elem);
                     let what = format!("{kernel:?} {tokens} {features} {cols} {elem:?} {out_elem:?}");
                     assert_bits(&found, &expected, are_equal, &what);
@@ -164,6 +162,7 @@ fn the_kernel_goes_by_tokens_segments_and_device() {
         };
         assert_eq!(choose(16, 2048, 64), None);
         assert_eq!([17, 64].map(|tokens| choose(tokens, 2048, 64)), [Some(Kernel::Split64); 2]);
+        assert_eq!([17, 64].map(|tokens| choose(tokens, 512, 64)), [Some(Kernel::Deep64); 2]);
         assert_eq!(choose(65, 1024, 64), Some(Kernel::Large(Rows::R256)));
         // Tiles of 256 rows would leave the shim's four multiprocessors one more to wait for.
         assert_eq!(choose(65, 1280, 64), Some(Kernel::Large(Rows::R192)));
@@ -172,7 +171,7 @@ fn the_kernel_goes_by_tokens_segments_and_device() {
         assert_eq!(choose(129, 384, 512), Some(Kernel::Large(Rows::R192)));
         assert_eq!(choose(257, 512, 512), Some(Kernel::Large(Rows::R128)));
         // One tile: a cluster of four is worth it, one of two is not.
-        assert_eq!(choose(65, 128, 1024), Some(Kernel::Split128));
+        assert_eq!(choose(65, 128, 1024), Some(Kernel::Deep128));
         assert_eq!(choose(65, 128, 512), Some(Kernel::Large(Rows::R128)));
         assert_eq!(choose(256, 128, 1024), Some(Kernel::Split256));
         assert_eq!(choose(65, 644, 64), None, "rows of results are not whole pieces of 16 bytes");
