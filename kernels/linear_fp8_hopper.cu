@@ -19,6 +19,7 @@
 #include "lib/platform.h"
 #include "lib/hopper.h"
 #include "lib/vector.h"
+#include "lib/activation.h"
 #include "lib/tiles.h"
 #include "lib/e4m3.h"
 #include "lib/linear_hopper.h"
@@ -148,7 +149,7 @@ struct Tile {
                 multiply<T, FEATURES>(sums, shared, pass, share.begin, share.end, leave_stage);
                 Sums::put(own, sums);
             }
-            Sums::add(call, place_of(call, blockIdx.x / splits), own, splits);
+            Sums::template add<false>(call, place_of(call, blockIdx.x / splits), own, splits, 0);
         } else {
             for (u32 tile = share.first; tile < share.num; tile += share.stride) {
                 float totals[Results::LEN];

@@ -19,7 +19,8 @@
 // a block one of its segments (or none), so that few tiles occupy a device. Sums go to shared memory, and each block adds its share
 // of the tile over the cluster's. Grid: splits * tiles. Two blocks fit a multiprocessor. Of 256 tokens one: its two warpgroups have
 // twice 64 tokens each, for which weights are read once; and of those named deep, whose stages are as many as it has room for: where
-// there are no more blocks than multiprocessors, each must keep its own loading.
+// there are no more blocks than multiprocessors, each must keep its own loading. Gated: one segment; 64 rows of gate and the same of
+// up are a tile's 128.
 // linear_hopper_<tokens>x<features>, 128x256 for one segment, 128x128 and 128x192 for any number, whose totals stay in registers:
 // tile after tile by as many blocks as there are multiprocessors, stages of the next tile arriving while one is stored. Grid: at
 // most the tiles. Gated: 128 rows of gate and the same of up are a tile's 256.
@@ -36,15 +37,16 @@
 #include "lib/linear_hopper.h"
 
 // How a tile's sums become results.
-enum Ending { SPLIT, WHOLE, SEGMENTS, GATED };
+enum Ending { SPLIT, SPLIT_GATED, WHOLE, SEGMENTS, GATED };
 
 template <typename T, int GROUPS, int PARTS, int TILE_FEATURES, u32 STAGES, Ending ENDING>
 struct Tile {
-    static_assert(PARTS == 1 || ENDING == SPLIT, "others store the tokens of one part");
+    static constexpr bool IS_SPLIT = ENDING == SPLIT || ENDING == SPLIT_GATED, IS_GATED = ENDING == GATED || ENDING == SPLIT_GATED;
+    static_assert(PARTS == 1 || IS_SPLIT, "others store the tokens of one part");
     static constexpr u32 TOKENS = GROUPS * PARTS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
     // Warps that bring stages.
-    static constexpr u32 PRODUCERS = ENDING == SPLIT ? 2 : 4;
-    static constexpr u32 OUT_FEATURES = ENDING == GATED ? TILE_FEATURES / 2 : TILE_FEATURES;
+    static constexpr u32 PRODUCERS = IS_SPLIT ? 2 : 4;
+    static constexpr u32 OUT_FEATURES = IS_GATED ? TILE_FEATURES / 2 : TILE_FEATURES;
     static constexpr u32 TOKEN_BYTES = TOKENS * ROW_BYTES, WEIGHT_BYTES = TILE_FEATURES * ROW_BYTES;
     using Results = ::Results<T, TILE_FEATURES>;
     static constexpr int LEN = Results::LEN, BLOCKS = Results::BLOCKS;
@@ -85,7 +87,7 @@ struct Tile {
 #pragma unroll 1
         for (u32 i = producer + tiles_of(TOKEN_BOXES - min(producer, TOKEN_BOXES), PRODUCERS) * PRODUCERS; i < BOXES; i += PRODUCERS) {
             const u32 row = (i - TOKEN_BOXES) * BOX_ROWS;
-            const u32 of_half = ENDING == GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row;
+            const u32 of_half = IS_GATED && row >= OUT_FEATURES ? call.features + row - OUT_FEATURES : row;
             const u32 from = step.place.first_feature + of_half;
             u8* to = shared.weights[stage] + row * ROW_BYTES;
             copy_box(to, call.weight, is_there, step.col, from, 0);
@@ -176,10 +178,10 @@ struct Tile {
     }
 
     using Sums = SplitSums<T, TILE_FEATURES, GROUPS, PARTS>;
-    static_assert(ENDING != SPLIT || Sums::BYTES <= STAGES * (TOKEN_BYTES + WEIGHT_BYTES), "sums take the stages' place");
+    static_assert(!IS_SPLIT || Sums::BYTES <= STAGES * (TOKEN_BYTES + WEIGHT_BYTES), "sums take the stages' place");
 
     // The segment of this block, if it has one; then its share of the tile.
-    DEVICE void consume_split(const Call& call, Shared& shared, const Share& share, u32 splits) {
+    DEVICE void consume_split(const Call& call, Shared& shared, const Share& share, u32 splits, u32 kind) {
         float* own = (float*)shared.tokens;
         if (!share.is_empty()) {
             Pass<STAGES> pass;
@@ -187,16 +189,17 @@ struct Tile {
             multiply_stages(sums, shared, pass, share.begin, share.end);
             Sums::put(own, sums);
         }
-        Sums::add(call, place_of(call, blockIdx.x / splits), own, splits);
+        Sums::template add<IS_GATED>(call, place_of(call, blockIdx.x / splits), own, splits, kind);
     }
 
     DEVICE Share share_of(const Call& call, u32 splits) {
         const u32 num_tiles = tiles_of(call.tokens, TOKENS) * tiles_of(call.features, OUT_FEATURES);
-        return ENDING == SPLIT ? split_share(call, num_tiles, splits) : whole_share(call, num_tiles);
+        return IS_SPLIT ? split_share(call, num_tiles, splits) : whole_share(call, num_tiles);
     }
 
-    // `splits`: of SPLIT. `kind`: of GATED.
-    DEVICE void run(const Call& call, u32 splits, u32 kind) {
+    // `last`: a tile's splits, or what gate is activated by, which takes one segment.
+    DEVICE void run(const Call& call, u32 last) {
+        const u32 splits = IS_GATED ? 1 : last, kind = last;
         DYNAMIC_SHARED(memory);
         Shared& shared = *(Shared*)(memory + (0 - shared_address(memory)) % 1024);
         if (threadIdx.x == 0) {
@@ -211,17 +214,17 @@ struct Tile {
         __syncthreads();
         // What is known before registers change hands has few of them: each role finds out for itself what there is to do.
         if (threadIdx.x / GROUP_THREADS == GROUPS) {
-            if constexpr (ENDING != SPLIT) give_registers<40>();
+            if constexpr (!IS_SPLIT) give_registers<40>();
             if (threadIdx.x % 32 == 0) {
                 produce(call, shared, share_of(call, splits), (threadIdx.x - CONSUMERS) / 32);
             } else {
                 wait_for_writes();
             }
         } else {
-            if constexpr (ENDING != SPLIT) take_registers<232>();
+            if constexpr (!IS_SPLIT) take_registers<232>();
             wait_for_writes();
-            if constexpr (ENDING == SPLIT) {
-                consume_split(call, shared, share_of(call, splits), splits);
+            if constexpr (IS_SPLIT) {
+                consume_split(call, shared, share_of(call, splits), splits, kind);
             } else {
                 consume(call, shared, share_of(call, splits), kind);
             }
@@ -237,7 +240,7 @@ struct Tile {
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)                                                      \
         linear_hopper_##NAME##_##T(ARGUMENTS, u32 LAST) {                                                              \
         const Call call = CALL;                                                                                        \
-        Tile<T, GROUPS, PARTS, FEATURES, STAGES, ENDING>::run(call, LAST, LAST);                                       \
+        Tile<T, GROUPS, PARTS, FEATURES, STAGES, ENDING>::run(call, LAST);                                             \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_hopper_##NAME##_##T)
 #define KERNELS(T)                                                                                                     \
@@ -246,6 +249,7 @@ struct Tile {
     LINEAR(T, split_256x128, 2, 2, 128, 4, SPLIT, 320, 1, splits)                                                      \
     LINEAR(T, split_deep_64x128, 1, 1, 128, 8, SPLIT, 192, 1, splits)                                                  \
     LINEAR(T, split_deep_128x128, 2, 1, 128, 6, SPLIT, 320, 1, splits)                                                 \
+    LINEAR(T, split_gated_64x128, 1, 1, 128, 4, SPLIT_GATED, 192, 2, kind)                                             \
     LINEAR(T, 128x128, 2, 1, 128, 6, SEGMENTS, 384, 1, none)                                                           \
     LINEAR(T, 128x192, 2, 1, 192, 5, SEGMENTS, 384, 1, none)                                                           \
     LINEAR(T, 128x256, 2, 1, 256, 4, WHOLE, 384, 1, none)                                                              \

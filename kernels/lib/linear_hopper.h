@@ -1,5 +1,6 @@
 // What linear's kernels for Hopper have in common: products of tokens and weights in stages of shared memory, and the way of
-// their sums to memory. After platform.h, hopper.h, vector.h, tiles.h and e4m3.h.
+// their sums to memory. After platform.h, hopper.h, vector.h, activation.h,
+// tiles.h and e4m3.h.
 #pragma once
 
 // Tokens and threads of a warpgroup. Columns and bytes of a stage's rows; rows of a box; columns and bytes of a product's rows.
@@ -200,7 +201,9 @@ struct SplitSums {
     static constexpr u32 TOKENS = GROUPS * PARTS * GROUP_TOKENS, CONSUMERS = GROUPS * GROUP_THREADS;
     static constexpr u32 PITCH = FEATURES + 8, BYTES = TOKENS * PITCH * 4;
     // Of a token's features, as many as a thread adds at a time.
-    static constexpr u32 WIDTH = 8, ROW_PIECES = FEATURES / WIDTH;
+    static constexpr u32 WIDTH = 8;
+    // Blocks of a cluster.
+    static constexpr u32 MAX_SPLITS = 8;
 
     // This block's, where the stages were: by the threads that multiply, when all of them are done.
     DEVICE void put(float* own, const float (&sums)[PARTS][FEATURES / 2]) {
@@ -218,32 +221,60 @@ struct SplitSums {
         }
     }
 
-    // Each block adds its share of the tile, a number by its segments in order, and writes it with its scale and bias.
-    DEVICE void add(const Call& call, const TilePlace& place, const float* own, u32 splits) {
+    // WIDTH totals of a token, from feature `at` of the tile on, with scale and bias: those of `row`.. of the weights.
+    DEVICE void total(float (&totals)[WIDTH], const Call& call, const float* own, u32 token, u32 at, u32 row) {
+        const u32 num_segments = tiles_of(call.cols, call.segment);
+        // All is asked for before the first of it is there.
+        float scale[WIDTH], bias[WIDTH];
+        if (call.scale != nullptr) load_vector<float, WIDTH>(scale, call.scale + row);
+        if (call.bias != nullptr) load_vector<float, WIDTH>(bias, call.bias + row);
+        const float4* from = (const float4*)(own + token * PITCH + at);
+        float4 low[MAX_SPLITS], high[MAX_SPLITS];
+#pragma unroll
+        for (u32 s = 0; s < MAX_SPLITS; s++) {
+            if (s >= num_segments) break;
+            low[s] = load_of_cluster(from, s);
+            high[s] = load_of_cluster(from + 1, s);
+        }
+#pragma unroll
+        for (u32 j = 0; j < WIDTH; j++) totals[j] = 0.0f;
+#pragma unroll
+        for (u32 s = 0; s < MAX_SPLITS; s++) {
+            if (s >= num_segments) break;
+            const float sums[WIDTH] = {low[s].x, low[s].y, low[s].z, low[s].w, high[s].x, high[s].y, high[s].z, high[s].w};
+#pragma unroll
+            for (u32 j = 0; j < WIDTH; j++) totals[j] += sums[j];
+        }
+        if (call.scale != nullptr) {
+#pragma unroll
+            for (u32 j = 0; j < WIDTH; j++) totals[j] = __fmul_rn(totals[j] * E4M3_FACTOR<T>, scale[j]);
+        }
+        if (call.bias != nullptr) {
+#pragma unroll
+            for (u32 j = 0; j < WIDTH; j++) totals[j] += bias[j];
+        }
+    }
+
+    // Each block adds its share of the tile, a number by its segments in order, and writes it. GATED: the first half of the tile is
+    // gate's, the second up's; both are rounded as two launches would.
+    template <bool GATED>
+    DEVICE void add(const Call& call, const TilePlace& place, const float* own, u32 splits, u32 kind) {
+        constexpr u32 OUT_FEATURES = GATED ? FEATURES / 2 : FEATURES, ROW_PIECES = OUT_FEATURES / WIDTH;
         cluster_barrier();
-        const u32 num_segments = tiles_of(call.cols, call.segment), num_tokens = min(TOKENS, call.tokens - place.first_token);
+        const u32 num_tokens = min(TOKENS, call.tokens - place.first_token);
         for (u32 i = cluster_rank() * CONSUMERS + threadIdx.x; i < num_tokens * ROW_PIECES; i += splits * CONSUMERS) {
             const u32 token = i / ROW_PIECES, at = i % ROW_PIECES * WIDTH, feature = place.first_feature + at;
             if (feature >= call.features) continue;
-            float totals[WIDTH] = {};
-            for (u32 s = 0; s < num_segments; s++) {
-                const float4* from = (const float4*)(own + token * PITCH + at);
-                const float4 low = load_of_cluster(from, s), high = load_of_cluster(from + 1, s);
-                const float sums[WIDTH] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+            float totals[WIDTH];
+            total(totals, call, own, token, at, feature);
+            if constexpr (GATED) {
+                float up[WIDTH];
+                total(up, call, own, token, OUT_FEATURES + at, call.features + feature);
 #pragma unroll
-                for (u32 j = 0; j < WIDTH; j++) totals[j] += sums[j];
-            }
-            if (call.scale != nullptr) {
-                float scale[WIDTH];
-                load_vector<float, WIDTH>(scale, call.scale + feature);
-#pragma unroll
-                for (u32 j = 0; j < WIDTH; j++) totals[j] = __fmul_rn(totals[j] * E4M3_FACTOR<T>, scale[j]);
-            }
-            if (call.bias != nullptr) {
-                float bias[WIDTH];
-                load_vector<float, WIDTH>(bias, call.bias + feature);
-#pragma unroll
-                for (u32 j = 0; j < WIDTH; j++) totals[j] += bias[j];
+                for (u32 j = 0; j < WIDTH; j++) {
+                    const float gate = to_float(from_float<T>(totals[j]));
+                    totals[j] = __fmul_rn(activation(gate, kind), to_float(from_float<T>(up[j])));
+                }
             }
             const u64 to = (u64)(place.first_token + token) * call.features + feature;
             if (call.out_is_f32) {

@@ -28,6 +28,8 @@ pub(super) enum Kernel {
     /// Of 64 and of 128 too, for no more blocks than there are multiprocessors.
     Deep64,
     Deep128,
+    /// A block a tile, 64 tokens and gate and up.
+    SplitGated64,
     /// Tile after tile, of 128 tokens.
     Large(Rows),
     /// Tile after tile of weights in e4m3 (`linear_fp8_hopper.cu`), of 128 tokens; a cluster a tile, of 64 or of 128.
@@ -61,7 +63,7 @@ struct Block {
 impl Kernel {
     fn block(self) -> Block {
         let (tokens, rows, stages, code_stages, threads) = match self {
-            Self::Split64 => (64, 128, 4, 0, 192),
+            Self::Split64 | Self::SplitGated64 => (64, 128, 4, 0, 192),
             Self::Split128 => (128, 128, 3, 0, 320),
             Self::Split256 => (256, 128, 4, 0, 320),
             Self::Deep64 => (64, 128, 8, 0, 192),
@@ -90,6 +92,7 @@ impl Kernel {
             Self::Split256 => ("linear_hopper_split_256x128_bf16", "linear_hopper_split_256x128_f16"),
             Self::Deep64 => ("linear_hopper_split_deep_64x128_bf16", "linear_hopper_split_deep_64x128_f16"),
             Self::Deep128 => ("linear_hopper_split_deep_128x128_bf16", "linear_hopper_split_deep_128x128_f16"),
+            Self::SplitGated64 => ("linear_hopper_split_gated_64x128_bf16", "linear_hopper_split_gated_64x128_f16"),
             Self::Large(Rows::R128) => ("linear_hopper_128x128_bf16", "linear_hopper_128x128_f16"),
             Self::Large(Rows::R192) => ("linear_hopper_128x192_bf16", "linear_hopper_128x192_f16"),
             Self::Large(Rows::R256) => ("linear_hopper_128x256_bf16", "linear_hopper_128x256_f16"),
@@ -103,7 +106,7 @@ impl Kernel {
 
     /// Whether it takes one segment.
     fn is_whole(self) -> bool {
-        matches!(self, Self::Large(Rows::R256 | Rows::Gated256))
+        matches!(self, Self::SplitGated64 | Self::Large(Rows::R256 | Rows::Gated256))
     }
 
     /// Whether a cluster has a tile.
@@ -114,6 +117,11 @@ impl Kernel {
     /// Whether it is for weights in e4m3.
     fn is_fp8(self) -> bool {
         matches!(self, Self::Fp8 | Self::Fp8Split64 | Self::Fp8Split128)
+    }
+
+    /// Whether it is for gate and up.
+    fn is_gated(self) -> bool {
+        matches!(self, Self::SplitGated64 | Self::Large(Rows::Gated256))
     }
 
     /// Blocks of a cluster.
@@ -133,7 +141,7 @@ impl Kernel {
     /// of 128 rows that are not took, of 128 and 256 tokens. Those of 256, and of e4m3, were not measured.
     fn cost(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> usize {
         let percent = match self {
-            Self::Split64 | Self::Split128 | Self::Deep64 | Self::Deep128 => 250,
+            Self::Split64 | Self::SplitGated64 | Self::Split128 | Self::Deep64 | Self::Deep128 => 250,
             Self::Split256 => 150,
             Self::Fp8Split64 | Self::Fp8Split128 => 130,
             Self::Large(Rows::R128) => 110,
@@ -201,9 +209,8 @@ impl<'a> Call<'a> {
         let is_there =
             device.has_kernel(kernel.name(weight.elem)) && kernel.shared_bytes() <= device.max_shared_bytes();
         // Results are stored 16 bytes at a time.
-        let is_gated = kernel == Kernel::Large(Rows::Gated256);
         let suits = is_there
-            && weight.rows.is_multiple_of(if is_gated { 16 } else { 8 })
+            && weight.rows.is_multiple_of(if kernel.is_gated() { 16 } else { 8 })
             && weight.row_scales.is_some() == kernel.is_fp8()
             && (!kernel.is_whole() || Segments::of(weight).len >= weight.cols);
         suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
@@ -257,10 +264,10 @@ pub(super) fn gated(
     act: Activation,
 ) -> Result<bool> {
     let num_tokens = x.rows();
-    if num_tokens <= FEW_TOKENS || Segments::of(weight).len < weight.cols {
+    if Segments::of(weight).len < weight.cols {
         return Ok(false);
     }
-    let kernel = Kernel::Large(Rows::Gated256);
+    let kernel = if num_tokens <= FEW_TOKENS { Kernel::SplitGated64 } else { Kernel::Large(Rows::Gated256) };
     let cost = |kernel: Kernel| kernel.cost(device, num_tokens, weight);
     // What it saves is worth some of the products' time.
     if 100 * cost(kernel) > 115 * cost(Kernel::cheapest(device, num_tokens, weight)) {

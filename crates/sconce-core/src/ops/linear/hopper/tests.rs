@@ -130,20 +130,24 @@ fn weights_in_e4m3_have_the_portable_bits() {
 
 #[test]
 fn gate_and_up_have_the_bits_of_two_launches() {
-    for (i, [tokens, inter, cols]) in [[65, 8, 64], [130, 136, 200], [257, 264, 72]].into_iter().enumerate() {
+    for (i, [tokens, inter, cols]) in
+        [[65, 8, 64], [130, 136, 200], [257, 264, 72], [17, 200, 136]].into_iter().enumerate()
+    {
         let elem = [ElemType::Bf16, ElemType::F16][i % 2];
-        let act = [Activation::Silu, Activation::GeluTanh][i / 2];
+        let act = [Activation::Silu, Activation::GeluTanh][i / 2 % 2];
         for (device, are_equal) in hopper_devices(elem) {
             let case = Case::new(&device, [tokens, 2 * inter, cols], elem, i % 2 == 0);
             let mut gate_up = case.out(&device, 2 * inter, elem);
             let mut expected = case.out(&device, inter, elem);
             cuda::cuda(&*device, &mut gate_up, &case.x, &case.weight, Products::Portable).unwrap();
             gate_act_mul::cuda(&*device, &mut expected, &gate_up, act).unwrap();
-            let mut found = case.out(&device, inter, elem);
-            let call = Call::new(&*device, Kernel::Large(Rows::Gated256), &case.x, &case.weight).unwrap();
-            call.launch_gated(&mut found, act).unwrap();
-            let what = format!("{tokens} {inter} {cols} {elem:?} {act:?}");
-            assert_bits(&found.to_f32().unwrap(), &expected.to_f32().unwrap(), are_equal, &what);
+            for kernel in [Kernel::SplitGated64, Kernel::Large(Rows::Gated256)] {
+                let mut found = case.out(&device, inter, elem);
+                let call = Call::new(&*device, kernel, &case.x, &case.weight).unwrap();
+                call.launch_gated(&mut found, act).unwrap();
+                let what = format!("{kernel:?} {tokens} {inter} {cols} {elem:?} {act:?}");
+                assert_bits(&found.to_f32().unwrap(), &expected.to_f32().unwrap(), are_equal, &what);
+            }
         }
     }
 }
