@@ -28,10 +28,10 @@
 
 static constexpr u32 WARPS = 4, ROWS = 16;
 
-// What a block does: keys low to high, some of those that its query sees. first_split: the first in which it sees any; num_blocks:
-// how many blocks of the grid have work of this sequence and these heads.
+// What a block does: keys low to high, some of those that its query sees, which are in num_splits splits. num_blocks: how many blocks
+// of the grid have work of this sequence and these heads.
 struct Work {
-    u32 token, num_keys, table_start, kv_head, first_head, num_rows, low, high, first_split, num_splits, num_blocks;
+    u32 token, num_keys, table_start, kv_head, first_head, num_rows, low, high, num_splits, num_blocks;
     bool is_partial;
 };
 
@@ -51,11 +51,11 @@ DEVICE bool take_decode(const Call<T>& call, const u32* shared_splits, Work& wor
     work.num_rows = min(group - first_row, ROWS);
     if (work.num_keys == 0) return false;
     const u32 pos = work.num_keys - 1, row_low = low_of(pos, call.window);
-    work.first_split = row_low / SPLIT;
-    work.num_splits = pos / SPLIT - work.first_split + 1;
+    const u32 first_split = row_low / SPLIT;
+    work.num_splits = pos / SPLIT - first_split + 1;
     // The last split is never shared.
-    const u32 first_own = shared_splits == nullptr ? work.first_split : max(work.first_split, shared_splits[blockIdx.z]);
-    const u32 num_own = work.first_split + work.num_splits - first_own, share = (num_own + gridDim.x - 1) / gridDim.x;
+    const u32 first_own = shared_splits == nullptr ? first_split : max(first_split, shared_splits[blockIdx.z]);
+    const u32 num_own = first_split + work.num_splits - first_own, share = (num_own + gridDim.x - 1) / gridDim.x;
     if (blockIdx.x * share >= num_own) return false;
     const u32 begin = (first_own + blockIdx.x * share) * SPLIT;
     work.low = max(row_low, begin);
@@ -83,8 +83,7 @@ struct Decode {
 
     struct Shared {
         T keys[WARPS][Tiles::LEN], values[WARPS][Tiles::LEN];
-        // What warps tell one another.
-        // As products want them of each lane.
+        // What warps tell one another: weights, as products want them of each lane, and rows' greatest scores.
         uint4 weights[WARPS][STEPS][32];
         float greatest[ROWS][WARPS];
         u32 arrived;
@@ -129,7 +128,7 @@ struct Decode {
             const float2* softmax = (const float2*)(call.partials + Tiles::all_outputs(call)) + slot;
             Softmax all = {minus_infinity(), 0.0f};
             float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f}, factors[2];
-#pragma unroll 8
+#pragma unroll 16
             for (u32 split = 0; split < work.num_splits; split++) {
                 const float2 part = softmax[split];
                 const float4 own = o[(u64)split * (DIM / 4)];

@@ -25,6 +25,7 @@ import timeline
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILT = ROOT / "target/gpu"
 SANITIZERS = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
+COUNTERS = ["ncu", "/usr/local/cuda/bin/ncu"]
 # What a step's name ends with whose failure is kernels' for Hopper alone: what follows does without them.
 ON_HOPPER = " on Hopper"
 WITHOUT_HOPPER = {"SCONCE_CUDA_HOPPER": "0"}
@@ -33,6 +34,8 @@ GPU_FIELDS = ["name", "driver_version", "memory.total", "pci.bus_id", "clocks.ma
 
 
 class Step:
+    LOG = "log.txt"
+
     def __init__(self, name, command, limit_s, has_json=False, env=None):
         self.name, self.command, self.limit_s, self.has_json = name, [str(part) for part in command], limit_s, has_json
         self.env = env or {}
@@ -57,7 +60,7 @@ class Step:
                               for part in (error.stdout, error.stderr))
         except (OSError, ValueError) as error:
             outcome, printed = f"failed: {error}", ""
-        with open(out / "log.txt", "a", encoding="utf-8") as log:
+        with open(out / self.LOG, "a", encoding="utf-8") as log:
             log.write(f"==== {self.name}: {outcome}\n$ {' '.join(self.command)}\n{printed}\n")
         return result | {"outcome": outcome, "seconds": round(time.monotonic() - begun, 1),
                          "tail": "" if outcome == "ok" else "\n".join(printed.splitlines()[-12:])}
@@ -119,6 +122,19 @@ class Traced(Step):
                 if result["timeline"] is None:
                     result |= {"outcome": "failed: no step in the trace", "tail": ""}
             return result
+
+
+class Counted(Step):
+    """Some kernels' hardware counters, by Nsight Compute: what their warps wait for."""
+
+    LOG = "counters.txt"
+    SECTIONS = ["SpeedOfLight", "WarpStateStats", "SchedulerStats", "MemoryWorkloadAnalysis", "Occupancy"]
+
+    def __init__(self, name, counter, kernels, skip, num, step):
+        # The machine's clocks stay as they are.
+        sections = [part for section in self.SECTIONS for part in ("--section", section)]
+        what = ["--clock-control", "none", "--kernel-name", f"regex:{kernels}", "--launch-skip", skip, "--launch-count", num]
+        super().__init__(name, [counter, *sections, *what, *step.command], 60, env=step.env)
 
 
 def write_checkpoint(folder):
@@ -229,6 +245,14 @@ def steps():
         lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
         yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
     yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "copy_blocks", "sample::tests::device", "cuda::weights")
+    counter = next(filter(None, map(shutil.which, COUNTERS)), None)
+    if counter:
+        prompt = bench("", 0, "latency", "--input-len", "2048", "--output-len", "2", *short)
+        decode = together("", 64, 1024, 16, "--cached-prompts")
+        alone = bench("", 0, "latency", "--input-len", "128", "--output-len", "32", *short)
+        yield Counted("counters of a prompt", counter, "attention_hopper", 4, 1, prompt)
+        yield Counted("counters of a decode of 64", counter, "attention_decode|linear_hopper_split", 40, 5, decode)
+        yield Counted("counters of one user", counter, "attention_decode|linear_.*rows", 200, 6, alone)
     sanitizer = next(filter(None, map(shutil.which, SANITIZERS)), None)
     if sanitizer:
         for tool in ["memcheck", "racecheck"]:
@@ -323,7 +347,8 @@ def main():
     parser.add_argument("--budget-s", type=float, default=8 * 60, help="no step goes on for longer than until then")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "log.txt").unlink(missing_ok=True)
+    for log in [Step.LOG, Counted.LOG]:
+        (args.out / log).unlink(missing_ok=True)
     begun = time.monotonic()
     result = {"gpu": gpu(), "date": datetime.date.today().isoformat(), "steps": []}
     for step in steps():
