@@ -142,13 +142,22 @@ DEVICE void apply_edits(float* logits, const Row& row, const u32* edits, u32 sta
     __syncthreads();
 }
 
-// The best keys of tokens start..end, one a warp.
-DEVICE void write_maxima(u64* best, const float* logits, u32 start, u32 end) {
+// The best key of a warp's share of tokens start..end.
+DEVICE u64 best_of_share(const float* logits, u32 start, u32 end) {
+    // All is asked for before the first of it is there.
+    float values[CHUNK / SCAN_THREADS];
+#pragma unroll
+    for (u32 i = 0; i < CHUNK / SCAN_THREADS; i++) {
+        const u32 id = start + threadIdx.x + i * SCAN_THREADS;
+        values[i] = id < end ? logits[id] : 0.0f;
+    }
     u64 key = 0;
-#pragma unroll 4
-    for (u32 id = start + threadIdx.x; id < end; id += blockDim.x) key = max(key, key_of(id, clean(logits[id])));
-    key = warp_reduce(key, true);
-    if (threadIdx.x % 32 == 0) best[threadIdx.x / 32] = key;
+#pragma unroll
+    for (u32 i = 0; i < CHUNK / SCAN_THREADS; i++) {
+        const u32 id = start + threadIdx.x + i * SCAN_THREADS;
+        if (id < end) key = max(key, key_of(id, clean(values[i])));
+    }
+    return warp_reduce(key, true);
 }
 
 // Copies tokens start..end of a row that is to be edited, of beams as logprobs.
@@ -184,16 +193,20 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     const bool has_edits = row.flags & EDITS, is_beam = row.kind == BEAM_CANDIDATES;
     const u64 at = (u64)blockIdx.y * 2 * num_chunks;
     u64 *raw_best = best + at * MAXIMA, *edited_best = raw_best + num_chunks * MAXIMA;
+    const bool writes = threadIdx.x % 32 == 0;
+    const u32 own = chunk * MAXIMA + threadIdx.x / 32;
     const float* raw = logits + (u64)row.logits_row * vocab_size;
     if (!of_beams) {
-        write_maxima(raw_best + chunk * MAXIMA, raw, start, end);
-        if (!has_edits) write_maxima(edited_best + chunk * MAXIMA, raw, start, end);
+        const u64 key = best_of_share(raw, start, end);
+        if (writes) raw_best[own] = key;
+        if (writes && !has_edits) edited_best[own] = key;
     }
     if (has_edits && is_beam == (of_beams != 0)) {
         float* copy = edited + (u64)row.edited_row * vocab_size;
         copy_row(copy, raw, raw_best, mass + at, num_chunks, start, end, is_beam, scratch);
         apply_edits(copy, row, edits, start, end);
-        write_maxima(edited_best + chunk * MAXIMA, copy, start, end);
+        const u64 key = best_of_share(copy, start, end);
+        if (writes) edited_best[own] = key;
     }
 }
 EXPORT_KERNEL(sample_scan)
@@ -203,9 +216,17 @@ EXPORT_KERNEL(sample_scan)
 DEVICE u64 mass_between(const View& view, u32 start, u32 end, u64* scratch) {
     u64 sum = 0;
     if (view.max >= MIN_LOGIT) {
-#pragma unroll 4
-        for (u32 id = start + threadIdx.x; id < end; id += blockDim.x) {
-            sum += mass_of(weight_of(view, clean(view.logits[id])));
+        // All is asked for before the first of it is there.
+        float values[CHUNK / SCAN_THREADS];
+#pragma unroll
+        for (u32 i = 0; i < CHUNK / SCAN_THREADS; i++) {
+            const u32 id = start + threadIdx.x + i * SCAN_THREADS;
+            values[i] = id < end ? view.logits[id] : 0.0f;
+        }
+#pragma unroll
+        for (u32 i = 0; i < CHUNK / SCAN_THREADS; i++) {
+            const u32 id = start + threadIdx.x + i * SCAN_THREADS;
+            if (id < end) sum += mass_of(weight_of(view, clean(values[i])));
         }
     }
     return block_total(sum, scratch);
