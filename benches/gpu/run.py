@@ -183,7 +183,7 @@ def steps():
     # Their log says whether kernels for Hopper have the portable ones' bits.
     yield test(f"linear{ON_HOPPER}", 60, "linear::hopper", "kernels_for_hopper", "--nocapture")
     yield test(f"attention{ON_HOPPER}", 60, "attention::hopper", "--nocapture")
-    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "--skip", "kernels_for_hopper")
+    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "--skip", "kernels_for_hopper")
     long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
     yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
     many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
