@@ -1,6 +1,7 @@
 // attention: softmax(q . K^T * scale) . V over the paged cache, causal, grouped-query, with an optional sliding window and soft
 // cap (cap * tanh(score / cap)). Online softmax (Milakov and Gimelshein 2018), queries and keys in tiles with tensor cores
-// (FlashAttention-2, Dao 2023). P is rounded to 16 bits for P . V, and so is what it is divided by: weights add up to 1.
+// (FlashAttention-2, Dao 2023). P is rounded to 16 bits for P . V, and what it is divided by is P . 1: weights add up to 1.
+// What a row's weights are relative to is its greatest score when that was last more than SLACK above it (lib/softmax.h).
 // This file has prompts, sequences of several queries; attention_decode.cu has those of one.
 //
 // A query's bits depend on the query alone. Keys come in tiles at absolute positions, softmax begins anew at each absolute

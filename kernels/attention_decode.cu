@@ -128,7 +128,7 @@ struct Decode {
             const float2* softmax = (const float2*)(call.partials + Tiles::all_outputs(call)) + slot;
             Softmax all = {minus_infinity(), 0.0f};
             float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f}, factors[2];
-#pragma unroll 16
+#pragma unroll 8
             for (u32 split = 0; split < work.num_splits; split++) {
                 const float2 part = softmax[split];
                 const float4 own = o[(u64)split * (DIM / 4)];
@@ -179,7 +179,7 @@ struct Decode {
         for (int k = 0; k < Q_STEPS; k++) Tiles::load_q(q[k], call, rows, from, k);
 
         // Of this warp's dimensions: the split's output, and that of the splits before, put together.
-        float o[2 * OWN_PAIRS][4], total[2 * OWN_PAIRS][4], max[2], sum[2];
+        float o[2 * OWN_PAIRS][4], total[2 * OWN_PAIRS][4], max[2], sum[4];
         Softmax before[2] = {{minus_infinity(), 0.0f}, {minus_infinity(), 0.0f}};
 #pragma unroll
         for (u32 n = 0; n < 2 * OWN_PAIRS; n++) {
@@ -187,7 +187,7 @@ struct Decode {
             for (int i = 0; i < 4; i++) o[n][i] = total[n][i] = 0.0f;
         }
         max[0] = max[1] = minus_infinity();
-        sum[0] = sum[1] = 0.0f;
+        sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
         for (u32 round = first_round; round < end_round; round++) {
             const u32 first_key = round * ROUND, own_key = first_key + warp * TILE;
             const bool is_last = round + 1 == end_round;
@@ -215,9 +215,8 @@ struct Decode {
                 const float greatest[WARPS] = {of_row.x, of_row.y, of_row.z, of_row.w};
 #pragma unroll
                 for (u32 tile = 0; tile < WARPS; tile++) {
-                    float of_tile;
-                    factors[tile][r] = Tiles::raise(max[r], of_tile, greatest[tile], call.factor);
-                    if (tile == warp) base[r] = of_tile;
+                    factors[tile][r] = raise(max[r], __fmul_rn(greatest[tile], call.factor));
+                    if (tile == warp) base[r] = base_of(max[r]);
                 }
             }
 #pragma unroll
@@ -231,13 +230,10 @@ struct Decode {
 #pragma unroll
             for (u32 tile = 0; tile < WARPS; tile++) {
 #pragma unroll
-                for (int r = 0; r < 2; r++) {
-                    sum[r] = __fmul_rn(sum[r], factors[tile][r]);
+                for (int i = 0; i < 4; i++) {
+                    sum[i] = __fmul_rn(sum[i], factors[tile][i / 2]);
 #pragma unroll
-                    for (u32 n = 0; n < 2 * OWN_PAIRS; n++) {
-                        o[n][2 * r] = __fmul_rn(o[n][2 * r], factors[tile][r]);
-                        o[n][2 * r + 1] = __fmul_rn(o[n][2 * r + 1], factors[tile][r]);
-                    }
+                    for (u32 n = 0; n < 2 * OWN_PAIRS; n++) o[n][i] = __fmul_rn(o[n][i], factors[tile][i / 2]);
                 }
 #pragma unroll
                 for (int k = 0; k < STEPS; k++) {
@@ -259,7 +255,7 @@ struct Decode {
             float both[2][2];
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const float of_row = Tiles::sum_of_row(sum[r]);
+                const float of_row = sum[2 * r];
                 const u64 slot = Tiles::slot_of(call, blockIdx.z, rows.head[r], rows.low[r], first_key / SPLIT);
                 if (work.is_partial && rows.is_there[r]) {
                     float2* out = (float2*)(call.partials + slot * DIM) + lane % 4;
@@ -273,7 +269,7 @@ struct Decode {
                 }
                 merge(before[r], {max[r], of_row}, both[r]);
                 max[r] = minus_infinity();
-                sum[r] = 0.0f;
+                sum[2 * r] = sum[2 * r + 1] = 0.0f;
             }
 #pragma unroll
             for (u32 n = 0; n < 2 * OWN_PAIRS; n++) {
@@ -301,7 +297,7 @@ struct Decode {
 };
 
 #define ATTENTION(T, DIM)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS) attention_decode_##T##_##DIM(                             \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, DIM > 128 ? 2 : 3) attention_decode_##T##_##DIM(          \
         CALL_ARGUMENTS(T), const u32* shared_splits, u32* arrivals) {                                                  \
         const Call<T> call = CALL(T);                                                                                  \
         Work work;                                                                                                     \

@@ -20,7 +20,7 @@
 //
 // Grid (tiles of all prompts * num_kv_heads), a tile being the queries of a block; 384 threads. Shared memory: 1024 bytes, for
 // what is in it begins at a multiple of that; 128 rows of q; STAGES tiles of keys and of values; rows of 64 dimensions or a
-// multiple; 128 bytes of barriers.
+// multiple; 2048 bytes of ones; 128 bytes of barriers.
 //
 // Bounded by FLOPs, 4 * head_dim a query head and key.
 #include "lib/platform.h"
@@ -45,6 +45,8 @@ struct Core {
         u8 q[CONSUMERS][TILE_BYTES];
         u8 keys[STAGES][TILE_BYTES];
         u8 values[STAGES][TILE_BYTES];
+        // 16 rows of ones: weights' sums are a product with them.
+        u8 ones[STEP_BYTES];
         CopyBarrier has_keys[STAGES], has_values[STAGES], keys_left[STAGES], values_left[STAGES];
     };
 
@@ -131,13 +133,14 @@ struct Core {
         products_commit();
     }
 
-    // Starts o += weights . V of a part of a tile.
+    // Starts o += weights . V of a part of a tile, and sums of the weights.
     template <int PART>
-    DEVICE void start_weighing(float (&o)[O_LEN], const u32 (&weights)[16], u32 values) {
+    DEVICE void start_weighing(float (&o)[O_LEN], float (&sum)[4], const u32 (&weights)[16], u32 values, u32 ones) {
 #pragma unroll
         for (int k = PART * PART_STEPS; k < (PART + 1) * PART_STEPS; k++) {
             const u32 rows = matrix_further(values, k * STEP_BYTES);
             const u32* a = weights + 4 * k;
+            product_registers<T, 8>(sum, a, ones);
             if constexpr (DIM % 128 == 0) {
 #pragma unroll
                 for (int n = 0; n < DIM / 128; n++) {
@@ -170,15 +173,12 @@ struct Core {
         }
     }
 
-    // The two rows' softmax: maximum to the base 2 and this lane's share of the sum; and of each part of the tile that was seen
-    // last, what its scores are relative to and what the sums and outputs before it are to be multiplied by.
+    // The two rows' softmax: what weights are relative to, to the base 2; and of each part of the tile that was seen last, the same for
+    // its scores and what the sums and outputs before it are to be multiplied by.
     struct State {
-        float max[2], sum[2], base[PARTS][2], factor[PARTS][2];
+        float max[2], base[PARTS][2], factor[PARTS][2];
 
-        __device__ __forceinline__ void begin() {
-            max[0] = max[1] = minus_infinity();
-            sum[0] = sum[1] = 0.0f;
-        }
+        __device__ __forceinline__ void begin() { max[0] = max[1] = minus_infinity(); }
 
         __device__ __forceinline__ void see(const float (&s)[32], float scale) {
 #pragma unroll
@@ -192,10 +192,8 @@ struct Core {
                     }
                     most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 1));
                     most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
-                    most = fmaxf(max[r], __fmul_rn(most, scale));
-                    base[part][r] = most == minus_infinity() ? 0.0f : most;
-                    factor[part][r] = fast_exp2(__fsub_rn(max[r], base[part][r]));
-                    max[r] = most;
+                    factor[part][r] = raise(max[r], __fmul_rn(most, scale));
+                    base[part][r] = base_of(max[r]);
                 }
             }
         }
@@ -206,22 +204,19 @@ struct Core {
         for (int i = 0; i < 32; i++) s[i] = fast_exp2(__fmaf_rn(s[i], scale, -state.base[i / PART_LEN][i / 2 % 2]));
     }
 
-    // Weights as products want them, which is where scores are; and their sums.
-    DEVICE void weigh(u32 (&weights)[16], const float (&s)[32], State& state) {
+    // Weights as products want them, which is where scores are.
+    DEVICE void weigh(u32 (&weights)[16], const float (&s)[32]) {
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            const int r = i % 2;
-            if (i % (PART_LEN / 2) < 2) state.sum[r] = __fmul_rn(state.sum[r], state.factor[2 * i / PART_LEN][r]);
-            weights[i] = pack<T>(s[2 * i], s[2 * i + 1]);
-            state.sum[r] = __fadd_rn(state.sum[r], __fadd_rn(low_float<T>(weights[i]), high_float<T>(weights[i])));
-        }
+        for (int i = 0; i < 16; i++) weights[i] = pack<T>(s[2 * i], s[2 * i + 1]);
     }
 
-    // Most tiles raise no row's maximum.
-    DEVICE void rescale(float (&o)[O_LEN], const float (&factor)[2]) {
+    // Most tiles rescale nothing.
+    DEVICE void rescale(float (&o)[O_LEN], float (&sum)[4], const float (&factor)[2]) {
         if (__all_sync(FULL_WARP, factor[0] == 1.0f && factor[1] == 1.0f)) return;
 #pragma unroll
         for (int i = 0; i < O_LEN; i++) o[i] = __fmul_rn(o[i], factor[i / 2 % 2]);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[i] = __fmul_rn(sum[i], factor[i / 2]);
     }
 
     // Splits before, put together.
@@ -230,15 +225,13 @@ struct Core {
         float total[TOTAL_LEN];
     };
 
-    DEVICE float sum_of_row(float sum) {
-        sum = __fadd_rn(sum, __shfl_xor_sync(FULL_WARP, sum, 1));
-        return __fadd_rn(sum, __shfl_xor_sync(FULL_WARP, sum, 2));
-    }
-
-    DEVICE void add_split(Splits& splits, float (&o)[O_LEN], const float (&split_max)[2], const float (&split_sum)[2]) {
+    // A split's sums and outputs, which begin anew.
+    DEVICE void add_split(Splits& splits, float (&o)[O_LEN], float (&sum)[4], const float (&split_max)[2]) {
         float factors[2][2];
 #pragma unroll
-        for (int r = 0; r < 2; r++) merge(splits.softmax[r], {split_max[r], sum_of_row(split_sum[r])}, factors[r]);
+        for (int r = 0; r < 2; r++) merge(splits.softmax[r], {split_max[r], sum[2 * r]}, factors[r]);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[i] = 0.0f;
 #pragma unroll
         for (int i = 0; i < O_LEN; i++) {
             splits.total[i] = merge_output(splits.total[i], o[i], factors[i / 2 % 2]);
@@ -357,9 +350,9 @@ struct Core {
         const Rows rows = rows_of(call, work, consumer.idx);
         const u32 q = matrix_further(consumer.matrices, consumer.idx * TILE_BYTES);
         const u32 keys = matrix_further(consumer.matrices, CONSUMERS * TILE_BYTES);
-        const u32 values = matrix_further(keys, STAGES * TILE_BYTES);
+        const u32 values = matrix_further(keys, STAGES * TILE_BYTES), ones = matrix_further(values, STAGES * TILE_BYTES);
         Splits splits;
-        float o[O_LEN], s[32];
+        float o[O_LEN], sum[4] = {0.0f, 0.0f, 0.0f, 0.0f}, s[32];
         u32 weights[16];
         State state;
 #pragma unroll
@@ -381,7 +374,7 @@ struct Core {
         cap_and_mask(call, rows, s, range.begin * TILE, range.cuts(range.begin));
         state.see(s, call.factor);
         exponentials(s, state, call.factor);
-        weigh(weights, s, state);
+        weigh(weights, s);
 
         for (u32 tile = range.begin; tile + 1 < range.end; tile++) {
             const Pass<STAGES> own = pass;
@@ -392,13 +385,13 @@ struct Core {
             turns.take();
             products_begin();
             start_scores(s, q, of_warp(matrix_further(keys, pass.stage * TILE_BYTES)));
-            start_weighing<0>(o, weights, own_values);
+            start_weighing<0>(o, sum, weights, own_values, ones);
             turns.give();
             products_wait<1>();
             keep(s);
             leave(shared.keys_left[pass.stage]);
             const bool ends = RESTARTS && (tile + 1) % (SPLIT / TILE) == 0;
-            const float split_max[2] = {state.max[0], state.max[1]}, split_sum[2] = {state.sum[0], state.sum[1]};
+            const float split_max[2] = {state.max[0], state.max[1]};
             const float second_factor[2] = {state.factor[PARTS - 1][0], state.factor[PARTS - 1][1]};
             if (ends) state.begin();
             cap_and_mask(call, rows, s, (tile + 1) * TILE, range.cuts(tile + 1));
@@ -406,19 +399,21 @@ struct Core {
             if constexpr (PARTS == 2) {
                 products_wait<0>();
                 keep(o);
-                rescale(o, second_factor);
+                keep(sum);
+                rescale(o, sum, second_factor);
                 products_begin();
-                start_weighing<PARTS - 1>(o, weights, own_values);
+                start_weighing<PARTS - 1>(o, sum, weights, own_values, ones);
             }
             exponentials(s, state, call.factor);
             products_wait<0>();
             keep(o);
+            keep(sum);
             leave(shared.values_left[own.stage]);
             if constexpr (RESTARTS) {
-                if (ends) add_split(splits, o, split_max, split_sum);
+                if (ends) add_split(splits, o, sum, split_max);
             }
-            rescale(o, state.factor[0]);
-            weigh(weights, s, state);
+            rescale(o, sum, state.factor[0]);
+            weigh(weights, s);
         }
 
         // The last tile's values.
@@ -426,25 +421,27 @@ struct Core {
         clear_others(call, work, consumer.idx, shared.values[pass.stage], range.end - 1);
         const u32 own_values = of_warp(matrix_further(values, pass.stage * TILE_BYTES));
         products_begin();
-        start_weighing<0>(o, weights, own_values);
+        start_weighing<0>(o, sum, weights, own_values, ones);
         products_wait<0>();
         keep(o);
+        keep(sum);
         if constexpr (PARTS == 2) {
-            rescale(o, state.factor[PARTS - 1]);
+            rescale(o, sum, state.factor[PARTS - 1]);
             products_begin();
-            start_weighing<PARTS - 1>(o, weights, own_values);
+            start_weighing<PARTS - 1>(o, sum, weights, own_values, ones);
             products_wait<0>();
             keep(o);
+            keep(sum);
         }
         leave(shared.values_left[pass.stage]);
         pass.advance();
         if constexpr (RESTARTS) {
-            add_split(splits, o, state.max, state.sum);
-            const float sum[2] = {splits.softmax[0].sum, splits.softmax[1].sum};
-            store(call, work, consumer.idx, splits.total, sum);
+            add_split(splits, o, sum, state.max);
+            const float sums[2] = {splits.softmax[0].sum, splits.softmax[1].sum};
+            store(call, work, consumer.idx, splits.total, sums);
         } else {
-            const float sum[2] = {sum_of_row(state.sum[0]), sum_of_row(state.sum[1])};
-            store(call, work, consumer.idx, o, sum);
+            const float sums[2] = {sum[0], sum[2]};
+            store(call, work, consumer.idx, o, sums);
         }
     }
 
@@ -460,6 +457,11 @@ struct Core {
                 barrier_init(&shared.values_left[i], CONSUMERS * GROUP_THREADS / 32);
             }
             barrier_init_done();
+        }
+        if (threadIdx.x < STEP_BYTES / 16) {
+            const u32 pair = pack<T>(1.0f, 1.0f);
+            ((uint4*)shared.ones)[threadIdx.x] = make_uint4(pair, pair, pair, pair);
+            publish_shared();
         }
         __syncthreads();
         // What is known before registers change hands has few of them: each group finds out for itself what there is to do.

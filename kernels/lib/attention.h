@@ -27,11 +27,11 @@ struct Core {
         }
     }
 
-    // One tile: scores become weights, and o += weights . V. sums are the lane's own share.
+    // One tile: scores become weights, and o += weights . V.
     DEVICE void attend(const Call<T>& call, const Rows& rows, const u32 (&q)[Q_STEPS][4], const uint4* q_shared,
-                       float (&o)[DIM / 8][4], float (&max)[2], float (&sum)[2], const T* keys, u32 first_key,
+                       float (&o)[DIM / 8][4], float (&max)[2], float (&sum)[4], const T* keys, u32 first_key,
                        bool is_masked) {
-        float s[TILE / 8][4], base[2];
+        float s[TILE / 8][4], base[2], factors[2];
         Tiles::begin_scores(s);
 #pragma unroll
         for (int k = 0; k < Q_STEPS; k++) {
@@ -46,12 +46,16 @@ struct Core {
         Tiles::cap_and_mask(call, rows, s, first_key, is_masked);
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const float factor = Tiles::raise(max[r], base[r], Tiles::greatest(s, r), call.factor);
-            sum[r] = __fmul_rn(sum[r], factor);
+            factors[r] = raise(max[r], __fmul_rn(Tiles::greatest(s, r), call.factor));
+            base[r] = base_of(max[r]);
+        }
+        // Most tiles rescale nothing.
+        if (!__all_sync(FULL_WARP, factors[0] == 1.0f && factors[1] == 1.0f)) {
 #pragma unroll
-            for (int n = 0; n < DIM / 8; n++) {
-                o[n][2 * r] = __fmul_rn(o[n][2 * r], factor);
-                o[n][2 * r + 1] = __fmul_rn(o[n][2 * r + 1], factor);
+            for (int i = 0; i < 4; i++) {
+                sum[i] = __fmul_rn(sum[i], factors[i / 2]);
+#pragma unroll
+                for (int n = 0; n < DIM / 8; n++) o[n][i] = __fmul_rn(o[n][i], factors[i / 2]);
             }
         }
         const T* values = keys + Tiles::LEN;
@@ -174,7 +178,7 @@ struct Core {
         u32 q[Q_STEPS][4];
         load_q(call, work, rows, q, q_shared);
 
-        float o[DIM / 8][4], max[2], sum[2];
+        float o[DIM / 8][4], max[2], sum[4];
         Softmax before[2] = {{minus_infinity(), 0.0f}, {minus_infinity(), 0.0f}};
         bool begins = true, is_first = true;
         u32 stage = 0;
@@ -196,7 +200,7 @@ struct Core {
                     for (int i = 0; i < 4; i++) o[n][i] = 0.0f;
                 }
                 max[0] = max[1] = minus_infinity();
-                sum[0] = sum[1] = 0.0f;
+                sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
             }
             const u32 first_key = tile * TILE, last_key = first_key + TILE - 1;
             if (first_key <= last_high && last_key >= first_low) {
@@ -205,7 +209,7 @@ struct Core {
             const bool is_last = tile + 1 == end_tile;
             begins = is_last || (last_key + 1) % SPLIT == 0;
             if (!begins) continue;
-            const float sums[2] = {Tiles::sum_of_row(sum[0]), Tiles::sum_of_row(sum[1])};
+            const float sums[2] = {sum[0], sum[2]};
             if constexpr (Work::IS_SHARED) {
                 save(call, work, rows, o, max, sums, first_key / SPLIT);
             } else {

@@ -120,16 +120,6 @@ struct Tile {
         return fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
     }
 
-    // A row's maximum, to the base 2, comes to know the greatest score of one more tile. `base` is what the tile's scores are relative
-    // to; sums and outputs of the tiles before are to be multiplied by what is returned.
-    DEVICE float raise(float& max, float& base, float greatest, float factor) {
-        const float most = fmaxf(max, __fmul_rn(greatest, factor));
-        base = most == minus_infinity() ? 0.0f : most;
-        const float before = fast_exp2(__fsub_rn(max, base));
-        max = most;
-        return before;
-    }
-
     // The weights of 16 keys, which are where a product wants them: a lane's scores are of the same keys and rows.
     DEVICE void weigh(u32 (&a)[4], const float (&s)[KEYS / 8][4], const float (&base)[2], float factor, int step) {
 #pragma unroll
@@ -140,16 +130,10 @@ struct Tile {
         }
     }
 
-    // The lane's share of rows' sums of weights; of a whole row.
-    DEVICE void add_weights(float (&sum)[2], const u32 (&a)[4]) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            sum[i % 2] = __fadd_rn(sum[i % 2], __fadd_rn(low_float<T>(a[i]), high_float<T>(a[i])));
-        }
-    }
-    DEVICE float sum_of_row(float sum) {
-        sum = __fadd_rn(sum, __shfl_xor_sync(FULL_WARP, sum, 1));
-        return __fadd_rn(sum, __shfl_xor_sync(FULL_WARP, sum, 2));
+    // The rows' sums of weights are a product with ones: sum[0] and sum[2] are the lane's two rows'.
+    DEVICE void add_weights(float (&sum)[4], const u32 (&a)[4]) {
+        const u32 ones[2] = {pack<T>(1.0f, 1.0f), pack<T>(1.0f, 1.0f)};
+        mma_16x8x16<T>(sum, a, ones);
     }
 
     // o += weights . V of 16 keys and the 16 dimensions of `pair`.

@@ -141,7 +141,8 @@ __device__ __forceinline__ void product_registers(float* d, const u32* a, u32 b)
 #define OWN_64(i) OWN_32(i), OWN_32((i) + 32)
 #define OWN_96(i) OWN_64(i), OWN_32((i) + 64)
 #define OWN_128(i) OWN_64(i), OWN_64((i) + 64)
-#define NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define NAMES_4 "%0, %1, %2, %3"
+#define NAMES_8 NAMES_4 ", %4, %5, %6, %7"
 #define NAMES_16 NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_32 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_64 \
@@ -180,6 +181,7 @@ __device__ __forceinline__ void product_registers(float* d, const u32* a, u32 b)
     PRODUCT_SHARED(TYPE, NAME, 128, 64, "%64", "%65", "%66")                                                           \
     PRODUCT_SHARED(TYPE, NAME, 192, 96, "%96", "%97", "%98")                                                           \
     PRODUCT_SHARED(TYPE, NAME, 256, 128, "%128", "%129", "%130")                                                       \
+    PRODUCT_REGISTERS(TYPE, NAME, 8, 4, "%4, %5, %6, %7", "%8")                                                        \
     PRODUCT_REGISTERS(TYPE, NAME, 16, 8, "%8, %9, %10, %11", "%12")                                                    \
     PRODUCT_REGISTERS(TYPE, NAME, 32, 16, "%16, %17, %18, %19", "%20")                                                 \
     PRODUCT_REGISTERS(TYPE, NAME, 64, 32, "%32, %33, %34, %35", "%36")                                                 \

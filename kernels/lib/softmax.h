@@ -9,7 +9,22 @@ DEVICE float minus_infinity() { return -__int_as_float(0x7f800000); }
 // The first key that a query sees.
 DEVICE u32 low_of(u32 pos, u32 window) { return window != 0 && pos + 1 > window ? pos + 1 - window : 0; }
 
-// One split's or several splits' maximum (to the base 2) and sum.
+// How far, to the base 2, a score may exceed what its row's weights are relative to: until then nothing is rescaled (FlashAttention-4,
+// Zadouri et al. 2026). Weights are up to 256, which both 16-bit types hold as exactly as those up to 1.
+static constexpr float SLACK = 8.0f;
+
+// What a row's weights are relative to, to the base 2, or minus infinity before any, comes to know the greatest score of further
+// keys. Returns what sums and outputs before are to be multiplied by.
+DEVICE float raise(float& max, float greatest) {
+    const bool raises = greatest > __fadd_rn(max, SLACK);
+    const float before = raises ? fast_exp2(__fsub_rn(max, greatest)) : 1.0f;
+    if (raises) max = greatest;
+    return before;
+}
+// What weights' exponents are relative to: no score is a number before any was seen.
+DEVICE float base_of(float max) { return max == minus_infinity() ? 0.0f : max; }
+
+// What one split's or several splits' weights are relative to (to the base 2), and their sum.
 struct Softmax {
     float max, sum;
 };

@@ -16,8 +16,8 @@ const ROWS: usize = 128;
 const THREADS: usize = 384;
 /// Rows of a tile of keys, and bytes of its rows' 64 dimensions.
 const CHUNK_BYTES: usize = 64 * 128;
-/// Shared memory for barriers, and for what there is to be aligned.
-const OTHER_BYTES: usize = 128 + 1024;
+/// Shared memory for ones, for barriers, and for what there is to be aligned.
+const OTHER_BYTES: usize = 2048 + 128 + 1024;
 
 /// What a step's prompts are left to.
 #[derive(Debug)]
