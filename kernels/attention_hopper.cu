@@ -230,8 +230,7 @@ struct Core {
         float factors[2][2];
 #pragma unroll
         for (int r = 0; r < 2; r++) merge(splits.softmax[r], {split_max[r], sum[2 * r]}, factors[r]);
-#pragma unroll
-        for (int i = 0; i < 4; i++) sum[i] = 0.0f;
+        sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
 #pragma unroll
         for (int i = 0; i < O_LEN; i++) {
             splits.total[i] = merge_output(splits.total[i], o[i], factors[i / 2 % 2]);
