@@ -253,6 +253,12 @@ static inline u32 __brev(u32 x) {
     for (int i = 0; i < 32; i++) y |= (x >> i & 1) << (31 - i);
     return y;
 }
+static inline u32 __byte_perm(u32 low, u32 high, u32 selector) {
+    const u64 bytes = low | (u64)high << 32;
+    u32 y = 0;
+    for (int i = 0; i < 4; i++) y |= (u32)(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
+    return y;
+}
 static inline u32 __umulhi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 template <typename T>
 T __ldg(const T* at) {

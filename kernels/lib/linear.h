@@ -24,11 +24,11 @@ DEVICE uint4 read_columns(const uint4* rows) {
     return make_uint4(first.x, first.y, second.x, second.y);
 }
 
-// How weights are stored. Rows are read in steps of 64 bytes, 16 a lane, which hold CHUNKS chunks.
+// How weights are stored. A step of 16 rows holds CHUNKS chunks in TILE_BYTES: here 64 bytes a row, 16 a lane.
 template <typename T_>
 struct Plain {
     using T = T_;
-    static constexpr u32 CHUNKS = 1;
+    static constexpr u32 CHUNKS = 1, TILE_BYTES = FEATURES * 64;
     static constexpr bool HAS_SCALE = false;
     // What totals lack.
     static constexpr float FACTOR = 1.0f;
@@ -43,7 +43,7 @@ struct Plain {
 template <typename T_>
 struct Fp8 {
     using T = T_;
-    static constexpr u32 CHUNKS = 2;
+    static constexpr u32 CHUNKS = 2, TILE_BYTES = FEATURES * 64;
     static constexpr bool HAS_SCALE = true;
     static constexpr float FACTOR = E4M3_FACTOR<T>;
     DEVICE u32 row_bytes(u32 cols) { return (cols + 63) / 64 * 64; }
@@ -65,7 +65,8 @@ struct Product {
     const void* weight;
     const float* scale;
     const float* bias;
-    u32 tokens, features, cols, segment;
+    // stride: numbers of a row of out, `features` or more.
+    u32 tokens, features, stride, cols, segment;
     u32 out_is_f32;
 };
 
@@ -93,7 +94,7 @@ DEVICE void multiply(float (&sums)[TILES][4], const uint4& low, const uint4& hig
 }
 
 // The arguments of kernels.
-#define PRODUCT {out, x, weight, scale, bias, tokens, features, cols, segment, out_is_f32}
+#define PRODUCT {out, x, weight, scale, bias, tokens, features, stride, cols, segment, out_is_f32}
 #define ARGUMENTS(T)                                                                                                   \
     void *out, const T *x, const void *weight, const float *scale, const float *bias, u32 tokens, u32 features,        \
-        u32 cols, u32 segment, u32 out_is_f32
+        u32 stride, u32 cols, u32 segment, u32 out_is_f32

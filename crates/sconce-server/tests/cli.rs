@@ -105,8 +105,16 @@ fn a_config_alone_is_inspected() {
     let flags = ["--load-format", "dummy", "--device", "cuda", "--quantization", "fp8"];
     let (code, stdout, stderr) = inspect(json!({}), &flags);
     assert!(code == 0 && stdout.contains("F8_E4M3"), "{stdout}{stderr}");
-    let (code, _, stderr) = inspect(json!({}), &["--load-format", "dummy", "--quantization", "int3"]);
-    assert!(code != 0 && stderr.contains("expected none or fp8, found \"int3\""), "{stderr}");
+    let quantized =
+        |flags: &[&str]| inspect(json!({}), &[&["--load-format", "dummy", "--quantization"], flags].concat());
+    for device in ["cpu", "cuda"] {
+        let (code, stdout, stderr) = quantized(&["q8_0", "--device", device]);
+        assert!(code == 0 && stdout.contains("Q8_0"), "{stdout}{stderr}");
+    }
+    let (code, _, stderr) = quantized(&["q8_0", "--dtype", "bf16"]);
+    assert!(code != 0 && stderr.contains("dtype") && stderr.contains("q8_0"), "{stderr}");
+    let (code, _, stderr) = quantized(&["int3"]);
+    assert!(code != 0 && stderr.contains("expected none, fp8, q8_0 or q4_0, found \"int3\""), "{stderr}");
 }
 
 #[test]

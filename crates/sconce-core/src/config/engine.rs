@@ -140,6 +140,22 @@ pub enum Quantization {
     /// The layers' matrices to 8 bits (e4m3) with a scale a row; embeddings, the head and norms stay as they are. A GPU keeps
     /// them so; the CPU keeps their numbers in bf16. Inputs of products are not quantized.
     Fp8,
+    /// All matrices to GGUF's Q8_0: 8 bits and a scale for every 32 columns. They go with [`WeightDtype::Auto`] alone.
+    Q8_0,
+    /// The layers' matrices to GGUF's Q4_0: 4 bits and a scale for every 32 columns; the embedding and the head to Q8_0.
+    Q4_0,
+}
+
+impl Quantization {
+    /// As it is set.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Fp8 => "fp8",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+        }
+    }
 }
 
 impl FromStr for Quantization {
@@ -148,7 +164,9 @@ impl FromStr for Quantization {
         match s {
             "none" => Ok(Self::None),
             "fp8" => Ok(Self::Fp8),
-            _ => Err(Error::config("quantization", format!("expected none or fp8, found {s:?}"))),
+            "q8_0" => Ok(Self::Q8_0),
+            "q4_0" => Ok(Self::Q4_0),
+            _ => Err(Error::config("quantization", format!("expected none, fp8, q8_0 or q4_0, found {s:?}"))),
         }
     }
 }
@@ -240,6 +258,13 @@ impl EngineConfig {
                 "block-size",
                 format!("must be a power of two up to 256, found {}", self.block_size),
             ));
+        }
+        let becomes_blocks = matches!(self.quantization, Quantization::Q8_0 | Quantization::Q4_0);
+        if becomes_blocks && self.dtype != WeightDtype::Auto {
+            let quantization = self.quantization.name();
+            let message =
+                format!("weights that become {quantization} stay in it with auto alone: leave one of both out");
+            return Err(Error::config("dtype", message));
         }
         if self.check_ops && self.profile_ops {
             return Err(Error::config("profile-ops", "operations that are checked cannot be timed: use one of both"));

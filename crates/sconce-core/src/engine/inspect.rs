@@ -85,7 +85,11 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
     });
     let ModelFiles { raw, config: model, store, .. } = files;
     let in_memory = |stored| {
-        if is_for_gpu(config) { cuda::memory_dtype(stored, dtype) } else { memory_dtype(stored, dtype) }
+        if is_for_gpu(config) {
+            cuda::memory_dtype(stored, cuda::keeps_blocks(config.dtype), dtype)
+        } else {
+            memory_dtype(stored, dtype)
+        }
     };
     let of_files = store.and_then(|store| Footprint::new(&raw, &model, &store, &in_memory));
     let footprint = match of_files {

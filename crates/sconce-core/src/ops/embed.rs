@@ -3,9 +3,11 @@
 use crate::backend::cpu::{Buffer, Matrix};
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
+use crate::backend::cuda::quant;
 use crate::backend::cuda::storage::{Buffer as CudaBuffer, Matrix as CudaMatrix};
 use crate::error::Result;
-use crate::ops::linear;
+use crate::ops::linear::{self, cuda_quant::kernel_of};
+use crate::weights::Dtype;
 
 /// out[t] = table[token_ids[t]] * scale. `out`: [num_tokens, hidden]; quantized rows are dequantized.
 pub fn reference(out: &mut Buffer, table: &Matrix, token_ids: &[u32], scale: f32) {
@@ -29,13 +31,17 @@ pub(crate) fn cuda(
     scale: f32,
 ) -> Result<()> {
     assert_eq!((out.cols(), out.elem()), (table.cols, ElemType::F32), "invariant: the residual stream is f32");
-    assert!(table.row_scales.is_none(), "invariant: embeddings have 16 bits");
+    assert!(table.row_scales.is_none(), "invariant: embeddings of e4m3 are refused");
+    assert!(table.quant_parts.len() <= 1, "invariant: an embedding is one tensor");
     out.set_rows(batch.num_tokens());
     let args = Args::new().with(out.ptr()).with(table.memory.ptr()).with(batch.token_ids());
     let args = args.with(sampled).with(table.cols).with(scale);
-    let dims = Dims::over_rows(out.rows(), table.cols.div_ceil(8));
+    let (kernel, units) = match table.quant_parts.first() {
+        Some(part) => (kernel_of!("embed", part.dtype), table.cols.next_multiple_of(quant::COLUMNS) / 8),
+        None => (table.elem.kernel("embed_bf16", "embed_f16"), table.cols.div_ceil(8)),
+    };
     // SAFETY: the widths are equal, and the engine's tokens are of the vocabulary, or rows that were sampled.
-    unsafe { device.launch(table.elem.kernel("embed_bf16", "embed_f16"), &dims, &args) }
+    unsafe { device.launch(kernel, &Dims::over_rows(out.rows(), units), &args) }
 }
 
 #[cfg(test)]
@@ -59,6 +65,32 @@ mod tests {
                     cuda(&*device, &mut out, &table, &batch, DevicePtr::NULL, 48.3).unwrap();
                     assert_device_close(&out.to_f32().unwrap(), expected.data(), 0.0);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn quantized_rows_are_what_products_take_of_them() {
+        use crate::backend::cuda::weights;
+        use crate::weights::{TensorView, quant as formats};
+        for device in devices() {
+            let kinds =
+                [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
+            for dtype in kinds {
+                let (rows, cols) = (37, 5 * dtype.block_len().max(96));
+                let data = formats::random_blocks(dtype, rows * cols / dtype.block_len(), 3);
+                let expanded =
+                    data.chunks_exact(dtype.row_bytes(cols)).flat_map(|row| quant::expanded_row(dtype, cols, row));
+                let expanded: Vec<f32> = expanded.map(half::bf16::to_f32).collect();
+                let tokens = [36, 0, 15, 16, 7];
+                let mut expected = Buffer::new(tokens.len(), cols);
+                reference(&mut expected, &dense_matrix(&expanded, cols), &tokens, 48.3);
+                let view = TensorView { dtype, shape: vec![rows, cols], data: data.into(), row_scales: None };
+                let table = weights::load(&device, vec![view], None, ElemType::Bf16, true).unwrap();
+                let batch = on_device::batch(&device, &tokens, &[]);
+                let mut out = CudaBuffer::new(&device, tokens.len(), cols, ElemType::F32).unwrap();
+                cuda(&*device, &mut out, &table, &batch, DevicePtr::NULL, 48.3).unwrap();
+                assert_device_close(&out.to_f32().unwrap(), expected.data(), 0.0);
             }
         }
     }

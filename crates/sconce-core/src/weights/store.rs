@@ -90,21 +90,37 @@ impl WeightStore {
         Self { source, quantization: Quantization::None }
     }
 
-    /// The same, whose matrices of layers are quantized when they are asked for. Asking for one that is stored in blocks is
-    /// an error; one that is stored in e4m3 stays as it is.
+    /// The same, whose matrices are quantized when they are asked for, as far as [`Quantization`] says. Asking for one that is stored in
+    /// blocks is an error; where e4m3 is asked for, one that is stored in it stays as it is.
     pub fn quantized(self, quantization: Quantization) -> Self {
         Self { quantization, ..self }
     }
 
-    /// Whether this tensor becomes e4m3.
-    fn becomes_fp8(&self, name: &str, info: &TensorInfo) -> Result<bool> {
-        let is_asked = self.quantization == Quantization::Fp8 && is_of_layer(name) && info.shape.len() == 2;
-        if is_asked && info.dtype.is_quantized() {
+    /// What this tensor becomes, if it is to be quantized.
+    fn target(&self, name: &str, info: &TensorInfo) -> Result<Option<Dtype>> {
+        let target = match self.quantization {
+            _ if info.shape.len() != 2 => None,
+            Quantization::None => None,
+            Quantization::Fp8 => is_of_layer(name).then_some(Dtype::F8E4M3),
+            Quantization::Q4_0 if is_of_layer(name) => Some(Dtype::Q4_0),
+            Quantization::Q4_0 | Quantization::Q8_0 => Some(Dtype::Q8_0),
+        };
+        let Some(target) = target else { return Ok(None) };
+        let asked = self.quantization.name();
+        if info.dtype.is_quantized() {
             let message =
-                format!("fp8 is for weights that are not quantized yet, and {name} is stored in {}", info.dtype);
+                format!("{asked} is for weights that are not quantized yet, and {name} is stored in {}", info.dtype);
             return Err(Error::config("quantization", message));
         }
-        Ok(is_asked && info.dtype != Dtype::F8E4M3)
+        if !info.shape[1].is_multiple_of(target.block_len()) {
+            let message = format!(
+                "{asked} is for rows of whole blocks of {}, and those of {name} have {} elements",
+                target.block_len(),
+                info.shape[1]
+            );
+            return Err(Error::config("quantization", message));
+        }
+        Ok((info.dtype != target).then_some(target))
     }
 
     /// The tensor, checked against the shape that the model's config asks for.
@@ -116,16 +132,16 @@ impl WeightStore {
         };
         let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone() };
         self.check(name, shape, &info)?;
-        if !self.becomes_fp8(name, &info)? {
-            return Ok(tensor);
-        }
+        let Some(target) = self.target(name, &info)? else { return Ok(tensor) };
         let infinite = || Error::tensor(self.path(), name, "there is a number among its elements that is not finite");
-        fp8::quantize(&tensor).ok_or_else(infinite)
+        let quantized = if target == Dtype::F8E4M3 { fp8::quantize(&tensor) } else { quant::quantize(&tensor, target) };
+        quantized.ok_or_else(infinite)
     }
 
-    /// What a random matrix is; `None`: it is a file's.
+    /// What a random matrix is; `None`: it is a file's, or to be quantized to blocks.
     pub fn random(&self, name: &str) -> Option<RandomWeights> {
         match &self.source {
+            Source::Dummy(_) if matches!(self.quantization, Quantization::Q8_0 | Quantization::Q4_0) => None,
             Source::Dummy(dummy) => {
                 let is_fp8 = self.quantization == Quantization::Fp8 && is_of_layer(name);
                 let dtype = if is_fp8 { Dtype::F8E4M3 } else { dummy.dtype() };
@@ -152,7 +168,8 @@ impl WeightStore {
             Source::Dummy(dummy) => dummy.describe(name, shape)?,
         };
         self.check(name, shape, &info)?;
-        Ok(if self.becomes_fp8(name, &info)? { TensorInfo { dtype: Dtype::F8E4M3, ..info } } else { info })
+        let dtype = self.target(name, &info)?.unwrap_or(info.dtype);
+        Ok(TensorInfo { dtype, ..info })
     }
 
     fn check(&self, name: &str, expected: &[usize], found: &TensorInfo) -> Result<()> {

@@ -17,11 +17,11 @@ pub(super) struct EngineArgs {
     /// Where the model runs: auto (a GPU where there is one), cpu, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
     device: DeviceKind,
-    /// The type of weights in memory: auto (as stored), f32, bf16 or f16.
+    /// The type of weights in memory: auto (as stored; on a GPU bf16 or f16 where that is not GGUF's), f32, bf16 or f16.
     #[arg(long, default_value = "auto")]
     dtype: WeightDtype,
-    /// What the layers' matrices are quantized to at load: none, or fp8 (8 bits with a scale a row; on the CPU they take the
-    /// memory of bf16).
+    /// What matrices are quantized to at load: none, fp8 (the layers', 8 bits with a scale a row; on the CPU they take the
+    /// memory of bf16), q8_0 (all, 8 bits with a scale for every 32), or q4_0 (the layers', 4 bits; the embedding and the head q8_0).
     #[arg(long, default_value = "none")]
     quantization: Quantization,
     /// The type of keys and values in the cache: auto (f32; bf16 with `fast` where the machine has products of it; on a GPU as weights), f32, bf16 or f16.

@@ -20,7 +20,8 @@ use crate::ops::{
     attention::hopper::EQUAL_DIMS,
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
-    linear::cuda::Products,
+    linear::cuda::{Options, Products},
+    linear::cuda_quant::{Expansion, MIN_EXPANDED_TOKENS},
     sample::cuda::{Answers, SampleSpace},
 };
 use crate::sample::{SampleResults, SampleRow};
@@ -37,6 +38,8 @@ pub struct CudaBackend {
     index: usize,
     /// Of weights, activations, keys and values.
     elem: ElemType,
+    /// Whether weights stay in their block formats, where there are kernels.
+    keeps_blocks: bool,
     products: Products,
     uses_graphs: bool,
     /// Bytes that a layer must save where sequences that begin alike are attended together.
@@ -53,6 +56,9 @@ struct Scratch {
     copies: Option<CopySpace>,
     graphs: Graphs,
     max_seqs: usize,
+    /// Shapes of matrices in block formats.
+    quantized: Vec<[usize; 2]>,
+    expansion: Option<Expansion>,
 }
 
 impl CudaBackend {
@@ -61,7 +67,8 @@ impl CudaBackend {
     /// Errors: no driver, no such GPU, or a type that GPUs have no kernels for.
     pub fn open(index: usize, asked: WeightDtype, stored: Dtype) -> Result<Self> {
         let elem = weights::elem_type(asked, stored)?;
-        let mut backend = Self { index, ..Self::new(Arc::new(Gpu::open(index)?), elem) };
+        let gpu = Arc::new(Gpu::open(index)?);
+        let mut backend = Self { index, keeps_blocks: super::keeps_blocks(asked), ..Self::new(gpu, elem) };
         if is_wanted("SCONCE_CUDA_HOPPER") {
             let adds_alike = ops::linear::hopper::adds_alike(&backend.device, elem).map_err(|error| Error::Device {
                 message: format!("trying kernels for Hopper: {error}; SCONCE_CUDA_HOPPER=0 does without them"),
@@ -79,6 +86,7 @@ impl CudaBackend {
             device,
             index: 0,
             elem,
+            keeps_blocks: true,
             products: Products::Portable,
             uses_graphs: is_wanted("SCONCE_CUDA_GRAPHS"),
             runs_ahead: is_wanted("SCONCE_CUDA_RUN_AHEAD"),
@@ -102,6 +110,12 @@ impl CudaBackend {
         Self { products: Products::Hopper, ..self }
     }
 
+    /// The same, whose weights of block formats are expanded at load.
+    #[cfg(test)]
+    pub(crate) fn without_blocks(self) -> Self {
+        Self { keeps_blocks: false, ..self }
+    }
+
     /// The same, with every launch made anew in each step.
     #[cfg(test)]
     pub(crate) fn without_graphs(self) -> Self {
@@ -118,6 +132,10 @@ impl CudaBackend {
     #[cfg(test)]
     pub(crate) fn without_running_ahead(self) -> Self {
         Self { runs_ahead: false, ..self }
+    }
+
+    fn options<'a>(&self, scratch: &'a Scratch) -> Options<'a> {
+        Options { products: self.products, expansion: scratch.expansion.as_ref() }
     }
 
     /// How many graphs there are.
@@ -184,7 +202,11 @@ impl Backend for CudaBackend {
     }
 
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, _: WeightDtype) -> Result<Matrix> {
-        weights::load(&self.device, parts, bias, self.elem)
+        let matrix = weights::load(&self.device, parts, bias, self.elem, self.keeps_blocks)?;
+        if matrix.is_quantized() {
+            self.scratch.borrow_mut().quantized.push([matrix.rows, matrix.cols]);
+        }
+        Ok(matrix)
     }
 
     fn random_matrix(&self, shape: [usize; 2], bias: Option<&[f32]>, random: RandomWeights) -> Result<Option<Matrix>> {
@@ -192,7 +214,7 @@ impl Backend for CudaBackend {
     }
 
     fn memory_dtype(&self, stored: Dtype, _: WeightDtype) -> Dtype {
-        super::memory_dtype(stored, self.weight_dtype())
+        super::memory_dtype(stored, self.keeps_blocks, self.weight_dtype())
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
@@ -223,6 +245,7 @@ impl Backend for CudaBackend {
         }));
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
+        scratch.expansion = expansion(&self.device, &scratch.quantized, config, limits)?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
         let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());
@@ -302,7 +325,8 @@ impl Backend for CudaBackend {
     }
 
     fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
-        ops::linear::cuda::cuda(&*self.device, out, x, weight, self.products)
+        let scratch = self.scratch.borrow();
+        ops::linear::cuda::cuda(&*self.device, out, x, weight, self.options(&scratch))
     }
 
     fn rope_append_kv(
@@ -340,7 +364,8 @@ impl Backend for CudaBackend {
         weight: &Matrix,
         act: Activation,
     ) -> Result<()> {
-        if ops::linear::cuda::gated(&*self.device, out, x, weight, act, self.products)? {
+        let scratch = self.scratch.borrow();
+        if ops::linear::cuda::gated(&*self.device, out, x, weight, act, self.options(&scratch))? {
             return Ok(());
         }
         self.linear(gate_up, x, weight)?;
@@ -371,6 +396,19 @@ impl Backend for CudaBackend {
     fn read_answers<'a>(&self, answers: &'a mut Answers) -> Result<&'a mut SampleResults> {
         answers.read()
     }
+}
+
+/// Room for the largest matrix in a block format that many tokens are multiplied with: not for the head, of which few rows are wanted.
+fn expansion(
+    device: &Arc<dyn Device>,
+    quantized: &[[usize; 2]],
+    config: &ModelConfig,
+    limits: &StepLimits,
+) -> Result<Option<Expansion>> {
+    let tokens_of = |rows: usize| if rows == config.vocab_size { limits.max_logits } else { limits.max_tokens };
+    let wanted = quantized.iter().filter(|[rows, _]| tokens_of(*rows) >= MIN_EXPANDED_TOKENS);
+    let most = wanted.map(|[rows, cols]| rows * cols).max();
+    most.map(|num_elements| Expansion::new(device, num_elements)).transpose()
 }
 
 /// Whether nobody has set the variable to 0.

@@ -30,12 +30,14 @@ pub(crate) struct Dims {
     pub(crate) shared_bytes: u32,
     /// So many neighbouring blocks run together and see each other's shared memory: 1, or on Hopper up to 8. It divides the grid.
     pub(crate) cluster: u32,
+    /// Whether it may begin while the kernel before it ends.
+    pub(crate) overlaps: bool,
 }
 
 impl Dims {
     /// `blocks` blocks of `threads` threads.
     pub(crate) fn linear(blocks: usize, threads: usize) -> Self {
-        Self { grid: [blocks as u32, 1, 1], block: [threads as u32, 1, 1], shared_bytes: 0, cluster: 1 }
+        Self { grid: [blocks as u32, 1, 1], block: [threads as u32, 1, 1], shared_bytes: 0, cluster: 1, overlaps: true }
     }
 
     /// A thread a unit, in blocks of 256.
@@ -58,6 +60,11 @@ impl Dims {
     /// In clusters of so many blocks.
     pub(crate) fn in_clusters(self, cluster: usize) -> Self {
         Self { cluster: cluster as u32, ..self }
+    }
+
+    /// Begins when the kernel before it has ended, if so asked: it reads what that one writes before it would wait.
+    pub(crate) fn behind(self, is_behind: bool) -> Self {
+        Self { overlaps: !is_behind, ..self }
     }
 
     /// Whether there is nothing to launch.

@@ -157,7 +157,7 @@ fn launch(library: &libloading::Library, kernel: &str, dims: &Dims, args: &Args)
             return Err(Error::internal(format!("there is no kernel {kernel}; does it have an EXPORT_KERNEL?")));
         };
         let (kernel, pointers) = ((*kernel as *const ()).cast(), args.pointers());
-        let Dims { grid, block, shared_bytes, cluster } = dims;
+        let Dims { grid, block, shared_bytes, cluster, .. } = dims;
         launcher(kernel, grid.as_ptr(), block.as_ptr(), *cluster, *shared_bytes, pointers.as_ptr())
     };
     if done == 1 { Ok(()) } else { Err(Error::internal(format!("{kernel} cannot be laid out as {dims:?}"))) }

@@ -9,6 +9,7 @@ mod graphs;
 #[cfg(test)]
 pub(crate) mod host;
 pub(crate) mod kv_cache;
+pub(crate) mod quant;
 pub(crate) mod storage;
 #[cfg(test)]
 mod tests;
@@ -23,13 +24,20 @@ use crate::config::{KvCacheDtype, WeightDtype};
 use crate::error::Result;
 use crate::weights::Dtype;
 
-/// The type in memory of weights that are stored as `stored`; `asked` is one of 16 bits.
-pub(crate) fn memory_dtype(stored: Dtype, asked: WeightDtype) -> Dtype {
-    match (stored, asked) {
+/// The type in memory of weights that are stored as `stored`, beside activations of `dtype`, one of 16 bits.
+pub(crate) fn memory_dtype(stored: Dtype, keeps_blocks: bool, dtype: WeightDtype) -> Dtype {
+    let elem = if dtype == WeightDtype::F16 { device::ElemType::F16 } else { device::ElemType::Bf16 };
+    match (stored, dtype) {
         (Dtype::F8E4M3, _) => Dtype::F8E4M3,
+        _ if keeps_blocks && weights::stays(stored, elem) => stored,
         (_, WeightDtype::F16) => Dtype::F16,
         _ => Dtype::BF16,
     }
+}
+
+/// Whether weights stay in their block formats: where no type is asked for, as on the CPU.
+pub(crate) fn keeps_blocks(asked: WeightDtype) -> bool {
+    asked == WeightDtype::Auto
 }
 
 /// The types that a model's weights, and its keys and values, have on a GPU. `stored`: what most weights are stored in.

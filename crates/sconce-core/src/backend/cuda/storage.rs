@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use super::device::{BoxShape, Device, DevicePtr, ElemType, TensorMap};
 use crate::error::Result;
+use crate::weights::Dtype;
 
-/// A piece of a device's memory, given back when it is dropped.
-pub(crate) struct Memory {
+/// A piece of a device's memory, given back when the last of those who have it is dropped.
+#[derive(Clone)]
+pub(crate) struct Memory(Arc<Piece>);
+
+struct Piece {
     device: Arc<dyn Device>,
     ptr: DevicePtr,
     bytes: usize,
@@ -16,7 +20,7 @@ impl Memory {
     /// So many bytes, of any contents.
     pub(crate) fn new(device: &Arc<dyn Device>, bytes: usize) -> Result<Self> {
         let ptr = device.alloc(bytes.max(1))?;
-        Ok(Self { device: Arc::clone(device), ptr, bytes })
+        Ok(Self(Arc::new(Piece { device: Arc::clone(device), ptr, bytes })))
     }
 
     /// The bytes of `data`.
@@ -28,36 +32,36 @@ impl Memory {
 
     /// Where it begins.
     pub(crate) fn ptr(&self) -> DevicePtr {
-        self.ptr
+        self.0.ptr
     }
 
     /// How much there is.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.0.bytes
     }
 
     /// Copies `data` to byte `start`.
     pub(crate) fn write(&self, start: usize, data: &[u8]) -> Result<()> {
-        assert!(start + data.len() <= self.bytes, "invariant: what is written fits");
+        assert!(start + data.len() <= self.0.bytes, "invariant: what is written fits");
         // SAFETY: checked above.
-        unsafe { self.device.upload(self.ptr.offset(start), data) }
+        unsafe { self.0.device.upload(self.0.ptr.offset(start), data) }
     }
 
     /// Reads from byte `start` on.
     pub(crate) fn read(&self, start: usize, out: &mut [u8]) -> Result<()> {
-        assert!(start + out.len() <= self.bytes, "invariant: what is read is there");
+        assert!(start + out.len() <= self.0.bytes, "invariant: what is read is there");
         // SAFETY: checked above.
-        unsafe { self.device.download(out, self.ptr.offset(start)) }
+        unsafe { self.0.device.download(out, self.0.ptr.offset(start)) }
     }
 
     /// Fills it with zeros.
     pub(crate) fn clear(&self) -> Result<()> {
         // SAFETY: as many bytes as there are.
-        unsafe { self.device.clear(self.ptr, self.bytes) }
+        unsafe { self.0.device.clear(self.0.ptr, self.0.bytes) }
     }
 }
 
-impl Drop for Memory {
+impl Drop for Piece {
     fn drop(&mut self) {
         // SAFETY: it came from this device, and goes with its owner.
         unsafe { self.device.free(self.ptr) };
@@ -73,7 +77,7 @@ fn boxes(memory: &Memory, [rows, cols]: [usize; 2], elem: ElemType) -> Result<Op
         return Ok(None);
     }
     let shape = BoxShape { elem, dims: [cols, rows, 1], box_dims: [SIDE as u32, SIDE as u32, 1] };
-    memory.device.tensor_map(memory.ptr(), &shape)
+    memory.0.device.tensor_map(memory.ptr(), &shape)
 }
 
 /// Activations, [rows, cols].
@@ -173,6 +177,7 @@ pub(crate) fn bytes_of(data: &[f32], elem: ElemType) -> Vec<u8> {
 }
 
 /// A vector of f32.
+#[derive(Clone)]
 pub struct Vector {
     pub(crate) memory: Memory,
     pub(crate) len: usize,
@@ -192,10 +197,25 @@ pub struct Matrix {
     pub(crate) elem: ElemType,
     /// [rows], where weights are e4m3 as `linear.cu` reads them.
     pub(crate) row_scales: Option<Vector>,
+    /// Where weights stay in GGUF's block formats: the parts that they come in, one after another in memory. Empty elsewhere.
+    pub(crate) quant_parts: Vec<QuantPart>,
+    /// Whether steps write it: products must not read it before the kernel that does has ended.
+    pub(crate) is_scratch: bool,
     /// [rows].
     pub(crate) bias: Option<Vector>,
     /// Boxes of it; of e4m3 two columns are one.
     map: Option<TensorMap>,
+}
+
+/// Neighbouring rows of one block format, as `kernels/lib/quant.h` has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QuantPart {
+    pub(crate) dtype: Dtype,
+    /// A multiple of 16.
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    /// The byte of the matrix's memory at which it begins.
+    pub(crate) start: usize,
 }
 
 impl Matrix {
@@ -210,12 +230,31 @@ impl Matrix {
         // Two codes of e4m3 are a number of 16 bits to who copies them.
         let box_cols = if row_scales.is_some() { cols.next_multiple_of(FP8_STEP) / 2 } else { cols };
         let map = boxes(&memory, [rows, box_cols], elem)?;
-        Ok(Self { memory, rows, cols, elem, row_scales, bias, map })
+        let (quant_parts, is_scratch) = (Vec::new(), false);
+        Ok(Self { memory, rows, cols, elem, row_scales, quant_parts, is_scratch, bias, map })
+    }
+
+    /// Of memory that has these parts, for inputs of bf16.
+    pub(crate) fn quantized(memory: Memory, parts: Vec<QuantPart>, cols: usize, bias: Option<Vector>) -> Self {
+        let rows = parts.iter().map(|part| part.rows).sum();
+        let elem = ElemType::Bf16;
+        Self { memory, rows, cols, elem, row_scales: None, quant_parts: parts, is_scratch: false, bias, map: None }
+    }
+
+    /// Room for any matrix of 16 bits that is no larger than `memory`, written in each step anew.
+    pub(crate) fn scratch(memory: Memory, shape: [usize; 2], elem: ElemType, bias: Option<Vector>) -> Result<Self> {
+        assert!(shape[0] * shape[1] * elem.bytes() <= memory.bytes(), "invariant: what is written fits");
+        Ok(Self { is_scratch: true, ..Self::new(memory, shape, elem, None, bias)? })
     }
 
     /// Boxes of its rows.
     pub(crate) fn map(&self) -> Option<&TensorMap> {
         self.map.as_ref()
+    }
+
+    /// Whether weights are in block formats.
+    pub(crate) fn is_quantized(&self) -> bool {
+        !self.quant_parts.is_empty()
     }
 }
 

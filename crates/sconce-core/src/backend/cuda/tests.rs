@@ -20,7 +20,7 @@ use super::CudaBackend;
 use super::device::ElemType;
 use crate::backend::Checked;
 use crate::backend::cpu::CpuBackend;
-use crate::config::{Quantization, WeightDtype};
+use crate::config::{ModelConfig, Quantization, WeightDtype};
 use crate::models::{self, RawConfig};
 use crate::ops::linear::hopper::adds_alike;
 use crate::ops::testing::devices;
@@ -97,17 +97,55 @@ fn chunks_batches_and_graphs_change_no_bit() {
     });
 }
 
+/// A model that is wider than the fixtures' are.
+fn wide_model(intermediate_size: usize, max_len: usize, ties_embeddings: bool) -> (RawConfig, ModelConfig) {
+    let config = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
+        "intermediate_size": {intermediate_size}, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": 576, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "max_position_embeddings": {max_len}, "tie_word_embeddings": {ties_embeddings}, "bos_token_id": 1, "eos_token_id": 2}}"#
+    );
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let raw = RawConfig::from_dir(dir.path()).unwrap();
+    let config = (models::find::<CudaBackend>(&raw).unwrap().parse_config)(&raw).unwrap();
+    (raw, config)
+}
+
+/// Formats without offsets are expanded by kernels to the numbers that loading makes of them.
+#[test]
+fn weights_that_stay_in_blocks_change_no_bit() {
+    for (quantization, ties_embeddings) in [(Quantization::Q8_0, true), (Quantization::Q4_0, false)] {
+        let (raw, config) = wide_model(288, 320, ties_embeddings);
+        let ids: Vec<u32> = (0..320).map(|i| i * 7 % 576).collect();
+        for device in devices() {
+            let store = WeightStore::dummy(0, Dtype::BF16).quantized(quantization);
+            let logits = |backend: CudaBackend, sequences: &[&[u32]], chunk_len| {
+                let mut runner = Runner::of_weights(&raw, config.clone(), &store, WeightDtype::Auto, backend);
+                runner.logits(sequences, chunk_len)
+            };
+            let backend = || CudaBackend::new(device.clone(), ElemType::Bf16);
+            // So many tokens in a step that weights are expanded.
+            let (first, second) = (&ids[..300], &ids[20..]);
+            let expected = logits(backend().without_blocks(), &[first, second], 300);
+            assert!(logits(backend(), &[first, second], 300) == expected, "{quantization:?}");
+            if adds_alike(&device, ElemType::Bf16).unwrap() {
+                let found = logits(backend().with_hopper(), &[first, second], 300);
+                assert!(found == expected, "{quantization:?} with kernels for Hopper");
+            }
+            // Tiles and rows.
+            for chunk_len in [40, 17, 12, 1] {
+                let found = logits(backend(), &[&first[..40]], chunk_len);
+                assert!(found[0] == expected[0][..40 * 576], "{quantization:?} in chunks of {chunk_len}");
+            }
+        }
+    }
+}
+
 /// The fixtures' models are too narrow for kernels for Hopper. This one has products of all of their shapes.
 #[test]
 fn kernels_for_hopper_change_no_bit() {
-    const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
-        "intermediate_size": 264, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "vocab_size": 576, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-        "max_position_embeddings": 320, "tie_word_embeddings": false, "bos_token_id": 1, "eos_token_id": 2}"#;
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
-    let raw = RawConfig::from_dir(dir.path()).unwrap();
-    let config = (models::find::<CudaBackend>(&raw).unwrap().parse_config)(&raw).unwrap();
+    let (raw, config) = wide_model(264, 320, false);
     let ids: Vec<u32> = (0..300).map(|i| i * 7 % 576).collect();
     for device in devices() {
         let store = WeightStore::dummy(0, Dtype::BF16);

@@ -1,9 +1,10 @@
-//! [`load`]: weights of any stored type as matrices of 16 bits on a device; e4m3 stays as it is, with a scale a row.
+//! [`load`]: weights of any stored type as matrices on a device: block formats and e4m3 stay as they are, others have 16 bits.
 
 use std::sync::Arc;
 
 use super::device::{Device, ElemType};
-use super::storage::{FP8_STEP, Matrix, Memory, Vector, bytes_of};
+use super::quant;
+use super::storage::{FP8_STEP, Matrix, Memory, QuantPart, Vector, bytes_of};
 use crate::config::WeightDtype;
 use crate::error::{Error, Result};
 use crate::ops;
@@ -29,14 +30,27 @@ pub(super) fn weight_dtype(elem: ElemType) -> WeightDtype {
     if elem == ElemType::F16 { WeightDtype::F16 } else { WeightDtype::Bf16 }
 }
 
-/// Parts of the same number of columns over each other.
+/// Whether weights of this type stay in their blocks beside activations of `elem`.
+pub(super) fn stays(stored: Dtype, elem: ElemType) -> bool {
+    elem == ElemType::Bf16 && quant::has_kernels(stored)
+}
+
+/// Parts of the same number of columns over each other. `keeps_blocks`: those in formats that kernels read stay in them.
 pub(crate) fn load(
     device: &Arc<dyn Device>,
     parts: Vec<TensorView<'_>>,
     bias: Option<&[f32]>,
     elem: ElemType,
+    keeps_blocks: bool,
 ) -> Result<Matrix> {
     let (rows, cols) = (parts.iter().map(|part| part.shape[0]).sum::<usize>(), parts[0].shape[1]);
+    // Parts begin at whole tiles.
+    let suits = |(i, part): (usize, &TensorView<'_>)| {
+        stays(part.dtype, elem) && (i + 1 == parts.len() || part.shape[0].is_multiple_of(quant::ROWS))
+    };
+    if keeps_blocks && parts.iter().enumerate().all(suits) {
+        return load_quantized(device, &parts, bias);
+    }
     if parts.iter().all(|part| part.dtype == Dtype::F8E4M3) {
         let scales: Vec<f32> = parts.iter().flat_map(|part| part.row_scales.iter().flatten()).copied().collect();
         let matrix = empty(device, [rows, cols], bias, elem, Some(&scales))?;
@@ -92,6 +106,50 @@ fn empty(
     let memory = Memory::new(device, rows * row_bytes)?;
     let [row_scales, bias] = [scales, bias].map(|data| data.map(|data| vector(device, data)).transpose());
     Matrix::new(memory, [rows, cols], elem, row_scales?, bias?)
+}
+
+/// Parts in block formats, each in its own.
+fn load_quantized(device: &Arc<dyn Device>, parts: &[TensorView<'_>], bias: Option<&[f32]>) -> Result<Matrix> {
+    let cols = parts[0].shape[1];
+    let num_bytes = |part: &TensorView<'_>| quant::packed_bytes(part.dtype, part.shape[0], cols);
+    let memory = Memory::new(device, parts.iter().map(num_bytes).sum())?;
+    let mut places: Vec<QuantPart> = Vec::new();
+    let (mut first_row, mut start) = (0, 0);
+    for part in parts {
+        write_packed(&memory, start, part)?;
+        match places.last_mut() {
+            Some(last) if last.dtype == part.dtype => last.rows += part.shape[0],
+            _ => places.push(QuantPart { dtype: part.dtype, first_row, rows: part.shape[0], start }),
+        }
+        first_row += part.shape[0];
+        start += num_bytes(part);
+    }
+    let bias = bias.map(|bias| vector(device, bias)).transpose()?;
+    Ok(Matrix::quantized(memory, places, cols, bias))
+}
+
+/// Packs tiles by as many threads as the machine has, a share at a time, and sends the shares in order.
+fn write_packed(memory: &Memory, mut start: usize, part: &TensorView<'_>) -> Result<()> {
+    let (dtype, cols) = (part.dtype, part.shape[1]);
+    let (stored, packed) = (quant::ROWS * dtype.row_bytes(cols), quant::packed_bytes(dtype, quant::ROWS, cols));
+    let share = (CHUNK_BYTES / packed).max(1);
+    let num_threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let mut out = vec![0; num_threads * share * packed];
+    for rows in part.data.chunks(num_threads * share * stored) {
+        let out = &mut out[..rows.len().div_ceil(stored) * packed];
+        out.fill(0);
+        std::thread::scope(|scope| {
+            for (rows, out) in rows.chunks(share * stored).zip(out.chunks_mut(share * packed)) {
+                scope.spawn(move || {
+                    let tiles = rows.chunks(stored).zip(out.chunks_exact_mut(packed));
+                    tiles.for_each(|(rows, out)| quant::pack(dtype, cols, rows, out));
+                });
+            }
+        });
+        memory.write(start, out)?;
+        start += out.len();
+    }
+    Ok(())
 }
 
 /// Where the codes of e4m3 stand within a step's bytes: column by byte. A lane's 16 bytes are its four columns of each of four
@@ -192,7 +250,7 @@ mod tests {
                     row_scales: None,
                 };
                 let parts = vec![part(0, ElemType::F32, Dtype::F32), part(1, ElemType::F16, Dtype::F16)];
-                let matrix = load(&device, parts, Some(&data[1]), elem).unwrap();
+                let matrix = load(&device, parts, Some(&data[1]), elem, true).unwrap();
                 let mut bytes = vec![0; matrix.rows * cols * 2];
                 matrix.memory.read(0, &mut bytes).unwrap();
                 let rounded = floats_of(&bytes_of(&data[1], ElemType::F16), ElemType::F16);
@@ -208,13 +266,13 @@ mod tests {
                 row_scales: Some(vec![3.0]),
             };
             let other = TensorView { dtype: Dtype::F32, shape: vec![1, 8], data: vec![0; 32].into(), row_scales: None };
-            let matrix = load(&device, vec![fp8, other], None, ElemType::Bf16).unwrap();
+            let matrix = load(&device, vec![fp8, other], None, ElemType::Bf16, true).unwrap();
             let mut bytes = vec![0; 32];
             matrix.memory.read(0, &mut bytes).unwrap();
             let expected = [vec![3.0; 8], vec![0.0; 8]].concat();
             assert!(matrix.row_scales.is_none() && floats_of(&bytes, ElemType::Bf16) == expected);
             let odd = TensorView { dtype: Dtype::F32, shape: vec![1, 12], data: vec![0; 48].into(), row_scales: None };
-            let error = load(&device, vec![odd], None, ElemType::Bf16).err().unwrap().to_string();
+            let error = load(&device, vec![odd], None, ElemType::Bf16, true).err().unwrap().to_string();
             assert!(error.contains("12 columns"), "{error}");
         }
     }

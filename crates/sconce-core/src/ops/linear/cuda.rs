@@ -1,11 +1,14 @@
-//! The launches of `kernels/linear.cu` and `kernels/linear_rows.cu`: which kernel for how many tokens, and how a matrix's columns are cut into segments.
+//! The launches of `kernels/linear.cu` and `kernels/linear_rows.cu`: which kernel for how many tokens, and how a matrix's columns are cut
+//! into segments.
 
 #[cfg(test)]
 pub(super) mod tests;
 
+use super::cuda_quant::{self, Expansion, MIN_EXPANDED_TOKENS};
 use super::hopper;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
-use crate::backend::cuda::storage::{Buffer, FP8_STEP, Matrix, Vector};
+use crate::backend::cuda::quant;
+use crate::backend::cuda::storage::{Buffer, Matrix, Vector};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::gate_act_mul;
@@ -22,16 +25,40 @@ pub(crate) enum Products {
     Library,
 }
 
-/// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type, or `weight` e4m3, which the library does not multiply;
-/// `out`: [n, rows] of that type or f32.
+/// How products are carried out.
+#[derive(Clone, Copy)]
+pub(crate) struct Options<'a> {
+    pub(crate) products: Products,
+    /// Where weights in block formats are expanded for many tokens.
+    pub(crate) expansion: Option<&'a Expansion>,
+}
+
+impl Options<'static> {
+    /// Without room for expanded weights.
+    pub(super) fn new(products: Products) -> Self {
+        Self { products, expansion: None }
+    }
+}
+
+/// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type, or `weight` e4m3, which the library does not multiply, or in
+/// block formats; `out`: [n, rows] of that type or f32.
 pub(crate) fn cuda(
     device: &dyn Device,
     out: &mut Buffer,
     x: &Buffer,
     weight: &Matrix,
-    products: Products,
+    options: Options<'_>,
 ) -> Result<()> {
+    let Options { products, expansion } = options;
     out.set_rows(x.rows());
+    if weight.is_quantized() {
+        if let Some((expansion, expanded)) = expand(expansion, x, weight)? {
+            expansion.fill(device, weight)?;
+            return cuda(device, out, x, &expanded, Options::new(products));
+        }
+        check(out, x, weight);
+        return cuda_quant::launch(device, cuda_quant::Kernel::choose(x.rows()), out, x, weight);
+    }
     if x.rows() > MAX_ROWS && products == Products::Library && weight.row_scales.is_none() {
         return by_library(device, out, x, weight);
     }
@@ -39,6 +66,16 @@ pub(crate) fn cuda(
         Some(call) => call.launch(out),
         None => launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight),
     }
+}
+
+/// What `weight` becomes where tokens are so many that it is worth it, still to be filled.
+fn expand<'a>(
+    expansion: Option<&'a Expansion>,
+    x: &Buffer,
+    weight: &Matrix,
+) -> Result<Option<(&'a Expansion, Matrix)>> {
+    let Some(expansion) = expansion.filter(|_| x.rows() >= MIN_EXPANDED_TOKENS) else { return Ok(None) };
+    Ok(expansion.matrix(weight)?.map(|matrix| (expansion, matrix)))
 }
 
 /// out = act(gate) * up in one launch, where rows of x . weight^T + bias are gate's, then up's: whether it suits and was done. The
@@ -49,11 +86,14 @@ pub(crate) fn gated(
     x: &Buffer,
     weight: &Matrix,
     act: Activation,
-    products: Products,
+    options: Options<'_>,
 ) -> Result<bool> {
     let num_tokens = x.rows();
     if num_tokens > MAX_ROWS {
-        return if products == Products::Hopper { hopper::gated(device, out, x, weight, act) } else { Ok(false) };
+        return match options.products {
+            Products::Hopper => gated_hopper(device, out, x, weight, act, options.expansion),
+            Products::Portable | Products::Library => Ok(false),
+        };
     }
     let (segments, features) = (Segments::of(weight), weight.rows / 2);
     // Gate and up have half of a block's warps each.
@@ -63,16 +103,44 @@ pub(crate) fn gated(
     out.set_rows(num_tokens);
     assert!((x.cols(), out.cols()) == (weight.cols, features), "invariant: shapes fit");
     assert!(x.elem() == weight.elem && out.elem() == weight.elem, "invariant: all are of one type");
-    let dims = stream_dims(device, features.div_ceil(WARPS / segments.splits / 2 * WARP_FEATURES));
-    let args = args(out, x, weight, features).with(segments.splits).with(gate_act_mul::activation_kind(act));
+    let args = args(out, x, weight, &Part { rows: features, ..Part::whole(weight) });
+    if weight.is_quantized() {
+        return cuda_quant::gated(device, x, weight, act, &args);
+    }
+    let dims = stream_dims(device, num_tokens, weight.rows, segments.splits).behind(weight.is_scratch);
+    let args = args.with(segments.splits).with(gate_act_mul::activation_kind(act));
     // SAFETY: shapes are compared above; the grid and shared memory are as the kernels' head says.
     unsafe { device.launch(gated_name(num_tokens, weight), &dims, &args)? };
     Ok(true)
 }
 
-/// Of the kernels without tiles. Blocks that have a multiprocessor each ask for more than half of its shared memory: two on one
-/// would take their share of the memory's rate twice as long.
-fn stream_dims(device: &dyn Device, num_blocks: usize) -> Dims {
+/// The same of more tokens, by kernels for Hopper.
+fn gated_hopper(
+    device: &dyn Device,
+    out: &mut Buffer,
+    x: &Buffer,
+    weight: &Matrix,
+    act: Activation,
+    expansion: Option<&Expansion>,
+) -> Result<bool> {
+    let expanded = if weight.is_quantized() { expand(expansion, x, weight)? } else { None };
+    if weight.is_quantized() && expanded.is_none() {
+        return Ok(false);
+    }
+    let multiplied = expanded.as_ref().map_or(weight, |(_, matrix)| matrix);
+    let Some(call) = hopper::gated_call(device, x, multiplied) else { return Ok(false) };
+    if let Some((expansion, _)) = &expanded {
+        expansion.fill(device, weight)?;
+    }
+    out.set_rows(x.rows());
+    call.launch_gated(out, act)?;
+    Ok(true)
+}
+
+/// Of the kernels without tiles, for all rows of weights. Blocks that have a multiprocessor each ask for more than half of its shared
+/// memory: two on one would take their share of the memory's rate twice as long.
+pub(super) fn stream_dims(device: &dyn Device, num_tokens: usize, num_rows: usize, splits: usize) -> Dims {
+    let num_blocks = if num_tokens == 0 { 0 } else { num_rows.div_ceil(WARPS / splits * WARP_FEATURES) };
     let needed = WARPS * STREAM_BYTES;
     let alone = if num_blocks <= device.num_sms() { device.max_shared_bytes() / 2 } else { 0 };
     Dims::linear(num_blocks, WARPS * 32).with_shared(needed.max(alone))
@@ -100,6 +168,9 @@ fn hopper_call<'a>(
 
 /// The name of the kernel that [`cuda`] would choose among ours.
 pub(super) fn chosen(device: &dyn Device, x: &Buffer, weight: &Matrix, products: Products) -> &'static str {
+    if let Some(part) = weight.quant_parts.first() {
+        return cuda_quant::Kernel::choose(x.rows()).name(part.dtype);
+    }
     match hopper_call(device, x, weight, products) {
         Some(call) => call.name(),
         None => Kernel::choose(device, x.rows(), weight).name(weight),
@@ -118,6 +189,8 @@ pub(super) const MAX_ROWS: usize = 16;
 const ENOUGH_WARPS: usize = 1024;
 /// A segment shorter than this is over before its loads flow.
 const MIN_SEGMENT: usize = 256;
+/// No segment ends within the columns that are read together: two steps of e4m3, or a tile of a block format.
+const SEGMENT_STEP: usize = quant::COLUMNS;
 
 /// How the sums over a matrix's columns are cut. It depends on the matrix's shape alone, never on the device or the step: with
 /// it the order of the sums would change, and with that the results.
@@ -136,7 +209,7 @@ impl Segments {
         while splits < WARPS && splits * num_warps < ENOUGH_WARPS && weight.cols >= 2 * splits * MIN_SEGMENT {
             splits *= 2;
         }
-        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(FP8_STEP) }
+        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(SEGMENT_STEP) }
     }
 }
 
@@ -165,7 +238,7 @@ const TILE_128X128: Tile = Tile { features: 128, tokens: 128, chunks: 1, stages:
 
 impl Tile {
     fn count(&self, num_tokens: usize, weight: &Matrix) -> usize {
-        weight.rows.div_ceil(self.features) * num_tokens.div_ceil(self.tokens)
+        tile_count(self.features, self.tokens, num_tokens, weight.rows)
     }
 
     fn shared_bytes(&self, weight: &Matrix) -> usize {
@@ -180,6 +253,10 @@ impl Tile {
         let results = self.tokens * (self.features + 4) * 4;
         results.max(stages + totals)
     }
+}
+
+pub(super) fn tile_count(features: usize, tokens: usize, num_tokens: usize, num_rows: usize) -> usize {
+    num_rows.div_ceil(features) * num_tokens.div_ceil(tokens)
 }
 
 impl Kernel {
@@ -243,30 +320,45 @@ pub(super) fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr
     })
 }
 
-/// What all kernels are given; `features` of `out`.
-fn args(out: &Buffer, x: &Buffer, weight: &Matrix, features: usize) -> Args {
-    let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr());
-    let args = args.with(ptr_of_rows(weight, weight.row_scales.as_ref()));
-    let args = args.with(ptr_of_rows(weight, weight.bias.as_ref()));
-    let args = args.with(x.rows()).with(features).with(weight.cols).with(Segments::of(weight).len);
+/// Some rows of a matrix, whose results stand side by side.
+pub(super) struct Part {
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+    /// The byte of the matrix's memory at which they begin.
+    pub(super) start: usize,
+}
+
+impl Part {
+    fn whole(weight: &Matrix) -> Self {
+        Self { first_row: 0, rows: weight.rows, start: 0 }
+    }
+}
+
+/// What all kernels are given for a part.
+pub(super) fn args(out: &Buffer, x: &Buffer, weight: &Matrix, part: &Part) -> Args {
+    let of_rows = |vector: Option<&Vector>| match ptr_of_rows(weight, vector) {
+        DevicePtr::NULL => DevicePtr::NULL,
+        ptr => ptr.offset(part.first_row * ElemType::F32.bytes()),
+    };
+    let args = Args::new().with(out.ptr().offset(part.first_row * out.elem().bytes())).with(x.ptr());
+    let args = args.with(weight.memory.ptr().offset(part.start));
+    let args = args.with(of_rows(weight.row_scales.as_ref())).with(of_rows(weight.bias.as_ref()));
+    let args = args.with(x.rows()).with(part.rows).with(out.cols()).with(weight.cols).with(Segments::of(weight).len);
     args.with(u32::from(out.elem() == ElemType::F32))
 }
 
 pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
     check(out, x, weight);
-    let (segments, args) = (Segments::of(weight), args(out, x, weight, weight.rows));
+    let (segments, args) = (Segments::of(weight), args(out, x, weight, &Part::whole(weight)));
     let (dims, args) = match kernel {
-        Kernel::Rows(_) => {
-            let blocks = weight.rows.div_ceil(WARPS / segments.splits * WARP_FEATURES);
-            (stream_dims(device, if x.rows() == 0 { 0 } else { blocks }), args.with(segments.splits))
-        }
+        Kernel::Rows(_) => (stream_dims(device, x.rows(), weight.rows, segments.splits), args.with(segments.splits)),
         Kernel::Tile(tile) => {
             let dims = Dims::linear(tile.count(x.rows(), weight), TILE_THREADS);
             (dims.with_shared(tile.shared_bytes(weight)), args)
         }
     };
     // SAFETY: `check` compared the shapes; grids and shared memory are as the kernels' head says.
-    unsafe { device.launch(kernel.name(weight), &dims, &args) }
+    unsafe { device.launch(kernel.name(weight), &dims.behind(weight.is_scratch), &args) }
 }
 
 pub(super) fn by_library(device: &dyn Device, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {

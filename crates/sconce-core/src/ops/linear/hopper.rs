@@ -233,7 +233,7 @@ impl<'a> Call<'a> {
             num_blocks = num_blocks.min(self.device.num_sms());
         }
         let dims = Dims::linear(num_blocks, self.kernel.block().threads).in_clusters(cluster);
-        dims.with_shared(self.kernel.shared_bytes())
+        dims.with_shared(self.kernel.shared_bytes()).behind(self.weight.is_scratch)
     }
 
     /// Of the inputs that it was chosen for.
@@ -246,7 +246,8 @@ impl<'a> Call<'a> {
         unsafe { self.device.launch(self.name(), &dims, &args) }
     }
 
-    fn launch_gated(&self, out: &mut Buffer, act: Activation) -> Result<()> {
+    /// The same of gate and up.
+    pub(super) fn launch_gated(&self, out: &mut Buffer, act: Activation) -> Result<()> {
         assert!(2 * out.cols() == self.weight.rows && out.rows() == self.num_tokens, "invariant: shapes fit");
         assert_eq!(out.elem(), self.weight.elem, "invariant: outputs are as the inputs");
         let args = self.args(out).with(gate_act_mul::activation_kind(act));
@@ -255,28 +256,20 @@ impl<'a> Call<'a> {
     }
 }
 
-/// [`super::cuda::gated`] of more tokens than the kernels for few rows take.
-pub(super) fn gated(
-    device: &dyn Device,
-    out: &mut Buffer,
-    x: &Buffer,
-    weight: &Matrix,
-    act: Activation,
-) -> Result<bool> {
+/// The call for [`super::cuda::gated`] of more tokens than the kernels for few rows take; `None` where there is none, or two launches
+/// are faster.
+pub(super) fn gated_call<'a>(device: &'a dyn Device, x: &'a Buffer, weight: &'a Matrix) -> Option<Call<'a>> {
     let num_tokens = x.rows();
     if Segments::of(weight).len < weight.cols {
-        return Ok(false);
+        return None;
     }
     let kernel = if num_tokens <= FEW_TOKENS { Kernel::SplitGated64 } else { Kernel::Large(Rows::Gated256) };
     let cost = |kernel: Kernel| kernel.cost(device, num_tokens, weight);
     // What it saves is worth some of the products' time.
     if 100 * cost(kernel) > 115 * cost(Kernel::cheapest(device, num_tokens, weight)) {
-        return Ok(false);
+        return None;
     }
-    let Some(call) = Call::new(device, kernel, x, weight) else { return Ok(false) };
-    out.set_rows(num_tokens);
-    call.launch_gated(out, act)?;
-    Ok(true)
+    Call::new(device, kernel, x, weight)
 }
 
 /// Whether a device has kernels for Hopper.

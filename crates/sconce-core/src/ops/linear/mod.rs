@@ -13,6 +13,7 @@
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 pub(crate) mod cuda;
+pub(crate) mod cuda_quant;
 mod float;
 mod float_panels;
 pub(crate) mod hopper;

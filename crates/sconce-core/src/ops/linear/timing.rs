@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::cuda::{self, Products};
+use super::cuda::{self, Options, Products};
+use super::cuda_quant::{self, Expansion, kernel_of};
 use super::hopper;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::storage::{Buffer, Matrix};
@@ -11,7 +12,7 @@ use crate::backend::cuda::weights;
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::random;
-use crate::weights::{Dtype, RandomWeights};
+use crate::weights::{Dtype, RandomWeights, TensorView, quant};
 
 /// One kernel's time for one product.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +35,8 @@ const WEIGHT_BYTES: usize = 256 << 20;
 const SECONDS: f64 = 0.02;
 const MAX_RUNS: f64 = 500.0;
 
-/// `device`'s kernels for bf16 activations and random weights [rows, cols], stored as `dtype`: bf16 or e4m3.
+/// `device`'s kernels for bf16 activations and random weights [rows, cols], stored as `dtype`: bf16, e4m3, or a block format that stays as it is, of which it is
+/// also told what expanding takes.
 pub(crate) fn time_products(
     device: &Arc<dyn Device>,
     shape: [usize; 2],
@@ -44,7 +46,14 @@ pub(crate) fn time_products(
     let [rows, cols] = shape;
     let elem = ElemType::Bf16;
     let num_weights = (WEIGHT_BYTES / (rows * cols)).clamp(1, 64);
-    let weight = |seed| weights::random(device, shape, None, elem, RandomWeights { seed, dtype });
+    let weight = |seed| match dtype.is_quantized() {
+        true => {
+            let data = quant::random_blocks(dtype, rows * cols / dtype.block_len(), seed + 1).into();
+            let view = TensorView { dtype, shape: shape.to_vec(), data, row_scales: None };
+            weights::load(device, vec![view], None, elem, true)
+        }
+        false => weights::random(device, shape, None, elem, RandomWeights { seed, dtype }),
+    };
     let matrices = (0..num_weights as u64).map(weight).collect::<Result<Vec<Matrix>>>()?;
     let mut x = Buffer::new(device, num_tokens, cols, elem)?;
     x.set_rows(num_tokens);
@@ -61,6 +70,15 @@ pub(crate) fn time_products(
         times.push(ProductTime { shape, num_tokens, kernel, microseconds, is_chosen: kernel == chosen });
         Ok(())
     };
+    if dtype.is_quantized() {
+        for kernel in cuda_quant::Kernel::all(num_tokens) {
+            let run = &mut |i: usize| cuda_quant::launch(&**device, kernel, &out, &x, &matrices[i % num_weights]);
+            add(kernel.name(dtype), run)?;
+        }
+        let expansion = Expansion::new(device, rows * cols)?;
+        add(kernel_of!("linear_expand", dtype), &mut |i| expansion.fill(&**device, &matrices[i % num_weights]))?;
+        return Ok(times);
+    }
     for kernel in cuda::Kernel::all(&**device, num_tokens, &matrices[0]) {
         let run = &mut |i: usize| cuda::launch(&**device, kernel, &mut out, &x, &matrices[i % num_weights]);
         add(kernel.name(&matrices[0]), run)?;
@@ -75,8 +93,9 @@ pub(crate) fn time_products(
         let run = &mut |i: usize| cuda::by_library(&**device, &mut out, &x, &matrices[i % num_weights]);
         add("library", run)?;
         let mut half = Buffer::new(device, num_tokens, rows / 2, elem)?;
-        let mut gated =
-            |i: usize| cuda::gated(&**device, &mut half, &x, &matrices[i % num_weights], Activation::Silu, products);
+        let mut gated = |i: usize| {
+            cuda::gated(&**device, &mut half, &x, &matrices[i % num_weights], Activation::Silu, Options::new(products))
+        };
         if gated(0)? {
             add("gated", &mut |i| gated(i).map(|_| ()))?;
         }

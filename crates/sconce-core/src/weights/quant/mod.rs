@@ -21,6 +21,7 @@ mod legacy;
 mod tests;
 
 pub use encode::{encode, quantize_q4_0, quantize_q4_1, quantize_q8_0};
+pub(crate) use encode::{quantize, random_blocks};
 
 use super::bytes::{as_bf16, as_f16, as_f32};
 use super::{Dtype, fp8};
@@ -80,27 +81,27 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
 pub(crate) struct BlockScales {
     /// The f16 that all scales of the block are multiples of.
     pub(crate) d: u16,
-    /// The f16 that all offsets are multiples of (Q4_1: the offset itself); 0 without offsets.
+    /// The f16 that all offsets are multiples of (Q4_1, Q5_1: the offset itself); 0 without offsets.
     pub(crate) m: u16,
-    /// Factors of d, one a group: 6 bits (Q4_K) or a signed byte (Q6_K); 1 where d is the scale itself.
+    /// Factors of d, one a group: 6 bits (Q4_K, Q5_K) or a signed byte (Q6_K); 1 where d is the scale itself.
     pub(crate) scale: [u8; 16],
-    /// Factors of m, one a group: 6 bits (Q4_K).
+    /// Factors of m, one a group: 6 bits (Q4_K, Q5_K).
     pub(crate) offset: [u8; 8],
 }
 
-/// The scales of a block of Q4_0, Q4_1, Q8_0, Q4_K or Q6_K.
+/// The scales of a block of any format but Q2_K and Q3_K.
 ///
 /// # Panics
 ///
-/// For other formats.
+/// For those.
 pub(crate) fn block_scales(dtype: Dtype, block: &[u8]) -> BlockScales {
     let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
     let plain = BlockScales { d: half(0), scale: [1; 16], ..BlockScales::default() };
     match dtype {
-        Dtype::Q4_0 | Dtype::Q8_0 => plain,
-        Dtype::Q4_1 => BlockScales { m: half(2), ..plain },
-        Dtype::Q4K => {
-            let block: &[u8; 144] = block.first_chunk().expect("invariant: a block is as long as its layout");
+        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => plain,
+        Dtype::Q4_1 | Dtype::Q5_1 => BlockScales { m: half(2), ..plain },
+        Dtype::Q4K | Dtype::Q5K => {
+            let block: &[u8; 16] = block.first_chunk().expect("invariant: a block is as long as its layout");
             let (pairs, offset) = k::six_bit_pairs(block);
             let mut scale = [0; 16];
             scale[..8].copy_from_slice(&pairs);

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 
+use super::encode::halves;
 use super::*;
 
 const QUANTIZED: [(Dtype, GgmlDType); 10] = [
@@ -35,17 +36,6 @@ impl Random {
     fn weight(&mut self) -> f32 {
         let unit = (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
         unit * unit * unit
-    }
-}
-
-/// The bytes at which blocks have halves: d, and m or dmin.
-fn halves(dtype: Dtype) -> &'static [usize] {
-    match dtype {
-        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => &[0, 2],
-        Dtype::Q2K => &[80, 82],
-        Dtype::Q3K => &[108],
-        Dtype::Q6K => &[208],
-        _ => &[0],
     }
 }
 

@@ -318,6 +318,40 @@ fn layers_are_quantized_where_that_is_asked_for() {
 }
 
 #[test]
+fn all_matrices_are_quantized_to_blocks_where_that_is_asked_for() {
+    let plain = WeightStore::dummy(3, Dtype::BF16);
+    let (q, head, norm) = ("model.layers.0.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight");
+    for (quantization, of_layers) in [(Quantization::Q8_0, Dtype::Q8_0), (Quantization::Q4_0, Dtype::Q4_0)] {
+        let store = WeightStore::dummy(3, Dtype::BF16).quantized(quantization);
+        // More rows than one thread takes.
+        for (name, dtype, shape) in
+            [(q, of_layers, [200, 64]), (head, Dtype::Q8_0, [3, 32]), (EMBEDDING, Dtype::Q8_0, [3, 32])]
+        {
+            let found = store.get(name, &shape).unwrap();
+            assert_eq!(store.describe(name, &shape).unwrap(), TensorInfo { dtype, shape: shape.to_vec() });
+            let expected = quant::encode(dtype, &plain.get(name, &shape).unwrap().to_f32()).unwrap();
+            assert!(found.dtype == dtype && *found.data == expected, "{name}");
+        }
+        assert!(store.get(norm, &[32]).unwrap().dtype == Dtype::BF16 && store.random(q).is_none());
+        let message = store.get(q, &[4, 40]).unwrap_err().to_string();
+        assert!(message.contains("quantization") && message.contains(q) && message.contains("40"), "{message}");
+    }
+    let store = WeightStore::dummy(3, Dtype::Q4_1).quantized(Quantization::Q8_0);
+    let message = store.get(q, &[5, 32]).unwrap_err().to_string();
+    assert!(message.contains("q8_0") && message.contains(q) && message.contains("Q4_1"), "{message}");
+    // e4m3 and its scales are numbers like others; what has none is refused.
+    let matrix = |data: Vec<u8>| TensorView {
+        dtype: Dtype::F8E4M3,
+        shape: vec![2, 32],
+        data: data.into(),
+        row_scales: Some(vec![1.0, 3.0]),
+    };
+    let found = quant::quantize(&matrix(vec![0x38; 64]), Dtype::Q8_0).unwrap().to_f32();
+    assert!(found[..32].iter().all(|x| (x - 1.0).abs() < 1e-3) && found[32..].iter().all(|x| (x - 3.0).abs() < 3e-3));
+    assert!(quant::quantize(&matrix([vec![0x38; 63], vec![0x7f]].concat()), Dtype::Q8_0).is_none());
+}
+
+#[test]
 fn an_fp8_checkpoint_is_read() {
     use ::safetensors::tensor::{Dtype as StDtype, TensorView as StView};
     type Case<'a> = (&'a str, StDtype, &'a [usize], &'a [u8]);

@@ -55,7 +55,9 @@ impl Launcher {
         dims: &Dims,
         params: *mut *mut c_void,
     ) -> CUresult {
-        let overlaps = self.overlaps.load(Ordering::Relaxed) && (self.overlaps_in_graphs || !context.is_capturing());
+        let overlaps = dims.overlaps
+            && self.overlaps.load(Ordering::Relaxed)
+            && (self.overlaps_in_graphs || !context.is_capturing());
         // SAFETY: by the contract.
         let code = unsafe { launch(context, function, dims, params, overlaps) };
         if code == CUresult::CUDA_SUCCESS || !overlaps {

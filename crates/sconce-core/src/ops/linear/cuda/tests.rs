@@ -13,19 +13,23 @@ const KERNELS: [Kernel; 5] =
     [Kernel::Rows(8), Kernel::Rows(16), Kernel::Tile(TILE_64X32), Kernel::Tile(TILE_64X64), Kernel::Tile(TILE_128X128)];
 
 /// A product's inputs, as a device has them.
-struct Case {
-    tokens: usize,
-    features: usize,
-    cols: usize,
-    elem: ElemType,
-    has_bias: bool,
-    x: Vec<f32>,
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+pub(in crate::ops::linear) struct Case {
+    pub(in crate::ops::linear) tokens: usize,
+    pub(in crate::ops::linear) features: usize,
+    pub(in crate::ops::linear) cols: usize,
+    pub(in crate::ops::linear) elem: ElemType,
+    pub(in crate::ops::linear) has_bias: bool,
+    pub(in crate::ops::linear) x: Vec<f32>,
+    pub(in crate::ops::linear) weight: Vec<f32>,
+    pub(in crate::ops::linear) bias: Vec<f32>,
 }
 
 impl Case {
-    fn new((tokens, features, cols): (usize, usize, usize), elem: ElemType, has_bias: bool) -> Self {
+    pub(in crate::ops::linear) fn new(
+        (tokens, features, cols): (usize, usize, usize),
+        elem: ElemType,
+        has_bias: bool,
+    ) -> Self {
         let [x, weight] = [(tokens, 1), (features, 2)].map(|(rows, seed)| round(&random(rows * cols, seed), elem));
         Self { tokens, features, cols, elem, has_bias, x, weight, bias: random(features, 3) }
     }
@@ -34,7 +38,7 @@ impl Case {
         on_device::matrix(device, &self.weight, self.cols, self.elem, self.has_bias.then_some(&self.bias))
     }
 
-    fn expected(&self) -> Vec<f32> {
+    pub(in crate::ops::linear) fn expected(&self) -> Vec<f32> {
         let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>();
         let row = |x: &[f32]| -> Vec<f32> {
             let weights = self.weight.chunks_exact(self.cols).zip(&self.bias);
@@ -44,7 +48,7 @@ impl Case {
     }
 
     /// What `run` makes of it.
-    fn found(
+    pub(in crate::ops::linear) fn found(
         &self,
         device: &Arc<dyn Device>,
         out_elem: ElemType,
@@ -63,7 +67,7 @@ impl Case {
     }
 }
 
-fn tolerance(elem: ElemType) -> f32 {
+pub(in crate::ops::linear) fn tolerance(elem: ElemType) -> f32 {
     match elem {
         ElemType::F32 => 1e-6,
         ElemType::Bf16 => 4e-3,
@@ -97,8 +101,9 @@ fn products_equal_the_reference() {
             let expected = case.expected();
             for out_elem in [ElemType::F32, case.elem] {
                 for products in [Products::Portable, Products::Library] {
-                    let found =
-                        case.found(&device, out_elem, |out, x, weight| cuda(&*device, out, x, weight, products));
+                    let found = case.found(&device, out_elem, |out, x, weight| {
+                        cuda(&*device, out, x, weight, Options::new(products))
+                    });
                     // A product by a library is rounded twice where there is a bias.
                     assert_device_close(&found, &expected, 2.0 * tolerance(out_elem));
                 }
@@ -130,7 +135,9 @@ fn a_token_does_not_depend_on_the_tokens_beside_it() {
         let case = Case::new((tokens, features, cols), ElemType::Bf16, true);
         let of_step = |x: Vec<f32>| {
             let case = Case { tokens: x.len() / cols, x, ..Case::new((0, features, cols), ElemType::Bf16, true) };
-            case.found(&device, ElemType::Bf16, |out, x, weight| cuda(&*device, out, x, weight, Products::Portable))
+            case.found(&device, ElemType::Bf16, |out, x, weight| {
+                cuda(&*device, out, x, weight, Options::new(Products::Portable))
+            })
         };
         let all = of_step(case.x.clone());
         let (row, expected) = (|t: usize| &case.x[t * cols..][..cols], |t: usize| &all[t * features..][..features]);

@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout)]
 
 use super::super::cuda::tests::fp8;
-use super::super::cuda::{self, Products};
+use super::super::cuda::{self, Options, Products};
 use super::*;
 use crate::backend::cuda::host::HostDevice;
 use crate::ops::testing::{assert_close, devices, on_device, random, round};
@@ -45,7 +45,7 @@ impl Case {
 
     fn portable(&self, device: &Arc<dyn Device>, out_elem: ElemType) -> Vec<f32> {
         let mut out = self.out(device, self.weight.rows, out_elem);
-        cuda::cuda(&**device, &mut out, &self.x, &self.weight, Products::Portable).unwrap();
+        cuda::cuda(&**device, &mut out, &self.x, &self.weight, Options::new(Products::Portable)).unwrap();
         out.to_f32().unwrap()
     }
 
@@ -120,10 +120,7 @@ fn weights_in_e4m3_have_the_portable_bits() {
                     assert_bits(&found, &expected, are_equal, &what);
                 }
             }
-            assert!(
-                !gated(&*device, &mut case.out(&device, features / 2, elem), &case.x, &case.weight, Activation::Silu)
-                    .unwrap()
-            );
+            assert!(gated_call(&*device, &case.x, &case.weight).is_none());
         }
     }
 }
@@ -139,7 +136,7 @@ fn gate_and_up_have_the_bits_of_two_launches() {
             let case = Case::new(&device, [tokens, 2 * inter, cols], elem, i % 2 == 0);
             let mut gate_up = case.out(&device, 2 * inter, elem);
             let mut expected = case.out(&device, inter, elem);
-            cuda::cuda(&*device, &mut gate_up, &case.x, &case.weight, Products::Portable).unwrap();
+            cuda::cuda(&*device, &mut gate_up, &case.x, &case.weight, Options::new(Products::Portable)).unwrap();
             gate_act_mul::cuda(&*device, &mut expected, &gate_up, act).unwrap();
             for kernel in [Kernel::SplitGated64, Kernel::Large(Rows::Gated256)] {
                 let mut found = case.out(&device, inter, elem);

@@ -74,7 +74,7 @@ fn child_launch() {
     if is_child() {
         let gpu = Gpu::open(0).unwrap();
         let there = gpu.alloc(64).unwrap();
-        let dims = Dims { grid: [1, 2, 3], block: [32, 4, 5], shared_bytes: 70_000, cluster: 1 };
+        let dims = Dims { grid: [1, 2, 3], block: [32, 4, 5], shared_bytes: 70_000, cluster: 1, overlaps: true };
         // What it is called depends on who compiled it.
         let name = gpu.inner.kernels.names().next().expect("invariant: there is a kernel").to_owned();
         let mut seen = [0u32; 9];

@@ -25,7 +25,7 @@ pub(in crate::ops::linear) fn matrix(
         data: codes[rows.start * cols..rows.end * cols].into(),
         row_scales: Some(scales[rows].to_vec()),
     };
-    weights::load(device, vec![part(0..rows / 3), part(rows / 3..rows)], bias, elem).unwrap()
+    weights::load(device, vec![part(0..rows / 3), part(rows / 3..rows)], bias, elem, false).unwrap()
 }
 
 #[test]
@@ -53,8 +53,9 @@ fn bits_are_those_of_expanded_weights() {
                 }
             }
             // The library has no such weights.
-            let found =
-                plain.found(&device, ElemType::F32, |out, x, _| cuda(&*device, out, x, &weight, Products::Library));
+            let found = plain.found(&device, ElemType::F32, |out, x, _| {
+                cuda(&*device, out, x, &weight, Options::new(Products::Library))
+            });
             assert_eq!(found, expected);
         }
     }

@@ -12,9 +12,9 @@ fn check(device: &Arc<dyn Device>, tokens: usize, weight: &Matrix, act: Activati
     };
     let x = on_device::buffer(device, &round(&random(tokens * weight.cols, 1), elem), weight.cols, elem);
     let [mut gate_up, mut expected, mut found] = [2 * inter, inter, inter].map(buffer);
-    cuda(&**device, &mut gate_up, &x, weight, Products::Portable).unwrap();
+    cuda(&**device, &mut gate_up, &x, weight, Options::new(Products::Portable)).unwrap();
     gate_act_mul::cuda(&**device, &mut expected, &gate_up, act).unwrap();
-    if !gated(&**device, &mut found, &x, weight, act, Products::Portable).unwrap() {
+    if !gated(&**device, &mut found, &x, weight, act, Options::new(Products::Portable)).unwrap() {
         return false;
     }
     let (found, expected) = (found.to_f32().unwrap(), expected.to_f32().unwrap());

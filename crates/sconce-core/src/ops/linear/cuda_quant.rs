@@ -1,0 +1,165 @@
+//! The launches of `kernels/linear_quant.cu`: products with weights that stay in GGUF's block formats, and [`Expansion`], in which those
+//! of many tokens find them in 16 bits.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use super::cuda::{MAX_ROWS, Part, Segments, args, stream_dims, tile_count};
+use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
+use crate::backend::cuda::quant::{COLUMNS, ROWS, tile_bytes};
+use crate::backend::cuda::storage::{Buffer, Matrix, Memory, QuantPart};
+use crate::config::Activation;
+use crate::error::Result;
+use crate::ops::gate_act_mul;
+use crate::weights::Dtype;
+
+/// From so many tokens on weights are expanded first, and multiplied by the kernels for 16 bits: those are faster, but the
+/// expanded weights are written and read, once for all tokens. An estimate.
+pub(crate) const MIN_EXPANDED_TOKENS: usize = 512;
+
+/// A tile of products, as `linear_quant.cu` has it.
+const TILE: usize = 64;
+const TILE_THREADS: usize = 128;
+const STAGES: usize = 3;
+
+/// The kernel of a format whose name begins so.
+macro_rules! kernel_of {
+    ($prefix:literal, $dtype:expr) => {
+        match $dtype {
+            Dtype::Q4_0 => concat!($prefix, "_q4_0_bf16"),
+            Dtype::Q4_1 => concat!($prefix, "_q4_1_bf16"),
+            Dtype::Q5_0 => concat!($prefix, "_q5_0_bf16"),
+            Dtype::Q5_1 => concat!($prefix, "_q5_1_bf16"),
+            Dtype::Q8_0 => concat!($prefix, "_q8_0_bf16"),
+            Dtype::Q4K => concat!($prefix, "_q4_k_bf16"),
+            Dtype::Q5K => concat!($prefix, "_q5_k_bf16"),
+            Dtype::Q6K => concat!($prefix, "_q6_k_bf16"),
+            dtype => unreachable!("{dtype} is expanded when it is loaded"),
+        }
+    };
+}
+pub(crate) use kernel_of;
+
+/// Who multiplies: kernels of one format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kernel {
+    Rows8,
+    Rows16,
+    Tile,
+}
+
+impl Kernel {
+    pub(super) fn choose(num_tokens: usize) -> Self {
+        match num_tokens {
+            0..=8 => Self::Rows8,
+            9..=MAX_ROWS => Self::Rows16,
+            _ => Self::Tile,
+        }
+    }
+
+    /// All that can multiply so many tokens.
+    pub(super) fn all(num_tokens: usize) -> impl Iterator<Item = Self> {
+        let most = |kernel| match kernel {
+            Self::Rows8 => 8,
+            Self::Rows16 => MAX_ROWS,
+            Self::Tile => usize::MAX,
+        };
+        [Self::Rows8, Self::Rows16, Self::Tile].into_iter().filter(move |&kernel| num_tokens <= most(kernel))
+    }
+
+    pub(super) fn name(self, dtype: Dtype) -> &'static str {
+        match self {
+            Self::Rows8 => kernel_of!("linear_rows8", dtype),
+            Self::Rows16 => kernel_of!("linear_rows16", dtype),
+            Self::Tile => kernel_of!("linear_tile64x64", dtype),
+        }
+    }
+}
+
+fn part_of(part: &QuantPart) -> Part {
+    Part { first_row: part.first_row, rows: part.rows, start: part.start }
+}
+
+/// Each part of `weight` by `kernel`.
+pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
+    let segments = Segments::of(weight);
+    for part in &weight.quant_parts {
+        let args = args(out, x, weight, &part_of(part));
+        let (dims, args) = if kernel == Kernel::Tile {
+            let dims = Dims::linear(tile_count(TILE, TILE, x.rows(), part.rows), TILE_THREADS);
+            (dims.with_shared(shared_bytes(part.dtype, weight)), args)
+        } else {
+            (stream_dims(device, x.rows(), part.rows, segments.splits), args.with(segments.splits))
+        };
+        // SAFETY: the caller compared the shapes; grids and shared memory are as the kernels' head says.
+        unsafe { device.launch(kernel.name(part.dtype), &dims, &args)? };
+    }
+    Ok(())
+}
+
+/// Of a tile of products: its stages and behind them the sums of finished segments, or in their place the results.
+fn shared_bytes(dtype: Dtype, weight: &Matrix) -> usize {
+    let (num_chunks, chunk_bytes) = (COLUMNS / 32, TILE * 64 + 64);
+    let stages = STAGES * (TILE / ROWS * tile_bytes(dtype) + num_chunks * chunk_bytes);
+    let totals = if Segments::of(weight).len < weight.cols { TILE * TILE * 4 } else { 0 };
+    (stages + totals).max(TILE * (TILE + 4) * 4)
+}
+
+/// [`super::cuda::gated`] of at most [`MAX_ROWS`] tokens; `args` are those of gate.
+pub(super) fn gated(device: &dyn Device, x: &Buffer, weight: &Matrix, act: Activation, args: &Args) -> Result<bool> {
+    let ([part], inter) = (&weight.quant_parts[..], weight.rows / 2) else { return Ok(false) };
+    // Up begins with a tile, too.
+    if !inter.is_multiple_of(ROWS) {
+        return Ok(false);
+    }
+    let splits = Segments::of(weight).splits;
+    let name = match Kernel::choose(x.rows()) {
+        Kernel::Rows8 => kernel_of!("linear_gated_rows8", part.dtype),
+        _ => kernel_of!("linear_gated_rows16", part.dtype),
+    };
+    let dims = stream_dims(device, x.rows(), weight.rows, splits);
+    let args = args.with(splits).with(gate_act_mul::activation_kind(act));
+    // SAFETY: the caller compared the shapes; the grid and shared memory are as the kernels' head says.
+    unsafe { device.launch(name, &dims, &args)? };
+    Ok(true)
+}
+
+/// Room for one matrix in 16 bits, for products of many tokens.
+pub(crate) struct Expansion {
+    memory: Memory,
+}
+
+impl Expansion {
+    /// For matrices of so many elements.
+    pub(crate) fn new(device: &Arc<dyn Device>, num_elements: usize) -> Result<Self> {
+        Ok(Self { memory: Memory::new(device, num_elements * ElemType::Bf16.bytes())? })
+    }
+
+    /// The matrix that [`Expansion::fill`] makes of `weight`; `None` where there is no room for it.
+    pub(super) fn matrix(&self, weight: &Matrix) -> Result<Option<Matrix>> {
+        if weight.rows * weight.cols * weight.elem.bytes() > self.memory.bytes() {
+            return Ok(None);
+        }
+        let bias = weight.bias.clone();
+        Matrix::scratch(self.memory.clone(), [weight.rows, weight.cols], weight.elem, bias).map(Some)
+    }
+
+    /// Expands `weight` to what [`Expansion::matrix`] gives. What was there before is gone.
+    pub(super) fn fill(&self, device: &dyn Device, weight: &Matrix) -> Result<()> {
+        const WARPS: usize = 8;
+        let row_bytes = weight.cols * weight.elem.bytes();
+        for part in &weight.quant_parts {
+            let out = self.memory.ptr().offset(part.first_row * row_bytes);
+            let args = Args::new().with(out).with(weight.memory.ptr().offset(part.start));
+            let args = args.with(part.rows).with(weight.cols);
+            let column_tiles = weight.cols.div_ceil(COLUMNS);
+            let grid = [part.rows.div_ceil(ROWS) as u32, column_tiles.div_ceil(WARPS) as u32, 1];
+            let dims = Dims { grid, ..Dims::linear(0, WARPS * 32) };
+            // SAFETY: `matrix` found that the rows fit; a part's tiles are in the matrix's memory.
+            unsafe { device.launch(kernel_of!("linear_expand", part.dtype), &dims, &args)? };
+        }
+        Ok(())
+    }
+}
