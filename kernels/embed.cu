@@ -39,14 +39,14 @@ DEVICE void embed_quant(float* out, const u8* table, const u32* token_ids, const
     if (col >= cols) return;
     const u32 token_id = own_token(token_ids, sampled), row = token_id % QUANT_ROWS;
     const u8* tile = table + ((u64)(token_id / QUANT_ROWS) * num_tiles + tile_idx) * W::TILE_BYTES;
-    const uint2 codes = W::codes_of(tile, row / 8, row % 8 * 4 + own, chunk);
+    const CodePairs codes = W::codes_of(tile, row / 8, row % 8 * 4 + own, chunk);
 #pragma unroll
     for (u32 product = 0; product < 2; product++) {
         const u32 group = W::GROUPS == 2 ? product : 0;
-        const uint2 pairs = W::weights_of(product == 0 ? codes.x : codes.y, W::scale_of(tile + W::CODE_BYTES, row, chunk, group));
+        const Scale own_scale = W::scale_of(tile + W::CODE_BYTES, row, chunk, group);
         float x[4];
-        unpack_word<typename W::T>(x, pairs.x);
-        unpack_word<typename W::T>(x + 2, pairs.y);
+        unpack_word<typename W::T>(x, W::weights_of(codes.pairs[2 * product], own_scale, false));
+        unpack_word<typename W::T>(x + 2, W::weights_of(codes.pairs[2 * product + 1], own_scale, true));
 #pragma unroll
         for (int i = 0; i < 4; i++) x[i] *= scale;
         // Blocks of all formats have whole chunks.

@@ -25,10 +25,21 @@
 
 DEVICE u32 num_tiles(u32 cols) { return tiles_of(cols, QUANT_COLUMNS); }
 
+// This lane's columns of a chunk, of token g of each of the tiles, whose rows' first are at `rows`: those of chunk `chunk`.
+template <typename W, int TILES>
+DEVICE void load_chunk(uint4 (&x)[TILES], const typename W::T* const (&rows)[TILES], u32 chunk) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const typename W::T* at = rows[t] + chunk * CHUNK;
+        const uint2 low = *(const uint2*)at, high = *(const uint2*)(at + COLUMNS);
+        x[t] = make_uint4(low.x, low.y, high.x, high.y);
+    }
+}
+
 template <typename W, int TILES>
 DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32 first_row, u32, u32 start, u32 end) {
-    constexpr u32 STAGES = STREAM_BYTES / W::TILE_BYTES, PIECES = W::TILE_BYTES / 16, X_CHUNKS = W::CHUNKS;
-    const u32 lane = threadIdx.x % 32, num_steps = tiles_of(end - start, QUANT_COLUMNS);
+    constexpr u32 STAGES = STREAM_BYTES / W::TILE_BYTES, PIECES = W::TILE_BYTES / 16, AHEAD = W::CHUNKS - 1;
+    const u32 lane = threadIdx.x % 32, num_steps = tiles_of(end - start, QUANT_COLUMNS), num_whole = (end - start) / QUANT_COLUMNS;
     const u8* tiles = (const u8*)p.weight + ((u64)(first_row / QUANT_ROWS) * num_tiles(p.cols) + start / QUANT_COLUMNS) * W::TILE_BYTES;
     auto copy_tile = [&](u32 slot, u32 step) {
         const u8* from = tiles + (u64)step * W::TILE_BYTES;
@@ -47,10 +58,18 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32
         for (u32 at = begin + 128 * lane; at < ahead; at += 128 * 32) prefetch_line(tiles + at);
     }
     wait_for_writes();
-    // Chunks of tokens in registers: one is multiplied, the others are on their way.
-    uint4 x[X_CHUNKS][TILES];
+    // What is beyond the last token repeats it: nobody reads those sums.
+    const typename W::T* rows[TILES];
 #pragma unroll
-    for (u32 c = 0; c + 1 < X_CHUNKS; c++) load_tokens<W, TILES>(x[c], p, start + c * CHUNK, end);
+    for (int t = 0; t < TILES; t++) {
+        rows[t] = p.x + (u64)min(t * TOKENS + lane / 4, p.tokens - 1) * p.cols + start + 8 * (lane % 2) + 4 * (lane % 4 / 2);
+    }
+    // Chunks of tokens in registers: one is multiplied, the others are on their way.
+    uint4 x[W::CHUNKS][TILES];
+    if (num_whole > 0) {
+#pragma unroll
+        for (u32 c = 0; c < AHEAD; c++) load_chunk<W, TILES>(x[c], rows, c);
+    }
     u32 slot = 0;
     for (u32 step = 0; step < num_steps; step++) {
         copy_wait<STAGES - 2>();
@@ -60,10 +79,28 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32
         const u8* tile = memory + slot * W::TILE_BYTES;
         slot = slot + 1 == STAGES ? 0 : slot + 1;
         const typename W::Scales scales = W::scales_of(tile);
+        if (step == num_whole) {
+            // The columns end within the tile.
+            for (u32 c = 0; c * CHUNK < (end - start) % QUANT_COLUMNS; c++) {
+                load_chunk<W, TILES>(x[0], rows, c);
+                multiply<typename W::T, TILES>(sums, W::expand(tile, scales, 0, c), W::expand(tile, scales, 1, c), x[0]);
+            }
+            break;
+        }
+        // Behind the last whole tile what is loaded is not needed.
+        const u32 next = step + 1 < num_whole ? QUANT_COLUMNS : 0;
 #pragma unroll
         for (u32 c = 0; c < W::CHUNKS; c++) {
-            load_tokens<W, TILES>(x[(c + X_CHUNKS - 1) % X_CHUNKS], p, start + step * QUANT_COLUMNS + (c + X_CHUNKS - 1) * CHUNK, end);
+            if (c == 1) {
+#pragma unroll
+                for (int t = 0; t < TILES; t++) rows[t] += next;
+            }
+            load_chunk<W, TILES>(x[(c + AHEAD) % W::CHUNKS], rows, (c + AHEAD) % W::CHUNKS);
             multiply<typename W::T, TILES>(sums, W::expand(tile, scales, 0, c), W::expand(tile, scales, 1, c), x[c]);
+        }
+        if (next == 0) {
+#pragma unroll
+            for (int t = 0; t < TILES; t++) rows[t] += QUANT_COLUMNS;
         }
     }
     copy_wait<0>();

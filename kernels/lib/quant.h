@@ -6,10 +6,11 @@
 // 32 columns lane l of a warp has, of rows l / 4 and l / 4 + 8, the columns that linear.cu gives it of the two products.
 //
 //   bits  codes of a tile, [..][2: rows l / 4, rows l / 4 + 8][32 lanes]
-//   4     [4 chunks] words: in byte i the code of column i of the first product below, of the second above
-//   5     the lower 4 as above; [1] words: in byte i, bit p, the upper bit of column i of product p of all eight
-//   6     the lower 4 as above; [2 pairs of chunks] words: in byte i, bits 2 * p.., the upper two of product p of four
-//   8     [4 chunks] pairs of words: in byte i the code of column i, of the first and of the second product
+//   4     [4 chunks] words: from bit 0 on column 0 of the first product, column 2 of it, columns 0 and 2 of the second; from bit 16 on
+//         columns 1 and 3 in the same way
+//   5     the lower 4 as above; [1] words of upper bits, 8 of each chunk at the places of `upper_of`
+//   6     the lower 4 as above; [2] words of the upper two bits, of two chunks each
+//   8     [4 chunks] pairs of words, one a product: bytes are columns 0, 2, 1, 3
 //
 //   scales  of a tile, [16 rows]
 //   D       [4 chunks] f16: d. A group's scale is d
@@ -17,17 +18,23 @@
 //   K       f16 pair d, m; [4 chunks] bytes, factors of d; [4 chunks] bytes, factors of -m
 //   K16     [8 groups of 16] signed bytes, factors of d; f16 d, 16 unused bits
 //
-// A weight is round(scale * q + offset), to 16 bits, where scale * q is exact and of what remains only scale * 128 - offset is rounded
-// to f32 before: without offsets that is the number that expanding the file gives, with them within 2^-17 of a scale of it.
+// A weight is scale * q + offset, rounded to f32 (the product is exact), and that to 16 bits: the number that expanding the file gives.
+// A code that is masked out of a word is a pair's half in f16 as it stands, a subnormal one, 2^-24 times its integer: that is converted
+// to f32 and multiplied by 2^24 times the scale, so that units for floating-point numbers do what those for integers lack time for.
 #pragma once
 
 static constexpr u32 QUANT_ROWS = 16, QUANT_COLUMNS = 128, QUANT_CHUNKS = 4;
 
 enum class Scaling { D, DM, K, K16 };
 
-// Of one row and chunk: weight = number * scale + base, where number is a code's as `number_of` makes it.
+// Of one row and chunk: a weight is `scale` times its code's pair as f32, plus `base`.
 struct Scale {
     float scale, base;
+};
+
+// Eight codes of a row, those of two products: pairs of columns 0 and 1, and 2 and 3, of each.
+struct CodePairs {
+    u32 pairs[4];
 };
 
 // ZERO: the code of 0.
@@ -43,12 +50,8 @@ struct Quant {
     static constexpr u32 ROW_SCALE_BYTES = SCALING == Scaling::D ? 8 : SCALING == Scaling::DM ? 16 : 12;
     static constexpr u32 TILE_BYTES = CODE_BYTES + QUANT_ROWS * ROW_SCALE_BYTES;
 
-    // A code as a number of f32, plus BASE: it takes the place of some bits of BASE's.
-    static constexpr float BASE = BITS == 8 ? 32768.0f : 128.0f;
-    DEVICE float number_of(u32 codes, u32 byte) {
-        return __uint_as_float(BITS == 8 ? __byte_perm(codes, 0x4700, 0x5404 | byte << 4)
-                                         : __byte_perm(codes, 0x4300, 0x5044 | byte << 8));
-    }
+    // The second pair of a product has codes four bits higher, but that of bytes.
+    static constexpr float SECOND = BITS == 8 ? 1.0f : 0.0625f;
 
     // Of the scales at `at`, those of a tile: of row `row`, the `group`th of chunk `chunk`.
     DEVICE Scale scale_of(const u8* at, u32 row, u32 chunk, u32 group) {
@@ -66,38 +69,43 @@ struct Quant {
         } else {
             scale = __fmul_rn(to_float(*(const f16*)(own + 8)), (float)((const i8*)own)[2 * chunk + group]);
         }
-        return {scale, __fmaf_rn(-(BASE + ZERO), scale, offset)};
+        return {__fmul_rn(scale, 16777216.0f), __fmaf_rn(-(float)ZERO, scale, offset)};
     }
 
-    // A chunk's codes of lane `lane` and rows `half`, a byte each: four of the first product and four of the second.
-    DEVICE uint2 codes_of(const u8* tile, u32 half, u32 lane, u32 chunk) {
-        if constexpr (BITS == 8) {
-            return ((const uint2*)tile)[(chunk * 2 + half) * 32 + lane];
-        } else {
-            return lower_and_upper(tile, half, lane, chunk);
-        }
+    // The upper bits of a pair, at their place above those of `low_pair`: of a half's 16 bits chunks have `UNIT`s, for the first pairs of
+    // both products from bit 4 on, and from bit 12 on, for the second pairs from bit 8 on, and from bit 0 on.
+    DEVICE u32 upper_of(u32 word, u32 chunk, u32 pair) {
+        constexpr u32 UNIT = BITS - 4, MASK = UNIT == 2 ? 0x00300030 : 0x00100010;
+        const u32 further = pair / 2 * UNIT + (UNIT == 2 ? 0 : chunk % 2 * 2);
+        const bool is_outer = UNIT == 2 ? chunk % 2 != 0 : chunk / 2 != 0;
+        if (pair % 2 == 0) return word >> (further + (is_outer ? 8 : 0)) & MASK;
+        return (is_outer ? word << (8 - further) : word >> further) & MASK << 4;
     }
-    DEVICE uint2 lower_and_upper(const u8* tile, u32 half, u32 lane, u32 chunk) {
-        const u32 word = ((const u32*)tile)[(chunk * 2 + half) * 32 + lane];
-        uint2 codes = make_uint2(word & 0x0f0f0f0f, word >> 4 & 0x0f0f0f0f);
-        const u32* upper = (const u32*)(tile + 4 * QUANT_ROWS * QUANT_COLUMNS / 8);
-        if constexpr (BITS == 5) {
-            const u32 bits = upper[half * 32 + lane] >> 2 * chunk;
-            codes.x |= bits << 4 & 0x10101010, codes.y |= bits << 3 & 0x10101010;
+
+    // A chunk's codes of lane `lane` and rows `half`.
+    DEVICE CodePairs codes_of(const u8* tile, u32 half, u32 lane, u32 chunk) {
+        const u32 place = (chunk * 2 + half) * 32 + lane;
+        CodePairs codes;
+        if constexpr (BITS == 8) {
+            const uint2 words = ((const uint2*)tile)[place];
+            codes = {{words.x & 0x00ff00ff, words.x >> 8 & 0x00ff00ff, words.y & 0x00ff00ff, words.y >> 8 & 0x00ff00ff}};
+        } else {
+            const u32 word = ((const u32*)tile)[place];
+            codes = {{word & 0x000f000f, word & 0x00f000f0, word >> 8 & 0x000f000f, word >> 8 & 0x00f000f0}};
         }
-        if constexpr (BITS == 6) {
-            const u32 bits = upper[(chunk / 2 * 2 + half) * 32 + lane] >> chunk % 2 * 4;
-            codes.x |= bits << 4 & 0x30303030, codes.y |= bits << 2 & 0x30303030;
+        if constexpr (BITS == 5 || BITS == 6) {
+            const u32* uppers = (const u32*)(tile + 4 * QUANT_ROWS * QUANT_COLUMNS / 8);
+            const u32 upper = uppers[((BITS == 6 ? chunk / 2 * 2 : 0) + half) * 32 + lane];
+#pragma unroll
+            for (u32 pair = 0; pair < 4; pair++) codes.pairs[pair] |= upper_of(upper, chunk, pair);
         }
         return codes;
     }
 
-    // Four codes' weights.
-    DEVICE uint2 weights_of(u32 codes, const Scale& scale) {
-        float w[4];
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) w[i] = __fmaf_rn(number_of(codes, i), scale.scale, scale.base);
-        return make_uint2(pack<T>(w[0], w[1]), pack<T>(w[2], w[3]));
+    // The weights of a pair, the first or the second of its product.
+    DEVICE u32 weights_of(u32 pair, const Scale& scale, bool is_second) {
+        const float factor = is_second ? __fmul_rn(scale.scale, SECOND) : scale.scale;
+        return pack<T>(__fmaf_rn(low_float<f16>(pair), factor, scale.base), __fmaf_rn(high_float<f16>(pair), factor, scale.base));
     }
 
     // Of a tile, the scales of rows l / 4 and l / 4 + 8 of chunk l % 4, which lane l hands to its neighbours.
@@ -120,15 +128,16 @@ struct Quant {
     // This lane's columns of a chunk's two products, of rows `half`. Whole warps call it.
     DEVICE uint4 expand(const u8* tile, const Scales& scales, u32 half, u32 chunk) {
         const u32 lane = threadIdx.x % 32, from = lane / 4 * 4 + chunk;
-        const uint2 codes = codes_of(tile, half, lane, chunk);
-        uint2 weights[2];
+        const CodePairs codes = codes_of(tile, half, lane, chunk);
+        u32 weights[4];
 #pragma unroll
-        for (u32 group = 0; group < 2; group++) {
-            const Scale& own = scales.own[half][GROUPS == 2 ? group : 0];
+        for (u32 product = 0; product < 2; product++) {
+            const Scale& own = scales.own[half][GROUPS == 2 ? product : 0];
             const Scale scale = {__shfl_sync(FULL_WARP, own.scale, from), __shfl_sync(FULL_WARP, own.base, from)};
-            weights[group] = weights_of(group == 0 ? codes.x : codes.y, scale);
+            weights[2 * product] = weights_of(codes.pairs[2 * product], scale, false);
+            weights[2 * product + 1] = weights_of(codes.pairs[2 * product + 1], scale, true);
         }
-        return make_uint4(weights[0].x, weights[0].y, weights[1].x, weights[1].y);
+        return make_uint4(weights[0], weights[1], weights[2], weights[3]);
     }
 };
 

@@ -71,17 +71,18 @@ mod tests {
 
     #[test]
     fn quantized_rows_are_what_products_take_of_them() {
+        use crate::backend::cuda::storage::floats_of;
         use crate::backend::cuda::weights;
-        use crate::weights::{TensorView, quant as formats};
+        use crate::weights::{TensorView, convert, quant as formats};
         for device in devices() {
             let kinds =
                 [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
             for dtype in kinds {
                 let (rows, cols) = (37, 5 * dtype.block_len().max(96));
                 let data = formats::random_blocks(dtype, rows * cols / dtype.block_len(), 3);
-                let expanded =
-                    data.chunks_exact(dtype.row_bytes(cols)).flat_map(|row| quant::expanded_row(dtype, cols, row));
-                let expanded: Vec<f32> = expanded.map(half::bf16::to_f32).collect();
+                let mut expanded = Vec::new();
+                convert(dtype, &data, Dtype::BF16, &mut expanded);
+                let expanded = floats_of(&expanded, ElemType::Bf16);
                 let tokens = [36, 0, 15, 16, 7];
                 let mut expected = Buffer::new(tokens.len(), cols);
                 reference(&mut expected, &dense_matrix(&expanded, cols), &tokens, 48.3);

@@ -71,15 +71,19 @@ impl Form {
         let (chunk, lane) = (product / 2, row % 8 * 4 + own);
         let place = |plane: usize| (plane * 2 + row / 8) * 32 + lane;
         if self.bits == 8 {
-            tile[place(chunk) * 8 + product % 2 * 4..][..4].copy_from_slice(&codes);
+            let [a, b, c, d] = codes;
+            tile[place(chunk) * 8 + product % 2 * 4..][..4].copy_from_slice(&[a, c, b, d]);
             return;
         }
-        const UPPER: usize = ROWS * COLUMNS / 2;
+        let mut set = |word: usize, bit: usize, value: u8| tile[word * 4 + bit / 8] |= value << (bit % 8);
         for (i, code) in codes.into_iter().enumerate() {
-            tile[place(chunk) * 4 + i] |= (code & 0x0f) << (product % 2 * 4);
+            let (pair, half) = (product % 2 * 2 + i / 2, 16 * (i % 2));
+            set(place(chunk), 4 * pair + half, code & 0x0f);
+            /// The first word of upper bits.
+            const UPPER: usize = ROWS * COLUMNS / 8;
             match self.bits {
-                5 => tile[UPPER + place(0) * 4 + i] |= (code >> 4) << product,
-                6 => tile[UPPER + place(product / 4) * 4 + i] |= (code >> 4) << (product % 4 * 2),
+                5 => set(UPPER + place(0), upper_bit(1, chunk / 2, pair, chunk % 2 * 2) + half, code >> 4),
+                6 => set(UPPER + place(chunk / 2), upper_bit(2, chunk % 2, pair, 0) + half, code >> 4),
                 _ => {}
             }
         }
@@ -102,6 +106,11 @@ impl Form {
             }
         }
     }
+}
+
+/// Where the upper bits of a pair's codes begin in the halves of their word, `unit` of each, `upper_of` in `kernels/lib/quant.h`.
+fn upper_bit(unit: usize, outer: usize, pair: usize, further: usize) -> usize {
+    [[4, 8], [12, 0]][outer][pair % 2] + pair / 2 * unit + further
 }
 
 /// Whether there are kernels for it.
@@ -146,21 +155,4 @@ pub(crate) fn pack(dtype: Dtype, cols: usize, rows: &[u8], out: &mut [u8]) {
             }
         }
     }
-}
-
-/// A row as kernels expand it to bf16: w = scale * q + offset in one rounding to f32, but that an offset is first taken from a multiple
-/// of the scale.
-#[cfg(test)]
-pub(crate) fn expanded_row(dtype: Dtype, cols: usize, row: &[u8]) -> Vec<half::bf16> {
-    let (form, group_len) = (Form::expect(dtype), quant::group_len(dtype));
-    let (mut q, groups) = (vec![0; cols], cols / group_len);
-    let (mut scale, mut offset) = (vec![0.0; groups], vec![0.0; groups]);
-    quant::unpack_row(dtype, row, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
-    let base = if form.bits == 8 { 32768.0f32 } else { 128.0 };
-    let weight = |(i, &q): (usize, &i8)| {
-        let (scale, offset, code) = (scale[i / group_len], offset[i / group_len], i16::from(q) + form.zero);
-        let rest = (-(base + f32::from(form.zero))).mul_add(scale, offset);
-        half::bf16::from_f32((base + f32::from(code)).mul_add(scale, rest))
-    };
-    q.iter().enumerate().map(weight).collect()
 }

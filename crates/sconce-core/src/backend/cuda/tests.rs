@@ -112,7 +112,7 @@ fn wide_model(intermediate_size: usize, max_len: usize, ties_embeddings: bool) -
     (raw, config)
 }
 
-/// Formats without offsets are expanded by kernels to the numbers that loading makes of them.
+/// Kernels expand weights to the numbers that loading would make of them.
 #[test]
 fn weights_that_stay_in_blocks_change_no_bit() {
     for (quantization, ties_embeddings) in [(Quantization::Q8_0, true), (Quantization::Q4_0, false)] {

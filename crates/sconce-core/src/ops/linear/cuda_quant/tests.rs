@@ -3,11 +3,10 @@
 use super::super::cuda::tests::{Case, tolerance};
 use super::super::cuda::{self, Kernel as Plain, Options, Products};
 use super::*;
-use crate::backend::cuda::quant::expanded_row;
 use crate::backend::cuda::storage::floats_of;
 use crate::backend::cuda::weights;
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
-use crate::weights::{TensorView, quant};
+use crate::weights::{TensorView, convert, quant};
 
 const FORMATS: [Dtype; 8] =
     [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
@@ -33,13 +32,11 @@ impl Weights {
         self.parts.iter().map(|part| part.shape[0]).sum()
     }
 
-    /// What kernels expand them to.
+    /// The same in bf16, as loading would expand them.
     fn expanded(&self) -> Vec<f32> {
-        let rows = |part: &TensorView<'_>| -> Vec<f32> {
-            let rows = part.data.chunks_exact(part.dtype.row_bytes(self.cols));
-            rows.flat_map(|row| expanded_row(part.dtype, self.cols, row)).map(half::bf16::to_f32).collect()
-        };
-        self.parts.iter().flat_map(rows).collect()
+        let mut bytes = Vec::new();
+        self.parts.iter().for_each(|part| convert(part.dtype, &part.data, Dtype::BF16, &mut bytes));
+        floats_of(&bytes, ElemType::Bf16)
     }
 
     fn matrix(&self, device: &Arc<dyn Device>, bias: Option<&[f32]>) -> Matrix {
@@ -50,25 +47,6 @@ impl Weights {
     fn case(&self, tokens: usize) -> Case {
         let case = Case::new((tokens, self.rows(), self.cols), ElemType::Bf16, false);
         Case { weight: self.expanded(), ..case }
-    }
-}
-
-#[test]
-fn expanded_weights_are_those_of_the_file() {
-    for dtype in FORMATS {
-        let cols = 2 * dtype.block_len() * 3;
-        let row = quant::random_blocks(dtype, cols / dtype.block_len(), 9);
-        let (mut exact, mut bf16) = (vec![0.0; cols], Vec::new());
-        quant::dequantize(dtype, &row, &mut exact);
-        crate::weights::convert(dtype, &row, Dtype::BF16, &mut bf16);
-        let found: Vec<f32> = expanded_row(dtype, cols, &row).into_iter().map(half::bf16::to_f32).collect();
-        if quant::has_offset(dtype) {
-            // Scales are at most 0.004 * 63.
-            let bound = |x: f32| x.abs() / 256.0 + 0.252 / 131_072.0;
-            assert!(exact.iter().zip(&found).all(|(x, y)| (x - y).abs() <= bound(*x)), "{dtype}");
-        } else {
-            assert_eq!(found, floats_of(&bf16, ElemType::Bf16), "{dtype}");
-        }
     }
 }
 
