@@ -206,11 +206,12 @@ def steps():
     yield together("8 prompts of 2048", 8, 2048, 128, "--cached-prompts", limit_s=40)
     yield together("one among 127 others", 128, 512, 128, "--check-alone")
     yield together("one among 127 others, fast", 128, 512, 128, "--check-alone", "--matmul-precision", "fast")
-    yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 60)
+    yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 90)
     short = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "2"]
     for what, flags in [("one user", ["--input-len", "128", "--output-len", "32"]),
                         ("one user after 4096", ["--input-len", "4096", "--output-len", "64"]),
                         ("one user, fp8", ["--input-len", "128", "--output-len", "32", "--quantization", "fp8"]),
+                        ("one user, q4_0", ["--input-len", "128", "--output-len", "32", "--quantization", "q4_0"]),
                         ("a prompt of 2048", ["--input-len", "2048", "--output-len", "2"]),
                         ("a prompt of 8192", ["--input-len", "8192", "--output-len", "2"])]:
         yield bench(f"timeline of {what}", 40, "latency", *short, *flags, kind=Traced)
@@ -244,7 +245,14 @@ def steps():
     for batch_size in [4, 8, 16]:
         lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
         yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
-    yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "copy_blocks", "sample::tests::device", "cuda::weights")
+    # Prompts of 2048 are computed by expanded weights, 16 and 64 at once by kernels that expand for themselves.
+    for kind in ["q4_0", "q8_0"]:
+        blocks = ["--quantization", kind, "--max-model-len", "4096"]
+        yield bench(f"one user, {kind}", 60, "latency", "--input-len", "128,2048", "--output-len", "128", "--num-iters", "3", *blocks)
+        for batch_size in [16, 64]:
+            lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
+            yield bench(f"{batch_size} at once, {kind}", 40, "throughput", *lengths, *blocks)
+    yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "embed", "copy_blocks", "sample::tests::device", "cuda::weights")
     counter = next(filter(None, map(shutil.which, COUNTERS)), None)
     if counter:
         prompt = bench("", 0, "latency", "--input-len", "2048", "--output-len", "2", *short)
@@ -278,7 +286,7 @@ def table(result):
     lines += [f"| {step['name']} | {step['outcome']} | {step['seconds']} |" for step in result["steps"]]
     rows = [row for step in result["steps"] for row in figures(step)]
     if rows:
-        what = f"{MODEL} but for steps that name another model, random weights, bf16 but for steps of fp8"
+        what = f"{MODEL} but for steps that name another model, random weights, bf16 but for steps of fp8 and of block formats"
         lines += ["", what, "", "| work | tok/s | of the roof |", "|---|---|---|", *rows]
     for part in (part for step in result["steps"] for part in step.get("report", {}).get("parts", [])):
         lines += ["", f"{part['work']}, {part['ms']:.2f} ms, operations one by one", "",

@@ -31,6 +31,7 @@ pub use sconce_core::engine::{
     StreamEvent, TokenCost, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage, WeightGroup, inspect,
 };
 pub use sconce_core::text::{ChatInput, ChatTemplate, Tokenizer};
+pub use sconce_core::weights::Dtype;
 pub use sconce_core::{Error, ErrorKind, Result};
 
 /// NVIDIA's GPUs: which there are, and whether they work.

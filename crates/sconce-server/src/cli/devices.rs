@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use indicatif::BinaryBytes;
+use sconce::Dtype;
 use sconce::cuda::{self, GpuInfo};
 
 use super::Failure;
@@ -23,6 +24,9 @@ pub(super) struct Args {
 /// Rows and columns of q, k and v; attention's output; gate and up; down.
 const LLAMA_8B: [[usize; 2]; 4] = [[6144, 4096], [4096, 4096], [28672, 4096], [4096, 14336]];
 const TOKENS: [usize; 10] = [1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192];
+/// From so many on weights in block formats are expanded.
+const MAX_QUANTIZED_TOKENS: usize = 512;
+const DTYPES: [Dtype; 6] = [Dtype::BF16, Dtype::F8E4M3, Dtype::Q4_0, Dtype::Q4K, Dtype::Q6K, Dtype::Q8_0];
 
 /// Runs `sconce devices`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -57,17 +61,16 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 
 /// A line a kernel, a `*` where it is the one that steps use; `gated` has its activation to do besides.
 fn products(out: &mut impl io::Write, index: usize) -> Result<(), Failure> {
-    for (is_fp8, bytes) in [(false, 2), (true, 1)] {
-        writeln!(
-            out,
-            "products with weights in {}: us, TFLOP/s, GB/s of weights",
-            if is_fp8 { "e4m3" } else { "bf16" }
-        )?;
+    for dtype in DTYPES {
+        writeln!(out, "products with weights in {dtype}: us, TFLOP/s, GB/s of weights")?;
+        let is_used = |&&tokens: &&usize| !dtype.is_quantized() || tokens <= MAX_QUANTIZED_TOKENS;
+        let tokens: Vec<usize> = TOKENS.iter().filter(is_used).copied().collect();
         for shape in LLAMA_8B {
-            for time in cuda::time_products(index, shape, is_fp8, &TOKENS)? {
+            for time in cuda::time_products(index, shape, dtype, &tokens)? {
                 let [rows, cols] = time.shape;
                 let (us, size) = (time.microseconds, (rows * cols) as f64);
-                let (tflops, rate) = (2.0 * size * time.num_tokens as f64 / us / 1e6, size * bytes as f64 / us / 1e3);
+                let bytes = (rows * dtype.row_bytes(cols)) as f64;
+                let (tflops, rate) = (2.0 * size * time.num_tokens as f64 / us / 1e6, bytes / us / 1e3);
                 let mark = if time.is_chosen { '*' } else { ' ' };
                 let what = format!("{rows} x {cols}, {} tokens", time.num_tokens);
                 writeln!(out, "{what:<28} {mark} {:<34} {us:>9.1} {tflops:>7.1} {rate:>7.0}", time.kernel)?;

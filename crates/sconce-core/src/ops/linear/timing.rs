@@ -35,67 +35,81 @@ const WEIGHT_BYTES: usize = 256 << 20;
 const SECONDS: f64 = 0.02;
 const MAX_RUNS: f64 = 500.0;
 
-/// `device`'s kernels for bf16 activations and random weights [rows, cols], stored as `dtype`: bf16, e4m3, or a block format that stays as it is, of which it is
-/// also told what expanding takes.
+/// `device`'s kernels for bf16 activations and random weights [rows, cols], stored as `dtype`: bf16, e4m3, or a block format that stays
+/// as it is, of which it is also told what expanding takes.
 pub(crate) fn time_products(
     device: &Arc<dyn Device>,
     shape: [usize; 2],
     dtype: Dtype,
+    tokens: &[usize],
+) -> Result<Vec<ProductTime>> {
+    let num_weights = (WEIGHT_BYTES / (shape[0] * shape[1])).clamp(1, 64);
+    let weight = |seed| random_matrix(device, shape, dtype, seed);
+    let matrices = (0..num_weights as u64).map(weight).collect::<Result<Vec<Matrix>>>()?;
+    let products = if hopper::adds_alike(device, ELEM)? { Products::Hopper } else { Products::Portable };
+    let times = tokens.iter().map(|&num_tokens| time_tokens(device, dtype, &matrices, products, num_tokens));
+    Ok(times.collect::<Result<Vec<_>>>()?.concat())
+}
+
+const ELEM: ElemType = ElemType::Bf16;
+
+fn random_matrix(device: &Arc<dyn Device>, shape: [usize; 2], dtype: Dtype, seed: u64) -> Result<Matrix> {
+    if !dtype.is_quantized() {
+        return weights::random(device, shape, None, ELEM, RandomWeights { seed, dtype });
+    }
+    let num_blocks = shape[0] * shape[1] / dtype.block_len();
+    let data = quant::random_blocks(dtype, num_blocks, seed + 1).into();
+    let view = TensorView { dtype, shape: shape.to_vec(), data, row_scales: None };
+    weights::load(device, vec![view], None, ELEM, true)
+}
+
+/// Of so many tokens and each of the matrices in turn.
+fn time_tokens(
+    device: &Arc<dyn Device>,
+    dtype: Dtype,
+    matrices: &[Matrix],
+    products: Products,
     num_tokens: usize,
 ) -> Result<Vec<ProductTime>> {
-    let [rows, cols] = shape;
-    let elem = ElemType::Bf16;
-    let num_weights = (WEIGHT_BYTES / (rows * cols)).clamp(1, 64);
-    let weight = |seed| match dtype.is_quantized() {
-        true => {
-            let data = quant::random_blocks(dtype, rows * cols / dtype.block_len(), seed + 1).into();
-            let view = TensorView { dtype, shape: shape.to_vec(), data, row_scales: None };
-            weights::load(device, vec![view], None, elem, true)
-        }
-        false => weights::random(device, shape, None, elem, RandomWeights { seed, dtype }),
-    };
-    let matrices = (0..num_weights as u64).map(weight).collect::<Result<Vec<Matrix>>>()?;
-    let mut x = Buffer::new(device, num_tokens, cols, elem)?;
+    let [rows, cols] = [matrices[0].rows, matrices[0].cols];
+    let mut x = Buffer::new(device, num_tokens, cols, ELEM)?;
     x.set_rows(num_tokens);
-    random::fill(&**device, x.ptr(), num_tokens * cols, elem, 7)?;
-    let mut out = Buffer::new(device, num_tokens, rows, elem)?;
+    random::fill(&**device, x.ptr(), num_tokens * cols, ELEM, 7)?;
+    let mut out = Buffer::new(device, num_tokens, rows, ELEM)?;
     out.set_rows(num_tokens);
 
-    let adds_alike = hopper::adds_alike(device, elem)?;
-    let products = if adds_alike { Products::Hopper } else { Products::Portable };
-    let chosen = cuda::chosen(&**device, &x, &matrices[0], products);
+    let weight = |i: usize| &matrices[i % matrices.len()];
+    let chosen = cuda::chosen(&**device, &x, weight(0), products);
     let mut times = Vec::new();
     let mut add = |kernel: &'static str, run: &mut dyn FnMut(usize) -> Result<()>| -> Result<()> {
-        let microseconds = time(&**device, run)?;
-        times.push(ProductTime { shape, num_tokens, kernel, microseconds, is_chosen: kernel == chosen });
+        let (microseconds, is_chosen) = (time(&**device, run)?, kernel == chosen);
+        times.push(ProductTime { shape: [rows, cols], num_tokens, kernel, microseconds, is_chosen });
         Ok(())
     };
     if dtype.is_quantized() {
         for kernel in cuda_quant::Kernel::all(num_tokens) {
-            let run = &mut |i: usize| cuda_quant::launch(&**device, kernel, &out, &x, &matrices[i % num_weights]);
+            let run = &mut |i: usize| cuda_quant::launch(&**device, kernel, &out, &x, weight(i));
             add(kernel.name(dtype), run)?;
         }
         let expansion = Expansion::new(device, rows * cols)?;
-        add(kernel_of!("linear_expand", dtype), &mut |i| expansion.fill(&**device, &matrices[i % num_weights]))?;
+        add(kernel_of!("linear_expand", dtype), &mut |i| expansion.fill(&**device, weight(i)))?;
         return Ok(times);
     }
-    for kernel in cuda::Kernel::all(&**device, num_tokens, &matrices[0]) {
-        let run = &mut |i: usize| cuda::launch(&**device, kernel, &mut out, &x, &matrices[i % num_weights]);
-        add(kernel.name(&matrices[0]), run)?;
+    for kernel in cuda::Kernel::all(&**device, num_tokens, weight(0)) {
+        let run = &mut |i: usize| cuda::launch(&**device, kernel, &mut out, &x, weight(i));
+        add(kernel.name(weight(0)), run)?;
     }
     for kernel in hopper::Kernel::all() {
-        let call = |i: usize| hopper::Call::new(&**device, kernel, &x, &matrices[i % num_weights]);
+        let call = |i: usize| hopper::Call::new(&**device, kernel, &x, weight(i));
         if call(0).is_some() {
-            add(kernel.name(elem), &mut |i| call(i).map_or(Ok(()), |call| call.launch(&mut out)))?;
+            add(kernel.name(ELEM), &mut |i| call(i).map_or(Ok(()), |call| call.launch(&mut out)))?;
         }
     }
     if dtype == Dtype::BF16 {
-        let run = &mut |i: usize| cuda::by_library(&**device, &mut out, &x, &matrices[i % num_weights]);
-        add("library", run)?;
-        let mut half = Buffer::new(device, num_tokens, rows / 2, elem)?;
-        let mut gated = |i: usize| {
-            cuda::gated(&**device, &mut half, &x, &matrices[i % num_weights], Activation::Silu, Options::new(products))
-        };
+        add("library", &mut |i| cuda::by_library(&**device, &mut out, &x, weight(i)))?;
+        let mut half = Buffer::new(device, num_tokens, rows / 2, ELEM)?;
+        let options = Options::new(products);
+        let mut gated = |i: usize| cuda::gated(&**device, &mut half, &x, weight(i), Activation::Silu, options);
         if gated(0)? {
             add("gated", &mut |i| gated(i).map(|_| ()))?;
         }
@@ -126,14 +140,17 @@ mod tests {
     #[test]
     fn every_kernel_is_timed_and_one_is_chosen() {
         for device in devices() {
-            for (num_tokens, dtype) in [(3, Dtype::BF16), (70, Dtype::BF16), (70, Dtype::F8E4M3)] {
-                let times = time_products(&device, [48, 128], dtype, num_tokens).unwrap();
+            for (num_tokens, dtype) in
+                [(3, Dtype::BF16), (70, Dtype::BF16), (70, Dtype::F8E4M3), (3, Dtype::Q4_0), (70, Dtype::Q8_0)]
+            {
+                let times = time_products(&device, [48, 128], dtype, &[num_tokens]).unwrap();
                 assert!(times.iter().all(|time| time.microseconds > 0.0), "{times:?}");
                 assert_eq!(times.iter().filter(|time| time.is_chosen).count(), 1, "{times:?}");
                 let has = |word: &str| times.iter().any(|time| time.kernel.contains(word));
                 assert_eq!(has("rows"), num_tokens == 3);
                 assert_eq!(has("library"), dtype == Dtype::BF16);
-                assert!(has("tile64x32") && has("fp8") == (dtype == Dtype::F8E4M3), "{times:?}");
+                assert!(has("tile64x64") && has("fp8") == (dtype == Dtype::F8E4M3), "{times:?}");
+                assert_eq!(has("expand"), dtype.is_quantized());
             }
         }
     }

@@ -35,13 +35,11 @@ impl Peaks {
     }
 }
 
-/// What each kernel of GPU `index` that could multiply takes, of random weights [rows, columns], in bf16 or in e4m3, and so many
-/// tokens in bf16. Errors: the GPU cannot be used, or has no memory left.
-pub fn time_products(index: usize, shape: [usize; 2], is_fp8: bool, tokens: &[usize]) -> Result<Vec<ProductTime>> {
+/// What each kernel of GPU `index` that could multiply takes, of random weights [rows, columns] that are stored as `dtype` (BF16, F8_E4M3
+/// or a block format that GPUs have kernels for), and so many tokens in bf16. Errors: the GPU cannot be used, or has no memory left.
+pub fn time_products(index: usize, shape: [usize; 2], dtype: Dtype, tokens: &[usize]) -> Result<Vec<ProductTime>> {
     let device: Arc<dyn Device> = Arc::new(Gpu::open(index)?);
-    let dtype = if is_fp8 { Dtype::F8E4M3 } else { Dtype::BF16 };
-    let times = tokens.iter().map(|&num_tokens| timing::time_products(&device, shape, dtype, num_tokens));
-    Ok(times.collect::<Result<Vec<_>>>()?.concat())
+    timing::time_products(&device, shape, dtype, tokens)
 }
 
 fn copy_gb_per_s(device: &Arc<dyn Device>) -> Result<f64> {
