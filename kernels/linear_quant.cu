@@ -6,13 +6,12 @@
 //
 // linear_rows8, linear_rows16, linear_gated_rows8, linear_gated_rows16: linear_rows.cu's of this name, where gate's features are a
 // multiple of 16. A warp copies its tiles as they lie in memory, and takes them from there once all its lanes' copies are there.
-// linear_tile64x64: linear.cu's; a step's tiles are copied as they lie in memory. Both kinds expand some 4 instructions a weight and
-// lane.
+// linear_tile64x64: linear.cu's; a step's tiles are copied as they lie in memory, and each is expanded by one warp.
 // linear_expand: to [features][cols] in 16 bits, for products of many tokens by other kernels. Grid: row tiles, warps of a tile each
 // along the columns; 256 threads.
 //
-// Bounded by memory of few tokens, the tiles' bytes, and nearly as much by instructions on devices whose memory brings more than some
-// 15 bytes a cycle and multiprocessor; of more tokens by FLOPs; linear_expand by memory, a tile's bytes and 4 KiB.
+// Bounded by memory of few tokens, the tiles' bytes, but where memory brings more than some 14 bytes a cycle and multiprocessor by
+// instructions, 5 a weight and lane; of more tokens by FLOPs; linear_expand by memory, a tile's bytes and 4 KiB.
 #include "lib/platform.h"
 #include "lib/activation.h"
 #include "lib/vector.h"
@@ -124,9 +123,13 @@ struct TileWeights<Quant<T, BITS, ZERO, SCALING>, S> {
     }
     __device__ __forceinline__ void start(uint4* stage, u32 first_chunk) const {
         const u8* step = from + (u64)(first_chunk / W::CHUNKS) * W::TILE_BYTES;
-        for (u32 i = threadIdx.x; i < ROW_TILES * PIECES; i += S::THREADS) {
-            const u32 row = i / PIECES;
-            copy_async(stage + i, step + row * row_bytes + 16 * (i % PIECES), row < num_rows);
+#pragma unroll
+        for (u32 row = 0; row < ROW_TILES; row++) {
+#pragma unroll
+            for (u32 i = 0; i < PIECES; i += S::THREADS) {
+                const u32 at = i + threadIdx.x;
+                if (at < PIECES) copy_async(stage + row * PIECES + at, step + row * row_bytes + 16 * at, row < num_rows);
+            }
         }
     }
     __device__ __forceinline__ uint4 read(const uint4* step, u32 warp_feature, u32 f, u32 half, u32 c) {
@@ -137,7 +140,7 @@ struct TileWeights<Quant<T, BITS, ZERO, SCALING>, S> {
 };
 
 template <typename W>
-using Tile64x64 = Tile<W, 2, 2, 4, 4, 3>;
+using Tile64x64 = Tile<W, 4, 1, 8, 4, 3>;
 
 template <typename W>
 DEVICE void expand(typename W::T* out, const u8* weight, u32 features, u32 cols) {

@@ -187,7 +187,8 @@ DEVICE void tile(const Product<W>& p) {
             const uint4* step = stage + c / W::CHUNKS * S::STEP_PIECES;
             const uint4* x = stage + S::WEIGHT_PIECES + c * TOKEN_STRIDE;
             multiply_tile<W, S>(sums, weights, step, warp_feature, x + warp_token * 4, c % W::CHUNKS);
-            if (first_chunk + c + 1 == segment_end && segment_end < num_chunks) {
+            // Segments are whole steps.
+            if ((c + 1) % W::CHUNKS == 0 && first_chunk + c + 1 == segment_end && segment_end < num_chunks) {
                 add_totals<S>(sums, totals, segment_end == segment_chunks);
                 segment_end += segment_chunks;
 #pragma unroll
