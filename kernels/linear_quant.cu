@@ -37,7 +37,7 @@ DEVICE void load_chunk(uint4 (&x)[TILES], const typename W::T* const (&rows)[TIL
 
 template <typename W, int TILES>
 DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32 first_row, u32, u32 start, u32 end) {
-    constexpr u32 STAGES = STREAM_BYTES / W::TILE_BYTES, PIECES = W::TILE_BYTES / 16, AHEAD = W::CHUNKS - 1;
+    constexpr u32 STAGES = W::STREAM_BYTES / W::TILE_BYTES, PIECES = W::TILE_BYTES / 16, AHEAD = W::CHUNKS - 1;
     const u32 lane = threadIdx.x % 32, num_steps = tiles_of(end - start, QUANT_COLUMNS), num_whole = (end - start) / QUANT_COLUMNS;
     const u8* tiles = (const u8*)p.weight + ((u64)(first_row / QUANT_ROWS) * num_tiles(p.cols) + start / QUANT_COLUMNS) * W::TILE_BYTES;
     auto copy_tile = [&](u32 slot, u32 step) {
@@ -170,8 +170,8 @@ DEVICE void expand(typename W::T* out, const u8* weight, u32 features, u32 cols)
     }                                                                                                                  \
     EXPORT_KERNEL(linear_expand_##NAME)
 #define KERNELS(FORM, NAME)                                                                                            \
-    ROWS(FORM, bf16, NAME, 8)                                                                                          \
-    ROWS(FORM, bf16, NAME, 16)                                                                                         \
+    ROWS(FORM, bf16, NAME, 8, 3)                                                                                       \
+    ROWS(FORM, bf16, NAME, 16, 2)                                                                                      \
     TILE(FORM, bf16, NAME, 64x64)                                                                                      \
     EXPAND(FORM, bf16, NAME)
 KERNELS(Q4_0, q4_0_bf16)

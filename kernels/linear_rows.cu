@@ -19,12 +19,12 @@
 struct Stage {
     uint4 low[32], high[32];
 };
-// Steps of a warp's weights on their way.
-static constexpr u32 STAGES = STREAM_BYTES / sizeof(Stage);
 
 template <typename W, int TILES>
 DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32 first_row, u32 num_rows, u32 start, u32 end) {
     Stage* stages = (Stage*)memory;
+    // Steps of a warp's weights on their way.
+    constexpr u32 STAGES = W::STREAM_BYTES / sizeof(Stage);
     constexpr u32 STEP = W::CHUNKS * CHUNK, STEP_BYTES = 64;
     // Steps of tokens in registers: one is multiplied, the others are on their way.
     constexpr u32 X_STEPS = W::CHUNKS * TILES > 2 ? 2 : 4;
@@ -79,8 +79,8 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32
 }
 
 #define KERNELS(FORM, T, NAME)                                                                                         \
-    ROWS(FORM, T, NAME, 8)                                                                                             \
-    ROWS(FORM, T, NAME, 16)
+    ROWS(FORM, T, NAME, 8, 2)                                                                                          \
+    ROWS(FORM, T, NAME, 16, 2)
 KERNELS(Plain, bf16, bf16)
 KERNELS(Plain, f16, f16)
 KERNELS(Fp8, bf16, fp8_bf16)

@@ -206,6 +206,7 @@ def steps():
     yield together("8 prompts of 2048", 8, 2048, 128, "--cached-prompts", limit_s=40)
     yield together("one among 127 others", 128, 512, 128, "--check-alone")
     yield together("one among 127 others, fast", 128, 512, 128, "--check-alone", "--matmul-precision", "fast")
+    yield Step("attention by itself", [BUILT / "sconce", "devices", "--attention"], 40)
     yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 90)
     short = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "2"]
     for what, flags in [("one user", ["--input-len", "128", "--output-len", "32"]),

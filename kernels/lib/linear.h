@@ -24,11 +24,12 @@ DEVICE uint4 read_columns(const uint4* rows) {
     return make_uint4(first.x, first.y, second.x, second.y);
 }
 
-// How weights are stored. A step of 16 rows holds CHUNKS chunks in TILE_BYTES: here 64 bytes a row, 16 a lane.
+// How weights are stored. A step of 16 rows holds CHUNKS chunks in TILE_BYTES: here 64 bytes a row, 16 a lane. STREAM_BYTES: shared
+// memory of a warp that streams them (linear_rows.h).
 template <typename T_>
 struct Plain {
     using T = T_;
-    static constexpr u32 CHUNKS = 1, TILE_BYTES = FEATURES * 64;
+    static constexpr u32 CHUNKS = 1, TILE_BYTES = FEATURES * 64, STREAM_BYTES = 10 * 1024;
     static constexpr bool HAS_SCALE = false;
     // What totals lack.
     static constexpr float FACTOR = 1.0f;
@@ -43,7 +44,7 @@ struct Plain {
 template <typename T_>
 struct Fp8 {
     using T = T_;
-    static constexpr u32 CHUNKS = 2, TILE_BYTES = FEATURES * 64;
+    static constexpr u32 CHUNKS = 2, TILE_BYTES = FEATURES * 64, STREAM_BYTES = 10 * 1024;
     static constexpr bool HAS_SCALE = true;
     static constexpr float FACTOR = E4M3_FACTOR<T>;
     DEVICE u32 row_bytes(u32 cols) { return (cols + 63) / 64 * 64; }

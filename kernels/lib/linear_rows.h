@@ -3,8 +3,6 @@
 #pragma once
 
 static constexpr u32 WARPS = 8;
-// Shared memory of a warp's stream.
-static constexpr u32 STREAM_BYTES = 10 * 1024;
 // Features of a warp and room, so that lanes of different tokens write to different banks.
 static constexpr u32 SUMS_PITCH = FEATURES + 4;
 // Where tokens are so few that their attention leaves memory idle, so many bytes of each of a warp's rows come to the second cache before
@@ -26,7 +24,7 @@ DEVICE void load_tokens(uint4 (&x)[TILES], const Product<W>& p, u32 first, u32 e
     }
 }
 
-// A warp's products with columns start..end of rows first_row.. of the weights' num_rows, by way of STREAM_BYTES of shared memory that
+// A warp's products with columns start..end of rows first_row.. of the weights' num_rows, by way of W::STREAM_BYTES of shared memory that
 // are its own. It waits for the kernel before. `start` is a multiple of 128, `end` of 8.
 template <typename W, int TILES>
 DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32 first_row, u32 num_rows, u32 start, u32 end);
@@ -57,7 +55,7 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
     } else {
         float sums[TILES][4] = {};
         const u32 first_row = (tile < half_tiles ? 0 : p.features) + feature;
-        stream<W, TILES>(sums, p, memory + warp * STREAM_BYTES, first_row, num_rows, start, end);
+        stream<W, TILES>(sums, p, memory + warp * W::STREAM_BYTES, first_row, num_rows, start, end);
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
 #pragma unroll
@@ -93,13 +91,13 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
     }
 }
 
-#define ROWS(FORM, T, NAME, MAX)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)                                                   \
+#define ROWS(FORM, T, NAME, MAX, BLOCKS)                                                                               \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)                                                   \
         linear_rows##MAX##_##NAME(ARGUMENTS(T), u32 splits) {                                                          \
         rows<FORM<T>, MAX / TOKENS, false>(PRODUCT, splits, 0);                                                        \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_rows##MAX##_##NAME)                                                                           \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)                                                   \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)                                                   \
         linear_gated_rows##MAX##_##NAME(ARGUMENTS(T), u32 splits, u32 kind) {                                          \
         rows<FORM<T>, MAX / TOKENS, true>(PRODUCT, splits, kind);                                                      \
     }                                                                                                                  \

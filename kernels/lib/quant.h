@@ -43,7 +43,8 @@ struct Quant {
     using T = T_;
     static constexpr bool HAS_SCALE = false;
     static constexpr float FACTOR = 1.0f;
-    static constexpr u32 CHUNKS = QUANT_CHUNKS;
+    // Three blocks of 8 warps of linear_rows8 have room on a multiprocessor of Hopper: expanding wants warps.
+    static constexpr u32 CHUNKS = QUANT_CHUNKS, STREAM_BYTES = 8704;
     // Different scales in a chunk.
     static constexpr int GROUPS = SCALING == Scaling::K16 ? 2 : 1;
     static constexpr u32 CODE_BYTES = BITS * QUANT_ROWS * QUANT_COLUMNS / 8;
@@ -72,8 +73,9 @@ struct Quant {
         return {__fmul_rn(scale, 16777216.0f), __fmaf_rn(-(float)ZERO, scale, offset)};
     }
 
-    // The upper bits of a pair, at their place above those of `low_pair`: of a half's 16 bits chunks have `UNIT`s, for the first pairs of
-    // both products from bit 4 on, and from bit 12 on, for the second pairs from bit 8 on, and from bit 0 on.
+    // The upper bits of a pair, brought to their place above the lower ones. Each half of the word has UNIT bits of the first pairs of both
+    // products and of two chunks (of one, where UNIT is 2) from bit 4 on, of the other chunks from bit 12 on; of the second pairs from bit 8
+    // on, and from bit 0 on.
     DEVICE u32 upper_of(u32 word, u32 chunk, u32 pair) {
         constexpr u32 UNIT = BITS - 4, MASK = UNIT == 2 ? 0x00300030 : 0x00100010;
         const u32 further = pair / 2 * UNIT + (UNIT == 2 ? 0 : chunk % 2 * 2);

@@ -36,5 +36,8 @@ pub use sconce_core::{Error, ErrorKind, Result};
 
 /// NVIDIA's GPUs: which there are, and whether they work.
 pub mod cuda {
-    pub use sconce_core::backend::cuda::{GpuInfo, ProductTime, available, release, self_test, time_products};
+    pub use sconce_core::backend::cuda::{
+        AttentionTime, AttentionWork, GpuInfo, ProductTime, available, release, self_test, time_attention,
+        time_products,
+    };
 }

@@ -38,11 +38,12 @@ impl ModelFiles {
         Ok(Self { store: files.store.map(|store| store.quantized(config.quantization)), ..files })
     }
 
-    /// The type that most weights are stored in: the embedding's.
+    /// The type that most weights are stored in: a block format where there is one, else the embedding's.
     pub(super) fn stored_dtype(&self) -> Result<Dtype> {
         let Ok(store) = &self.store else { return Ok(Dtype::BF16) };
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        Ok(store.describe(EMBEDDING, &shape)?.dtype)
+        let embedding = store.describe(EMBEDDING, &shape)?.dtype;
+        Ok(if embedding.is_quantized() { embedding } else { store.block_format().unwrap_or(embedding) })
     }
 
     fn open_dir(dir: &Path, engine: &EngineConfig) -> Result<Self> {

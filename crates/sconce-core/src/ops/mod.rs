@@ -22,3 +22,4 @@ mod simd;
 pub mod softcap;
 #[cfg(test)]
 pub(crate) mod testing;
+mod timing;

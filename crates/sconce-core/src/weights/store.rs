@@ -193,6 +193,16 @@ impl WeightStore {
         }
     }
 
+    /// The block format of a tensor of the files, if any is stored in one.
+    pub(crate) fn block_format(&self) -> Option<Dtype> {
+        let Source::Gguf(file) = &self.source else { return None };
+        let file = file.file();
+        file.tensor_names()
+            .filter_map(|name| file.describe(name))
+            .map(|info| info.dtype)
+            .find(|dtype| dtype.is_quantized())
+    }
+
     /// The names of all tensors as the files spell them, sorted; none for dummy weights.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = match &self.source {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use indicatif::BinaryBytes;
 use sconce::Dtype;
-use sconce::cuda::{self, GpuInfo};
+use sconce::cuda::{self, AttentionWork, GpuInfo};
 
 use super::Failure;
 
@@ -19,6 +19,10 @@ pub(super) struct Args {
     /// where there is no GPU.
     #[arg(long)]
     products: bool,
+    /// Time attention with the heads of Llama-3.1-8B, of prompts and of decodes, with several sizes of the cache's blocks. Fails where
+    /// there is no GPU.
+    #[arg(long)]
+    attention: bool,
 }
 
 /// Rows and columns of q, k and v; attention's output; gate and up; down.
@@ -37,7 +41,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         Ok(gpus) => gpus,
         Err(error) => {
             writeln!(out, "cuda     none: {error}")?;
-            return Ok(if args.test || args.products { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+            let is_asked = args.test || args.products || args.attention;
+            return Ok(if is_asked { ExitCode::FAILURE } else { ExitCode::SUCCESS });
         }
     };
     let mut is_good = true;
@@ -54,6 +59,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         }
         if args.products && gpu.problem().is_none() {
             products(&mut out, gpu.index)?;
+        }
+        if args.attention && gpu.problem().is_none() {
+            attention(&mut out, gpu.index)?;
         }
     }
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -75,6 +83,38 @@ fn products(out: &mut impl io::Write, index: usize) -> Result<(), Failure> {
                 let what = format!("{rows} x {cols}, {} tokens", time.num_tokens);
                 writeln!(out, "{what:<28} {mark} {:<34} {us:>9.1} {tflops:>7.1} {rate:>7.0}", time.kernel)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Sequences, tokens of each in the step, and in the cache.
+const ATTENTION: [[usize; 3]; 11] = [
+    [1, 2048, 2048],
+    [1, 8192, 8192],
+    [1, 2048, 8192],
+    [16, 128, 128],
+    [1, 1, 256],
+    [1, 1, 4096],
+    [1, 1, 32768],
+    [8, 1, 2048],
+    [16, 1, 1024],
+    [64, 1, 1024],
+    [256, 1, 1024],
+];
+const BLOCK_SIZES: [usize; 3] = [16, 32, 64];
+
+/// A line a step and size of blocks.
+fn attention(out: &mut impl io::Write, index: usize) -> Result<(), Failure> {
+    let works = ATTENTION.map(|[num_seqs, query_len, context_len]| AttentionWork { num_seqs, query_len, context_len });
+    writeln!(out, "attention of a layer: us, TFLOP/s, GB/s of keys and values")?;
+    for block_size in BLOCK_SIZES {
+        for time in cuda::time_attention(index, block_size, &works)? {
+            let AttentionWork { num_seqs, query_len, context_len } = time.work;
+            let what = format!("{num_seqs} x {query_len} of {context_len}, blocks of {block_size}");
+            let kernel = if time.is_hopper { "Hopper" } else { "portable" };
+            let (us, tflops, rate) = (time.microseconds, time.tflop_per_s, time.gb_per_s);
+            writeln!(out, "{what:<38} {kernel:<8} {us:>9.1} {tflops:>7.1} {rate:>7.0}")?;
         }
     }
     Ok(())

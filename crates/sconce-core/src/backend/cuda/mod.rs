@@ -15,9 +15,10 @@ pub(crate) mod storage;
 mod tests;
 pub(crate) mod weights;
 
+pub use crate::ops::attention::timing::{AttentionTime, AttentionWork};
 pub use crate::ops::linear::timing::ProductTime;
 pub use backend::CudaBackend;
-pub use gpu::{GpuInfo, available, release, self_test, time_products};
+pub use gpu::{GpuInfo, available, release, self_test, time_attention, time_products};
 
 use crate::backend::KvDtype;
 use crate::config::{KvCacheDtype, WeightDtype};

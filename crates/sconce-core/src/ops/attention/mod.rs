@@ -25,6 +25,7 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 mod tile;
+pub(crate) mod timing;
 
 use std::cell::RefCell;
 

@@ -107,7 +107,7 @@ pub(crate) fn gated(
     if weight.is_quantized() {
         return cuda_quant::gated(device, x, weight, act, &args);
     }
-    let dims = stream_dims(device, num_tokens, weight.rows, segments.splits).behind(weight.is_scratch);
+    let dims = stream_dims(device, num_tokens, weight.rows, segments.splits, STREAM_BYTES).behind(weight.is_scratch);
     let args = args.with(segments.splits).with(gate_act_mul::activation_kind(act));
     // SAFETY: shapes are compared above; the grid and shared memory are as the kernels' head says.
     unsafe { device.launch(gated_name(num_tokens, weight), &dims, &args)? };
@@ -139,9 +139,15 @@ fn gated_hopper(
 
 /// Of the kernels without tiles, for all rows of weights. Blocks that have a multiprocessor each ask for more than half of its shared
 /// memory: two on one would take their share of the memory's rate twice as long.
-pub(super) fn stream_dims(device: &dyn Device, num_tokens: usize, num_rows: usize, splits: usize) -> Dims {
+pub(super) fn stream_dims(
+    device: &dyn Device,
+    num_tokens: usize,
+    num_rows: usize,
+    splits: usize,
+    warp_bytes: usize,
+) -> Dims {
     let num_blocks = if num_tokens == 0 { 0 } else { num_rows.div_ceil(WARPS / splits * WARP_FEATURES) };
-    let needed = WARPS * STREAM_BYTES;
+    let needed = WARPS * warp_bytes;
     let alone = if num_blocks <= device.num_sms() { device.max_shared_bytes() / 2 } else { 0 };
     Dims::linear(num_blocks, WARPS * 32).with_shared(needed.max(alone))
 }
@@ -351,7 +357,9 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &
     check(out, x, weight);
     let (segments, args) = (Segments::of(weight), args(out, x, weight, &Part::whole(weight)));
     let (dims, args) = match kernel {
-        Kernel::Rows(_) => (stream_dims(device, x.rows(), weight.rows, segments.splits), args.with(segments.splits)),
+        Kernel::Rows(_) => {
+            (stream_dims(device, x.rows(), weight.rows, segments.splits, STREAM_BYTES), args.with(segments.splits))
+        }
         Kernel::Tile(tile) => {
             let dims = Dims::linear(tile.count(x.rows(), weight), TILE_THREADS);
             (dims.with_shared(tile.shared_bytes(weight)), args)

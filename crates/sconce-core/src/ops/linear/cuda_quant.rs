@@ -23,6 +23,8 @@ pub(crate) const MIN_EXPANDED_TOKENS: usize = 512;
 const TILE: usize = 64;
 const TILE_THREADS: usize = 128;
 const STAGES: usize = 3;
+/// Bytes of a warp's tiles, where it streams them.
+const STREAM_BYTES: usize = 8704;
 
 /// The kernel of a format whose name begins so.
 macro_rules! kernel_of {
@@ -91,7 +93,7 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &Buffer, x: &Buff
             let dims = Dims::linear(tile_count(TILE, TILE, x.rows(), part.rows), TILE_THREADS);
             (dims.with_shared(shared_bytes(part.dtype, weight)), args)
         } else {
-            (stream_dims(device, x.rows(), part.rows, segments.splits), args.with(segments.splits))
+            (stream_dims(device, x.rows(), part.rows, segments.splits, STREAM_BYTES), args.with(segments.splits))
         };
         // SAFETY: the caller compared the shapes; grids and shared memory are as the kernels' head says.
         unsafe { device.launch(kernel.name(part.dtype), &dims, &args)? };
@@ -119,7 +121,7 @@ pub(super) fn gated(device: &dyn Device, x: &Buffer, weight: &Matrix, act: Activ
         Kernel::Rows8 => kernel_of!("linear_gated_rows8", part.dtype),
         _ => kernel_of!("linear_gated_rows16", part.dtype),
     };
-    let dims = stream_dims(device, x.rows(), weight.rows, splits);
+    let dims = stream_dims(device, x.rows(), weight.rows, splits, STREAM_BYTES);
     let args = args.with(splits).with(gate_act_mul::activation_kind(act));
     // SAFETY: the caller compared the shapes; the grid and shared memory are as the kernels' head says.
     unsafe { device.launch(name, &dims, &args)? };

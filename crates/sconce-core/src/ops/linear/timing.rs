@@ -1,7 +1,6 @@
 //! [`time_products`]: what each kernel that could multiply takes, to see whether the one that is chosen is the fastest.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::cuda::{self, Options, Products};
 use super::cuda_quant::{self, Expansion, kernel_of};
@@ -12,6 +11,7 @@ use crate::backend::cuda::weights;
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::random;
+use crate::ops::timing::time;
 use crate::weights::{Dtype, RandomWeights, TensorView, quant};
 
 /// One kernel's time for one product.
@@ -31,9 +31,6 @@ pub struct ProductTime {
 
 /// Weights are as many as the second cache does not hold, so that they come from memory as in a model.
 const WEIGHT_BYTES: usize = 256 << 20;
-/// Launches are repeated for about so long, after the first ones.
-const SECONDS: f64 = 0.02;
-const MAX_RUNS: f64 = 500.0;
 
 /// `device`'s kernels for bf16 activations and random weights [rows, cols], stored as `dtype`: bf16, e4m3, or a block format that stays
 /// as it is, of which it is also told what expanding takes.
@@ -115,21 +112,6 @@ fn time_tokens(
         }
     }
     Ok(times)
-}
-
-/// Microseconds of a launch.
-fn time(device: &dyn Device, run: &mut dyn FnMut(usize) -> Result<()>) -> Result<f64> {
-    let mut runs = |num: usize| -> Result<f64> {
-        device.synchronize()?;
-        let begun = Instant::now();
-        (0..num).try_for_each(&mut *run)?;
-        device.synchronize()?;
-        Ok(begun.elapsed().as_secs_f64() / num as f64)
-    };
-    runs(2)?;
-    let about = runs(2)?;
-    let num = (SECONDS / about.max(1e-9)).clamp(1.0, MAX_RUNS);
-    Ok(runs(num as usize)? * 1e6)
 }
 
 #[cfg(test)]

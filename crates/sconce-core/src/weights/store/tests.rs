@@ -221,6 +221,16 @@ fn an_architecture_without_names_is_refused() {
 }
 
 #[test]
+fn a_file_says_whether_it_has_blocks() {
+    let mut writer = writer("llama");
+    writer.tensor("token_embd.weight", Dtype::F16, &[2, 32], &[0; 128]);
+    assert_eq!(open(&writer, &config(1, 1, 1)).unwrap().block_format(), None);
+    writer.tensor("blk.0.ffn_down.weight", Dtype::Q4_0, &[2, 32], &[0; 36]);
+    assert_eq!(open(&writer, &config(1, 1, 1)).unwrap().block_format(), Some(Dtype::Q4_0));
+    assert_eq!(WeightStore::dummy(1, Dtype::BF16).block_format(), None);
+}
+
+#[test]
 fn dummy_weights_have_no_names() {
     let store = WeightStore::dummy(1, Dtype::BF16);
     assert_eq!(store.get("lm_head.weight", &[2, 3]).unwrap().shape, [2, 3]);

@@ -31,7 +31,7 @@ mod trial;
 mod tests;
 
 pub use info::{GpuInfo, available, release};
-pub use peaks::time_products;
+pub use peaks::{time_attention, time_products};
 pub use self_test::self_test;
 
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,5 +1,6 @@
-//! [`Peaks::of_gpu`]: what a GPU does at most, measured; [`time_products`]: what kernels do of it.
+//! [`Peaks::of_gpu`]: what a GPU does at most, measured; [`time_products`] and [`time_attention`]: what kernels do of it.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::device::{Device, ElemType, Matmul};
@@ -7,9 +8,10 @@ use super::super::storage::Memory;
 use super::Gpu;
 use crate::backend::Peaks;
 use crate::error::Result;
-use crate::ops::linear::timing::{self, ProductTime};
+use crate::ops::attention::timing::{AttentionTime, AttentionWork};
+use crate::ops::linear::timing::ProductTime;
+use crate::ops::{attention, linear};
 use crate::weights::Dtype;
-use std::sync::Arc;
 
 /// What is copied at most: far more than the caches hold.
 const COPY_BYTES: usize = 1 << 30;
@@ -39,7 +41,14 @@ impl Peaks {
 /// or a block format that GPUs have kernels for), and so many tokens in bf16. Errors: the GPU cannot be used, or has no memory left.
 pub fn time_products(index: usize, shape: [usize; 2], dtype: Dtype, tokens: &[usize]) -> Result<Vec<ProductTime>> {
     let device: Arc<dyn Device> = Arc::new(Gpu::open(index)?);
-    timing::time_products(&device, shape, dtype, tokens)
+    linear::timing::time_products(&device, shape, dtype, tokens)
+}
+
+/// What attention of GPU `index` takes of each of the works, with 32 query heads, 8 key heads and 128 dimensions in bf16, and blocks of
+/// `block_size` tokens. Errors: the GPU cannot be used, or has no memory left.
+pub fn time_attention(index: usize, block_size: usize, works: &[AttentionWork]) -> Result<Vec<AttentionTime>> {
+    let device: Arc<dyn Device> = Arc::new(Gpu::open(index)?);
+    attention::timing::time_attention(&device, [32, 8, 128], block_size, works)
 }
 
 fn copy_gb_per_s(device: &Arc<dyn Device>) -> Result<f64> {
