@@ -2,7 +2,7 @@
 // products of warpgroups in place of the portable ones (FlashAttention-3, Shah et al. 2024).
 //
 // A block has one key head and 128 rows, row r being query r / group, head r % group, so that keys and values are read once for
-// all heads that share them. Two warps of its first warpgroup bring tiles of 64 keys and of their values. A page of the cache
+// all heads that share them. The warps of its first warpgroup bring tiles of 64 keys and of their values. A page of the cache
 // is contiguous for a key head, and a box of the map is such a page (or 64 keys of one) by 64 dimensions: the copy swizzles it
 // as products want it, which copies of whole pages in one piece would not. Pages that no row sees are taken from beyond the
 // array, where copies find zeros. The other two warpgroups have 64 rows each: scores from shared memory, weights from the
@@ -50,33 +50,38 @@ struct Core {
         CopyBarrier has_keys[STAGES], has_values[STAGES], keys_left[STAGES], values_left[STAGES];
     };
 
-    // The keys of all tiles, from the first to the last that any row sees, or their values; by a warp, of which a lane brings a box.
-    // The next tile's page is looked up before this one's place is free.
-    DEVICE void produce(const Call<T>& call, const TensorMap* map, const Work& work, Shared& shared, bool is_values) {
-        const u32 lane = threadIdx.x % 32, box_keys = min(call.block_size, TILE), page_bits = __ffs((int)call.block_size) - 1;
-        const u32 chunk = lane % CHUNKS, first = lane / CHUNKS * box_keys;
+    // Half of the boxes of all tiles' keys, from the first to the last tile that any row sees, or of their values; by a warp, of which a
+    // lane brings a box. The next tile's page is looked up before this one's place is free, and first needed after.
+    DEVICE void produce(const Call<T>& call, const TensorMap* map, const Work& work, Shared& shared, bool is_values, u32 half) {
+        constexpr u32 NO_PAGE = ~0u;
+        const u32 lane = threadIdx.x % 32, box = 2 * lane + half;
+        const u32 box_keys = min(call.block_size, TILE), page_bits = __ffs((int)call.block_size) - 1;
+        const u32 chunk = box % CHUNKS, first = box / CHUNKS * box_keys;
         const bool brings = first < TILE;
+        const u32 bytes = __popc(__ballot_sync(FULL_WARP, brings)) * box_keys * 128;
         u8* to = (is_values ? shared.values : shared.keys)[0] + chunk * CHUNK_BYTES + first * 128;
         CopyBarrier* is_there = is_values ? shared.has_values : shared.has_keys;
         CopyBarrier* is_left = is_values ? shared.values_left : shared.keys_left;
-        // Where the cache has a lane's rows. What no row sees may be in no table any more; beyond the array there are zeros.
+        // What no row sees may be in no table any more.
         auto find = [&](u32 tile) {
             const u32 key = tile * TILE + first;
-            if (!brings || key + box_keys <= work.low || key > work.high) return call.num_rows;
-            const u32 block = call.tables[work.table_start + (key >> page_bits)];
-            return ((block * call.num_kv_heads + work.kv_head) << page_bits) + (key & (call.block_size - 1));
+            if (!brings || key + box_keys <= work.low || key > work.high) return NO_PAGE;
+            return call.tables[work.table_start + (key >> page_bits)];
         };
         Pass<STAGES> pass;
-        u32 row = find(work.low / TILE);
+        u32 page = find(work.low / TILE);
         for (u32 tile = work.low / TILE; tile <= work.high / TILE; tile++, pass.advance()) {
             const u32 next = find(tile + 1);
             barrier_wait(&is_left[pass.stage], pass.parity ^ 1);
-            if (lane == 0) barrier_arrive_expecting(&is_there[pass.stage], TILE_BYTES);
+            if (lane == 0) barrier_arrive_expecting(&is_there[pass.stage], bytes);
             __syncwarp();
             if (brings) {
+                // Where the cache has the box; beyond the array there are zeros.
+                const u32 of_page = (tile * TILE + first) & (call.block_size - 1);
+                const u32 row = page == NO_PAGE ? call.num_rows : ((page * call.num_kv_heads + work.kv_head) << page_bits) + of_page;
                 copy_box(to + pass.stage * TILE_BYTES, map, &is_there[pass.stage], chunk * 64, row, 2 * call.layer + is_values);
             }
-            row = next;
+            page = next;
         }
     }
 
@@ -450,8 +455,8 @@ struct Core {
         if (threadIdx.x == 0) {
             prefetch_map(map);
             for (u32 i = 0; i < STAGES; i++) {
-                barrier_init(&shared.has_keys[i], 1);
-                barrier_init(&shared.has_values[i], 1);
+                barrier_init(&shared.has_keys[i], 2);
+                barrier_init(&shared.has_values[i], 2);
                 barrier_init(&shared.keys_left[i], CONSUMERS * GROUP_THREADS / 32);
                 barrier_init(&shared.values_left[i], CONSUMERS * GROUP_THREADS / 32);
             }
@@ -469,7 +474,7 @@ struct Core {
         if (warpgroup == 0) {
             give_registers<24>();
             const u32 warp = threadIdx.x / 32;
-            if (warp < 2 && take_prompt(call, CONSUMERS * GROUP_ROWS, work)) produce(call, map, work, shared, warp == 1);
+            if (take_prompt(call, CONSUMERS * GROUP_ROWS, work)) produce(call, map, work, shared, warp / 2 == 1, warp % 2);
         } else {
             take_registers<240>();
             if (take_prompt(call, CONSUMERS * GROUP_ROWS, work)) consume(call, work, shared, warpgroup - 1);
@@ -490,11 +495,6 @@ struct Core {
         Core<T, DIM>::run(call, &map);                                                                                 \
     }                                                                                                                  \
     EXPORT_KERNEL(attention_hopper_##T##_##DIM)
-#define KERNELS(T)                                                                                                     \
-    ATTENTION(T, 64)                                                                                                   \
-    ATTENTION(T, 80)                                                                                                   \
-    ATTENTION(T, 96)                                                                                                   \
-    ATTENTION(T, 128)                                                                                                  \
-    ATTENTION(T, 256)
+#define KERNELS(T) ATTENTION(T, 64) ATTENTION(T, 80) ATTENTION(T, 96) ATTENTION(T, 128) ATTENTION(T, 256)
 KERNELS(bf16)
 KERNELS(f16)
