@@ -5,11 +5,10 @@
 // type elsewhere.
 //
 // A number of out has the same bits whichever kernel computes it, and whatever else is computed beside it. Its sum over cols
-// is cut into segments of `segment` columns, a multiple of 64 that depends on the matrix's shape alone. A segment's sum begins
+// is cut into segments of `segment` columns, a multiple of 128 that depends on the matrix's shape alone. A segment's sum begins
 // at 0 and takes matrix products of 16 neighbouring columns in order, two a chunk of 32 (`multiply`); segments' sums are added
 // in order, then the bias. Of a product's columns lane l of a warp has the four from 8 * (l % 2) + 4 * (l % 4 / 2) on. Sums do
-// not mind which column a product calls its k-th, as long as weights and tokens agree, so that they are read 8 or 16 bytes at a
-// time: of weights in memory 16, a chunk's 8 columns from 8 * (l % 4) on, and lanes l and l ^ 2 exchange halves (`exchange`).
+// not mind which column a product calls its k-th, as long as weights and tokens agree, so that they are read 8 bytes at a time.
 // Weights are the products' 16-row operand, tokens the 8-column one. That a product's sum does not depend on its place in the
 // fragment is how tensor cores are; the tests ask for it.
 //

@@ -24,17 +24,6 @@
 
 DEVICE u32 num_tiles(u32 cols) { return tiles_of(cols, QUANT_COLUMNS); }
 
-// This lane's columns of a chunk, of token g of each of the tiles, whose rows' first are at `rows`: those of chunk `chunk`.
-template <typename W, int TILES>
-DEVICE void load_chunk(uint4 (&x)[TILES], const typename W::T* const (&rows)[TILES], u32 chunk) {
-#pragma unroll
-    for (int t = 0; t < TILES; t++) {
-        const typename W::T* at = rows[t] + chunk * CHUNK;
-        const uint2 low = *(const uint2*)at, high = *(const uint2*)(at + COLUMNS);
-        x[t] = make_uint4(low.x, low.y, high.x, high.y);
-    }
-}
-
 template <typename W, int TILES>
 DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32 first_row, u32, u32 start, u32 end) {
     constexpr u32 STAGES = W::STREAM_BYTES / W::TILE_BYTES, PIECES = W::TILE_BYTES / 16, AHEAD = W::CHUNKS - 1;
@@ -57,17 +46,14 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32
         for (u32 at = begin + 128 * lane; at < ahead; at += 128 * 32) prefetch_line(tiles + at);
     }
     wait_for_writes();
-    // What is beyond the last token repeats it: nobody reads those sums.
-    const typename W::T* rows[TILES];
+    const typename W::T* tokens[TILES];
 #pragma unroll
-    for (int t = 0; t < TILES; t++) {
-        rows[t] = p.x + (u64)min(t * TOKENS + lane / 4, p.tokens - 1) * p.cols + start + 8 * (lane % 2) + 4 * (lane % 4 / 2);
-    }
+    for (int t = 0; t < TILES; t++) tokens[t] = own_tokens(p, t) + start;
     // Chunks of tokens in registers: one is multiplied, the others are on their way.
     uint4 x[W::CHUNKS][TILES];
     if (num_whole > 0) {
 #pragma unroll
-        for (u32 c = 0; c < AHEAD; c++) load_chunk<W, TILES>(x[c], rows, c);
+        for (u32 c = 0; c < AHEAD; c++) load_chunk<W, TILES>(x[c], tokens, c);
     }
     u32 slot = 0;
     for (u32 step = 0; step < num_steps; step++) {
@@ -81,7 +67,7 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32
         if (step == num_whole) {
             // The columns end within the tile.
             for (u32 c = 0; c * CHUNK < (end - start) % QUANT_COLUMNS; c++) {
-                load_chunk<W, TILES>(x[0], rows, c);
+                load_chunk<W, TILES>(x[0], tokens, c);
                 multiply<typename W::T, TILES>(sums, W::expand(tile, scales, 0, c), W::expand(tile, scales, 1, c), x[0]);
             }
             break;
@@ -92,14 +78,14 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32
         for (u32 c = 0; c < W::CHUNKS; c++) {
             if (c == 1) {
 #pragma unroll
-                for (int t = 0; t < TILES; t++) rows[t] += next;
+                for (int t = 0; t < TILES; t++) tokens[t] += next;
             }
-            load_chunk<W, TILES>(x[(c + AHEAD) % W::CHUNKS], rows, (c + AHEAD) % W::CHUNKS);
+            load_chunk<W, TILES>(x[(c + AHEAD) % W::CHUNKS], tokens, (c + AHEAD) % W::CHUNKS);
             multiply<typename W::T, TILES>(sums, W::expand(tile, scales, 0, c), W::expand(tile, scales, 1, c), x[c]);
         }
         if (next == 0) {
 #pragma unroll
-            for (int t = 0; t < TILES; t++) rows[t] += QUANT_COLUMNS;
+            for (int t = 0; t < TILES; t++) tokens[t] += QUANT_COLUMNS;
         }
     }
     copy_wait<0>();

@@ -4,15 +4,6 @@
 // Columns of a matrix product, its features and its tokens; columns of a chunk.
 static constexpr u32 COLUMNS = 16, FEATURES = 16, TOKENS = 8, CHUNK = 2 * COLUMNS;
 
-// What makes a lane's columns of two products of its 16 bytes of a chunk: lanes 0 and 1 of four give away the upper half and keep
-// the lower, lanes 2 and 3 the reverse.
-DEVICE uint4 exchange(const uint4& piece) {
-    const bool keeps_upper = (threadIdx.x & 2) != 0;
-    const u32 x = __shfl_xor_sync(FULL_WARP, keeps_upper ? piece.x : piece.z, 2);
-    const u32 y = __shfl_xor_sync(FULL_WARP, keeps_upper ? piece.y : piece.w, 2);
-    return keeps_upper ? make_uint4(x, y, piece.z, piece.w) : make_uint4(piece.x, piece.y, x, y);
-}
-
 // In shared memory piece `idx` of the 16 bytes of a row of 64 is at this place of the row.
 DEVICE u32 place_of(u32 idx, u32 row) { return idx ^ (row & 2); }
 
@@ -35,9 +26,7 @@ struct Plain {
     static constexpr float FACTOR = 1.0f;
     // Bytes of a row of `cols` columns.
     DEVICE u32 row_bytes(u32 cols) { return 2 * cols; }
-    // This lane's columns of the two products of a chunk: of the step's 16 bytes that lie at its place in memory, the chunk `c`;
-    DEVICE uint4 of_memory(const uint4& piece, u32 c) { return exchange(piece); }
-    // and of a step in shared memory whose row 0 is at `rows`.
+    // This lane's columns of the two products of a step's chunk `c`; the step is in shared memory, its row 0 at `rows`.
     DEVICE uint4 of_shared(const uint4* rows, u32 c) { return read_columns(rows); }
 };
 
@@ -48,13 +37,11 @@ struct Fp8 {
     static constexpr bool HAS_SCALE = true;
     static constexpr float FACTOR = E4M3_FACTOR<T>;
     DEVICE u32 row_bytes(u32 cols) { return (cols + 63) / 64 * 64; }
-    DEVICE uint4 of_memory(const uint4& piece, u32 c) {
-        const uint2 first = expand_e4m3<T>(c == 0 ? piece.x : piece.z), second = expand_e4m3<T>(c == 0 ? piece.y : piece.w);
-        return make_uint4(first.x, first.y, second.x, second.y);
-    }
     DEVICE uint4 of_shared(const uint4* rows, u32 c) {
         const u32 lane = threadIdx.x % 32;
-        return of_memory(rows[lane / 4 * 4 + place_of(lane % 4, lane / 4)], c);
+        const uint4 piece = rows[lane / 4 * 4 + place_of(lane % 4, lane / 4)];
+        const uint2 first = expand_e4m3<T>(c == 0 ? piece.x : piece.z), second = expand_e4m3<T>(c == 0 ? piece.y : piece.w);
+        return make_uint4(first.x, first.y, second.x, second.y);
     }
 };
 

@@ -9,17 +9,35 @@ static constexpr u32 SUMS_PITCH = FEATURES + 4;
 // their steps.
 static constexpr u32 FEW_TOKENS = 2, BYTES_AHEAD = 1024;
 
-// This lane's columns of the chunk from column `first` on, of token g of each of the tiles; zeros from `end` on. What is beyond the last
-// token repeats it: nobody reads those sums.
+// Where this lane's columns of the first chunk begin, of token g of the `tile`th tile. What is beyond the last token repeats it: nobody
+// reads those sums.
+template <typename W>
+DEVICE const typename W::T* own_tokens(const Product<W>& p, u32 tile) {
+    const u32 lane = threadIdx.x % 32;
+    return p.x + (u64)min(tile * TOKENS + lane / 4, p.tokens - 1) * p.cols + 8 * (lane % 2) + 4 * (lane % 4 / 2);
+}
+
+// This lane's columns of a whole chunk, the `chunk`th from `tokens` on.
+template <typename W, int TILES>
+DEVICE void load_chunk(uint4 (&x)[TILES], const typename W::T* const (&tokens)[TILES], u32 chunk) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        const typename W::T* at = tokens[t] + chunk * CHUNK;
+        const uint2 low = *(const uint2*)at, high = *(const uint2*)(at + COLUMNS);
+        x[t] = make_uint4(low.x, low.y, high.x, high.y);
+    }
+}
+
+// The same of the chunk from column `first` on, with zeros from `end` on.
 template <typename W, int TILES>
 DEVICE void load_tokens(uint4 (&x)[TILES], const Product<W>& p, u32 first, u32 end) {
     const u32 lane = threadIdx.x % 32, col = first + 8 * (lane % 2) + 4 * (lane % 4 / 2);
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
-        const typename W::T* row = p.x + (u64)min(t * TOKENS + lane / 4, p.tokens - 1) * p.cols;
+        const typename W::T* at = own_tokens(p, t) + first;
         uint2 low = make_uint2(0, 0), high = make_uint2(0, 0);
-        if (col < end) low = *(const uint2*)(row + col);
-        if (col + COLUMNS < end) high = *(const uint2*)(row + col + COLUMNS);
+        if (col < end) low = *(const uint2*)at;
+        if (col + COLUMNS < end) high = *(const uint2*)(at + COLUMNS);
         x[t] = make_uint4(low.x, low.y, high.x, high.y);
     }
 }
