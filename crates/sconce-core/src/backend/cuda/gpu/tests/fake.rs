@@ -83,6 +83,10 @@ fn child_launch() {
             gpu.launch(&name, &dims, &Args::new().with(there).with(77u32)).unwrap();
             gpu.download(bytemuck::cast_slice_mut(&mut seen), there).unwrap();
             assert_eq!(seen, [1, 2, 3, 32, 4, 5, 70_000, 77, 1]);
+            // Not before the one before it has ended.
+            gpu.launch(&name, &dims.behind(true), &Args::new().with(there).with(77u32)).unwrap();
+            gpu.download(bytemuck::cast_slice_mut(&mut seen), there).unwrap();
+            assert_eq!(seen, [1, 2, 3, 32, 4, 5, 70_000, 77, 0]);
             let empty = Dims { grid: [1, 0, 1], ..dims };
             gpu.launch("absent", &empty, &Args::new()).unwrap();
             assert!(error(gpu.launch("absent", &dims, &Args::new())).contains("there is no kernel absent"));
