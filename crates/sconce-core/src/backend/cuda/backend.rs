@@ -21,7 +21,7 @@ use crate::ops::{
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
     linear::cuda::{Options, Products},
-    linear::cuda_quant::{Expansion, MIN_EXPANDED_TOKENS},
+    linear::cuda_quant::Expansion,
     sample::cuda::{Answers, SampleSpace},
 };
 use crate::sample::{SampleResults, SampleRow};
@@ -245,7 +245,8 @@ impl Backend for CudaBackend {
         }));
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
-        scratch.expansion = expansion(&self.device, &scratch.quantized, config, limits)?;
+        let needed = Expansion::elements_needed(&scratch.quantized, config.vocab_size, limits);
+        scratch.expansion = needed.map(|num_elements| Expansion::new(&self.device, num_elements)).transpose()?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
         let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());
@@ -396,19 +397,6 @@ impl Backend for CudaBackend {
     fn read_answers<'a>(&self, answers: &'a mut Answers) -> Result<&'a mut SampleResults> {
         answers.read()
     }
-}
-
-/// Room for the largest matrix in a block format that many tokens are multiplied with: not for the head, of which few rows are wanted.
-fn expansion(
-    device: &Arc<dyn Device>,
-    quantized: &[[usize; 2]],
-    config: &ModelConfig,
-    limits: &StepLimits,
-) -> Result<Option<Expansion>> {
-    let tokens_of = |rows: usize| if rows == config.vocab_size { limits.max_logits } else { limits.max_tokens };
-    let wanted = quantized.iter().filter(|[rows, _]| tokens_of(*rows) >= MIN_EXPANDED_TOKENS);
-    let most = wanted.map(|[rows, cols]| rows * cols).max();
-    most.map(|num_elements| Expansion::new(device, num_elements)).transpose()
 }
 
 /// Whether nobody has set the variable to 0.

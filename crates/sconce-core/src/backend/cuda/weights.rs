@@ -116,7 +116,9 @@ fn load_quantized(device: &Arc<dyn Device>, parts: &[TensorView<'_>], bias: Opti
     let mut places: Vec<QuantPart> = Vec::new();
     let (mut first_row, mut start) = (0, 0);
     for part in parts {
-        write_packed(&memory, start, part)?;
+        let dtype = part.dtype;
+        let sizes = [quant::ROWS * dtype.row_bytes(cols), quant::packed_bytes(dtype, quant::ROWS, cols)];
+        write_packed(&memory, start, &part.data, sizes, |rows, out| quant::pack(dtype, cols, rows, out))?;
         match places.last_mut() {
             Some(last) if last.dtype == part.dtype => last.rows += part.shape[0],
             _ => places.push(QuantPart { dtype: part.dtype, first_row, rows: part.shape[0], start }),
@@ -128,22 +130,26 @@ fn load_quantized(device: &Arc<dyn Device>, parts: &[TensorView<'_>], bias: Opti
     Ok(Matrix::quantized(memory, places, cols, bias))
 }
 
-/// Packs tiles by as many threads as the machine has, a share at a time, and sends the shares in order.
-fn write_packed(memory: &Memory, mut start: usize, part: &TensorView<'_>) -> Result<()> {
-    let (dtype, cols) = (part.dtype, part.shape[1]);
-    let (stored, packed) = (quant::ROWS * dtype.row_bytes(cols), quant::packed_bytes(dtype, quant::ROWS, cols));
-    let share = (CHUNK_BYTES / packed).max(1);
+/// Writes `data`, of which each `stored` bytes (the last perhaps fewer) become `packed` ones, which are zeros before `pack`, from byte
+/// `start` on: by as many threads as the machine has, a share at a time, and the shares in order.
+fn write_packed(
+    memory: &Memory,
+    mut start: usize,
+    data: &[u8],
+    [stored, packed]: [usize; 2],
+    pack: impl Fn(&[u8], &mut [u8]) + Sync,
+) -> Result<()> {
+    let share = (CHUNK_BYTES / packed.max(1)).max(1);
     let num_threads = std::thread::available_parallelism().map_or(1, Into::into);
     let mut out = vec![0; num_threads * share * packed];
-    for rows in part.data.chunks(num_threads * share * stored) {
-        let out = &mut out[..rows.len().div_ceil(stored) * packed];
+    for data in data.chunks((num_threads * share * stored).max(1)) {
+        let out = &mut out[..data.len().div_ceil(stored) * packed];
         out.fill(0);
         std::thread::scope(|scope| {
-            for (rows, out) in rows.chunks(share * stored).zip(out.chunks_mut(share * packed)) {
-                scope.spawn(move || {
-                    let tiles = rows.chunks(stored).zip(out.chunks_exact_mut(packed));
-                    tiles.for_each(|(rows, out)| quant::pack(dtype, cols, rows, out));
-                });
+            for (data, out) in data.chunks(share * stored).zip(out.chunks_mut(share * packed)) {
+                let pack = &pack;
+                scope
+                    .spawn(move || data.chunks(stored).zip(out.chunks_exact_mut(packed)).for_each(|(d, o)| pack(d, o)));
             }
         });
         memory.write(start, out)?;
@@ -173,25 +179,13 @@ fn arrange(codes: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Arranges rows by as many threads as the machine has, a share at a time, and sends the shares in order.
+/// The codes of each part in that order.
 fn write_fp8(matrix: &Matrix, parts: &[TensorView<'_>]) -> Result<()> {
     let (cols, row_bytes) = (matrix.cols, matrix.cols.next_multiple_of(FP8_STEP));
-    let share = (CHUNK_BYTES / row_bytes.max(1)).max(1);
-    let num_threads = std::thread::available_parallelism().map_or(1, Into::into);
-    let (mut start, mut arranged) = (0, vec![0; num_threads * share * row_bytes]);
+    let mut start = 0;
     for part in parts {
-        for rows in part.data.chunks(num_threads * share * cols) {
-            std::thread::scope(|scope| {
-                for (rows, out) in rows.chunks(share * cols).zip(arranged.chunks_mut(share * row_bytes)) {
-                    scope.spawn(move || {
-                        rows.chunks_exact(cols).zip(out.chunks_exact_mut(row_bytes)).for_each(|(r, o)| arrange(r, o));
-                    });
-                }
-            });
-            let num_bytes = rows.len() / cols * row_bytes;
-            matrix.memory.write(start, &arranged[..num_bytes])?;
-            start += num_bytes;
-        }
+        write_packed(&matrix.memory, start, &part.data, [cols, row_bytes], arrange)?;
+        start += part.shape[0] * row_bytes;
     }
     Ok(())
 }

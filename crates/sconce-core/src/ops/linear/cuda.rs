@@ -4,6 +4,8 @@
 #[cfg(test)]
 pub(super) mod tests;
 
+use std::ops::Range;
+
 use super::cuda_quant::{self, Expansion, MIN_EXPANDED_TOKENS};
 use super::hopper;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
@@ -103,7 +105,7 @@ pub(crate) fn gated(
     out.set_rows(num_tokens);
     assert!((x.cols(), out.cols()) == (weight.cols, features), "invariant: shapes fit");
     assert!(x.elem() == weight.elem && out.elem() == weight.elem, "invariant: all are of one type");
-    let args = args(out, x, weight, &Part { rows: features, ..Part::whole(weight) });
+    let args = args(out, x, weight, 0..features, 0);
     if weight.is_quantized() {
         return cuda_quant::gated(device, x, weight, act, &args);
     }
@@ -326,36 +328,23 @@ pub(super) fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr
     })
 }
 
-/// Some rows of a matrix, whose results stand side by side.
-pub(super) struct Part {
-    pub(super) first_row: usize,
-    pub(super) rows: usize,
-    /// The byte of the matrix's memory at which they begin.
-    pub(super) start: usize,
-}
-
-impl Part {
-    fn whole(weight: &Matrix) -> Self {
-        Self { first_row: 0, rows: weight.rows, start: 0 }
-    }
-}
-
-/// What all kernels are given for a part.
-pub(super) fn args(out: &Buffer, x: &Buffer, weight: &Matrix, part: &Part) -> Args {
+/// What all kernels are given for some rows of weights, whose results stand side by side, and which begin at byte `start` of the matrix's
+/// memory.
+pub(super) fn args(out: &Buffer, x: &Buffer, weight: &Matrix, rows: Range<usize>, start: usize) -> Args {
     let of_rows = |vector: Option<&Vector>| match ptr_of_rows(weight, vector) {
         DevicePtr::NULL => DevicePtr::NULL,
-        ptr => ptr.offset(part.first_row * ElemType::F32.bytes()),
+        ptr => ptr.offset(rows.start * ElemType::F32.bytes()),
     };
-    let args = Args::new().with(out.ptr().offset(part.first_row * out.elem().bytes())).with(x.ptr());
-    let args = args.with(weight.memory.ptr().offset(part.start));
+    let args = Args::new().with(out.ptr().offset(rows.start * out.elem().bytes())).with(x.ptr());
+    let args = args.with(weight.memory.ptr().offset(start));
     let args = args.with(of_rows(weight.row_scales.as_ref())).with(of_rows(weight.bias.as_ref()));
-    let args = args.with(x.rows()).with(part.rows).with(out.cols()).with(weight.cols).with(Segments::of(weight).len);
+    let args = args.with(x.rows()).with(rows.len()).with(out.cols()).with(weight.cols).with(Segments::of(weight).len);
     args.with(u32::from(out.elem() == ElemType::F32))
 }
 
 pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
     check(out, x, weight);
-    let (segments, args) = (Segments::of(weight), args(out, x, weight, &Part::whole(weight)));
+    let (segments, args) = (Segments::of(weight), args(out, x, weight, 0..weight.rows, 0));
     let (dims, args) = match kernel {
         Kernel::Rows(_) => {
             (stream_dims(device, x.rows(), weight.rows, segments.splits, STREAM_BYTES), args.with(segments.splits))

@@ -6,10 +6,11 @@ mod tests;
 
 use std::sync::Arc;
 
-use super::cuda::{MAX_ROWS, Part, Segments, args, stream_dims, tile_count};
+use super::cuda::{MAX_ROWS, Segments, args, stream_dims, tile_count};
+use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
 use crate::backend::cuda::quant::{COLUMNS, ROWS, tile_bytes};
-use crate::backend::cuda::storage::{Buffer, Matrix, Memory, QuantPart};
+use crate::backend::cuda::storage::{Buffer, Matrix, Memory};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::gate_act_mul;
@@ -17,7 +18,7 @@ use crate::weights::Dtype;
 
 /// From so many tokens on weights are expanded first, and multiplied by the kernels for 16 bits: those are faster, but the
 /// expanded weights are written and read, once for all tokens. An estimate.
-pub(crate) const MIN_EXPANDED_TOKENS: usize = 512;
+pub(super) const MIN_EXPANDED_TOKENS: usize = 512;
 
 /// A tile of products, as `linear_quant.cu` has it.
 const TILE: usize = 64;
@@ -80,15 +81,11 @@ impl Kernel {
     }
 }
 
-fn part_of(part: &QuantPart) -> Part {
-    Part { first_row: part.first_row, rows: part.rows, start: part.start }
-}
-
 /// Each part of `weight` by `kernel`.
 pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
     let segments = Segments::of(weight);
     for part in &weight.quant_parts {
-        let args = args(out, x, weight, &part_of(part));
+        let args = args(out, x, weight, part.first_row..part.first_row + part.rows, part.start);
         let (dims, args) = if kernel == Kernel::Tile {
             let dims = Dims::linear(tile_count(TILE, TILE, x.rows(), part.rows), TILE_THREADS);
             (dims.with_shared(shared_bytes(part.dtype, weight)), args)
@@ -134,6 +131,14 @@ pub(crate) struct Expansion {
 }
 
 impl Expansion {
+    /// Elements of the largest of the matrices, [rows, columns], that so many tokens may be multiplied with: few are with the head, which
+    /// has a row a token of the vocabulary. `None`: it is not needed.
+    pub(crate) fn elements_needed(shapes: &[[usize; 2]], vocab_size: usize, limits: &StepLimits) -> Option<usize> {
+        let most_tokens = |rows: usize| if rows == vocab_size { limits.max_logits } else { limits.max_tokens };
+        let expanded = shapes.iter().filter(|[rows, _]| most_tokens(*rows) >= MIN_EXPANDED_TOKENS);
+        expanded.map(|[rows, cols]| rows * cols).max()
+    }
+
     /// For matrices of so many elements.
     pub(crate) fn new(device: &Arc<dyn Device>, num_elements: usize) -> Result<Self> {
         Ok(Self { memory: Memory::new(device, num_elements * ElemType::Bf16.bytes())? })

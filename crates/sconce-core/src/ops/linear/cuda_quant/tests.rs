@@ -145,6 +145,17 @@ fn gate_and_up_have_the_bits_of_two_launches() {
 }
 
 #[test]
+fn there_is_room_for_what_many_tokens_are_multiplied_with() {
+    let needed = |max_tokens, max_logits| {
+        let limits = StepLimits { max_tokens, max_logits, max_seqs: 8, max_model_len: 64, block_size: 16 };
+        Expansion::elements_needed(&[[64, 8], [32, 16], [1000, 8]], 1000, &limits)
+    };
+    assert_eq!([needed(2048, 264), needed(511, 264), needed(2048, 512)], [Some(512), None, Some(8000)]);
+    let limits = StepLimits { max_tokens: 2048, max_logits: 9, max_seqs: 8, max_model_len: 64, block_size: 16 };
+    assert_eq!(Expansion::elements_needed(&[], 1000, &limits), None);
+}
+
+#[test]
 fn many_tokens_find_weights_expanded() {
     for device in devices() {
         let weights = Weights::new(&[(Dtype::Q4K, 32), (Dtype::Q6K, 24)], 256);
