@@ -147,19 +147,22 @@ struct Decode {
         Shared& shared = *(Shared*)memory;
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         auto find = [&](u32 round) {
-            return Tiles::cache_row(call, work.table_start, work.kv_head, work.low, work.high, round * WARPS + warp);
+            return Tiles::block_of(call, work.table_start, work.low, work.high, round * WARPS + warp);
+        };
+        auto row_of = [&](u32 round, u32 block) {
+            return Tiles::cache_row(call, block, work.kv_head, work.low, work.high, round * WARPS + warp);
         };
 
         // Copies first, then what can be done while they are on their way. Of the keys only the query's own are the kernel's before.
         const u32 first_round = work.low / ROUND, end_round = work.high / ROUND + 1;
         const bool is_early = (first_round * WARPS + warp + 1) * TILE < work.num_keys;
         if (!is_early) wait_for_kernel_before();
-        u32 row = find(first_round);
+        u32 row = row_of(first_round, find(first_round));
         copy_tile(call, shared.keys[warp], call.keys, row);
         copy_commit();
         copy_tile(call, shared.values[warp], call.values, row);
         copy_commit();
-        row = find(first_round + 1);
+        u32 block = find(first_round + 1);
         if (is_early) wait_for_kernel_before();
         Rows rows;
         const T* from[2];
@@ -204,6 +207,7 @@ struct Decode {
                 if (lane % 4 == 0) shared.greatest[lane / 4 + 8 * r][warp] = greatest;
             }
             __syncwarp();
+            row = row_of(round + 1, block);
             if (!is_last) copy_tile(call, shared.keys[warp], call.keys, row);
             copy_commit();
             __syncthreads();
@@ -249,7 +253,7 @@ struct Decode {
             __syncthreads();
             if (!is_last) copy_tile(call, shared.values[warp], call.values, row);
             copy_commit();
-            row = find(round + 2);
+            block = find(round + 2);
             if (!is_last && (first_key + ROUND) % SPLIT != 0) continue;
             // A split has ended.
             float both[2][2];

@@ -144,17 +144,18 @@ struct Core {
         float4* total = (float4*)(q_shared + (KEEPS_Q ? 0 : Q_STEPS * blockDim.x));
         const u32 first_row = threadIdx.x / 32 * 16, group = call.num_heads / call.num_kv_heads;
         const u32 last_query = work.num_queries - 1;
-        auto find = [&](u32 tile) {
-            return Tiles::cache_row(call, work.table_start, work.kv_head, work.low, work.high, tile);
+        auto find = [&](u32 tile) { return Tiles::block_of(call, work.table_start, work.low, work.high, tile); };
+        auto row_of = [&](u32 tile, u32 block) {
+            return Tiles::cache_row(call, block, work.kv_head, work.low, work.high, tile);
         };
 
         // Copies first, then what can be done while they are on their way.
         const u32 first_tile = work.low / TILE, end_tile = work.high / TILE + 1;
-        u32 copied = first_tile, copied_stage = 0, row = find(first_tile);
+        u32 copied = first_tile, copied_stage = 0, block = find(first_tile);
         for (u32 i = 1; i < STAGES; i++) {
-            if (copied < end_tile) copy_tile(call, stages + copied_stage * STAGE_LEN, row);
+            if (copied < end_tile) copy_tile(call, stages + copied_stage * STAGE_LEN, row_of(copied, block));
             copy_commit();
-            row = find(++copied);
+            block = find(++copied);
             copied_stage++;
         }
         // What is shared is of earlier steps, and read ahead of the kernel before.
@@ -186,9 +187,9 @@ struct Core {
             copy_wait<STAGES - 2>();
             // All have the tile, and have left the one before, whose place the next one takes.
             __syncthreads();
-            if (copied < end_tile) copy_tile(call, stages + copied_stage * STAGE_LEN, row);
+            if (copied < end_tile) copy_tile(call, stages + copied_stage * STAGE_LEN, row_of(copied, block));
             copy_commit();
-            row = find(++copied);
+            block = find(++copied);
             copied_stage = copied_stage + 1 == STAGES ? 0 : copied_stage + 1;
             const T* keys = stages + stage * STAGE_LEN;
             stage = stage + 1 == STAGES ? 0 : stage + 1;

@@ -48,13 +48,17 @@ struct Tile {
     static constexpr u32 PIECES = DIM / 8;
     static constexpr int Q_STEPS = DIM / 16;
 
-    // The cache's row of this lane's key of a tile: one lane looks for one key. Those from low to high are known to be there; what
-    // is wanted of others is never read.
-    DEVICE u32 cache_row(const Call<T>& call, u32 table_start, u32 kv_head, u32 low, u32 high, u32 tile) {
-        const u32 key = tile * KEYS + threadIdx.x % KEYS, within = min(max(key, low), high);
-        const u32 block = call.tables[table_start + within / call.block_size];
-        const u32 row = (block * call.num_kv_heads + kv_head) * call.block_size + within % call.block_size;
-        return key == within ? row : NO_ROW;
+    // The cache's block that has this lane's key of a tile: one lane looks for one key. Those from low to high are known to be there; what
+    // is wanted of others is never read. It is asked for a tile ahead, and first needed by `cache_row`.
+    DEVICE u32 block_of(const Call<T>& call, u32 table_start, u32 low, u32 high, u32 tile) {
+        const u32 key = tile * KEYS + threadIdx.x % KEYS;
+        return call.tables[table_start + min(max(key, low), high) / call.block_size];
+    }
+    // That key's row of the cache.
+    DEVICE u32 cache_row(const Call<T>& call, u32 block, u32 kv_head, u32 low, u32 high, u32 tile) {
+        const u32 key = tile * KEYS + threadIdx.x % KEYS;
+        if (key < low || key > high) return NO_ROW;
+        return (block * call.num_kv_heads + kv_head) * call.block_size + key % call.block_size;
     }
 
     // This lane's part of a step of 16 dimensions of its rows' queries, `from`: a[i] is of row i % 2.
