@@ -186,6 +186,7 @@ def steps():
     yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "--skip", "kernels_for_hopper")
     long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
     yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
+    yield Step("attention by itself", [BUILT / "sconce", "devices", "--attention"], 40)
     many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
 
     def together(name, prompts, input_len, output_len, *flags, limit_s=60, env=None, kind=Step):
@@ -206,7 +207,6 @@ def steps():
     yield together("8 prompts of 2048", 8, 2048, 128, "--cached-prompts", limit_s=40)
     yield together("one among 127 others", 128, 512, 128, "--check-alone")
     yield together("one among 127 others, fast", 128, 512, 128, "--check-alone", "--matmul-precision", "fast")
-    yield Step("attention by itself", [BUILT / "sconce", "devices", "--attention"], 40)
     yield Step("each kernel's products", [BUILT / "sconce", "devices", "--products"], 90)
     short = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "2"]
     for what, flags in [("one user", ["--input-len", "128", "--output-len", "32"]),
