@@ -1,8 +1,8 @@
 // linear: out = x . weight^T + bias (torch's Linear), in 16 bits with f32 sums; weights of 16 or 8 bits.
 //
 // x [tokens, cols] in 16 bits, cols a multiple of 8; weight [features, cols] in x's type (`Plain`), or e4m3 (`Fp8`) with
-// scale [features] in f32, else null; bias [features] f32 or null; out [tokens, features] f32 where `out_is_f32`, in x's
-// type elsewhere.
+// scale [features] in f32, else null; bias [features] f32 or null; out f32 where `out_is_f32`, in x's
+// type elsewhere: of each token `features` numbers, `stride` numbers behind those of the token before.
 //
 // A number of out has the same bits whichever kernel computes it, and whatever else is computed beside it. Its sum over cols
 // is cut into segments of `segment` columns, a multiple of 128 that depends on the matrix's shape alone. A segment's sum begins

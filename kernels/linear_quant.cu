@@ -72,21 +72,14 @@ DEVICE void stream(float (&sums)[TILES][4], const Product<W>& p, u8* memory, u32
             }
             break;
         }
-        // Behind the last whole tile what is loaded is not needed.
-        const u32 next = step + 1 < num_whole ? QUANT_COLUMNS : 0;
 #pragma unroll
         for (u32 c = 0; c < W::CHUNKS; c++) {
-            if (c == 1) {
-#pragma unroll
-                for (int t = 0; t < TILES; t++) tokens[t] += next;
-            }
-            load_chunk<W, TILES>(x[(c + AHEAD) % W::CHUNKS], tokens, (c + AHEAD) % W::CHUNKS);
+            const u32 next = c + AHEAD;
+            if (next < W::CHUNKS || step + 1 < num_whole) load_chunk<W, TILES>(x[next % W::CHUNKS], tokens, next);
             multiply<typename W::T, TILES>(sums, W::expand(tile, scales, 0, c), W::expand(tile, scales, 1, c), x[c]);
         }
-        if (next == 0) {
 #pragma unroll
-            for (int t = 0; t < TILES; t++) tokens[t] += QUANT_COLUMNS;
-        }
+        for (int t = 0; t < TILES; t++) tokens[t] += QUANT_COLUMNS;
     }
     copy_wait<0>();
 }

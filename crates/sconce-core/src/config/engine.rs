@@ -32,7 +32,8 @@ impl FromStr for DeviceKind {
 /// The type that weights have in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightDtype {
-    /// As the file stores them, quantized or not. On a GPU f16 where the file has f16, and bf16 elsewhere.
+    /// As the file stores them, quantized or not. On a GPU floats are f16 where the file has f16 and nothing in blocks, and bf16 elsewhere,
+    /// and so are Q2_K and Q3_K.
     #[default]
     Auto,
     /// Converted to f32 at load. For the CPU alone.

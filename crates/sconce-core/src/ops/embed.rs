@@ -73,11 +73,10 @@ mod tests {
     fn quantized_rows_are_what_products_take_of_them() {
         use crate::backend::cuda::storage::floats_of;
         use crate::backend::cuda::weights;
+        use crate::ops::linear::cuda_quant::tests::FORMATS;
         use crate::weights::{TensorView, convert, quant as formats};
         for device in devices() {
-            let kinds =
-                [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
-            for dtype in kinds {
+            for dtype in FORMATS {
                 let (rows, cols) = (37, 5 * dtype.block_len().max(96));
                 let data = formats::random_blocks(dtype, rows * cols / dtype.block_len(), 3);
                 let mut expanded = Vec::new();

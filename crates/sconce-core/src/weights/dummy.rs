@@ -140,10 +140,15 @@ impl Kind {
 
 /// Nearly normal: the sum of four uniform numbers, scaled to a standard deviation of 0.02.
 pub fn random_weight(seed: u64, counter: u64) -> f32 {
-    let bits = mix(seed.wrapping_add(counter.wrapping_mul(GOLDEN)));
+    let bits = random_bits(seed, counter);
     let sum: i32 = (0..4).map(|i| (bits >> (16 * i)) as i32 & 0xffff).sum();
     // Each of the four has the mean 65535 / 2 and, in units of 65536, the variance 1/12.
     (sum - 2 * 65535) as f32 * (STD * 3f32.sqrt() / 65536.0)
+}
+
+/// The bits of a counter.
+pub(super) fn random_bits(seed: u64, counter: u64) -> u64 {
+    mix(seed.wrapping_add(counter.wrapping_mul(GOLDEN)))
 }
 
 /// 2^64 over the golden ratio, odd: steps of it visit every state.

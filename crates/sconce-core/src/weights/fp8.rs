@@ -3,14 +3,12 @@
 //! A code is a sign, 4 bits of exponent and 3 of mantissa; there is no infinity, and one NaN of each sign (Micikevicius et
 //! al. 2022, "FP8 formats for deep learning"). bf16 and f16 have all of its numbers.
 
-use super::{Dtype, TensorView};
+use super::{Dtype, TensorView, quant};
 
 /// The greatest number.
 pub const MAX: f32 = 448.0;
 /// The code of the greatest number; one more is NaN.
 const MAX_CODE: u32 = 0x7e;
-/// Rows that a thread quantizes at least: fewer are done before it has begun.
-const MIN_SHARE: usize = 64;
 
 const NUMBERS: [f32; 256] = {
     let (mut numbers, mut code) = ([0.0; 256], 0);
@@ -64,31 +62,9 @@ pub(super) fn has_nan(codes: &[u8]) -> bool {
 /// The matrix with each row as e4m3 and the scale that brings its greatest magnitude to 448; `None` where a number is not
 /// finite.
 pub(super) fn quantize(matrix: &TensorView<'_>) -> Option<TensorView<'static>> {
-    let (rows, cols) = (matrix.shape[0], matrix.shape[1]);
-    let row_bytes = matrix.dtype.row_bytes(cols);
-    let (mut codes, mut scales) = (vec![0; rows * cols], vec![0.0; rows]);
-    let num_threads = std::thread::available_parallelism().map_or(1, Into::into);
-    let share = rows.div_ceil(num_threads).max(MIN_SHARE);
-    std::thread::scope(|scope| {
-        let shares = matrix.data.chunks((share * row_bytes).max(1));
-        let targets = codes.chunks_mut((share * cols).max(1)).zip(scales.chunks_mut(share));
-        for (data, (codes, scales)) in shares.zip(targets) {
-            scope.spawn(move || {
-                let mut row = vec![0.0; cols];
-                let targets = codes.chunks_exact_mut(cols).zip(scales);
-                for (data, (codes, scale)) in data.chunks_exact(row_bytes).zip(targets) {
-                    super::quant::dequantize(matrix.dtype, data, &mut row);
-                    *scale = quantize_row(&row, codes);
-                }
-            });
-        }
-    });
-    scales.iter().all(|scale| scale.is_finite()).then(|| TensorView {
-        dtype: Dtype::F8E4M3,
-        shape: matrix.shape.clone(),
-        data: codes.into(),
-        row_scales: Some(scales),
-    })
+    let (codes, scales) = quant::quantize_rows(matrix, matrix.shape[1], quantize_row)?;
+    let (shape, data) = (matrix.shape.clone(), codes.into());
+    Some(TensorView { dtype: Dtype::F8E4M3, shape, data, row_scales: Some(scales) })
 }
 
 /// Returns the scale; it is not finite where a number is not.

@@ -245,8 +245,7 @@ impl Backend for CudaBackend {
         }));
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
-        let needed = Expansion::elements_needed(&scratch.quantized, config.vocab_size, limits);
-        scratch.expansion = needed.map(|num_elements| Expansion::new(&self.device, num_elements)).transpose()?;
+        scratch.expansion = Expansion::needed(&self.device, &scratch.quantized, config.vocab_size, limits)?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
         let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());

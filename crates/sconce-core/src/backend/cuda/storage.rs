@@ -187,7 +187,8 @@ pub struct Vector {
 /// one.
 pub(crate) const FP8_STEP: usize = 64;
 
-/// Weight matrices of the same number of columns over each other, [rows, cols], as inputs of products.
+/// Weight matrices of the same number of columns over each other, [rows, cols], as inputs of products. Clones share their memory.
+#[derive(Clone)]
 pub struct Matrix {
     pub(crate) memory: Memory,
     pub(crate) rows: usize,
@@ -241,10 +242,15 @@ impl Matrix {
         Self { memory, rows, cols, elem, row_scales: None, quant_parts: parts, is_scratch: false, bias, map: None }
     }
 
-    /// Room for any matrix of 16 bits that is no larger than `memory`, written in each step anew.
-    pub(crate) fn scratch(memory: Memory, shape: [usize; 2], elem: ElemType, bias: Option<Vector>) -> Result<Self> {
+    /// Of 16 bits, written in each step anew; `memory` may be larger.
+    pub(crate) fn scratch(memory: Memory, shape: [usize; 2], elem: ElemType) -> Result<Self> {
         assert!(shape[0] * shape[1] * elem.bytes() <= memory.bytes(), "invariant: what is written fits");
-        Ok(Self { is_scratch: true, ..Self::new(memory, shape, elem, None, bias)? })
+        Ok(Self { is_scratch: true, ..Self::new(memory, shape, elem, None, None)? })
+    }
+
+    /// The same weights with another's bias.
+    pub(crate) fn with_bias_of(&self, other: &Self) -> Self {
+        Self { bias: other.bias.clone(), ..self.clone() }
     }
 
     /// Boxes of its rows.

@@ -54,7 +54,7 @@ pub(crate) fn cuda(
     let Options { products, expansion } = options;
     out.set_rows(x.rows());
     if weight.is_quantized() {
-        if let Some((expansion, expanded)) = expand(expansion, x, weight)? {
+        if let Some((expansion, expanded)) = expand(expansion, x, weight) {
             expansion.fill(device, weight)?;
             return cuda(device, out, x, &expanded, Options::new(products));
         }
@@ -71,13 +71,9 @@ pub(crate) fn cuda(
 }
 
 /// What `weight` becomes where tokens are so many that it is worth it, still to be filled.
-fn expand<'a>(
-    expansion: Option<&'a Expansion>,
-    x: &Buffer,
-    weight: &Matrix,
-) -> Result<Option<(&'a Expansion, Matrix)>> {
-    let Some(expansion) = expansion.filter(|_| x.rows() >= MIN_EXPANDED_TOKENS) else { return Ok(None) };
-    Ok(expansion.matrix(weight)?.map(|matrix| (expansion, matrix)))
+fn expand<'a>(expansion: Option<&'a Expansion>, x: &Buffer, weight: &Matrix) -> Option<(&'a Expansion, Matrix)> {
+    let expansion = expansion.filter(|_| x.rows() >= MIN_EXPANDED_TOKENS)?;
+    expansion.matrix(weight).map(|matrix| (expansion, matrix))
 }
 
 /// out = act(gate) * up in one launch, where rows of x . weight^T + bias are gate's, then up's: whether it suits and was done. The
@@ -125,7 +121,7 @@ fn gated_hopper(
     act: Activation,
     expansion: Option<&Expansion>,
 ) -> Result<bool> {
-    let expanded = if weight.is_quantized() { expand(expansion, x, weight)? } else { None };
+    let expanded = if weight.is_quantized() { expand(expansion, x, weight) } else { None };
     if weight.is_quantized() && expanded.is_none() {
         return Ok(false);
     }

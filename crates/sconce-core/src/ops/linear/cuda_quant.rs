@@ -2,7 +2,7 @@
 //! of many tokens find them in 16 bits.
 
 #[cfg(test)]
-mod tests;
+pub(in crate::ops) mod tests;
 
 use std::sync::Arc;
 
@@ -128,42 +128,51 @@ pub(super) fn gated(device: &dyn Device, x: &Buffer, weight: &Matrix, act: Activ
 /// Room for one matrix in 16 bits, for products of many tokens.
 pub(crate) struct Expansion {
     memory: Memory,
+    /// The room as a matrix of each shape, without a bias.
+    matrices: Vec<Matrix>,
 }
 
 impl Expansion {
-    /// Elements of the largest of the matrices, [rows, columns], that so many tokens may be multiplied with: few are with the head, which
-    /// has a row a token of the vocabulary. `None`: it is not needed.
-    pub(crate) fn elements_needed(shapes: &[[usize; 2]], vocab_size: usize, limits: &StepLimits) -> Option<usize> {
+    /// For those of the matrices, [rows, columns], that so many tokens may be multiplied with: few are with the head, which has a row a
+    /// token of the vocabulary. `None`: there are none.
+    pub(crate) fn needed(
+        device: &Arc<dyn Device>,
+        shapes: &[[usize; 2]],
+        vocab_size: usize,
+        limits: &StepLimits,
+    ) -> Result<Option<Self>> {
         let most_tokens = |rows: usize| if rows == vocab_size { limits.max_logits } else { limits.max_tokens };
-        let expanded = shapes.iter().filter(|[rows, _]| most_tokens(*rows) >= MIN_EXPANDED_TOKENS);
-        expanded.map(|[rows, cols]| rows * cols).max()
+        let mut shapes = shapes.to_vec();
+        shapes.retain(|[rows, _]| most_tokens(*rows) >= MIN_EXPANDED_TOKENS);
+        shapes.sort_unstable();
+        shapes.dedup();
+        if shapes.is_empty() { Ok(None) } else { Self::new(device, &shapes).map(Some) }
     }
 
-    /// For matrices of so many elements.
-    pub(crate) fn new(device: &Arc<dyn Device>, num_elements: usize) -> Result<Self> {
-        Ok(Self { memory: Memory::new(device, num_elements * ElemType::Bf16.bytes())? })
+    /// For matrices of these shapes.
+    pub(super) fn new(device: &Arc<dyn Device>, shapes: &[[usize; 2]]) -> Result<Self> {
+        const ELEM: ElemType = ElemType::Bf16;
+        let num_elements = shapes.iter().map(|[rows, cols]| rows * cols).max().unwrap_or(0);
+        let memory = Memory::new(device, num_elements * ELEM.bytes())?;
+        let matrix = |&shape: &[usize; 2]| Matrix::scratch(memory.clone(), shape, ELEM);
+        Ok(Self { matrices: shapes.iter().map(matrix).collect::<Result<_>>()?, memory })
     }
 
     /// The matrix that [`Expansion::fill`] makes of `weight`; `None` where there is no room for it.
-    pub(super) fn matrix(&self, weight: &Matrix) -> Result<Option<Matrix>> {
-        if weight.rows * weight.cols * weight.elem.bytes() > self.memory.bytes() {
-            return Ok(None);
-        }
-        let bias = weight.bias.clone();
-        Matrix::scratch(self.memory.clone(), [weight.rows, weight.cols], weight.elem, bias).map(Some)
+    pub(super) fn matrix(&self, weight: &Matrix) -> Option<Matrix> {
+        let fits = |matrix: &&Matrix| (matrix.rows, matrix.cols) == (weight.rows, weight.cols);
+        self.matrices.iter().find(fits).map(|matrix| matrix.with_bias_of(weight))
     }
 
     /// Expands `weight` to what [`Expansion::matrix`] gives. What was there before is gone.
     pub(super) fn fill(&self, device: &dyn Device, weight: &Matrix) -> Result<()> {
-        const WARPS: usize = 8;
         let row_bytes = weight.cols * weight.elem.bytes();
         for part in &weight.quant_parts {
             let out = self.memory.ptr().offset(part.first_row * row_bytes);
             let args = Args::new().with(out).with(weight.memory.ptr().offset(part.start));
             let args = args.with(part.rows).with(weight.cols);
-            let column_tiles = weight.cols.div_ceil(COLUMNS);
-            let grid = [part.rows.div_ceil(ROWS) as u32, column_tiles.div_ceil(WARPS) as u32, 1];
-            let dims = Dims { grid, ..Dims::linear(0, WARPS * 32) };
+            // A warp a tile.
+            let dims = Dims::over_rows(part.rows.div_ceil(ROWS), weight.cols.div_ceil(COLUMNS) * 32);
             // SAFETY: `matrix` found that the rows fit; a part's tiles are in the matrix's memory.
             unsafe { device.launch(kernel_of!("linear_expand", part.dtype), &dims, &args)? };
         }

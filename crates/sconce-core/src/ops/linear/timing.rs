@@ -88,7 +88,7 @@ fn time_tokens(
             let run = &mut |i: usize| cuda_quant::launch(&**device, kernel, &out, &x, weight(i));
             add(kernel.name(dtype), run)?;
         }
-        let expansion = Expansion::new(device, rows * cols)?;
+        let expansion = Expansion::new(device, &[[rows, cols]])?;
         add(kernel_of!("linear_expand", dtype), &mut |i| expansion.fill(&**device, weight(i)))?;
         return Ok(times);
     }

@@ -3,12 +3,11 @@
 //! They round as ggml's own do. The other formats are read only: their quantizers search for scales,
 //! which is the work of a conversion tool.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use half::{bf16, f16};
 
 use super::Dtype;
 use crate::weights::TensorView;
+use crate::weights::dummy::random_bits;
 
 /// `values` as `dtype`; `None` if `dtype` has no quantizer here (F32, F16, BF16, Q4_0, Q4_1 and Q8_0
 /// have one) or `values` is not a whole number of blocks.
@@ -29,21 +28,13 @@ pub fn encode(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
 
 /// Blocks of any format with random codes and factors, for measurements and tests: halves are of either sign and up to 0.004.
 pub(crate) fn random_blocks(dtype: Dtype, num_blocks: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 32) as u32
-    };
-    let mut data = Vec::with_capacity(num_blocks * dtype.block_bytes() + 4);
-    while data.len() < num_blocks * dtype.block_bytes() {
-        data.extend_from_slice(&next().to_le_bytes());
-    }
-    data.truncate(num_blocks * dtype.block_bytes());
+    let num_bytes = num_blocks * dtype.block_bytes();
+    let mut bits = (0..).map(|counter| random_bits(seed, counter));
+    let mut data: Vec<u8> = bits.by_ref().take(num_bytes.div_ceil(8)).flat_map(u64::to_le_bytes).collect();
+    data.truncate(num_bytes);
     for block in data.chunks_exact_mut(dtype.block_bytes()) {
         for &at in halves(dtype) {
-            let unit = next() as f32 / u32::MAX as f32 * 2.0 - 1.0;
+            let unit = bits.next().unwrap_or_default() as u32 as f32 / u32::MAX as f32 * 2.0 - 1.0;
             block[at..at + 2].copy_from_slice(&f16::from_f32(0.004 * unit).to_le_bytes());
         }
     }
@@ -65,37 +56,48 @@ pub(super) const fn halves(dtype: Dtype) -> &'static [usize] {
 /// Rows that a thread quantizes at least: fewer are done before it has begun.
 const MIN_SHARE: usize = 64;
 
-/// A matrix of floats, scales included, in `dtype`, one that [`encode`] knows of, which divides its rows; `None` where a number is not
-/// finite.
-pub(crate) fn quantize(matrix: &TensorView<'_>, dtype: Dtype) -> Option<TensorView<'static>> {
+/// Each row of a matrix of floats, scales included, as `target_bytes` bytes that `quantize` makes of it; and what else it returns, of each
+/// row; `None` where one of those is not finite. By as many threads as the machine has.
+pub(in crate::weights) fn quantize_rows(
+    matrix: &TensorView<'_>,
+    target_bytes: usize,
+    quantize: impl Fn(&[f32], &mut [u8]) -> f32 + Sync,
+) -> Option<(Vec<u8>, Vec<f32>)> {
     let (rows, cols) = (matrix.shape[0], matrix.shape[1]);
-    let (row_bytes, target_bytes) = (matrix.dtype.row_bytes(cols), dtype.row_bytes(cols));
-    let mut data = vec![0; rows * target_bytes];
+    let row_bytes = matrix.dtype.row_bytes(cols);
+    let (mut data, mut factors) = (vec![0; rows * target_bytes], vec![0.0; rows]);
     let share = rows.div_ceil(std::thread::available_parallelism().map_or(1, Into::into)).max(MIN_SHARE);
-    let is_finite = AtomicBool::new(true);
+    let scale_of = |row: usize| matrix.row_scales.as_ref().map(|scales| scales[row]);
     std::thread::scope(|scope| {
-        let shares = matrix.data.chunks((share * row_bytes).max(1)).zip(data.chunks_mut((share * target_bytes).max(1)));
-        for (idx, (from, to)) in shares.enumerate() {
-            let is_finite = &is_finite;
+        let shares = matrix.data.chunks((share * row_bytes).max(1));
+        let targets = data.chunks_mut((share * target_bytes).max(1)).zip(factors.chunks_mut(share));
+        for (idx, (from, (to, factors))) in shares.zip(targets).enumerate() {
+            let quantize = &quantize;
             scope.spawn(move || {
                 let mut row = vec![0.0; cols];
-                let pairs = from.chunks_exact(row_bytes).zip(to.chunks_exact_mut(target_bytes));
-                for (i, (from, to)) in pairs.enumerate() {
+                let targets = to.chunks_exact_mut(target_bytes).zip(factors);
+                for (i, (from, (to, factor))) in from.chunks_exact(row_bytes).zip(targets).enumerate() {
                     super::dequantize(matrix.dtype, from, &mut row);
-                    if let Some(scales) = &matrix.row_scales {
-                        row.iter_mut().for_each(|x| *x *= scales[idx * share + i]);
+                    if let Some(scale) = scale_of(idx * share + i) {
+                        row.iter_mut().for_each(|x| *x *= scale);
                     }
-                    // Scales have 16 bits.
-                    if row.iter().any(|x| x.is_nan() || x.abs() > f16::MAX.to_f32()) {
-                        is_finite.store(false, Ordering::Relaxed);
-                    }
-                    to.copy_from_slice(&encode(dtype, &row).expect("invariant: rows are whole blocks of such a type"));
+                    *factor = quantize(&row, to);
                 }
             });
         }
     });
-    let view = TensorView { dtype, shape: matrix.shape.clone(), data: data.into(), row_scales: None };
-    is_finite.into_inner().then_some(view)
+    factors.iter().all(|factor| factor.is_finite()).then_some((data, factors))
+}
+
+/// A matrix of floats, scales included, in `dtype`, one that [`encode`] knows of, which divides its rows; `None` where a number is not
+/// finite, or beyond what scales of 16 bits reach.
+pub(crate) fn quantize(matrix: &TensorView<'_>, dtype: Dtype) -> Option<TensorView<'static>> {
+    let encode_row = |row: &[f32], to: &mut [u8]| {
+        to.copy_from_slice(&encode(dtype, row).expect("invariant: rows are whole blocks of such a type"));
+        if row.iter().all(|x| x.abs() <= f16::MAX.to_f32()) { 1.0 } else { f32::INFINITY }
+    };
+    let (data, _) = quantize_rows(matrix, dtype.row_bytes(matrix.shape[1]), encode_row)?;
+    Some(TensorView { dtype, shape: matrix.shape.clone(), data: data.into(), row_scales: None })
 }
 
 fn blocks<const BYTES: usize>(values: &[f32], quantize: fn(&[f32; 32]) -> [u8; BYTES]) -> Vec<u8> {

@@ -20,6 +20,7 @@ mod legacy;
 #[cfg(test)]
 mod tests;
 
+pub(in crate::weights) use encode::quantize_rows;
 pub use encode::{encode, quantize_q4_0, quantize_q4_1, quantize_q8_0};
 pub(crate) use encode::{quantize, random_blocks};
 

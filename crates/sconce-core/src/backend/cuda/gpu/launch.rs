@@ -8,7 +8,8 @@
 //! inputs, keys of earlier steps) can be read ahead of the wait. Norms and RoPE of few rows let the next one begin at once: what
 //! comes behind them reads nothing ahead of its wait that is written from the kernel before them on. One that streams weights lets
 //! the next one in when they are there: the weights of the next product are under way while what comes between is computed, and
-//! its blocks find all multiprocessors free of products. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
+//! its blocks find all multiprocessors free of products. One whose weights a step writes (`Dims::behind`) begins when they are written,
+//! for it would read them ahead of its wait. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
 //! wait for all before them, and are waited for in full.
 
 use std::ffi::c_void;

@@ -8,7 +8,7 @@ use crate::backend::cuda::weights;
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 use crate::weights::{TensorView, convert, quant};
 
-const FORMATS: [Dtype; 8] =
+pub(in crate::ops) const FORMATS: [Dtype; 8] =
     [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K];
 
 /// Random rows of parts, (format, rows), over each other.
@@ -146,13 +146,17 @@ fn gate_and_up_have_the_bits_of_two_launches() {
 
 #[test]
 fn there_is_room_for_what_many_tokens_are_multiplied_with() {
-    let needed = |max_tokens, max_logits| {
-        let limits = StepLimits { max_tokens, max_logits, max_seqs: 8, max_model_len: 64, block_size: 16 };
-        Expansion::elements_needed(&[[64, 8], [32, 16], [1000, 8]], 1000, &limits)
-    };
-    assert_eq!([needed(2048, 264), needed(511, 264), needed(2048, 512)], [Some(512), None, Some(8000)]);
-    let limits = StepLimits { max_tokens: 2048, max_logits: 9, max_seqs: 8, max_model_len: 64, block_size: 16 };
-    assert_eq!(Expansion::elements_needed(&[], 1000, &limits), None);
+    for device in devices() {
+        let shapes = |shapes: &[[usize; 2]], max_tokens, max_logits| -> Vec<[usize; 2]> {
+            let limits = StepLimits { max_tokens, max_logits, max_seqs: 8, max_model_len: 64, block_size: 16 };
+            let needed = Expansion::needed(&device, shapes, 1000, &limits).unwrap();
+            needed.map_or(Vec::new(), |found| found.matrices.iter().map(|matrix| [matrix.rows, matrix.cols]).collect())
+        };
+        let all = [[64, 8], [32, 16], [1000, 8], [64, 8]];
+        assert_eq!(shapes(&all, 2048, 264), [[32, 16], [64, 8]]);
+        assert_eq!(shapes(&all, 2048, 512), [[32, 16], [64, 8], [1000, 8]]);
+        assert!(shapes(&all, 511, 264).is_empty() && shapes(&[], 2048, 512).is_empty());
+    }
 }
 
 #[test]
@@ -160,8 +164,8 @@ fn many_tokens_find_weights_expanded() {
     for device in devices() {
         let weights = Weights::new(&[(Dtype::Q4K, 32), (Dtype::Q6K, 24)], 256);
         let matrix = weights.matrix(&device, None);
-        let expansion = Expansion::new(&device, 56 * 256).unwrap();
-        let expanded = expansion.matrix(&matrix).unwrap().unwrap();
+        let expansion = Expansion::new(&device, &[[56, 256]]).unwrap();
+        let expanded = expansion.matrix(&matrix).unwrap();
         assert!(expanded.is_scratch && !expanded.is_quantized());
         expansion.fill(&*device, &matrix).unwrap();
         let mut bytes = vec![0; 56 * 256 * 2];
@@ -182,7 +186,7 @@ fn many_tokens_find_weights_expanded() {
             assert!(bytes.iter().any(|&byte| byte != 0), "{products:?}");
         }
         // Without room for it, as without an expansion.
-        let small = Expansion::new(&device, 55 * 256).unwrap();
+        let small = Expansion::new(&device, &[[55, 256]]).unwrap();
         assert_eq!(run(Products::Portable, Some(&small)), expected);
         let expected = round(&case.expected(), ElemType::Bf16);
         assert_device_close(&run(Products::Library, Some(&expansion)), &expected, tolerance(ElemType::Bf16));
