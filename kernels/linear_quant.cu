@@ -1,4 +1,4 @@
-// linear_quant: what linear.cu computes of weights that stay in GGUF's block formats (lib/quant.h), with the bits that it has of the
+// linear_quant: what linear.cu computes of weights that stay in block formats (lib/quant.h), with the bits that it has of the
 // same numbers in 16 bits: they are expanded in registers on their way to the products.
 //
 // Arguments are linear.cu's; weight: tiles of 16 rows by 128 columns; scale unused; out: the first of `features` numbers in rows of
@@ -161,3 +161,4 @@ KERNELS(Q8_0, q8_0_bf16)
 KERNELS(Q4_K, q4_k_bf16)
 KERNELS(Q5_K, q5_k_bf16)
 KERNELS(Q6_K, q6_k_bf16)
+KERNELS(INT4, int4_bf16)

@@ -1,5 +1,5 @@
-// Weights that stay in GGUF's block formats: small integers, of which 16 or 32 neighbours of a row share a scale and perhaps an
-// offset. After platform.h.
+// Weights that stay in block formats, GGUF's and INT4: small integers, of which 16 or 32 neighbours of a row share a scale and perhaps an
+// offset or a zero point. After platform.h.
 //
 // They are stored tile after tile, 16 rows by 128 columns, for 16 rows all tiles in order (backend/cuda/quant.rs): first the codes,
 // then the scales of each row as the file has them. Columns are padded to whole tiles, rows to 16, with weights of 0. In a chunk of
@@ -14,6 +14,7 @@
 //
 //   scales  of a tile, [16 rows]
 //   D       [4 chunks] f16: d. A group's scale is d
+//   DZ      [4 chunks] f16: d; [4 chunks] bytes: the code of 0
 //   DM      [4 chunks] f16 pairs: d, m. Its offset is m
 //   K       f16 pair d, m; [4 chunks] bytes, factors of d; [4 chunks] bytes, factors of -m
 //   K16     [8 groups of 16] signed bytes, factors of d; f16 d, 16 unused bits
@@ -25,7 +26,7 @@
 
 static constexpr u32 QUANT_ROWS = 16, QUANT_COLUMNS = 128, QUANT_CHUNKS = 4;
 
-enum class Scaling { D, DM, K, K16 };
+enum class Scaling { D, DZ, DM, K, K16 };
 
 // Of one row and chunk: a weight is `scale` times its code's pair as f32, plus `base`.
 struct Scale {
@@ -37,7 +38,7 @@ struct CodePairs {
     u32 pairs[4];
 };
 
-// ZERO: the code of 0.
+// ZERO: the code of 0, where it is the same in all blocks.
 template <typename T_, int BITS, int ZERO, Scaling SCALING>
 struct Quant {
     using T = T_;
@@ -57,9 +58,12 @@ struct Quant {
     // Of the scales at `at`, those of a tile: of row `row`, the `group`th of chunk `chunk`.
     DEVICE Scale scale_of(const u8* at, u32 row, u32 chunk, u32 group) {
         const u8* own = at + row * ROW_SCALE_BYTES;
-        float scale, offset = 0.0f;
+        float scale, zero = (float)ZERO, offset = 0.0f;
         if constexpr (SCALING == Scaling::D) {
             scale = to_float(((const f16*)own)[chunk]);
+        } else if constexpr (SCALING == Scaling::DZ) {
+            scale = to_float(((const f16*)own)[chunk]);
+            zero = (float)own[8 + chunk];
         } else if constexpr (SCALING == Scaling::DM) {
             const u32 pair = ((const u32*)own)[chunk];
             scale = low_float<f16>(pair), offset = high_float<f16>(pair);
@@ -70,7 +74,7 @@ struct Quant {
         } else {
             scale = __fmul_rn(to_float(*(const f16*)(own + 8)), (float)((const i8*)own)[2 * chunk + group]);
         }
-        return {__fmul_rn(scale, 16777216.0f), __fmaf_rn(-(float)ZERO, scale, offset)};
+        return {__fmul_rn(scale, 16777216.0f), __fmaf_rn(-zero, scale, offset)};
     }
 
     // The upper bits of a pair, brought to their place above the lower ones. Each half of the word has UNIT bits of the first pairs of both
@@ -159,3 +163,5 @@ template <typename T>
 using Q5_K = Quant<T, 5, 0, Scaling::K>;
 template <typename T>
 using Q6_K = Quant<T, 6, 32, Scaling::K16>;
+template <typename T>
+using INT4 = Quant<T, 4, 0, Scaling::DZ>;

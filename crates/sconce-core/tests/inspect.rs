@@ -105,8 +105,8 @@ fn fp8_weights_are_counted_as_the_device_has_them() {
         assert_eq!(report.footprint.memory_bytes(), bytes + others + norms);
         assert!(report.footprint.groups.iter().any(|group| group.dtype == dtype));
     }
-    let error = tiny(json!({"quantization_config": {"quant_method": "awq"}}), &dummy()).unwrap_err().to_string();
-    assert!(error.contains("quantization_config.quant_method") && error.contains("awq"), "{error}");
+    let error = tiny(json!({"quantization_config": {"quant_method": "hqq"}}), &dummy()).unwrap_err().to_string();
+    assert!(error.contains("quantization_config.quant_method") && error.contains("hqq"), "{error}");
 }
 
 #[test]

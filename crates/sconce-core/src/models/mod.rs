@@ -8,6 +8,7 @@ mod loader;
 mod mistral;
 mod phi;
 mod phi3;
+mod quantization;
 mod raw_config;
 #[cfg(test)]
 mod tests;

@@ -88,28 +88,6 @@ impl RawConfig {
         &self.path
     }
 
-    /// Errors: weights that were quantized by a method that is not read here.
-    pub fn check_quantization(&self) -> Result<()> {
-        let Some(config) = self.get("quantization_config") else { return Ok(()) };
-        let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default();
-        let refused = |key: &str, found: &str| {
-            let message = format!(
-                "{found:?} is not supported; supported: fp8, fbgemm_fp8, and compressed-tensors of the format float-quantized"
-            );
-            Err(self.error(&format!("quantization_config.{key}"), message))
-        };
-        match text("quant_method") {
-            "fp8" if config.get("weight_block_size").is_some_and(|size| !size.is_null()) => {
-                let message = "scales of blocks are not supported: a tensor or a row must have one";
-                Err(self.error("quantization_config.weight_block_size", message))
-            }
-            "fp8" | "fbgemm_fp8" => Ok(()),
-            "compressed-tensors" if text("format") == "float-quantized" => Ok(()),
-            "compressed-tensors" => refused("format", text("format")),
-            method => refused("quant_method", method),
-        }
-    }
-
     /// The architecture's name.
     pub fn architecture(&self) -> Result<&str> {
         let name = self.values.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
@@ -260,7 +238,7 @@ impl RawConfig {
         Error::file(&self.path, format!("{key}: {message}"))
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|v| !v.is_null())
     }
 }

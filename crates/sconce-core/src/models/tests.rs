@@ -80,35 +80,6 @@ fn both_generations_of_keys_are_read() {
 }
 
 #[test]
-fn methods_of_quantization_are_read_or_named() {
-    let check = |config: Value| {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), json!({"quantization_config": config}).to_string()).unwrap();
-        RawConfig::from_dir(dir.path()).unwrap().check_quantization().map_err(|e| e.to_string())
-    };
-    for config in [
-        json!(null),
-        json!({"quant_method": "fp8", "weight_block_size": null}),
-        json!({"quant_method": "fbgemm_fp8"}),
-        json!({"quant_method": "compressed-tensors", "format": "float-quantized"}),
-    ] {
-        assert_eq!(check(config.clone()), Ok(()), "{config}");
-    }
-    for (config, words) in [
-        (json!({"quant_method": "gptq", "bits": 4}), "quantization_config.quant_method: \"gptq\" is not supported"),
-        (json!({"quant_method": "fp8", "weight_block_size": [128, 128]}), "quantization_config.weight_block_size"),
-        (
-            json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
-            "quantization_config.format: \"pack",
-        ),
-        (json!({}), "quantization_config.quant_method"),
-    ] {
-        let error = check(config).unwrap_err();
-        assert!(error.contains("config.json") && error.contains(words), "{error}");
-    }
-}
-
-#[test]
 fn end_ids_are_the_union_of_both_files() {
     let config = parse("LlamaForCausalLM", json!({"eos_token_id": 2, "bos_token_id": 1})).unwrap();
     assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2, 7, 9]));

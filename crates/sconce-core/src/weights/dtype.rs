@@ -1,10 +1,11 @@
 //! [`Dtype`]: the element and block types that weight files store.
 //!
-//! F8_E4M3 has no scales of its own: those of its rows stand beside it, in [`TensorView`](super::TensorView).
+//! F8_E4M3 has no scales of its own: those of its rows stand beside it, in [`TensorView`](super::TensorView). INT4 is what
+//! integers with zero points become that checkpoints of safetensors pack (`weights/packed.rs`); no file stores its blocks.
 
 use std::fmt;
 
-/// An element type, or a quantized block type of GGUF.
+/// An element type, or a quantized block type: GGUF's, or INT4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Dtype {
@@ -22,6 +23,7 @@ pub enum Dtype {
     Q5K,
     Q6K,
     F8E4M3,
+    Int4,
 }
 
 impl Dtype {
@@ -29,7 +31,7 @@ impl Dtype {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Int4 => 32,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
@@ -50,6 +52,7 @@ impl Dtype {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+            Self::Int4 => 19,
         }
     }
 
@@ -80,6 +83,7 @@ impl Dtype {
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
             Self::F8E4M3 => "F8_E4M3",
+            Self::Int4 => "INT4",
         }
     }
 
@@ -119,7 +123,7 @@ impl Dtype {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::BF16 => 30,
-            Self::F8E4M3 => return None,
+            Self::F8E4M3 | Self::Int4 => return None,
         })
     }
 }

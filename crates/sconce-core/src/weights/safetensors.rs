@@ -11,6 +11,7 @@ use ::safetensors::tensor::TensorInfo as HeaderEntry;
 use serde_json::Value;
 
 use super::mapped::MappedFile;
+use super::packed::{Packed, Packing, Raw};
 use super::{Dtype, TensorInfo, TensorView, fp8};
 use crate::error::{Error, Result};
 
@@ -30,6 +31,8 @@ pub(super) struct Safetensors {
     path: PathBuf,
     files: Vec<MappedFile>,
     tensors: HashMap<String, Location>,
+    /// How matrices are packed that are not there as they are.
+    packing: Option<Packing>,
 }
 
 #[derive(Debug)]
@@ -50,10 +53,14 @@ struct Entry {
 
 impl Safetensors {
     /// Opens the model in `dir`.
-    pub(super) fn open(dir: &Path) -> Result<Self> {
+    pub(super) fn open(dir: &Path, packing: Option<Packing>) -> Result<Self> {
+        Ok(Self { packing, ..Self::open_plain(dir)? })
+    }
+
+    fn open_plain(dir: &Path) -> Result<Self> {
         let single = dir.join(SINGLE);
         if single.exists() {
-            let mut this = Self { path: single.clone(), files: Vec::new(), tensors: HashMap::new() };
+            let mut this = Self { path: single.clone(), files: Vec::new(), tensors: HashMap::new(), packing: None };
             this.add(&single)?;
             return Ok(this);
         }
@@ -66,7 +73,7 @@ impl Safetensors {
 
     fn open_sharded(index: PathBuf, dir: &Path) -> Result<Self> {
         let weight_map = weight_map(&index)?;
-        let mut this = Self { path: index, files: Vec::new(), tensors: HashMap::new() };
+        let mut this = Self { path: index, files: Vec::new(), tensors: HashMap::new(), packing: None };
         let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
         shards.sort_unstable();
         shards.dedup();
@@ -119,8 +126,39 @@ impl Safetensors {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Whether there is a tensor of this name, as it is or packed.
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        let codes = self.packing.and_then(|packing| packing.codes_name(name));
+        self.tensors.contains_key(name) || codes.is_some_and(|codes| self.tensors.contains_key(&codes))
+    }
+
+    /// The block format of the first packed matrix that is read in one.
+    pub(super) fn block_format(&self) -> Option<Dtype> {
+        let packing = self.packing?;
+        let dtype_of =
+            |name: &str| self.packed(&packing.matrix_of_codes(name)?).ok()?.map(|packed| packed.info().dtype);
+        self.names().filter_map(dtype_of).find(|dtype| dtype.is_quantized())
+    }
+
+    /// A tensor of any type, as the file has it.
+    pub(super) fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        self.tensors.get(name).map(|location| Raw { dtype: location.info.dtype, shape: &location.info.shape })
+    }
+
+    /// The bytes of a tensor that [`Safetensors::raw`] has found.
+    pub(super) fn data(&self, name: &str) -> &[u8] {
+        let Location { file_idx, info } = &self.tensors[name];
+        self.files[*file_idx].prefetched(info.data.clone())
+    }
+
+    /// The file that has a tensor, or where one would be looked for.
+    pub(super) fn path_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(&self.path, |location| self.files[location.file_idx].path())
+    }
+
+    /// The matrix `name`, where it is packed.
+    fn packed(&self, name: &str) -> Result<Option<Packed<'_>>> {
+        self.packing.map_or(Ok(None), |packing| Packed::find(self, &packing, name))
     }
 
     pub(super) fn total_bytes(&self) -> u64 {
@@ -129,16 +167,21 @@ impl Safetensors {
 
     /// The tensor, if there is one; an error if it is of a type that is not for weights.
     pub(super) fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
+        if let Some(packed) = self.packed(name)? {
+            return packed.read().map(Some);
+        }
         let Some(TensorInfo { dtype, shape }) = self.describe(name)? else { return Ok(None) };
-        let Location { file_idx, info } = &self.tensors[name];
-        let data = self.files[*file_idx].prefetched(info.data.clone());
+        let data = self.data(name);
         let row_scales = if dtype == Dtype::F8E4M3 { Some(self.row_scales(name, &shape, data)?) } else { None };
         Ok(Some(TensorView { dtype, shape, data: data.into(), row_scales }))
     }
 
     /// The same without its data.
     pub(super) fn describe(&self, name: &str) -> Result<Option<TensorInfo>> {
-        let Some(Location { file_idx, info }) = self.tensors.get(name) else { return Ok(None) };
+        if let Some(packed) = self.packed(name)? {
+            return Ok(Some(packed.info()));
+        }
+        let Some(Location { info, .. }) = self.tensors.get(name) else { return Ok(None) };
         let dtype = match info.dtype {
             ::safetensors::Dtype::F32 => Dtype::F32,
             ::safetensors::Dtype::F16 => Dtype::F16,
@@ -146,7 +189,7 @@ impl Safetensors {
             ::safetensors::Dtype::F8_E4M3 => Dtype::F8E4M3,
             other => {
                 let message = format!("expected F32, F16, BF16 or F8_E4M3, found {other:?}");
-                return Err(Error::tensor(self.files[*file_idx].path(), name, message));
+                return Err(Error::tensor(self.path_of(name), name, message));
             }
         };
         if dtype == Dtype::F8E4M3 {
@@ -157,7 +200,7 @@ impl Safetensors {
 
     /// The name of an e4m3 tensor's scales: one number, or one a row.
     fn scale_of(&self, name: &str, shape: &[usize]) -> Result<String> {
-        let path = self.files[self.tensors[name].file_idx].path();
+        let path = self.path_of(name);
         let Some(scale) = SCALES.map(|suffix| format!("{name}{suffix}")).into_iter().find(|name| self.contains(name))
         else {
             let message =
@@ -175,7 +218,7 @@ impl Safetensors {
 
     /// The scales of an e4m3 tensor, one a row.
     fn row_scales(&self, name: &str, shape: &[usize], codes: &[u8]) -> Result<Vec<f32>> {
-        let path = self.files[self.tensors[name].file_idx].path();
+        let path = self.path_of(name);
         if fp8::has_nan(codes) {
             return Err(Error::tensor(path, name, "there is a NaN among its elements"));
         }

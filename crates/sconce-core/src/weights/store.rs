@@ -8,7 +8,7 @@ use super::gguf::GgufFile;
 use super::gguf::names::Place;
 use super::gguf_weights::GgufWeights;
 use super::safetensors::Safetensors;
-use super::{Dtype, GgufMetadata, RandomWeights, TensorInfo, fp8, quant};
+use super::{Dtype, GgufMetadata, Packing, RandomWeights, TensorInfo, fp8, quant};
 use crate::config::{ModelConfig, Quantization};
 use crate::error::{Error, Result};
 
@@ -65,9 +65,9 @@ enum Source {
 }
 
 impl WeightStore {
-    /// `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-    pub fn open_safetensors(dir: &Path) -> Result<Self> {
-        Ok(Self::of(Source::Safetensors(Safetensors::open(dir)?)))
+    /// `model.safetensors`, or the shards that `model.safetensors.index.json` names. `packing`: of matrices of integers.
+    pub fn open_safetensors(dir: &Path, packing: Option<Packing>) -> Result<Self> {
+        Ok(Self::of(Source::Safetensors(Safetensors::open(dir, packing)?)))
     }
 
     /// The tensors of `file`; `config` is the model's own, made from the file's metadata.
@@ -195,8 +195,11 @@ impl WeightStore {
 
     /// The block format of a tensor of the files, if any is stored in one.
     pub(crate) fn block_format(&self) -> Option<Dtype> {
-        let Source::Gguf(file) = &self.source else { return None };
-        let file = file.file();
+        let file = match &self.source {
+            Source::Safetensors(files) => return files.block_format(),
+            Source::Gguf(file) => file.file(),
+            Source::Dummy(_) => return None,
+        };
         file.tensor_names()
             .filter_map(|name| file.describe(name))
             .map(|info| info.dtype)

@@ -7,11 +7,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod beams;
+mod checkpoint;
 mod compare;
 mod engine;
 mod fixture;
 mod fp8;
 mod gguf;
+mod packed;
 mod report;
 mod runner;
 mod text;
@@ -154,6 +156,11 @@ fn bf16_weights_keep_the_distribution() {
         let mut runner = Runner::new(fixture, WeightDtype::Bf16, CpuBackend::new(Some(2)));
         Ok(runner.check_distribution(fixture, BF16_MIN_AGREEMENT, BF16_MAX_DIVERGENCE))
     });
+}
+
+#[test]
+fn packed_weights_are_their_numbers() {
+    check_all("packed", packed::check);
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl<B: Backend> Runner<B> {
     pub(crate) fn new(fixture: &Fixture, dtype: WeightDtype, backend: B) -> Self {
         let raw = RawConfig::from_dir(&fixture.dir).unwrap();
         let config = (models::find::<B>(&raw).unwrap().parse_config)(&raw).unwrap();
-        let store = WeightStore::open_safetensors(&fixture.dir).unwrap();
+        let store = WeightStore::open_safetensors(&fixture.dir, None).unwrap();
         Self::of_weights(&raw, config, &store, dtype, backend)
     }
 

@@ -1,4 +1,4 @@
-//! [`pack`]: GGUF's block formats as `kernels/lib/quant.h` has them: tiles of 16 rows by 128 columns, first the codes in the order in
+//! [`pack`]: block formats as `kernels/lib/quant.h` has them: tiles of 16 rows by 128 columns, first the codes in the order in
 //! which lanes take them, then the scales of each row as the file has them.
 
 use crate::weights::Dtype;
@@ -15,6 +15,8 @@ const CHUNK: usize = 32;
 enum Scaling {
     /// d of each 32 columns.
     D,
+    /// d and the code of 0 of each 32 columns.
+    Dz,
     /// d and m of each 32 columns.
     Dm,
     /// d and m, and factors of both of each 32 columns.
@@ -27,7 +29,7 @@ enum Scaling {
 #[derive(Debug, Clone, Copy)]
 struct Form {
     bits: usize,
-    /// The code of 0.
+    /// The code of 0, where it is the same in all blocks.
     zero: i16,
     scaling: Scaling,
 }
@@ -43,6 +45,7 @@ impl Form {
             Dtype::Q4K => (4, 0, Scaling::K),
             Dtype::Q5K => (5, 0, Scaling::K),
             Dtype::Q6K => (6, 32, Scaling::K16),
+            Dtype::Int4 => (4, 0, Scaling::Dz),
             Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 | Dtype::Q2K | Dtype::Q3K => return None,
         };
         Some(Self { bits, zero, scaling })
@@ -60,7 +63,7 @@ impl Form {
         match self.scaling {
             Scaling::D => 8,
             Scaling::Dm => 16,
-            Scaling::K | Scaling::K16 => 12,
+            Scaling::Dz | Scaling::K | Scaling::K16 => 12,
         }
     }
 
@@ -95,6 +98,10 @@ impl Form {
         let [d, m] = [block.d, block.m].map(u16::to_le_bytes);
         match self.scaling {
             Scaling::D => own[2 * group..][..2].copy_from_slice(&d),
+            Scaling::Dz => {
+                own[2 * group..][..2].copy_from_slice(&d);
+                own[8 + group] = block.zero;
+            }
             Scaling::Dm => own[4 * group..][..4].copy_from_slice(&[d, m].concat()),
             Scaling::K => {
                 own[..4].copy_from_slice(&[d, m].concat());
@@ -131,26 +138,22 @@ pub(crate) fn packed_bytes(dtype: Dtype, rows: usize, cols: usize) -> usize {
 
 /// At most 16 rows of `cols` columns, as a file has them, as tiles; `out`: so many bytes, zeros.
 pub(crate) fn pack(dtype: Dtype, cols: usize, rows: &[u8], out: &mut [u8]) {
-    let (form, num_tiles) = (Form::expect(dtype), cols.div_ceil(COLUMNS));
-    let tile_bytes = tile_bytes(dtype);
+    let (form, tile_bytes) = (Form::expect(dtype), tile_bytes(dtype));
     let groups = cols / quant::group_len(dtype);
-    let mut q = vec![0; num_tiles * COLUMNS];
-    let (mut scale, mut offset) = (vec![0.0; groups], vec![0.0; groups]);
+    let (mut q, mut scale, mut offset) = (vec![0; cols], vec![0.0; groups], vec![0.0; groups]);
     let groups_of_block = dtype.block_len() / CHUNK;
     for (row, bytes) in rows.chunks_exact(dtype.row_bytes(cols)).enumerate() {
-        let unpacked = Unpacked { q: &mut q[..cols], scale: &mut scale, offset: &mut offset };
-        quant::unpack_row(dtype, bytes, unpacked);
-        for (tile, q) in out.chunks_exact_mut(tile_bytes).zip(q.chunks_exact(COLUMNS)) {
-            for (quad, q) in q.as_chunks::<4>().0.iter().enumerate() {
-                form.put(tile, row, quad, q.map(|q| (i16::from(q) + form.zero) as u8));
-            }
-        }
+        quant::unpack_row(dtype, bytes, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
         for (idx, block) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
             let scales = quant::block_scales(dtype, block);
+            let zero = form.zero + i16::from(scales.zero);
             for of_block in 0..groups_of_block {
                 let group = idx * groups_of_block + of_block;
                 let (tile, of_tile) = (group / (COLUMNS / CHUNK), group % (COLUMNS / CHUNK));
                 let tile = &mut out[tile * tile_bytes..][..tile_bytes];
+                for (quad, q) in q[group * CHUNK..][..CHUNK].as_chunks::<4>().0.iter().enumerate() {
+                    form.put(tile, row, of_tile * (CHUNK / 4) + quad, q.map(|q| (i16::from(q) + zero) as u8));
+                }
                 form.put_scales(&mut tile[form.code_bytes()..], row, of_tile, &scales, of_block);
             }
         }

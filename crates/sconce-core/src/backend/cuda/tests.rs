@@ -50,7 +50,7 @@ fn models_keep_the_distribution() {
 fn fp8_runner<B: crate::backend::Backend>(fixture: &Fixture, backend: B) -> Runner<B> {
     let raw = RawConfig::from_dir(&fixture.dir).unwrap();
     let config = (models::find::<B>(&raw).unwrap().parse_config)(&raw).unwrap();
-    let store = WeightStore::open_safetensors(&fixture.dir).unwrap().quantized(Quantization::Fp8);
+    let store = WeightStore::open_safetensors(&fixture.dir, None).unwrap().quantized(Quantization::Fp8);
     Runner::of_weights(&raw, config, &store, WeightDtype::Auto, backend)
 }
 

@@ -1,4 +1,4 @@
-//! The launches of `kernels/linear_quant.cu`: products with weights that stay in GGUF's block formats, and [`Expansion`], in which those
+//! The launches of `kernels/linear_quant.cu`: products with weights that stay in block formats, and [`Expansion`], in which those
 //! of many tokens find them in 16 bits.
 
 #[cfg(test)]
@@ -39,6 +39,7 @@ macro_rules! kernel_of {
             Dtype::Q4K => concat!($prefix, "_q4_k_bf16"),
             Dtype::Q5K => concat!($prefix, "_q5_k_bf16"),
             Dtype::Q6K => concat!($prefix, "_q6_k_bf16"),
+            Dtype::Int4 => concat!($prefix, "_int4_bf16"),
             dtype => unreachable!("{dtype} is expanded when it is loaded"),
         }
     };

@@ -37,11 +37,12 @@ pub struct Panels {
     pub(super) d: ArenaSlice<u16>,
     /// The same of the offsets; empty without them.
     pub(super) m: ArenaSlice<u16>,
-    /// Q4_K: [panels, cols / 32, 2, 16]: factors of d, then of m. Q6_K: [panels, cols / 16, 16]: signed factors of d.
+    /// Q4_K: [panels, cols / 32, 2, 16]: factors of d, then of m. Q6_K: [panels, cols / 16, 16]: signed factors of d. INT4: [panels,
+    /// cols / 32, 16]: codes of 0.
     pub(super) factors: ArenaSlice<u8>,
 }
 
-/// What is added to a type's integers to make them unsigned codes.
+/// What is added to a type's integers to make them unsigned codes; of INT4 each block says it.
 pub(super) const fn zero_point(dtype: Dtype) -> i32 {
     match dtype {
         Dtype::Q4_0 => 8,
@@ -62,13 +63,17 @@ pub(super) const fn lines_of(dtype: Dtype) -> usize {
 
 /// Bytes of factors of 32 columns.
 pub(super) const fn factors_of(dtype: Dtype) -> usize {
-    if matches!(dtype, Dtype::Q4K | Dtype::Q6K) { 2 * ROWS } else { 0 }
+    match dtype {
+        Dtype::Q4K | Dtype::Q6K => 2 * ROWS,
+        Dtype::Int4 => ROWS,
+        _ => 0,
+    }
 }
 
 impl Panels {
     /// Whether there is a kernel for the type.
     pub(crate) fn supports(dtype: Dtype) -> bool {
-        matches!(dtype, Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q6K)
+        matches!(dtype, Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q6K | Dtype::Int4)
     }
 
     /// Packs `rows` rows of whole blocks.
@@ -149,7 +154,8 @@ impl Panels {
             let d = f16_to_f32(self.d[block]);
             let factors = &self.factors[(panel * self.cols / GROUP + g) * factors_of(dtype)..];
             for (k, out) in out.iter_mut().enumerate() {
-                let q = (i32::from(code(dtype, codes, lane, k)) - zero_point(dtype)) as f32;
+                let zero = if dtype == Dtype::Int4 { i32::from(factors[lane]) } else { zero_point(dtype) };
+                let q = (i32::from(code(dtype, codes, lane, k)) - zero) as f32;
                 *out = match dtype {
                     Dtype::Q4_1 => d * q + f16_to_f32(self.m[block]),
                     Dtype::Q4K => {
@@ -178,7 +184,7 @@ impl PanelMut<'_> {
         const LEN: usize = 256;
         let (mut q, mut scale, mut offset) = ([0; LEN], [0.0; LEN / 16], [0.0; LEN / 16]);
         quant::unpack_row(dtype, bytes, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
-        let BlockScales { d, m, scale, offset } = quant::block_scales(dtype, bytes);
+        let BlockScales { d, m, scale, offset, zero } = quant::block_scales(dtype, bytes);
         self.d[block * ROWS + lane] = d;
         if let Some(place) = self.m.get_mut(block * ROWS + lane) {
             *place = m;
@@ -188,12 +194,13 @@ impl PanelMut<'_> {
             let group = block * (len / GROUP) + g;
             let codes = &mut self.codes[group * line_bytes..(group + 1) * line_bytes];
             for (k, &q) in q.iter().enumerate() {
-                set_code(dtype, codes, lane, k, (i32::from(q) + zero_point(dtype)) as u8);
+                set_code(dtype, codes, lane, k, (i32::from(q) + zero_point(dtype) + i32::from(zero)) as u8);
             }
             let factors = &mut self.factors[group * factors_of(dtype)..];
             match dtype {
                 Dtype::Q4K => (factors[lane], factors[ROWS + lane]) = (scale[g], offset[g]),
                 Dtype::Q6K => (factors[lane], factors[ROWS + lane]) = (scale[2 * g], scale[2 * g + 1]),
+                Dtype::Int4 => factors[lane] = zero,
                 _ => {}
             }
         }

@@ -7,7 +7,7 @@ use crate::backend::cpu::Isa;
 use crate::config::MatmulPrecision;
 use crate::ops::testing::{assert_close, float_matrix, random};
 
-const QUANTIZED: [Dtype; 10] = [
+const QUANTIZED: [Dtype; 11] = [
     Dtype::Q4_0,
     Dtype::Q4_1,
     Dtype::Q5_0,
@@ -18,6 +18,7 @@ const QUANTIZED: [Dtype; 10] = [
     Dtype::Q4K,
     Dtype::Q5K,
     Dtype::Q6K,
+    Dtype::Int4,
 ];
 
 const PRECISIONS: [MatmulPrecision; 3] = [MatmulPrecision::Mixed, MatmulPrecision::Exact, MatmulPrecision::Fast];
@@ -29,24 +30,8 @@ fn inputs(rows: usize, cols: usize) -> Buffer {
     Buffer::from_vec(data, cols)
 }
 
-/// Random blocks: any bytes are quants; the f16 scales among them are made small and finite.
 fn random_part(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> MatrixPart {
-    let len = rows * dtype.row_bytes(cols);
-    let mut data: Vec<u8> = random(len, seed).iter().map(|x| ((x + 1.0) * 127.9) as u8).collect();
-    let mut set = |offset: usize| {
-        for (i, block) in data.chunks_exact_mut(dtype.block_bytes()).enumerate() {
-            let scale = half::f16::from_f32(0.001 * (1 + i % 7) as f32);
-            block[offset..offset + 2].copy_from_slice(&scale.to_le_bytes());
-        }
-    };
-    match dtype {
-        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => set(0),
-        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => [0, 2].into_iter().for_each(&mut set),
-        Dtype::Q2K => [80, 82].into_iter().for_each(&mut set),
-        Dtype::Q3K => set(108),
-        Dtype::Q6K => set(208),
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => unreachable!("not quantized"),
-    }
+    let data = quant::random_blocks(dtype, rows * cols / dtype.block_len(), seed);
     MatrixPart { dtype, rows, data: PartData::Rows(data.into()), row_scales: None }
 }
 

@@ -37,6 +37,9 @@ pub(crate) fn random_blocks(dtype: Dtype, num_blocks: usize, seed: u64) -> Vec<u
             let unit = bits.next().unwrap_or_default() as u32 as f32 / u32::MAX as f32 * 2.0 - 1.0;
             block[at..at + 2].copy_from_slice(&f16::from_f32(0.004 * unit).to_le_bytes());
         }
+        if dtype == Dtype::Int4 {
+            block[2] %= 17;
+        }
     }
     data
 }
@@ -49,7 +52,7 @@ pub(super) const fn halves(dtype: Dtype) -> &'static [usize] {
         Dtype::Q2K => &[80, 82],
         Dtype::Q3K => &[108],
         Dtype::Q6K => &[208],
-        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => &[0],
+        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 | Dtype::Int4 => &[0],
     }
 }
 
@@ -148,10 +151,11 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// Elements l and l + 16 in one byte, each at most 15.
 fn nibbles(values: &[f32; 32], level: impl Fn(f32) -> f32) -> [u8; 16] {
-    std::array::from_fn(|l| {
-        let q = |v: f32| (level(v) as u8).min(15);
-        q(values[l]) | (q(values[l + 16]) << 4)
-    })
+    pack_nibbles(&values.map(|v| (level(v) as u8).min(15)))
+}
+
+/// Codes l and l + 16 in one byte, each at most 15.
+pub(in crate::weights) fn pack_nibbles(codes: &[u8; 32]) -> [u8; 16] {
+    std::array::from_fn(|l| codes[l] | codes[l + 16] << 4)
 }

@@ -1,7 +1,7 @@
-//! The block formats of GGUF in one unpacked form: `w[i] = scale[g] * q[i] + offset[g]`.
+//! The block formats in one unpacked form: `w[i] = scale[g] * q[i] + offset[g]`.
 //!
 //! A row is a sequence of blocks; a block holds small integers and the scales (and in some formats
-//! the offsets) of groups of 16 or 32 of them. [`unpack_row`] is the only reader of the ten bit
+//! the offsets) of groups of 16 or 32 of them. [`unpack_row`] is the only reader of the bit
 //! layouts: kernels and [`dequantize`] are written on its output.
 //!
 //! | format | q | group | scale | offset |
@@ -13,15 +13,17 @@
 //! | Q3_K | -4..=3 | 16 | d * (6 bits - 32) | |
 //! | Q4_K, Q5_K | 0..=15, 0..=31 | 32 | d * 6 bits | -dmin * 6 bits |
 //! | Q6_K | -32..=31 | 16 | d * 8 bits, signed | |
+//! | INT4 | 0..=15 less a zero point of 0..=16 | 32 | d | |
 
 mod encode;
+mod int4;
 mod k;
 mod legacy;
 #[cfg(test)]
 mod tests;
 
-pub(in crate::weights) use encode::quantize_rows;
 pub use encode::{encode, quantize_q4_0, quantize_q4_1, quantize_q8_0};
+pub(in crate::weights) use encode::{pack_nibbles, quantize_rows};
 pub(crate) use encode::{quantize, random_blocks};
 
 use super::bytes::{as_bf16, as_f16, as_f32};
@@ -43,7 +45,9 @@ pub const fn group_len(dtype: Dtype) -> usize {
     match dtype {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => 1,
         Dtype::Q2K | Dtype::Q3K | Dtype::Q6K => 16,
-        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q5K => 32,
+        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q5K | Dtype::Int4 => {
+            32
+        }
     }
 }
 
@@ -73,6 +77,7 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
         Dtype::Q4K => k::unpack_q4_k(row, out),
         Dtype::Q5K => k::unpack_q5_k(row, out),
         Dtype::Q6K => k::unpack_q6_k(row, out),
+        Dtype::Int4 => int4::unpack(row, out),
         Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => unreachable!("{dtype} has no blocks to unpack"),
     }
 }
@@ -88,6 +93,8 @@ pub(crate) struct BlockScales {
     pub(crate) scale: [u8; 16],
     /// Factors of m, one a group: 6 bits (Q4_K, Q5_K).
     pub(crate) offset: [u8; 8],
+    /// Of INT4: the code of 0.
+    pub(crate) zero: u8,
 }
 
 /// The scales of a block of any format but Q2_K and Q3_K.
@@ -101,12 +108,13 @@ pub(crate) fn block_scales(dtype: Dtype, block: &[u8]) -> BlockScales {
     match dtype {
         Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => plain,
         Dtype::Q4_1 | Dtype::Q5_1 => BlockScales { m: half(2), ..plain },
+        Dtype::Int4 => BlockScales { zero: block[2], ..plain },
         Dtype::Q4K | Dtype::Q5K => {
             let block: &[u8; 16] = block.first_chunk().expect("invariant: a block is as long as its layout");
             let (pairs, offset) = k::six_bit_pairs(block);
             let mut scale = [0; 16];
             scale[..8].copy_from_slice(&pairs);
-            BlockScales { d: half(0), m: half(2), scale, offset }
+            BlockScales { m: half(2), scale, offset, ..plain }
         }
         Dtype::Q6K => {
             let scale = *block[192..].first_chunk().expect("invariant: a block is as long as its layout");

@@ -215,3 +215,15 @@ fn what_cannot_be_encoded_is_refused() {
     assert!(encode(Dtype::Q8_0, &[0.0; 33]).is_none());
     assert!(encode(Dtype::Q4K, &[0.0; 256]).is_none());
 }
+
+#[test]
+fn integers_have_a_zero_point() {
+    let codes = std::array::from_fn(|i| (i * 7 % 16) as u8);
+    for zero in [0, 7, 16] {
+        let mut block = half::f16::from_f32(0.75).to_le_bytes().to_vec();
+        block.push(zero);
+        block.extend(encode::pack_nibbles(&codes));
+        let expected: Vec<f32> = codes.iter().map(|&code| 0.75 * (f32::from(code) - f32::from(zero))).collect();
+        assert_eq!(ours(Dtype::Int4, &block), expected, "{zero}");
+    }
+}

@@ -260,7 +260,7 @@ fn a_model_is_the_same_from_safetensors_and_from_gguf() {
     ];
     for (model, architecture, config) in models {
         let Some(dir) = fixture(model) else { continue };
-        let original = WeightStore::open_safetensors(&dir).unwrap();
+        let original = WeightStore::open_safetensors(&dir, None).unwrap();
         let names: Vec<String> = original.names().into_iter().map(str::to_owned).collect();
         assert!(names.len() > 15, "{model}");
         let shape = |name: &str| match &original.source {
@@ -371,7 +371,7 @@ fn an_fp8_checkpoint_is_read() {
             .iter()
             .map(|(name, dtype, shape, data)| (*name, StView::new(*dtype, shape.to_vec(), data).unwrap()));
         std::fs::write(dir.path().join("model.safetensors"), ::safetensors::serialize(views, None).unwrap()).unwrap();
-        WeightStore::open_safetensors(dir.path()).unwrap()
+        WeightStore::open_safetensors(dir.path(), None).unwrap()
     };
     let scales = f32_bytes(&[2.0, 0.5]);
     let codes: &'static [u8] = &[0x38, 0x40, 0xb8, 0x01];

@@ -1,0 +1,234 @@
+//! Matrices of integers that checkpoints of safetensors pack: GPTQ, AWQ and compressed-tensors. They become blocks with the same
+//! numbers: symmetric ones of 4 and 8 bits Q4_0 and Q8_0, those with zero points INT4.
+//!
+//! A weight is scale * (code - zero), with a scale and a zero point for each group of columns of a row. `X.weight` is packed in
+//!
+//! | layout | codes | zero points | scales |
+//! |---|---|---|---|
+//! | GPTQ | `X.qweight` [cols / n, rows] | `X.qzeros` [groups, rows / n], less 1 | `X.scales` [groups, rows] |
+//! | GPTQ v2 | the same | the same, as they are | the same |
+//! | AWQ | `X.qweight` [cols, rows / 8] | `X.qzeros` [groups, rows / 8] | the same |
+//! | pack-quantized | `X.weight_packed` [rows, cols / n] | `X.weight_zero_point` [rows / n, groups] | `X.weight_scale` [rows, groups] |
+//! | int-quantized | `X.weight` [rows, cols], signed bytes | | the same |
+//!
+//! Codes and zero points lie in words of 32 bits, n = 32 / bits in each, the first in the lowest bits; those of AWQ in the order 0, 2,
+//! 4, 6, 1, 3, 5, 7. `X.g_idx` or `X.weight_g_idx` may say which group each column belongs to: where columns of a group are not
+//! neighbours (act-order), weights become floats of the scales' type.
+
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use ::safetensors::Dtype as StDtype;
+
+use super::safetensors::Safetensors;
+use super::{Dtype, TensorInfo, TensorView};
+use crate::error::{Error, Result};
+
+/// How a checkpoint packs its matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    /// Which tensors hold what.
+    pub layout: PackedLayout,
+    /// Of a code: 4 or 8.
+    pub bits: usize,
+    /// Neighbouring columns that share a scale; `None`: all of a row.
+    pub group_size: Option<usize>,
+    /// Whether the zero point is the middle of the codes everywhere. With 8 bits it is.
+    pub is_symmetric: bool,
+}
+
+/// Which tensors hold what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackedLayout {
+    /// GPTQ, as most tools write it.
+    Gptq,
+    /// GPTQ, with zero points as they are.
+    GptqV2,
+    /// AWQ of the version GEMM, always of 4 bits.
+    Awq,
+    /// compressed-tensors of the format pack-quantized.
+    PackQuantized,
+    /// compressed-tensors of the format int-quantized, always of 8 bits.
+    IntQuantized,
+}
+
+impl PackedLayout {
+    /// What stands in place of `weight` in the names of codes, scales, zero points and columns' groups.
+    fn suffixes(self) -> [&'static str; 4] {
+        match self {
+            Self::Gptq | Self::GptqV2 | Self::Awq => ["qweight", "scales", "qzeros", "g_idx"],
+            Self::PackQuantized => ["weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx"],
+            Self::IntQuantized => ["weight", "weight_scale", "weight_zero_point", "weight_g_idx"],
+        }
+    }
+
+    /// Whether scales are [groups, rows].
+    fn has_groups_first(self) -> bool {
+        matches!(self, Self::Gptq | Self::GptqV2 | Self::Awq)
+    }
+}
+
+impl Packing {
+    /// The name of the codes of the matrix `name`, were it packed.
+    pub(super) fn codes_name(&self, name: &str) -> Option<String> {
+        Some(format!("{}.{}", name.strip_suffix(".weight")?, self.layout.suffixes()[0]))
+    }
+
+    /// The matrix whose codes have this name.
+    pub(super) fn matrix_of_codes(&self, codes: &str) -> Option<String> {
+        let matrix = codes.strip_suffix(self.layout.suffixes()[0])?.strip_suffix('.')?;
+        Some(format!("{matrix}.weight"))
+    }
+
+    /// Codes in a word.
+    fn codes_a_word(&self) -> usize {
+        32 / self.bits
+    }
+}
+
+/// One tensor of a file, of any type.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Raw<'a> {
+    pub(super) dtype: StDtype,
+    pub(super) shape: &'a [usize],
+}
+
+/// A packed matrix whose tensors fit each other.
+pub(super) struct Packed<'a> {
+    files: &'a Safetensors,
+    packing: Packing,
+    /// Of codes, scales, zero points and columns' groups.
+    names: [String; 4],
+    rows: usize,
+    cols: usize,
+    /// Columns of a group, a multiple of 32.
+    group_len: usize,
+    scales: StDtype,
+    /// Of each column, where groups are not neighbours.
+    group_of: Option<Vec<u32>>,
+}
+
+impl<'a> Packed<'a> {
+    /// The matrix `name`, if its codes are there.
+    pub(super) fn find(files: &'a Safetensors, packing: &Packing, name: &str) -> Result<Option<Self>> {
+        let Some(prefix) = name.strip_suffix(".weight") else { return Ok(None) };
+        let names = packing.layout.suffixes().map(|suffix| format!("{prefix}.{suffix}"));
+        let is_bytes = packing.layout == PackedLayout::IntQuantized;
+        // Where codes have the matrix's own name, it may as well have floats.
+        let Some(codes) = files.raw(&names[0]).filter(|raw| !is_bytes || raw.dtype == StDtype::I8) else {
+            return Ok(None);
+        };
+        let error = |name: &str, message: String| Err(Error::tensor(files.path_of(name), name, message));
+        let &[first, second] = codes.shape else {
+            return error(&names[0], format!("expected two dimensions, found the shape {:?}", codes.shape));
+        };
+        if !is_bytes && codes.dtype != StDtype::I32 {
+            return error(&names[0], format!("expected I32, found {:?}", codes.dtype));
+        }
+        let n = packing.codes_a_word();
+        let [rows, cols] = match packing.layout {
+            PackedLayout::Gptq | PackedLayout::GptqV2 => [second, first * n],
+            PackedLayout::Awq => [second * n, first],
+            PackedLayout::PackQuantized => [first, second * n],
+            PackedLayout::IntQuantized => [first, second],
+        };
+        let group_len = packing.group_size.unwrap_or(cols);
+        if group_len == 0 || !cols.is_multiple_of(group_len) || !group_len.is_multiple_of(32) {
+            let message = format!(
+                "groups of {group_len} columns of {cols} are not supported: only whole ones of a multiple of 32"
+            );
+            return error(&names[0], message);
+        }
+        let (scales, scales_shape) = match files.raw(&names[1]) {
+            Some(raw) => (raw.dtype, raw.shape),
+            None => return error(&names[1], format!("{} needs it, and it is not there", names[0])),
+        };
+        let mut this = Self { files, packing: *packing, names, rows, cols, group_len, scales, group_of: None };
+        let groups = this.num_groups();
+        let shape = if packing.layout.has_groups_first() { [groups, rows] } else { [rows, groups] };
+        if scales_shape != shape {
+            return error(&this.names[1], format!("expected the shape {shape:?}, found {scales_shape:?}"));
+        }
+        if !matches!(scales, StDtype::F16 | StDtype::BF16 | StDtype::F32) {
+            return error(&this.names[1], format!("expected F16, BF16 or F32, found {scales:?}"));
+        }
+        this.check_zeros()?;
+        this.group_of = this.read_groups()?;
+        Ok(Some(this))
+    }
+
+    fn num_groups(&self) -> usize {
+        self.cols / self.group_len
+    }
+
+    /// An error about codes (0), scales, zero points or groups (3).
+    fn error(&self, idx: usize, message: impl Into<String>) -> Error {
+        let name = &self.names[idx];
+        Error::tensor(self.files.path_of(name), name, message)
+    }
+
+    /// Whether a file says what the zero points are.
+    fn has_zeros(&self) -> bool {
+        self.packing.layout.has_groups_first() || !self.packing.is_symmetric
+    }
+
+    fn check_zeros(&self) -> Result<()> {
+        let (groups, n) = (self.num_groups(), self.packing.codes_a_word());
+        if self.packing.layout.has_groups_first() && !self.rows.is_multiple_of(n) {
+            return Err(self.error(0, format!("expected a multiple of {n} rows, found {}", self.rows)));
+        }
+        let words = self.rows.div_ceil(n);
+        match self.files.raw(&self.names[2]) {
+            None if self.has_zeros() => Err(self.error(2, format!("{} needs it, and it is not there", self.names[0]))),
+            Some(_) if !self.has_zeros() => {
+                Err(self.error(2, "quantization_config says that weights are symmetric, and here are zero points"))
+            }
+            Some(Raw { dtype, shape }) => {
+                let expected = if self.packing.layout.has_groups_first() { [groups, words] } else { [words, groups] };
+                if dtype != StDtype::I32 || shape != expected {
+                    let message = format!("expected I32 of the shape {expected:?}, found {dtype:?} of {shape:?}");
+                    return Err(self.error(2, message));
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Of each column its group, where groups are not neighbours in order.
+    fn read_groups(&self) -> Result<Option<Vec<u32>>> {
+        let Some(Raw { dtype, shape }) = self.files.raw(&self.names[3]) else { return Ok(None) };
+        if dtype != StDtype::I32 || shape != [self.cols] {
+            let message = format!("expected I32 of the shape [{}], found {dtype:?} of {shape:?}", self.cols);
+            return Err(self.error(3, message));
+        }
+        let groups: Vec<u32> =
+            self.files.data(&self.names[3]).as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
+        if let Some(group) = groups.iter().find(|&&group| group as usize >= self.num_groups()) {
+            return Err(self.error(3, format!("there is no group {group}: there are {}", self.num_groups())));
+        }
+        let is_plain = groups.iter().enumerate().all(|(col, &group)| group as usize == col / self.group_len);
+        Ok((!is_plain).then_some(groups))
+    }
+
+    /// What it becomes.
+    pub(super) fn info(&self) -> TensorInfo {
+        let dtype = match (&self.group_of, self.scales, self.packing.bits) {
+            (Some(_), StDtype::BF16, _) => Dtype::BF16,
+            (Some(_), StDtype::F32, _) => Dtype::F32,
+            (Some(_), _, _) => Dtype::F16,
+            (None, _, 8) => Dtype::Q8_0,
+            (None, _, _) if self.packing.is_symmetric => Dtype::Q4_0,
+            (None, _, _) => Dtype::Int4,
+        };
+        TensorInfo { dtype, shape: vec![self.rows, self.cols] }
+    }
+
+    /// The same, with its data.
+    pub(super) fn read(&self) -> Result<TensorView<'static>> {
+        let TensorInfo { dtype, shape } = self.info();
+        let data = rows::convert(self, dtype)?;
+        Ok(TensorView { dtype, shape, data: data.into(), row_scales: None })
+    }
+}
