@@ -43,7 +43,7 @@ DEVICE void embed_quant(float* out, const u8* table, const u32* token_ids, const
 #pragma unroll
     for (u32 product = 0; product < 2; product++) {
         const u32 group = W::GROUPS == 2 ? product : 0;
-        const Scale own_scale = W::scale_of(tile + W::CODE_BYTES, row, chunk, group);
+        const typename W::Scale own_scale = W::scale_of(tile + W::CODE_BYTES, row, chunk, group);
         float x[4];
         unpack_word<typename W::T>(x, W::weights_of(codes.pairs[2 * product], own_scale, false));
         unpack_word<typename W::T>(x + 2, W::weights_of(codes.pairs[2 * product + 1], own_scale, true));
@@ -76,4 +76,5 @@ QUANT_KERNEL(Q8_0, q8_0_bf16)
 QUANT_KERNEL(Q4_K, q4_k_bf16)
 QUANT_KERNEL(Q5_K, q5_k_bf16)
 QUANT_KERNEL(Q6_K, q6_k_bf16)
-QUANT_KERNEL(INT4, int4_bf16)
+QUANT_KERNEL(INT4_G32, int4_g32_bf16)
+QUANT_KERNEL(INT4_G128, int4_g128_bf16)

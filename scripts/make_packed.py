@@ -104,7 +104,7 @@ CASES = {
     "gptq-act-order": lambda: gptq(4, GROUP, False, act_order=True),
     "gptq-v2": lambda: gptq(4, GROUP, False, checkpoint_format="gptq_v2"),
     "awq": awq,
-    "pack-quantized": lambda: compressed("pack-quantized", 4, GROUP, False),
+    "pack-quantized": lambda: compressed("pack-quantized", 4, COLS, False),
     "pack-quantized-symmetric": lambda: compressed("pack-quantized", 4, GROUP, True),
     "pack-quantized-8-bits": lambda: compressed("pack-quantized", 8, GROUP, True),
     "int-quantized": lambda: compressed("int-quantized", 8, -1, True),

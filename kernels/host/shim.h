@@ -287,9 +287,11 @@ u32 pack(float low, float high) {
     return from_float<T>(low).bits | (u32)from_float<T>(high).bits << 16;
 }
 
-static inline u32 times_2_to_120(u32 pair) {
-    const float power = 0x1p120f;
-    return pack<bf16>(to_float(bf16{(u16)pair}) * power, to_float(bf16{(u16)(pair >> 16)}) * power);
+static inline u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
+static inline u32 fma_pairs(u32 a, u32 b, u32 c) {
+    auto half_of = [](u32 pair, int shift) { return to_float(bf16{(u16)(pair >> shift)}); };
+    auto sum = [&](int shift) { return __builtin_fmaf(half_of(a, shift), half_of(b, shift), half_of(c, shift)); };
+    return pack<bf16>(sum(0), sum(16));
 }
 
 DEVICE uint4 load_streaming(const uint4* at) { return *at; }

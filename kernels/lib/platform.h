@@ -73,10 +73,17 @@ __device__ __forceinline__ u32 pack<f16>(float low, float high) {
     return y;
 }
 
-// Two numbers of bf16 times 2^120, exactly and with their signs, subnormal ones too.
-DEVICE u32 times_2_to_120(u32 pair) {
+// (a & b) | c, in one instruction.
+DEVICE u32 and_or(u32 a, u32 b, u32 c) {
     u32 y;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(pair), "r"(0x7b807b80), "r"(0x80008000));
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+
+// Two numbers of bf16 at once: a * b + c, rounded once, subnormal ones too. The host shim rounds sums that f32 does not hold twice.
+DEVICE u32 fma_pairs(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
 

@@ -1,5 +1,5 @@
-// Weights that stay in block formats, GGUF's and INT4: small integers, of which 16 or 32 neighbours of a row share a scale and perhaps an
-// offset or a zero point. After platform.h.
+// Weights that stay in block formats: small integers, of which 16 or more neighbours of a row share a scale and perhaps an offset, or
+// a code of 0. After platform.h.
 //
 // They are stored tile after tile, 16 rows by 128 columns, for 16 rows all tiles in order (backend/cuda/quant.rs): first the codes,
 // then the scales of each row as the file has them. Columns are padded to whole tiles, rows to 16, with weights of 0. In a chunk of
@@ -14,23 +14,53 @@
 //
 //   scales  of a tile, [16 rows]
 //   D       [4 chunks] f16: d. A group's scale is d
-//   DZ      [4 chunks] f16: d; [4 chunks] bytes: the code of 0
 //   DM      [4 chunks] f16 pairs: d, m. Its offset is m
+//   DZ      [4 chunks] f16 pairs: d, the code of 0
+//   TILE_DZ one such pair
 //   K       f16 pair d, m; [4 chunks] bytes, factors of d; [4 chunks] bytes, factors of -m
 //   K16     [8 groups of 16] signed bytes, factors of d; f16 d, 16 unused bits
 //
 // A weight is scale * q + offset, rounded to f32 (the product is exact), and that to 16 bits: the number that expanding the file gives.
 // A code that is masked out of a word is a pair's half in f16 as it stands, a subnormal one, 2^-24 times its integer: that is converted
 // to f32 and multiplied by 2^24 times the scale, so that units for floating-point numbers do what those for integers lack time for.
+//
+// Where there is no offset and q has few bits, both weights of a pair come from four instructions in bf16, with the same bits. A code
+// is 128 + q once the bits of 128 are set above it; 128 and the code of 0 are subtracted, exactly. Of d, 11 bits, the first 8 are a
+// number of bf16, and so is the rest, of at most 3 bits; q times the rest is exact, and the sum with q times the first is rounded once.
 #pragma once
 
 static constexpr u32 QUANT_ROWS = 16, QUANT_COLUMNS = 128, QUANT_CHUNKS = 4;
 
-enum class Scaling { D, DZ, DM, K, K16 };
+enum class Scaling { D, DM, DZ, TILE_DZ, K, K16 };
 
 // Of one row and chunk: a weight is `scale` times its code's pair as f32, plus `base`.
-struct Scale {
+struct FloatScale {
     float scale, base;
+
+    __device__ __forceinline__ FloatScale of_lane(u32 lane) const {
+        return {__shfl_sync(FULL_WARP, scale, lane), __shfl_sync(FULL_WARP, base, lane)};
+    }
+};
+
+// The same as pairs of bf16, twice the same number each: the first bits of d, the rest, and what makes q of 128 and a code, which may be
+// the same everywhere.
+template <bool HAS_ZERO>
+struct PairScale {
+    u32 high, low, zero;
+
+    __device__ __forceinline__ PairScale of_lane(u32 lane) const {
+        return {__shfl_sync(FULL_WARP, high, lane), __shfl_sync(FULL_WARP, low, lane),
+                HAS_ZERO ? __shfl_sync(FULL_WARP, zero, lane) : zero};
+    }
+};
+
+template <bool IS_PAIR, bool HAS_ZERO>
+struct ScaleType {
+    using Type = FloatScale;
+};
+template <bool HAS_ZERO>
+struct ScaleType<true, HAS_ZERO> {
+    using Type = PairScale<HAS_ZERO>;
 };
 
 // Eight codes of a row, those of two products: pairs of columns 0 and 1, and 2 and 3, of each.
@@ -38,7 +68,7 @@ struct CodePairs {
     u32 pairs[4];
 };
 
-// ZERO: the code of 0, where it is the same in all blocks.
+// ZERO: the code of 0, where blocks do not say it.
 template <typename T_, int BITS, int ZERO, Scaling SCALING>
 struct Quant {
     using T = T_;
@@ -49,10 +79,19 @@ struct Quant {
     // Different scales in a chunk.
     static constexpr int GROUPS = SCALING == Scaling::K16 ? 2 : 1;
     static constexpr u32 CODE_BYTES = BITS * QUANT_ROWS * QUANT_COLUMNS / 8;
-    static constexpr u32 ROW_SCALE_BYTES = SCALING == Scaling::D ? 8 : SCALING == Scaling::DM ? 16 : 12;
+    static constexpr u32 ROW_SCALE_BYTES = SCALING == Scaling::D         ? 8
+                                           : SCALING == Scaling::TILE_DZ ? 4
+                                           : SCALING == Scaling::DM || SCALING == Scaling::DZ ? 16
+                                                                                              : 12;
     static constexpr u32 TILE_BYTES = CODE_BYTES + QUANT_ROWS * ROW_SCALE_BYTES;
 
-    // The second pair of a product has codes four bits higher, but that of bytes.
+    static constexpr bool HAS_ZERO = SCALING == Scaling::DZ || SCALING == Scaling::TILE_DZ;
+    static constexpr bool IS_PAIR = !IS_F16<T> && (HAS_ZERO || SCALING == Scaling::D) && BITS <= 5;
+    using Scale = typename ScaleType<IS_PAIR, HAS_ZERO>::Type;
+
+    // 128 twice in bf16, whose last bits are a code's place.
+    static constexpr u32 OF_128 = 0x43004300;
+    // Elsewhere the second pair of a product has codes four bits higher, but that of bytes.
     static constexpr float SECOND = BITS == 8 ? 1.0f : 0.0625f;
 
     // Of the scales at `at`, those of a tile: of row `row`, the `group`th of chunk `chunk`.
@@ -61,9 +100,9 @@ struct Quant {
         float scale, zero = (float)ZERO, offset = 0.0f;
         if constexpr (SCALING == Scaling::D) {
             scale = to_float(((const f16*)own)[chunk]);
-        } else if constexpr (SCALING == Scaling::DZ) {
-            scale = to_float(((const f16*)own)[chunk]);
-            zero = (float)own[8 + chunk];
+        } else if constexpr (HAS_ZERO) {
+            const u32 pair = ((const u32*)own)[SCALING == Scaling::TILE_DZ ? 0 : chunk];
+            scale = low_float<f16>(pair), zero = high_float<f16>(pair);
         } else if constexpr (SCALING == Scaling::DM) {
             const u32 pair = ((const u32*)own)[chunk];
             scale = low_float<f16>(pair), offset = high_float<f16>(pair);
@@ -74,7 +113,12 @@ struct Quant {
         } else {
             scale = __fmul_rn(to_float(*(const f16*)(own + 8)), (float)((const i8*)own)[2 * chunk + group]);
         }
-        return {__fmul_rn(scale, 16777216.0f), __fmaf_rn(-zero, scale, offset)};
+        if constexpr (IS_PAIR) {
+            const float high = __uint_as_float(__float_as_uint(scale) & 0xffff0000), low = __fadd_rn(scale, -high);
+            return {pack<T>(high, high), pack<T>(low, low), pack<T>(-128.0f - zero, -128.0f - zero)};
+        } else {
+            return {__fmul_rn(scale, 16777216.0f), __fmaf_rn(-zero, scale, offset)};
+        }
     }
 
     // The upper bits of a pair, brought to their place above the lower ones. Each half of the word has UNIT bits of the first pairs of both
@@ -95,6 +139,10 @@ struct Quant {
         if constexpr (BITS == 8) {
             const uint2 words = ((const uint2*)tile)[place];
             codes = {{words.x & 0x00ff00ff, words.x >> 8 & 0x00ff00ff, words.y & 0x00ff00ff, words.y >> 8 & 0x00ff00ff}};
+        } else if constexpr (BITS == 4 && IS_PAIR) {
+            const u32 word = ((const u32*)tile)[place];
+#pragma unroll
+            for (u32 pair = 0; pair < 4; pair++) codes.pairs[pair] = and_or(word >> 4 * pair, 0x000f000f, OF_128);
         } else {
             const u32 word = ((const u32*)tile)[place];
             codes = {{word & 0x000f000f, word & 0x00f000f0, word >> 8 & 0x000f000f, word >> 8 & 0x00f000f0}};
@@ -103,15 +151,24 @@ struct Quant {
             const u32* uppers = (const u32*)(tile + 4 * QUANT_ROWS * QUANT_COLUMNS / 8);
             const u32 upper = uppers[((BITS == 6 ? chunk / 2 * 2 : 0) + half) * 32 + lane];
 #pragma unroll
-            for (u32 pair = 0; pair < 4; pair++) codes.pairs[pair] |= upper_of(upper, chunk, pair);
+            for (u32 pair = 0; pair < 4; pair++) {
+                codes.pairs[pair] |= upper_of(upper, chunk, pair);
+                if (IS_PAIR) codes.pairs[pair] = codes.pairs[pair] >> (pair % 2 * 4) | OF_128;
+            }
         }
         return codes;
     }
 
     // The weights of a pair, the first or the second of its product.
     DEVICE u32 weights_of(u32 pair, const Scale& scale, bool is_second) {
-        const float factor = is_second ? __fmul_rn(scale.scale, SECOND) : scale.scale;
-        return pack<T>(__fmaf_rn(low_float<f16>(pair), factor, scale.base), __fmaf_rn(high_float<f16>(pair), factor, scale.base));
+        if constexpr (IS_PAIR) {
+            constexpr u32 ONE = 0x3f803f80;
+            const u32 q = fma_pairs(pair, ONE, scale.zero);
+            return fma_pairs(q, scale.high, fma_pairs(q, scale.low, 0));
+        } else {
+            const float factor = is_second ? __fmul_rn(scale.scale, SECOND) : scale.scale;
+            return pack<T>(__fmaf_rn(low_float<f16>(pair), factor, scale.base), __fmaf_rn(high_float<f16>(pair), factor, scale.base));
+        }
     }
 
     // Of a tile, the scales of rows l / 4 and l / 4 + 8 of chunk l % 4, which lane l hands to its neighbours.
@@ -139,7 +196,7 @@ struct Quant {
 #pragma unroll
         for (u32 product = 0; product < 2; product++) {
             const Scale& own = scales.own[half][GROUPS == 2 ? product : 0];
-            const Scale scale = {__shfl_sync(FULL_WARP, own.scale, from), __shfl_sync(FULL_WARP, own.base, from)};
+            const Scale scale = SCALING == Scaling::TILE_DZ ? own : own.of_lane(from);
             weights[2 * product] = weights_of(codes.pairs[2 * product], scale, false);
             weights[2 * product + 1] = weights_of(codes.pairs[2 * product + 1], scale, true);
         }
@@ -164,4 +221,6 @@ using Q5_K = Quant<T, 5, 0, Scaling::K>;
 template <typename T>
 using Q6_K = Quant<T, 6, 32, Scaling::K16>;
 template <typename T>
-using INT4 = Quant<T, 4, 0, Scaling::DZ>;
+using INT4_G32 = Quant<T, 4, 0, Scaling::DZ>;
+template <typename T>
+using INT4_G128 = Quant<T, 4, 0, Scaling::TILE_DZ>;

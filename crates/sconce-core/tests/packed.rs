@@ -18,13 +18,13 @@ fn folder(name: &str) -> PathBuf {
 #[test]
 fn matrices_are_what_the_tools_make_of_them() {
     let cases = [
-        ("gptq", Dtype::Int4),
-        ("gptq-symmetric", Dtype::Q4_0),
+        ("gptq", Dtype::Int4G32),
+        ("gptq-symmetric", Dtype::Int4G128),
         ("gptq-8-bits", Dtype::Q8_0),
         ("gptq-act-order", Dtype::F16),
-        ("gptq-v2", Dtype::Int4),
-        ("awq", Dtype::Int4),
-        ("pack-quantized", Dtype::Int4),
+        ("gptq-v2", Dtype::Int4G32),
+        ("awq", Dtype::Int4G32),
+        ("pack-quantized", Dtype::Int4G128),
         ("pack-quantized-symmetric", Dtype::Q4_0),
         ("pack-quantized-8-bits", Dtype::Q8_0),
         ("int-quantized", Dtype::Q8_0),

@@ -1,11 +1,11 @@
 //! [`Dtype`]: the element and block types that weight files store.
 //!
-//! F8_E4M3 has no scales of its own: those of its rows stand beside it, in [`TensorView`](super::TensorView). INT4 is what
-//! integers with zero points become that checkpoints of safetensors pack (`weights/packed.rs`); no file stores its blocks.
+//! F8_E4M3 has no scales of its own: those of its rows stand beside it, in [`TensorView`](super::TensorView). INT4_G32 and
+//! INT4_G128 are what integers become that checkpoints of safetensors pack (`weights/packed.rs`); no file stores their blocks.
 
 use std::fmt;
 
-/// An element type, or a quantized block type: GGUF's, or INT4.
+/// An element type, or a quantized block type: GGUF's, or integers of 4 bits with zero points.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Dtype {
@@ -23,7 +23,8 @@ pub enum Dtype {
     Q5K,
     Q6K,
     F8E4M3,
-    Int4,
+    Int4G32,
+    Int4G128,
 }
 
 impl Dtype {
@@ -31,7 +32,8 @@ impl Dtype {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Int4 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Int4G32 => 32,
+            Self::Int4G128 => 128,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
@@ -52,7 +54,8 @@ impl Dtype {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
-            Self::Int4 => 19,
+            Self::Int4G32 => 20,
+            Self::Int4G128 => 68,
         }
     }
 
@@ -83,7 +86,8 @@ impl Dtype {
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
             Self::F8E4M3 => "F8_E4M3",
-            Self::Int4 => "INT4",
+            Self::Int4G32 => "INT4_G32",
+            Self::Int4G128 => "INT4_G128",
         }
     }
 
@@ -123,7 +127,7 @@ impl Dtype {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::BF16 => 30,
-            Self::F8E4M3 | Self::Int4 => return None,
+            Self::F8E4M3 | Self::Int4G32 | Self::Int4G128 => return None,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Matrices of integers that checkpoints of safetensors pack: GPTQ, AWQ and compressed-tensors. They become blocks with the same
-//! numbers: symmetric ones of 4 and 8 bits Q4_0 and Q8_0, those with zero points INT4.
+//! numbers: of 8 bits Q8_0; of 4 bits INT4_G128 where groups are whole ones of 128 columns, and elsewhere Q4_0 or INT4_G32, without and
+//! with zero points.
 //!
 //! A weight is scale * (code - zero), with a scale and a zero point for each group of columns of a row. `X.weight` is packed in
 //!
@@ -219,8 +220,9 @@ impl<'a> Packed<'a> {
             (Some(_), StDtype::F32, _) => Dtype::F32,
             (Some(_), _, _) => Dtype::F16,
             (None, _, 8) => Dtype::Q8_0,
+            (None, _, _) if self.group_len.is_multiple_of(128) => Dtype::Int4G128,
             (None, _, _) if self.packing.is_symmetric => Dtype::Q4_0,
-            (None, _, _) => Dtype::Int4,
+            (None, _, _) => Dtype::Int4G32,
         };
         TensorInfo { dtype, shape: vec![self.rows, self.cols] }
     }

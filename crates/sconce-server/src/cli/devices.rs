@@ -30,7 +30,8 @@ const LLAMA_8B: [[usize; 2]; 4] = [[6144, 4096], [4096, 4096], [28672, 4096], [4
 const TOKENS: [usize; 10] = [1, 8, 16, 32, 64, 128, 256, 512, 2048, 8192];
 /// From so many on weights in block formats are expanded.
 const MAX_QUANTIZED_TOKENS: usize = 512;
-const DTYPES: [Dtype; 7] = [Dtype::BF16, Dtype::F8E4M3, Dtype::Q4_0, Dtype::Q4K, Dtype::Q6K, Dtype::Q8_0, Dtype::Int4];
+const DTYPES: [Dtype; 7] =
+    [Dtype::BF16, Dtype::F8E4M3, Dtype::Q4_0, Dtype::Q4K, Dtype::Q6K, Dtype::Q8_0, Dtype::Int4G128];
 
 /// Runs `sconce devices`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {

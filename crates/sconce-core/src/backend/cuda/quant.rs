@@ -2,7 +2,7 @@
 //! which lanes take them, then the scales of each row as the file has them.
 
 use crate::weights::Dtype;
-use crate::weights::quant::{self, BlockScales, Unpacked};
+use crate::weights::quant::{self, BlockScales, Unpacked, f16_to_f32};
 
 /// Rows and columns of a tile.
 pub(crate) const ROWS: usize = 16;
@@ -15,10 +15,10 @@ const CHUNK: usize = 32;
 enum Scaling {
     /// d of each 32 columns.
     D,
-    /// d and the code of 0 of each 32 columns.
-    Dz,
-    /// d and m of each 32 columns.
+    /// d and m of each 32 columns; or for m the code of 0.
     Dm,
+    /// The same of all columns of a tile.
+    DmTile,
     /// d and m, and factors of both of each 32 columns.
     K,
     /// d, and factors of each 16 columns.
@@ -29,7 +29,7 @@ enum Scaling {
 #[derive(Debug, Clone, Copy)]
 struct Form {
     bits: usize,
-    /// The code of 0, where it is the same in all blocks.
+    /// The code of 0, where blocks do not say it.
     zero: i16,
     scaling: Scaling,
 }
@@ -45,7 +45,8 @@ impl Form {
             Dtype::Q4K => (4, 0, Scaling::K),
             Dtype::Q5K => (5, 0, Scaling::K),
             Dtype::Q6K => (6, 32, Scaling::K16),
-            Dtype::Int4 => (4, 0, Scaling::Dz),
+            Dtype::Int4G32 => (4, 0, Scaling::Dm),
+            Dtype::Int4G128 => (4, 0, Scaling::DmTile),
             Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 | Dtype::Q2K | Dtype::Q3K => return None,
         };
         Some(Self { bits, zero, scaling })
@@ -63,7 +64,8 @@ impl Form {
         match self.scaling {
             Scaling::D => 8,
             Scaling::Dm => 16,
-            Scaling::Dz | Scaling::K | Scaling::K16 => 12,
+            Scaling::DmTile => 4,
+            Scaling::K | Scaling::K16 => 12,
         }
     }
 
@@ -98,11 +100,8 @@ impl Form {
         let [d, m] = [block.d, block.m].map(u16::to_le_bytes);
         match self.scaling {
             Scaling::D => own[2 * group..][..2].copy_from_slice(&d),
-            Scaling::Dz => {
-                own[2 * group..][..2].copy_from_slice(&d);
-                own[8 + group] = block.zero;
-            }
             Scaling::Dm => own[4 * group..][..4].copy_from_slice(&[d, m].concat()),
+            Scaling::DmTile => own.copy_from_slice(&[d, m].concat()),
             Scaling::K => {
                 own[..4].copy_from_slice(&[d, m].concat());
                 (own[4 + group], own[8 + group]) = (block.scale[group_of_block], block.offset[group_of_block]);
@@ -146,7 +145,7 @@ pub(crate) fn pack(dtype: Dtype, cols: usize, rows: &[u8], out: &mut [u8]) {
         quant::unpack_row(dtype, bytes, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
         for (idx, block) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
             let scales = quant::block_scales(dtype, block);
-            let zero = form.zero + i16::from(scales.zero);
+            let zero = if quant::has_zero_point(dtype) { f16_to_f32(scales.m) as i16 } else { form.zero };
             for of_block in 0..groups_of_block {
                 let group = idx * groups_of_block + of_block;
                 let (tile, of_tile) = (group / (COLUMNS / CHUNK), group % (COLUMNS / CHUNK));

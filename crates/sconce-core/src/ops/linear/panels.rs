@@ -35,10 +35,9 @@ pub struct Panels {
     codes: ArenaSlice<Line>,
     /// [panels, blocks a row, 16]: bits of f16.
     pub(super) d: ArenaSlice<u16>,
-    /// The same of the offsets; empty without them.
+    /// The same of the offsets, or of INT4 the codes of 0; empty without them.
     pub(super) m: ArenaSlice<u16>,
-    /// Q4_K: [panels, cols / 32, 2, 16]: factors of d, then of m. Q6_K: [panels, cols / 16, 16]: signed factors of d. INT4: [panels,
-    /// cols / 32, 16]: codes of 0.
+    /// Q4_K: [panels, cols / 32, 2, 16]: factors of d, then of m. Q6_K: [panels, cols / 16, 16]: signed factors of d.
     pub(super) factors: ArenaSlice<u8>,
 }
 
@@ -63,17 +62,14 @@ pub(super) const fn lines_of(dtype: Dtype) -> usize {
 
 /// Bytes of factors of 32 columns.
 pub(super) const fn factors_of(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::Q4K | Dtype::Q6K => 2 * ROWS,
-        Dtype::Int4 => ROWS,
-        _ => 0,
-    }
+    if matches!(dtype, Dtype::Q4K | Dtype::Q6K) { 2 * ROWS } else { 0 }
 }
 
 impl Panels {
     /// Whether there is a kernel for the type.
     pub(crate) fn supports(dtype: Dtype) -> bool {
-        matches!(dtype, Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q6K | Dtype::Int4)
+        use Dtype::*;
+        matches!(dtype, Q4_0 | Q4_1 | Q8_0 | Q4K | Q6K | Int4G32 | Int4G128)
     }
 
     /// Packs `rows` rows of whole blocks.
@@ -85,7 +81,8 @@ impl Panels {
         data: &[u8],
     ) -> Result<Self> {
         let (num_panels, groups, blocks) = (rows.div_ceil(ROWS), cols / GROUP, cols / dtype.block_len());
-        let num_m = if quant::has_offset(dtype) { num_panels * blocks * ROWS } else { 0 };
+        let num_m =
+            if quant::has_offset(dtype) || quant::has_zero_point(dtype) { num_panels * blocks * ROWS } else { 0 };
         let mut panels = Self {
             dtype,
             cols,
@@ -154,9 +151,9 @@ impl Panels {
             let d = f16_to_f32(self.d[block]);
             let factors = &self.factors[(panel * self.cols / GROUP + g) * factors_of(dtype)..];
             for (k, out) in out.iter_mut().enumerate() {
-                let zero = if dtype == Dtype::Int4 { i32::from(factors[lane]) } else { zero_point(dtype) };
-                let q = (i32::from(code(dtype, codes, lane, k)) - zero) as f32;
+                let q = (i32::from(code(dtype, codes, lane, k)) - zero_point(dtype)) as f32;
                 *out = match dtype {
+                    Dtype::Int4G32 | Dtype::Int4G128 => d * (q - f16_to_f32(self.m[block])),
                     Dtype::Q4_1 => d * q + f16_to_f32(self.m[block]),
                     Dtype::Q4K => {
                         let offset = -(f16_to_f32(self.m[block]) * f32::from(factors[ROWS + lane]));
@@ -184,23 +181,23 @@ impl PanelMut<'_> {
         const LEN: usize = 256;
         let (mut q, mut scale, mut offset) = ([0; LEN], [0.0; LEN / 16], [0.0; LEN / 16]);
         quant::unpack_row(dtype, bytes, Unpacked { q: &mut q, scale: &mut scale, offset: &mut offset });
-        let BlockScales { d, m, scale, offset, zero } = quant::block_scales(dtype, bytes);
+        let BlockScales { d, m, scale, offset } = quant::block_scales(dtype, bytes);
         self.d[block * ROWS + lane] = d;
         if let Some(place) = self.m.get_mut(block * ROWS + lane) {
             *place = m;
         }
         let (len, line_bytes) = (dtype.block_len(), lines_of(dtype) * 64);
+        let zero = if quant::has_zero_point(dtype) { f16_to_f32(m) as i32 } else { zero_point(dtype) };
         for (g, q) in q[..len].chunks_exact(GROUP).enumerate() {
             let group = block * (len / GROUP) + g;
             let codes = &mut self.codes[group * line_bytes..(group + 1) * line_bytes];
             for (k, &q) in q.iter().enumerate() {
-                set_code(dtype, codes, lane, k, (i32::from(q) + zero_point(dtype) + i32::from(zero)) as u8);
+                set_code(dtype, codes, lane, k, (i32::from(q) + zero) as u8);
             }
             let factors = &mut self.factors[group * factors_of(dtype)..];
             match dtype {
                 Dtype::Q4K => (factors[lane], factors[ROWS + lane]) = (scale[g], offset[g]),
                 Dtype::Q6K => (factors[lane], factors[ROWS + lane]) = (scale[2 * g], scale[2 * g + 1]),
-                Dtype::Int4 => factors[lane] = zero,
                 _ => {}
             }
         }

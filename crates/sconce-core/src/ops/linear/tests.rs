@@ -7,7 +7,7 @@ use crate::backend::cpu::Isa;
 use crate::config::MatmulPrecision;
 use crate::ops::testing::{assert_close, float_matrix, random};
 
-const QUANTIZED: [Dtype; 11] = [
+const QUANTIZED: [Dtype; 12] = [
     Dtype::Q4_0,
     Dtype::Q4_1,
     Dtype::Q5_0,
@@ -18,7 +18,8 @@ const QUANTIZED: [Dtype; 11] = [
     Dtype::Q4K,
     Dtype::Q5K,
     Dtype::Q6K,
-    Dtype::Int4,
+    Dtype::Int4G32,
+    Dtype::Int4G128,
 ];
 
 const PRECISIONS: [MatmulPrecision; 3] = [MatmulPrecision::Mixed, MatmulPrecision::Exact, MatmulPrecision::Fast];

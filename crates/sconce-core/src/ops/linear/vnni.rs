@@ -29,7 +29,8 @@ const Q4_1: u8 = 1;
 const Q8_0: u8 = 2;
 const Q4_K: u8 = 3;
 const Q6_K: u8 = 4;
-const INT4: u8 = 5;
+const INT4_G32: u8 = 5;
+const INT4_G128: u8 = 6;
 
 /// Where inputs have a low plane, as const parameters.
 const NO_LOW: u8 = 0;
@@ -42,7 +43,8 @@ const fn dtype_of(format: u8) -> Dtype {
         Q4_1 => Dtype::Q4_1,
         Q8_0 => Dtype::Q8_0,
         Q4_K => Dtype::Q4K,
-        INT4 => Dtype::Int4,
+        INT4_G32 => Dtype::Int4G32,
+        INT4_G128 => Dtype::Int4G128,
         _ => Dtype::Q6K,
     }
 }
@@ -61,7 +63,8 @@ pub(super) unsafe fn multiply(target: &Target<'_>, weight: &Panels, first: usize
             Dtype::Q8_0 => with_planes::<Q8_0>(&task),
             Dtype::Q4K => with_planes::<Q4_K>(&task),
             Dtype::Q6K => with_planes::<Q6_K>(&task),
-            Dtype::Int4 => with_planes::<INT4>(&task),
+            Dtype::Int4G32 => with_planes::<INT4_G32>(&task),
+            Dtype::Int4G128 => with_planes::<INT4_G128>(&task),
             dtype => unreachable!("{dtype} is not packed"),
         }
     }
@@ -258,7 +261,7 @@ unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(
                             sum = _mm512_sub_epi32(sum, x_sum);
                         }
                         let mut sum = _mm512_cvtepi32_ps(sum);
-                        if F == INT4 {
+                        if F == INT4_G32 || F == INT4_G128 {
                             // Integers within 2^24 that f32 has all: what stands in for an offset is the code of 0.
                             let x_sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(*x.sum32.get_unchecked(at)));
                             sum = _mm512_fnmadd_ps(offset, x_sum, sum);
@@ -331,10 +334,10 @@ fn prefetch<const F: u8>(codes: *const Line, scales: &Scales, g: usize) {
         _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(g * lines_of(dtype) + j).cast());
     }
     _mm_prefetch::<_MM_HINT_T0>(scales.d.wrapping_add(block).cast());
-    if F == Q4_1 || F == Q4_K {
+    if F != Q4_0 && F != Q8_0 && F != Q6_K {
         _mm_prefetch::<_MM_HINT_T0>(scales.m.wrapping_add(block).cast());
     }
-    if F == Q4_K || F == Q6_K || F == INT4 {
+    if F == Q4_K || F == Q6_K {
         _mm_prefetch::<_MM_HINT_T0>(scales.factors.wrapping_add(g * factors_of(dtype)).cast());
     }
 }
@@ -395,9 +398,9 @@ impl Scales {
         unsafe {
             let d = _mm512_cvtph_ps(_mm256_loadu_si256(self.d.add(block * ROWS).cast()));
             let m = || _mm512_cvtph_ps(_mm256_loadu_si256(self.m.add(block * ROWS).cast()));
-            let factors = self.factors.add(g * factors_of(const { dtype_of(F) }));
+            let factors = self.factors.add(g * 2 * ROWS);
             match F {
-                Q4_1 => ([d, zero], m()),
+                Q4_1 | INT4_G32 | INT4_G128 => ([d, zero], m()),
                 Q4_K => {
                     let scale = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(factors.cast())));
                     let offset = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(factors.add(ROWS).cast())));
@@ -407,10 +410,6 @@ impl Scales {
                     let low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(factors.cast())));
                     let high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(factors.add(ROWS).cast())));
                     ([_mm512_mul_ps(d, low), _mm512_mul_ps(d, high)], zero)
-                }
-                INT4 => {
-                    let codes = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(factors.cast())));
-                    ([d, zero], codes)
                 }
                 _ => ([d, zero], zero),
             }

@@ -10,8 +10,6 @@ use crate::weights::{Dtype, Packing};
 
 /// Rows that are unpacked together: where neighbours of a column lie side by side, so many fill lines of memory.
 const STRIP: usize = 128;
-/// Columns of a block.
-const BLOCK: usize = 32;
 /// Where AWQ has the code of each row of 8.
 const AWQ_PLACE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
@@ -66,17 +64,23 @@ fn convert_row(packed: &Packed<'_>, dtype: Dtype, groups: &Groups, (row, codes):
         out.copy_from_slice(&quant::encode(dtype, &values).expect("invariant: floats of any number are encoded"));
         return;
     }
-    let blocks = out.chunks_exact_mut(dtype.block_bytes()).zip(codes.as_chunks::<BLOCK>().0);
-    for (idx, (out, codes)) in blocks.enumerate() {
-        let group = idx * BLOCK / packed.group_len;
-        out[..2].copy_from_slice(&f16::from_f32(scales[group]).to_le_bytes());
-        match dtype {
-            Dtype::Q8_0 => out[2..].iter_mut().zip(codes).for_each(|(out, code)| *out = code.wrapping_sub(128)),
-            Dtype::Q4_0 => out[2..].copy_from_slice(&quant::pack_nibbles(codes)),
-            _ => {
-                out[2] = zeros[group];
-                out[3..].copy_from_slice(&quant::pack_nibbles(codes));
-            }
+    let block_len = dtype.block_len();
+    for (idx, (out, codes)) in out.chunks_exact_mut(dtype.block_bytes()).zip(codes.chunks_exact(block_len)).enumerate()
+    {
+        let group = idx * block_len / packed.group_len;
+        let (d, mut out) = out.split_at_mut(2);
+        d.copy_from_slice(&f16::from_f32(scales[group]).to_le_bytes());
+        if dtype == Dtype::Q8_0 {
+            out.iter_mut().zip(codes).for_each(|(out, code)| *out = code.wrapping_sub(128));
+            continue;
+        }
+        if quant::has_zero_point(dtype) {
+            let (zero, rest) = out.split_at_mut(2);
+            zero.copy_from_slice(&f16::from_f32(f32::from(zeros[group])).to_le_bytes());
+            out = rest;
+        }
+        for (out, codes) in out.as_chunks_mut().0.iter_mut().zip(codes.as_chunks().0) {
+            *out = quant::pack_nibbles(codes);
         }
     }
 }

@@ -41,9 +41,9 @@ fn refused(tensors: &[Tensor<'_>], packing: Packing, words: &[&str]) {
 fn what_fits_is_read() {
     let (_dir, files) = open(&parts(), GPTQ);
     let found = files.tensor("m.weight").unwrap().unwrap();
-    assert_eq!((found.dtype, &found.shape[..]), (Dtype::Int4, &[8, 64][..]));
+    assert_eq!((found.dtype, &found.shape[..]), (Dtype::Int4G32, &[8, 64][..]));
     assert_eq!(found.to_f32()[..4], [-7.0, -6.0, -7.0, -6.0]);
-    assert!(files.contains("m.weight") && files.block_format() == Some(Dtype::Int4));
+    assert!(files.contains("m.weight") && files.block_format() == Some(Dtype::Int4G32));
     assert!(files.tensor("n.weight").unwrap().is_none() && !files.contains("n.weight"));
     // Their zero points are all the middle.
     let (_dir, files) = open(&parts(), Packing { is_symmetric: true, ..GPTQ });

@@ -37,8 +37,9 @@ pub(crate) fn random_blocks(dtype: Dtype, num_blocks: usize, seed: u64) -> Vec<u
             let unit = bits.next().unwrap_or_default() as u32 as f32 / u32::MAX as f32 * 2.0 - 1.0;
             block[at..at + 2].copy_from_slice(&f16::from_f32(0.004 * unit).to_le_bytes());
         }
-        if dtype == Dtype::Int4 {
-            block[2] %= 17;
+        if super::has_zero_point(dtype) {
+            let zero = f16::from_f32(f32::from(block[2] % 17));
+            block[2..4].copy_from_slice(&zero.to_le_bytes());
         }
     }
     data
@@ -52,7 +53,7 @@ pub(super) const fn halves(dtype: Dtype) -> &'static [usize] {
         Dtype::Q2K => &[80, 82],
         Dtype::Q3K => &[108],
         Dtype::Q6K => &[208],
-        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 | Dtype::Int4 => &[0],
+        Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 | Dtype::Int4G32 | Dtype::Int4G128 => &[0],
     }
 }
 

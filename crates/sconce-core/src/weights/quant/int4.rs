@@ -1,15 +1,18 @@
-//! Blocks of 32 integers of 4 bits with a zero point: d (a half), the code of 0 (a byte, at most 16), then 16 bytes whose low
-//! nibbles are the elements 0..16 and whose high nibbles are the elements 16..32.
+//! Blocks of 32 or 128 integers of 4 bits: d (a half), the code of 0 (a half: an integer up to 16), then for each 32 elements 16
+//! bytes whose low nibbles are the elements 0..16 and whose high nibbles are the elements 16..32.
 
-use super::{Unpacked, blocks, bytes_at, legacy};
+use super::{Unpacked, bytes_at, half_at, legacy};
 
-/// Bytes of a block.
-const BYTES: usize = 19;
-
+/// Blocks of `BYTES` with `GROUPS` times 32 elements.
 #[inline(always)]
-pub(super) fn unpack(row: &[u8], out: Unpacked<'_>) {
-    legacy::halves::<BYTES>(row, 0, out.scale);
-    for (block, q) in blocks::<BYTES, 32>(row, out.q) {
-        legacy::nibbles(bytes_at(block, 3), block[2] as i8, q);
+pub(super) fn unpack<const BYTES: usize, const GROUPS: usize>(row: &[u8], out: Unpacked<'_>) {
+    let groups = out.q.as_chunks_mut::<32>().0.chunks_exact_mut(GROUPS);
+    let blocks = row.as_chunks::<BYTES>().0.iter();
+    for ((block, q), scale) in blocks.zip(groups).zip(out.scale.chunks_exact_mut(GROUPS)) {
+        scale.fill(half_at(block, 0));
+        let zero = half_at(block, 2) as i8;
+        for (i, q) in q.iter_mut().enumerate() {
+            legacy::nibbles(bytes_at(block, 4 + 16 * i), zero, q);
+        }
     }
 }

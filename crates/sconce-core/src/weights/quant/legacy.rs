@@ -33,7 +33,7 @@ fn nibbles_and_bits(packed: &[u8; 16], fifth: &[u8; 4], zero: i8, q: &mut [i8; 3
 /// The half at byte `at` of every block. Eight are converted at a time, as one vector: one by one they
 /// would take longer than the elements.
 #[inline(always)]
-pub(super) fn halves<const BYTES: usize>(row: &[u8], at: usize, out: &mut [f32]) {
+fn halves<const BYTES: usize>(row: &[u8], at: usize, out: &mut [f32]) {
     let blocks = row.as_chunks::<BYTES>().0;
     let num_blocks = blocks.len().min(out.len());
     let (eights, rest) = blocks[..num_blocks].as_chunks::<8>();

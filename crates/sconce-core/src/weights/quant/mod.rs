@@ -13,7 +13,7 @@
 //! | Q3_K | -4..=3 | 16 | d * (6 bits - 32) | |
 //! | Q4_K, Q5_K | 0..=15, 0..=31 | 32 | d * 6 bits | -dmin * 6 bits |
 //! | Q6_K | -32..=31 | 16 | d * 8 bits, signed | |
-//! | INT4 | 0..=15 less a zero point of 0..=16 | 32 | d | |
+//! | INT4_G32, INT4_G128 | 0..=15 less a zero point of 0..=16 | 32, of the second four alike | d | |
 
 mod encode;
 mod int4;
@@ -45,15 +45,19 @@ pub const fn group_len(dtype: Dtype) -> usize {
     match dtype {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => 1,
         Dtype::Q2K | Dtype::Q3K | Dtype::Q6K => 16,
-        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q5K | Dtype::Int4 => {
-            32
-        }
+        Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q5K => 32,
+        Dtype::Int4G32 | Dtype::Int4G128 => 32,
     }
 }
 
 /// Whether groups have offsets beside their scales.
 pub const fn has_offset(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q2K | Dtype::Q4K | Dtype::Q5K)
+}
+
+/// Whether blocks say which code is 0.
+pub(crate) const fn has_zero_point(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::Int4G32 | Dtype::Int4G128)
 }
 
 /// Unpacks the blocks of one row, as many as `row` and each slice of `out` have room for.
@@ -77,7 +81,8 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
         Dtype::Q4K => k::unpack_q4_k(row, out),
         Dtype::Q5K => k::unpack_q5_k(row, out),
         Dtype::Q6K => k::unpack_q6_k(row, out),
-        Dtype::Int4 => int4::unpack(row, out),
+        Dtype::Int4G32 => int4::unpack::<20, 1>(row, out),
+        Dtype::Int4G128 => int4::unpack::<68, 4>(row, out),
         Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => unreachable!("{dtype} has no blocks to unpack"),
     }
 }
@@ -87,14 +92,12 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
 pub(crate) struct BlockScales {
     /// The f16 that all scales of the block are multiples of.
     pub(crate) d: u16,
-    /// The f16 that all offsets are multiples of (Q4_1, Q5_1: the offset itself); 0 without offsets.
+    /// The f16 that all offsets are multiples of (Q4_1, Q5_1: the offset itself; INT4: the code of 0); 0 without any.
     pub(crate) m: u16,
     /// Factors of d, one a group: 6 bits (Q4_K, Q5_K) or a signed byte (Q6_K); 1 where d is the scale itself.
     pub(crate) scale: [u8; 16],
     /// Factors of m, one a group: 6 bits (Q4_K, Q5_K).
     pub(crate) offset: [u8; 8],
-    /// Of INT4: the code of 0.
-    pub(crate) zero: u8,
 }
 
 /// The scales of a block of any format but Q2_K and Q3_K.
@@ -107,8 +110,7 @@ pub(crate) fn block_scales(dtype: Dtype, block: &[u8]) -> BlockScales {
     let plain = BlockScales { d: half(0), scale: [1; 16], ..BlockScales::default() };
     match dtype {
         Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => plain,
-        Dtype::Q4_1 | Dtype::Q5_1 => BlockScales { m: half(2), ..plain },
-        Dtype::Int4 => BlockScales { zero: block[2], ..plain },
+        Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Int4G32 | Dtype::Int4G128 => BlockScales { m: half(2), ..plain },
         Dtype::Q4K | Dtype::Q5K => {
             let block: &[u8; 16] = block.first_chunk().expect("invariant: a block is as long as its layout");
             let (pairs, offset) = k::six_bit_pairs(block);

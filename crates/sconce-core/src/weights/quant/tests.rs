@@ -218,12 +218,13 @@ fn what_cannot_be_encoded_is_refused() {
 
 #[test]
 fn integers_have_a_zero_point() {
-    let codes = std::array::from_fn(|i| (i * 7 % 16) as u8);
-    for zero in [0, 7, 16] {
-        let mut block = half::f16::from_f32(0.75).to_le_bytes().to_vec();
-        block.push(zero);
-        block.extend(encode::pack_nibbles(&codes));
-        let expected: Vec<f32> = codes.iter().map(|&code| 0.75 * (f32::from(code) - f32::from(zero))).collect();
-        assert_eq!(ours(Dtype::Int4, &block), expected, "{zero}");
+    for (dtype, len) in [(Dtype::Int4G32, 32), (Dtype::Int4G128, 128)] {
+        for zero in [0.0, 7.0, 16.0] {
+            let codes: Vec<u8> = (0..len).map(|i| (i * 7 % 16 + i / 32) as u8 % 16).collect();
+            let mut block = [0.75, zero].map(|x| half::f16::from_f32(x).to_le_bytes()).concat();
+            block.extend(codes.as_chunks().0.iter().flat_map(encode::pack_nibbles));
+            let expected: Vec<f32> = codes.iter().map(|&code| 0.75 * (f32::from(code) - zero)).collect();
+            assert_eq!(ours(dtype, &block.repeat(3)), expected.repeat(3), "{dtype} {zero}");
+        }
     }
 }

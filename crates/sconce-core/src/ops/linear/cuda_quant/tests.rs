@@ -8,8 +8,18 @@ use crate::backend::cuda::weights;
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 use crate::weights::{TensorView, convert, quant};
 
-pub(in crate::ops) const FORMATS: [Dtype; 9] =
-    [Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::Q4K, Dtype::Q5K, Dtype::Q6K, Dtype::Int4];
+pub(in crate::ops) const FORMATS: [Dtype; 10] = [
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q5_0,
+    Dtype::Q5_1,
+    Dtype::Q8_0,
+    Dtype::Q4K,
+    Dtype::Q5K,
+    Dtype::Q6K,
+    Dtype::Int4G32,
+    Dtype::Int4G128,
+];
 
 /// Random rows of parts, (format, rows), over each other.
 struct Weights {
