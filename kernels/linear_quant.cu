@@ -10,8 +10,8 @@
 // linear_expand: to [features][cols] in 16 bits, for products of many tokens by other kernels. Grid: row tiles, warps of a tile each
 // along the columns; 256 threads.
 //
-// Bounded by memory of few tokens, the tiles' bytes, but where memory brings more than some 14 bytes a cycle and multiprocessor by
-// instructions, 5 a weight and lane; of more tokens by FLOPs; linear_expand by memory, a tile's bytes and 4 KiB.
+// Bounded by memory of few tokens, the tiles' bytes, but where memory brings more than some 14 to 16 bytes a cycle and multiprocessor
+// by instructions, 4 to 7 a weight and lane; of more tokens by FLOPs; linear_expand by memory, a tile's bytes and 4 KiB.
 #include "lib/platform.h"
 #include "lib/activation.h"
 #include "lib/vector.h"

@@ -107,11 +107,14 @@ impl Codes<'_> {
                 }
             }
             PackedLayout::Awq => {
-                for (col, words) in words.chunks_exact(self.rows / n).enumerate() {
-                    for (at, &word) in words[first / n..(first + num_rows) / n].iter().enumerate() {
-                        let bytes = self.bytes(word);
+                // Eight rows of eight columns at a time: single bytes would be written far apart.
+                let stride = self.rows / n;
+                for (eight, words) in words.chunks_exact(8 * stride).enumerate() {
+                    for at in 0..num_rows / n {
+                        let bytes: [_; 8] = std::array::from_fn(|col| self.bytes(words[col * stride + first / n + at]));
                         for (k, place) in AWQ_PLACE.into_iter().enumerate() {
-                            out[(at * n + k) * cols + col] = bytes[place];
+                            let row: [u8; 8] = std::array::from_fn(|col| bytes[col][place]);
+                            out[(at * n + k) * cols + 8 * eight..][..8].copy_from_slice(&row);
                         }
                     }
                 }
