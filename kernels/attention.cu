@@ -62,13 +62,5 @@ DEVICE bool take_prompt(const Call<T>& call, const u32* prompts, u32 num_prompts
         if (take_prompt(call, prompts, num_prompts, work)) Core<T, DIM, Work>::run(call, work);                        \
     }                                                                                                                  \
     EXPORT_KERNEL(attention_##T##_##DIM)
-#define KERNELS(T)                                                                                                     \
-    ATTENTION(T, 16)                                                                                                   \
-    ATTENTION(T, 32)                                                                                                   \
-    ATTENTION(T, 64)                                                                                                   \
-    ATTENTION(T, 80)                                                                                                   \
-    ATTENTION(T, 96)                                                                                                   \
-    ATTENTION(T, 128)                                                                                                  \
-    ATTENTION(T, 256)
-KERNELS(bf16)
-KERNELS(f16)
+EACH_WIDTH(ATTENTION, bf16)
+EACH_WIDTH(ATTENTION, f16)

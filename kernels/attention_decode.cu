@@ -313,13 +313,5 @@ struct Decode {
         }                                                                                                              \
     }                                                                                                                  \
     EXPORT_KERNEL(attention_decode_##T##_##DIM)
-#define KERNELS(T)                                                                                                     \
-    ATTENTION(T, 16)                                                                                                   \
-    ATTENTION(T, 32)                                                                                                   \
-    ATTENTION(T, 64)                                                                                                   \
-    ATTENTION(T, 80)                                                                                                   \
-    ATTENTION(T, 96)                                                                                                   \
-    ATTENTION(T, 128)                                                                                                  \
-    ATTENTION(T, 256)
-KERNELS(bf16)
-KERNELS(f16)
+EACH_WIDTH(ATTENTION, bf16)
+EACH_WIDTH(ATTENTION, f16)

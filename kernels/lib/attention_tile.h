@@ -33,6 +33,10 @@ struct Call {
     {out,         qkv,        keys,   values,    sequences, tables, partials, num_seqs, num_heads, num_kv_heads, head_dim, \
      head_stride, block_size, window, num_slots, factor,    cap,    cap_factor}
 
+// A kernel for each width of heads that ops/attention/cuda.rs pads to.
+#define EACH_WIDTH(KERNEL, T)                                                                                          \
+    KERNEL(T, 16) KERNEL(T, 32) KERNEL(T, 64) KERNEL(T, 80) KERNEL(T, 96) KERNEL(T, 128) KERNEL(T, 256)
+
 // The rows that a lane has a share of: which keys they see, low to high, and whether they are rows at all.
 struct Rows {
     u32 query[2], head[2], low[2], high[2];

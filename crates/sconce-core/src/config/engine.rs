@@ -148,6 +148,11 @@ pub enum Quantization {
 }
 
 impl Quantization {
+    /// Whether matrices become blocks.
+    pub(crate) fn makes_blocks(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0)
+    }
+
     /// As it is set.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -260,8 +265,7 @@ impl EngineConfig {
                 format!("must be a power of two up to 256, found {}", self.block_size),
             ));
         }
-        let becomes_blocks = matches!(self.quantization, Quantization::Q8_0 | Quantization::Q4_0);
-        if becomes_blocks && self.dtype != WeightDtype::Auto {
+        if self.quantization.makes_blocks() && self.dtype != WeightDtype::Auto {
             let quantization = self.quantization.name();
             let message =
                 format!("weights that become {quantization} stay in it with auto alone: leave one of both out");

@@ -31,12 +31,12 @@ pub(crate) fn cuda(
     scale: f32,
 ) -> Result<()> {
     assert_eq!((out.cols(), out.elem()), (table.cols, ElemType::F32), "invariant: the residual stream is f32");
-    assert!(table.row_scales.is_none(), "invariant: embeddings of e4m3 are refused");
-    assert!(table.quant_parts.len() <= 1, "invariant: an embedding is one tensor");
+    assert!(!table.is_fp8(), "invariant: embeddings of e4m3 are refused");
+    assert!(table.quant_parts().len() <= 1, "invariant: an embedding is one tensor");
     out.set_rows(batch.num_tokens());
     let args = Args::new().with(out.ptr()).with(table.memory.ptr()).with(batch.token_ids());
     let args = args.with(sampled).with(table.cols).with(scale);
-    let (kernel, units) = match table.quant_parts.first() {
+    let (kernel, units) = match table.quant_parts().first() {
         Some(part) => (kernel_of!("embed", part.dtype), table.cols.next_multiple_of(quant::COLUMNS) / 8),
         None => (table.elem.kernel("embed_bf16", "embed_f16"), table.cols.div_ceil(8)),
     };

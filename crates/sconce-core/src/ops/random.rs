@@ -16,7 +16,7 @@ pub(crate) const FP8_SCALE: f32 = 0.069_282_03 / fp8::MAX;
 /// `kernels/random.cu`: the same, rounded to the 16 bits of `out`; where it is e4m3, byte `i` of it is number `i` over
 /// [`FP8_SCALE`].
 pub(crate) fn cuda(device: &dyn Device, out: &mut Matrix, seed: u64) -> Result<()> {
-    if out.row_scales.is_some() {
+    if out.is_fp8() {
         let len = out.memory.bytes();
         let args = Args::new().with(out.memory.ptr()).with(len as u64).with(seed).with(1.0 / FP8_SCALE);
         // SAFETY: the matrix has so many bytes, whole steps of 64.
@@ -35,7 +35,7 @@ pub(crate) fn fill(device: &dyn Device, at: DevicePtr, len: usize, elem: ElemTyp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::storage::floats_of;
+    use crate::backend::cuda::storage::{Form, floats_of};
     use crate::ops::testing::{assert_device_close, devices, on_device, round};
 
     #[test]
@@ -59,7 +59,7 @@ mod tests {
     fn codes_are_those_of_the_reference() {
         for device in devices() {
             let mut matrix = on_device::matrix(&device, &[0.0; 2 * 2048], 2048, ElemType::Bf16, None);
-            matrix.row_scales = Some(on_device::vector(&device, &[FP8_SCALE; 2]));
+            matrix.form = Form::Fp8(on_device::vector(&device, &[FP8_SCALE; 2]));
             cuda(&*device, &mut matrix, 77).unwrap();
             let (mut codes, mut numbers) = (vec![0; matrix.memory.bytes()], vec![0.0; matrix.memory.bytes()]);
             matrix.memory.read(0, &mut codes).unwrap();

@@ -95,7 +95,7 @@ pub(crate) mod on_device {
     use crate::backend::cpu::KvCache as CpuKvCache;
     use crate::backend::cuda::batch::DeviceBatch;
     use crate::backend::cuda::kv_cache::KvCache;
-    use crate::backend::cuda::storage::{Buffer, Matrix, Memory, Vector};
+    use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory, Vector};
 
     /// Activations whose rows are all in use.
     pub(crate) fn buffer(device: &Arc<dyn Device>, data: &[f32], cols: usize, elem: ElemType) -> Buffer {
@@ -120,7 +120,7 @@ pub(crate) mod on_device {
     ) -> Matrix {
         let memory = Memory::of_bytes(device, &bytes_of(data, elem)).unwrap();
         let bias = bias.map(|bias| vector(device, bias));
-        Matrix::new(memory, [data.len() / cols, cols], elem, None, bias).unwrap()
+        Matrix::new(memory, [data.len() / cols, cols], elem, Form::Floats, bias).unwrap()
     }
 
     /// A step of these tokens, of which these rows' logits are wanted.

@@ -141,7 +141,7 @@ impl WeightStore {
     /// What a random matrix is; `None`: it is a file's, or to be quantized to blocks.
     pub fn random(&self, name: &str) -> Option<RandomWeights> {
         match &self.source {
-            Source::Dummy(_) if matches!(self.quantization, Quantization::Q8_0 | Quantization::Q4_0) => None,
+            Source::Dummy(_) if self.quantization.makes_blocks() => None,
             Source::Dummy(dummy) => {
                 let is_fp8 = self.quantization == Quantization::Fp8 && is_of_layer(name);
                 let dtype = if is_fp8 { Dtype::F8E4M3 } else { dummy.dtype() };

@@ -218,7 +218,7 @@ impl Backend for CudaBackend {
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
-        matrix.memory.bytes() + matrix.row_scales.as_ref().map_or(0, |scales| scales.memory.bytes())
+        matrix.memory.bytes() + matrix.row_scales().map_or(0, |scales| scales.memory.bytes())
     }
 
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype> {

@@ -187,6 +187,19 @@ pub struct Vector {
 /// one.
 pub(crate) const FP8_STEP: usize = 64;
 
+/// What a matrix's weights are.
+#[derive(Clone)]
+pub(crate) enum Form {
+    /// 16 bits each.
+    Floats,
+    /// The same, written by steps: products must not read it before the kernel that does has ended.
+    Scratch,
+    /// e4m3 as `linear.cu` reads them, and the scale of each row.
+    Fp8(Vector),
+    /// Block formats: the parts that they come in, one after another in memory.
+    Blocks(Vec<QuantPart>),
+}
+
 /// Weight matrices of the same number of columns over each other, [rows, cols], as inputs of products. Clones share their memory.
 #[derive(Clone)]
 pub struct Matrix {
@@ -194,14 +207,9 @@ pub struct Matrix {
     pub(crate) rows: usize,
     /// A multiple of 8: rows begin at multiples of 16 bytes.
     pub(crate) cols: usize,
-    /// 16 bits: the type of inputs, and of weights without scales.
+    /// 16 bits: the type of inputs, and of weights that are floats.
     pub(crate) elem: ElemType,
-    /// [rows], where weights are e4m3 as `linear.cu` reads them.
-    pub(crate) row_scales: Option<Vector>,
-    /// Where weights stay in GGUF's block formats: the parts that they come in, one after another in memory. Empty elsewhere.
-    pub(crate) quant_parts: Vec<QuantPart>,
-    /// Whether steps write it: products must not read it before the kernel that does has ended.
-    pub(crate) is_scratch: bool,
+    pub(crate) form: Form,
     /// [rows].
     pub(crate) bias: Option<Vector>,
     /// Boxes of it; of e4m3 two columns are one.
@@ -220,32 +228,21 @@ pub(crate) struct QuantPart {
 }
 
 impl Matrix {
-    /// Of memory that has the rows, whatever its contents.
+    /// Of memory that has the rows, whatever its contents; of scratch it may have more.
     pub(crate) fn new(
         memory: Memory,
         [rows, cols]: [usize; 2],
         elem: ElemType,
-        row_scales: Option<Vector>,
+        form: Form,
         bias: Option<Vector>,
     ) -> Result<Self> {
-        // Two codes of e4m3 are a number of 16 bits to who copies them.
-        let box_cols = if row_scales.is_some() { cols.next_multiple_of(FP8_STEP) / 2 } else { cols };
-        let map = boxes(&memory, [rows, box_cols], elem)?;
-        let (quant_parts, is_scratch) = (Vec::new(), false);
-        Ok(Self { memory, rows, cols, elem, row_scales, quant_parts, is_scratch, bias, map })
-    }
-
-    /// Of memory that has these parts, for inputs of bf16.
-    pub(crate) fn quantized(memory: Memory, parts: Vec<QuantPart>, cols: usize, bias: Option<Vector>) -> Self {
-        let rows = parts.iter().map(|part| part.rows).sum();
-        let elem = ElemType::Bf16;
-        Self { memory, rows, cols, elem, row_scales: None, quant_parts: parts, is_scratch: false, bias, map: None }
-    }
-
-    /// Of 16 bits, written in each step anew; `memory` may be larger.
-    pub(crate) fn scratch(memory: Memory, shape: [usize; 2], elem: ElemType) -> Result<Self> {
-        assert!(shape[0] * shape[1] * elem.bytes() <= memory.bytes(), "invariant: what is written fits");
-        Ok(Self { is_scratch: true, ..Self::new(memory, shape, elem, None, None)? })
+        let map = match form {
+            // Two codes of e4m3 are a number of 16 bits to who copies them.
+            Form::Fp8(_) => boxes(&memory, [rows, cols.next_multiple_of(FP8_STEP) / 2], elem)?,
+            Form::Floats | Form::Scratch => boxes(&memory, [rows, cols], elem)?,
+            Form::Blocks(_) => None,
+        };
+        Ok(Self { memory, rows, cols, elem, form, bias, map })
     }
 
     /// The same weights with another's bias.
@@ -258,9 +255,29 @@ impl Matrix {
         self.map.as_ref()
     }
 
+    /// Of e4m3, [rows].
+    pub(crate) fn row_scales(&self) -> Option<&Vector> {
+        if let Form::Fp8(scales) = &self.form { Some(scales) } else { None }
+    }
+
+    /// Whether weights are e4m3.
+    pub(crate) fn is_fp8(&self) -> bool {
+        self.row_scales().is_some()
+    }
+
+    /// Of block formats; elsewhere there are none.
+    pub(crate) fn quant_parts(&self) -> &[QuantPart] {
+        if let Form::Blocks(parts) = &self.form { parts } else { &[] }
+    }
+
     /// Whether weights are in block formats.
     pub(crate) fn is_quantized(&self) -> bool {
-        !self.quant_parts.is_empty()
+        matches!(self.form, Form::Blocks(_))
+    }
+
+    /// Whether steps write it.
+    pub(crate) fn is_scratch(&self) -> bool {
+        matches!(self.form, Form::Scratch)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::device::{Device, ElemType};
 use super::quant;
-use super::storage::{FP8_STEP, Matrix, Memory, QuantPart, Vector, bytes_of};
+use super::storage::{FP8_STEP, Form, Matrix, Memory, QuantPart, Vector, bytes_of};
 use crate::config::WeightDtype;
 use crate::error::{Error, Result};
 use crate::ops;
@@ -104,8 +104,8 @@ fn empty(
     }
     let row_bytes = if scales.is_some() { cols.next_multiple_of(FP8_STEP) } else { cols * elem.bytes() };
     let memory = Memory::new(device, rows * row_bytes)?;
-    let [row_scales, bias] = [scales, bias].map(|data| data.map(|data| vector(device, data)).transpose());
-    Matrix::new(memory, [rows, cols], elem, row_scales?, bias?)
+    let [scales, bias] = [scales, bias].map(|data| data.map(|data| vector(device, data)).transpose());
+    Matrix::new(memory, [rows, cols], elem, scales?.map_or(Form::Floats, Form::Fp8), bias?)
 }
 
 /// Parts in block formats, each in its own.
@@ -127,7 +127,8 @@ fn load_quantized(device: &Arc<dyn Device>, parts: &[TensorView<'_>], bias: Opti
         start += num_bytes(part);
     }
     let bias = bias.map(|bias| vector(device, bias)).transpose()?;
-    Ok(Matrix::quantized(memory, places, cols, bias))
+    let rows = first_row;
+    Matrix::new(memory, [rows, cols], ElemType::Bf16, Form::Blocks(places), bias)
 }
 
 /// Writes `data`, of which each `stored` bytes (the last perhaps fewer) become `packed` ones, which are zeros before `pack`, from byte
@@ -264,7 +265,7 @@ mod tests {
             let mut bytes = vec![0; 32];
             matrix.memory.read(0, &mut bytes).unwrap();
             let expected = [vec![3.0; 8], vec![0.0; 8]].concat();
-            assert!(matrix.row_scales.is_none() && floats_of(&bytes, ElemType::Bf16) == expected);
+            assert!(!matrix.is_fp8() && floats_of(&bytes, ElemType::Bf16) == expected);
             let odd = TensorView { dtype: Dtype::F32, shape: vec![1, 12], data: vec![0; 48].into(), row_scales: None };
             let error = load(&device, vec![odd], None, ElemType::Bf16, true).err().unwrap().to_string();
             assert!(error.contains("12 columns"), "{error}");

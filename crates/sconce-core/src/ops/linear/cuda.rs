@@ -61,7 +61,7 @@ pub(crate) fn cuda(
         check(out, x, weight);
         return cuda_quant::launch(device, cuda_quant::Kernel::choose(x.rows()), out, x, weight);
     }
-    if x.rows() > MAX_ROWS && products == Products::Library && weight.row_scales.is_none() {
+    if x.rows() > MAX_ROWS && products == Products::Library && !weight.is_fp8() {
         return by_library(device, out, x, weight);
     }
     match hopper_call(device, x, weight, products) {
@@ -105,7 +105,7 @@ pub(crate) fn gated(
     if weight.is_quantized() {
         return cuda_quant::gated(device, x, weight, act, &args);
     }
-    let dims = stream_dims(device, num_tokens, weight.rows, segments.splits, STREAM_BYTES).behind(weight.is_scratch);
+    let dims = stream_dims(device, num_tokens, weight.rows, segments.splits, STREAM_BYTES).behind(weight.is_scratch());
     let args = args.with(segments.splits).with(gate_act_mul::activation_kind(act));
     // SAFETY: shapes are compared above; the grid and shared memory are as the kernels' head says.
     unsafe { device.launch(gated_name(num_tokens, weight), &dims, &args)? };
@@ -152,7 +152,7 @@ pub(super) fn stream_dims(
 
 fn gated_name(num_tokens: usize, weight: &Matrix) -> &'static str {
     let elem = weight.elem;
-    match (weight.row_scales.is_some(), num_tokens <= 8) {
+    match (weight.is_fp8(), num_tokens <= 8) {
         (false, true) => elem.kernel("linear_gated_rows8_bf16", "linear_gated_rows8_f16"),
         (false, false) => elem.kernel("linear_gated_rows16_bf16", "linear_gated_rows16_f16"),
         (true, true) => elem.kernel("linear_gated_rows8_fp8_bf16", "linear_gated_rows8_fp8_f16"),
@@ -172,7 +172,7 @@ fn hopper_call<'a>(
 
 /// The name of the kernel that [`cuda`] would choose among ours.
 pub(super) fn chosen(device: &dyn Device, x: &Buffer, weight: &Matrix, products: Products) -> &'static str {
-    if let Some(part) = weight.quant_parts.first() {
+    if let Some(part) = weight.quant_parts().first() {
         return cuda_quant::Kernel::choose(x.rows()).name(part.dtype);
     }
     match hopper_call(device, x, weight, products) {
@@ -247,7 +247,7 @@ impl Tile {
 
     fn shared_bytes(&self, weight: &Matrix) -> usize {
         // Chunks in 64 bytes of a row of weights, and in a stage.
-        let of_step = if weight.row_scales.is_some() { 2 } else { 1 };
+        let of_step = if weight.is_fp8() { 2 } else { 1 };
         let chunks = self.chunks.max(of_step);
         let padding = if chunks > 1 { 64 } else { 0 };
         let step = self.features * 64 + of_step * (self.tokens * CHUNK * 2 + padding);
@@ -290,7 +290,7 @@ impl Kernel {
 
     pub(super) fn name(self, weight: &Matrix) -> &'static str {
         let elem = weight.elem;
-        if weight.row_scales.is_some() {
+        if weight.is_fp8() {
             return match self {
                 Self::Rows(8) => elem.kernel("linear_rows8_fp8_bf16", "linear_rows8_fp8_f16"),
                 Self::Rows(_) => elem.kernel("linear_rows16_fp8_bf16", "linear_rows16_fp8_f16"),
@@ -333,7 +333,7 @@ pub(super) fn args(out: &Buffer, x: &Buffer, weight: &Matrix, rows: Range<usize>
     };
     let args = Args::new().with(out.ptr().offset(rows.start * out.elem().bytes())).with(x.ptr());
     let args = args.with(weight.memory.ptr().offset(start));
-    let args = args.with(of_rows(weight.row_scales.as_ref())).with(of_rows(weight.bias.as_ref()));
+    let args = args.with(of_rows(weight.row_scales())).with(of_rows(weight.bias.as_ref()));
     let args = args.with(x.rows()).with(rows.len()).with(out.cols()).with(weight.cols).with(Segments::of(weight).len);
     args.with(u32::from(out.elem() == ElemType::F32))
 }
@@ -351,7 +351,7 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &mut Buffer, x: &
         }
     };
     // SAFETY: `check` compared the shapes; grids and shared memory are as the kernels' head says.
-    unsafe { device.launch(kernel.name(weight), &dims.behind(weight.is_scratch), &args) }
+    unsafe { device.launch(kernel.name(weight), &dims.behind(weight.is_scratch()), &args) }
 }
 
 pub(super) fn by_library(device: &dyn Device, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {

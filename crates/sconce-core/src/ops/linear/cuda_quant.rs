@@ -10,7 +10,7 @@ use super::cuda::{MAX_ROWS, Segments, args, stream_dims, tile_count};
 use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
 use crate::backend::cuda::quant::{COLUMNS, ROWS, tile_bytes};
-use crate::backend::cuda::storage::{Buffer, Matrix, Memory};
+use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::gate_act_mul;
@@ -86,7 +86,7 @@ impl Kernel {
 /// Each part of `weight` by `kernel`.
 pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
     let segments = Segments::of(weight);
-    for part in &weight.quant_parts {
+    for part in weight.quant_parts() {
         let args = args(out, x, weight, part.first_row..part.first_row + part.rows, part.start);
         let (dims, args) = if kernel == Kernel::Tile {
             let dims = Dims::linear(tile_count(TILE, TILE, x.rows(), part.rows), TILE_THREADS);
@@ -110,7 +110,7 @@ fn shared_bytes(dtype: Dtype, weight: &Matrix) -> usize {
 
 /// [`super::cuda::gated`] of at most [`MAX_ROWS`] tokens; `args` are those of gate.
 pub(super) fn gated(device: &dyn Device, x: &Buffer, weight: &Matrix, act: Activation, args: &Args) -> Result<bool> {
-    let ([part], inter) = (&weight.quant_parts[..], weight.rows / 2) else { return Ok(false) };
+    let ([part], inter) = (weight.quant_parts(), weight.rows / 2) else { return Ok(false) };
     // Up begins with a tile, too.
     if !inter.is_multiple_of(ROWS) {
         return Ok(false);
@@ -156,7 +156,7 @@ impl Expansion {
         const ELEM: ElemType = ElemType::Bf16;
         let num_elements = shapes.iter().map(|[rows, cols]| rows * cols).max().unwrap_or(0);
         let memory = Memory::new(device, num_elements * ELEM.bytes())?;
-        let matrix = |&shape: &[usize; 2]| Matrix::scratch(memory.clone(), shape, ELEM);
+        let matrix = |&shape: &[usize; 2]| Matrix::new(memory.clone(), shape, ELEM, Form::Scratch, None);
         Ok(Self { matrices: shapes.iter().map(matrix).collect::<Result<_>>()?, memory })
     }
 
@@ -169,7 +169,7 @@ impl Expansion {
     /// Expands `weight` to what [`Expansion::matrix`] gives. What was there before is gone.
     pub(super) fn fill(&self, device: &dyn Device, weight: &Matrix) -> Result<()> {
         let row_bytes = weight.cols * weight.elem.bytes();
-        for part in &weight.quant_parts {
+        for part in weight.quant_parts() {
             let out = self.memory.ptr().offset(part.first_row * row_bytes);
             let args = Args::new().with(out).with(weight.memory.ptr().offset(part.start));
             let args = args.with(part.rows).with(weight.cols);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::cuda::{Kernel as Portable, MAX_ROWS, Segments, TILE_64X64, check, launch, ptr_of_rows};
 use crate::backend::cuda::device::{Args, Device, Dims, ElemType, TensorMap};
-use crate::backend::cuda::storage::{Buffer, Matrix, Memory, bytes_of};
+use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory, bytes_of};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::gate_act_mul;
@@ -154,7 +154,7 @@ impl Kernel {
     }
 
     fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
-        let (is_fp8, is_one_segment) = (weight.row_scales.is_some(), Segments::of(weight).len >= weight.cols);
+        let (is_fp8, is_one_segment) = (weight.is_fp8(), Segments::of(weight).len >= weight.cols);
         let suits = |kernel: &Self| {
             kernel.is_fp8() == is_fp8
                 && (!kernel.is_whole() || is_one_segment)
@@ -211,7 +211,7 @@ impl<'a> Call<'a> {
         // Results are stored 16 bytes at a time.
         let suits = is_there
             && weight.rows.is_multiple_of(if kernel.is_gated() { 16 } else { 8 })
-            && weight.row_scales.is_some() == kernel.is_fp8()
+            && weight.is_fp8() == kernel.is_fp8()
             && (!kernel.is_whole() || Segments::of(weight).len >= weight.cols);
         suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
     }
@@ -220,7 +220,7 @@ impl<'a> Call<'a> {
         let Self { weight, num_tokens, .. } = *self;
         let mut args = Args::new().with(out.ptr()).with_map(self.x).with_map(self.map);
         if self.kernel.is_fp8() {
-            args = args.with(ptr_of_rows(weight, weight.row_scales.as_ref()));
+            args = args.with(ptr_of_rows(weight, weight.row_scales()));
         }
         let args = args.with(ptr_of_rows(weight, weight.bias.as_ref())).with(num_tokens).with(out.cols());
         args.with(weight.cols).with(Segments::of(weight).len).with(u32::from(out.elem() == ElemType::F32))
@@ -233,7 +233,7 @@ impl<'a> Call<'a> {
             num_blocks = num_blocks.min(self.device.num_sms());
         }
         let dims = Dims::linear(num_blocks, self.kernel.block().threads).in_clusters(cluster);
-        dims.with_shared(self.kernel.shared_bytes()).behind(self.weight.is_scratch)
+        dims.with_shared(self.kernel.shared_bytes()).behind(self.weight.is_scratch())
     }
 
     /// Of the inputs that it was chosen for.
@@ -292,7 +292,7 @@ pub(crate) fn adds_alike(device: &Arc<dyn Device>, elem: ElemType) -> Result<boo
     let mut x = Buffer::new(device, TOKENS, COLS, elem)?;
     x.write_f32(&numbers(1, TOKENS * COLS))?;
     let memory = Memory::of_bytes(device, &bytes_of(&numbers(2, FEATURES * COLS), elem))?;
-    let weight = Matrix::new(memory, [FEATURES, COLS], elem, None, None)?;
+    let weight = Matrix::new(memory, [FEATURES, COLS], elem, Form::Floats, None)?;
     // Products read weights before they wait for what comes before.
     device.synchronize()?;
     let mut out = Buffer::new(device, TOKENS, FEATURES, ElemType::F32)?;

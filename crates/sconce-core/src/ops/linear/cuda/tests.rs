@@ -158,8 +158,9 @@ fn a_token_does_not_depend_on_the_tokens_beside_it() {
 fn segments_depend_on_the_shape_and_cover_it() {
     let device = devices().remove(0);
     let of = |rows, cols| {
-        let memory = crate::backend::cuda::storage::Memory::new(&device, 0).unwrap();
-        Segments::of(&Matrix::new(memory, [rows, cols], ElemType::Bf16, None, None).unwrap())
+        use crate::backend::cuda::storage::{Form, Memory};
+        let memory = Memory::new(&device, 0).unwrap();
+        Segments::of(&Matrix::new(memory, [rows, cols], ElemType::Bf16, Form::Floats, None).unwrap())
     };
     // Attention's output and the MLP's matrices of Llama 3 8B, and its head.
     assert_eq!(of(4096, 4096), Segments { splits: 4, len: 1024 });

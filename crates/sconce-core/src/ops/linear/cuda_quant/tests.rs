@@ -100,7 +100,7 @@ fn parts_of_several_formats_fill_a_row_side_by_side() {
         let weights = Weights::new(&parts, 512);
         let bias = random(68, 4);
         let matrix = weights.matrix(&device, Some(&bias));
-        let rows: Vec<_> = matrix.quant_parts.iter().map(|part| (part.dtype, part.first_row, part.rows)).collect();
+        let rows: Vec<_> = matrix.quant_parts().iter().map(|part| (part.dtype, part.first_row, part.rows)).collect();
         assert_eq!(rows, [(Dtype::Q4K, 0, 48), (Dtype::Q6K, 48, 20)]);
         for tokens in [5, 13, 40] {
             let case = weights.case(tokens);
@@ -176,7 +176,7 @@ fn many_tokens_find_weights_expanded() {
         let matrix = weights.matrix(&device, None);
         let expansion = Expansion::new(&device, &[[56, 256]]).unwrap();
         let expanded = expansion.matrix(&matrix).unwrap();
-        assert!(expanded.is_scratch && !expanded.is_quantized());
+        assert!(expanded.is_scratch() && !expanded.is_quantized());
         expansion.fill(&*device, &matrix).unwrap();
         let mut bytes = vec![0; 56 * 256 * 2];
         expanded.memory.read(0, &mut bytes).unwrap();
