@@ -366,12 +366,7 @@ mod tests {
         let (plain, profiled) =
             (CpuBackend::new(Some(1)), Profiled::new(CpuBackend::new(Some(1)), Arc::clone(&profile)));
         let data = random(6 * 8, 1);
-        let view = |rows: usize| TensorView {
-            dtype: Dtype::F32,
-            shape: vec![rows, 8],
-            data: bytemuck::cast_slice(&data[..rows * 8]).into(),
-            row_scales: None,
-        };
+        let view = |rows: usize| TensorView::new(Dtype::F32, vec![rows, 8], bytemuck::cast_slice(&data[..rows * 8]));
         let [mut x, mut out, mut small, mut expected] =
             [8, 6, 2, 6].map(|cols| plain.buffer(3, cols, BufferRole::Activation).unwrap());
         plain.write(&mut x, &random(24, 2)).unwrap();

@@ -50,7 +50,7 @@ impl<B: Backend> Bigrams<B> {
         let config = ModelConfig { hidden_size: VOCAB_SIZE, vocab_size: VOCAB_SIZE, ..tiny_config() };
         let logits: Vec<f32> = random(VOCAB_SIZE * VOCAB_SIZE, 5).iter().map(|x| x * 3.0).collect();
         let data = bytemuck::cast_slice(&round(&logits, ElemType::Bf16)).to_vec();
-        let view = TensorView { dtype: Dtype::F32, shape: vec![VOCAB_SIZE; 2], data: data.into(), row_scales: None };
+        let view = TensorView::new(Dtype::F32, vec![VOCAB_SIZE; 2], data);
         let table = backend.matrix(vec![view], None, WeightDtype::Bf16).unwrap();
         Self { config, table, fault, num_passes: AtomicUsize::new(0) }
     }

@@ -85,7 +85,7 @@ mod tests {
                 let tokens = [36, 0, 15, 16, 7];
                 let mut expected = Buffer::new(tokens.len(), cols);
                 reference(&mut expected, &dense_matrix(&expanded, cols), &tokens, 48.3);
-                let view = TensorView { dtype, shape: vec![rows, cols], data: data.into(), row_scales: None };
+                let view = TensorView::new(dtype, vec![rows, cols], data);
                 let table = weights::load(&device, vec![view], None, ElemType::Bf16, true).unwrap();
                 let batch = on_device::batch(&device, &tokens, &[]);
                 let mut out = CudaBuffer::new(&device, tokens.len(), cols, ElemType::F32).unwrap();

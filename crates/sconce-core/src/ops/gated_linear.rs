@@ -72,7 +72,8 @@ mod tests {
         let data = random(2 * inter * cols, 4);
         let of = |rows: &[usize], dtype: Dtype| {
             let mut begin = 0;
-            let mut matrix = Matrix { parts: Vec::new(), cols, bias: Some(random(2 * inter, 5).into()) };
+            let mut matrix =
+                Matrix { parts: Vec::new(), cols, bias: Some(random(2 * inter, 5).into()), column_order: None };
             for rows in rows {
                 let part = &data[begin * cols..(begin + rows) * cols];
                 matrix.parts.append(&mut float_matrix(dtype, part, cols).parts);

@@ -10,6 +10,7 @@ pub mod copy_blocks;
 pub mod embed;
 pub mod gate_act_mul;
 pub mod gated_linear;
+pub mod gather_columns;
 pub mod gather_rows;
 mod lanes;
 pub mod layer_norm;

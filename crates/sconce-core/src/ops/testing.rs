@@ -43,6 +43,7 @@ pub(crate) fn float_matrix(dtype: Dtype, data: &[f32], cols: usize) -> Matrix {
         parts: vec![MatrixPart { dtype, rows, data: PartData::FloatPanels(panels), row_scales: None }],
         cols,
         bias: None,
+        column_order: None,
     }
 }
 

@@ -53,7 +53,7 @@ impl DummyWeights {
             Kind::Bias => self.constant(dtype, 0.0, num_elements)?,
             Kind::Matrix => self.random(name, &shape, num_elements)?,
         };
-        Ok(TensorView { dtype, shape, data: data.into(), row_scales: None })
+        Ok(TensorView::new(dtype, shape, data))
     }
 
     /// The same without its data.

@@ -63,8 +63,7 @@ pub(super) fn has_nan(codes: &[u8]) -> bool {
 /// finite.
 pub(super) fn quantize(matrix: &TensorView<'_>) -> Option<TensorView<'static>> {
     let (codes, scales) = quant::quantize_rows(matrix, matrix.shape[1], quantize_row)?;
-    let (shape, data) = (matrix.shape.clone(), codes.into());
-    Some(TensorView { dtype: Dtype::F8E4M3, shape, data, row_scales: Some(scales) })
+    Some(TensorView { row_scales: Some(scales), ..TensorView::new(Dtype::F8E4M3, matrix.shape.clone(), codes) })
 }
 
 /// Returns the scale; it is not finite where a number is not.
@@ -105,7 +104,7 @@ mod tests {
 
     fn matrix(values: &[f32], cols: usize) -> TensorView<'static> {
         let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        TensorView { dtype: Dtype::F32, shape: vec![values.len() / cols, cols], data: data.into(), row_scales: None }
+        TensorView::new(Dtype::F32, vec![values.len() / cols, cols], data)
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl GgufWeights {
         };
         let mut shape = tensor.shape;
         shape[0] = len;
-        Ok(TensorView { dtype: tensor.dtype, shape, data, row_scales: None })
+        Ok(TensorView::new(tensor.dtype, shape, data))
     }
 
     /// Number of rows and bytes of one; a vector's rows are its elements.
@@ -155,5 +155,5 @@ fn minus_one(tensor: TensorView<'_>) -> TensorView<'static> {
     let mut values = vec![0.0; tensor.shape.iter().product()];
     quant::dequantize(tensor.dtype, &tensor.data, &mut values);
     let data: Vec<u8> = values.iter().flat_map(|v| (v - 1.0).to_le_bytes()).collect();
-    TensorView { dtype: Dtype::F32, shape: tensor.shape, data: data.into(), row_scales: None }
+    TensorView::new(Dtype::F32, tensor.shape, data)
 }

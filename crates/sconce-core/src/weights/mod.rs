@@ -1,6 +1,7 @@
 //! Weights: files in, tensors out, in one naming and one layout whatever the file.
 
 pub mod bytes;
+mod column_order;
 mod convert;
 mod dtype;
 mod dummy;
@@ -15,6 +16,7 @@ pub mod quant;
 mod safetensors;
 mod store;
 
+pub(crate) use column_order::with_one_order;
 pub use convert::convert;
 pub use dtype::Dtype;
 pub use dummy::random_weight;

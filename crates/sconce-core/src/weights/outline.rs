@@ -1,6 +1,5 @@
 //! [`Outline`]: what a model would load, found out by loading it without data.
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -95,7 +94,7 @@ impl TensorSource for Outline<'_> {
             *rows = 0;
         }
         let row_scales = (info.dtype == Dtype::F8E4M3).then(Vec::new);
-        let view = TensorView { dtype: info.dtype, shape, data: Cow::Borrowed(&[]), row_scales };
+        let view = TensorView { row_scales, ..TensorView::new(info.dtype, shape, &[]) };
         self.tensors.borrow_mut().insert(name.to_owned(), info);
         Ok(view)
     }

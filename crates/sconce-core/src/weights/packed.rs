@@ -13,8 +13,9 @@
 //! | int-quantized | `X.weight` [rows, cols], signed bytes | | the same |
 //!
 //! Codes and zero points lie in words of 32 bits, n = 32 / bits in each, the first in the lowest bits; those of AWQ in the order 0, 2,
-//! 4, 6, 1, 3, 5, 7. `X.g_idx` or `X.weight_g_idx` may say which group each column belongs to: where columns of a group are not
-//! neighbours (act-order), weights become floats of the scales' type.
+//! 4, 6, 1, 3, 5, 7. `X.g_idx` or `X.weight_g_idx` may say which group each column belongs to: where those of a group are not neighbours
+//! (act-order), columns are brought together ([`TensorView::column_order`]); where groups differ in size, weights become floats of the
+//! scales' type.
 
 mod rows;
 #[cfg(test)]
@@ -106,8 +107,17 @@ pub(super) struct Packed<'a> {
     /// Columns of a group, a multiple of 32.
     group_len: usize,
     scales: StDtype,
-    /// Of each column, where groups are not neighbours.
-    group_of: Option<Vec<u32>>,
+    columns: Columns,
+}
+
+/// Which columns share scales.
+enum Columns {
+    /// Neighbours.
+    InOrder,
+    /// Neighbours once they are in this order.
+    Ordered(Vec<u32>),
+    /// Those of the same group, of each column, whose numbers differ.
+    Scattered(Vec<u32>),
 }
 
 impl<'a> Packed<'a> {
@@ -145,7 +155,8 @@ impl<'a> Packed<'a> {
             Some(raw) => (raw.dtype, raw.shape),
             None => return error(&names[1], format!("{} needs it, and it is not there", names[0])),
         };
-        let mut this = Self { files, packing: *packing, names, rows, cols, group_len, scales, group_of: None };
+        let mut this =
+            Self { files, packing: *packing, names, rows, cols, group_len, scales, columns: Columns::InOrder };
         let groups = this.num_groups();
         let shape = if packing.layout.has_groups_first() { [groups, rows] } else { [rows, groups] };
         if scales_shape != shape {
@@ -155,7 +166,7 @@ impl<'a> Packed<'a> {
             return error(&this.names[1], format!("expected F16, BF16 or F32, found {scales:?}"));
         }
         this.check_zeros()?;
-        this.group_of = this.read_groups()?;
+        this.columns = this.read_columns()?;
         Ok(Some(this))
     }
 
@@ -197,9 +208,8 @@ impl<'a> Packed<'a> {
         }
     }
 
-    /// Of each column its group, where groups are not neighbours in order.
-    fn read_groups(&self) -> Result<Option<Vec<u32>>> {
-        let Some(Raw { dtype, shape }) = self.files.raw(&self.names[3]) else { return Ok(None) };
+    fn read_columns(&self) -> Result<Columns> {
+        let Some(Raw { dtype, shape }) = self.files.raw(&self.names[3]) else { return Ok(Columns::InOrder) };
         if dtype != StDtype::I32 || shape != [self.cols] {
             let message = format!("expected I32 of the shape [{}], found {dtype:?} of {shape:?}", self.cols);
             return Err(self.error(3, message));
@@ -209,20 +219,26 @@ impl<'a> Packed<'a> {
         if let Some(group) = groups.iter().find(|&&group| group as usize >= self.num_groups()) {
             return Err(self.error(3, format!("there is no group {group}: there are {}", self.num_groups())));
         }
-        let is_plain = groups.iter().enumerate().all(|(col, &group)| group as usize == col / self.group_len);
-        Ok((!is_plain).then_some(groups))
+        let mut order: Vec<u32> = (0..self.cols as u32).collect();
+        order.sort_by_key(|&col| groups[col as usize]);
+        let mut in_order = order.iter().map(|&col| groups[col as usize] as usize).enumerate();
+        Ok(match in_order.all(|(i, group)| group == i / self.group_len) {
+            true if order.is_sorted() => Columns::InOrder,
+            true => Columns::Ordered(order),
+            false => Columns::Scattered(groups),
+        })
     }
 
     /// What it becomes.
     pub(super) fn info(&self) -> TensorInfo {
-        let dtype = match (&self.group_of, self.scales, self.packing.bits) {
-            (Some(_), StDtype::BF16, _) => Dtype::BF16,
-            (Some(_), StDtype::F32, _) => Dtype::F32,
-            (Some(_), _, _) => Dtype::F16,
-            (None, _, 8) => Dtype::Q8_0,
-            (None, _, _) if self.group_len.is_multiple_of(128) => Dtype::Int4G128,
-            (None, _, _) if self.packing.is_symmetric => Dtype::Q4_0,
-            (None, _, _) => Dtype::Int4G32,
+        let dtype = match (&self.columns, self.scales, self.packing.bits) {
+            (Columns::Scattered(_), StDtype::BF16, _) => Dtype::BF16,
+            (Columns::Scattered(_), StDtype::F32, _) => Dtype::F32,
+            (Columns::Scattered(_), _, _) => Dtype::F16,
+            (_, _, 8) => Dtype::Q8_0,
+            _ if self.group_len.is_multiple_of(128) => Dtype::Int4G128,
+            _ if self.packing.is_symmetric => Dtype::Q4_0,
+            _ => Dtype::Int4G32,
         };
         TensorInfo { dtype, shape: vec![self.rows, self.cols] }
     }
@@ -231,6 +247,7 @@ impl<'a> Packed<'a> {
     pub(super) fn read(&self) -> Result<TensorView<'static>> {
         let TensorInfo { dtype, shape } = self.info();
         let data = rows::convert(self, dtype)?;
-        Ok(TensorView { dtype, shape, data: data.into(), row_scales: None })
+        let column_order = if let Columns::Ordered(order) = &self.columns { Some(order.clone()) } else { None };
+        Ok(TensorView { column_order, ..TensorView::new(dtype, shape, data) })
     }
 }

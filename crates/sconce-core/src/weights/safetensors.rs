@@ -173,7 +173,7 @@ impl Safetensors {
         let Some(TensorInfo { dtype, shape }) = self.describe(name)? else { return Ok(None) };
         let data = self.data(name);
         let row_scales = if dtype == Dtype::F8E4M3 { Some(self.row_scales(name, &shape, data)?) } else { None };
-        Ok(Some(TensorView { dtype, shape, data: data.into(), row_scales }))
+        Ok(Some(TensorView { row_scales, ..TensorView::new(dtype, shape, data) }))
     }
 
     /// The same without its data.

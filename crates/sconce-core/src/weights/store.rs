@@ -29,10 +29,17 @@ pub struct TensorView<'a> {
     pub data: Cow<'a, [u8]>,
     /// Of e4m3: what the elements of each row are to be multiplied with.
     pub row_scales: Option<Vec<f32>>,
+    /// Of a matrix whose columns are not stored in order: which one each of them is.
+    pub column_order: Option<Vec<u32>>,
 }
 
-impl TensorView<'_> {
-    /// The elements as f32, scales included.
+impl<'a> TensorView<'a> {
+    /// Elements without scales, in order.
+    pub fn new(dtype: Dtype, shape: Vec<usize>, data: impl Into<Cow<'a, [u8]>>) -> Self {
+        Self { dtype, shape, data: data.into(), row_scales: None, column_order: None }
+    }
+
+    /// The elements as f32, scales included, columns in order.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.shape.iter().product()];
         quant::dequantize(self.dtype, &self.data, &mut out);
@@ -40,6 +47,12 @@ impl TensorView<'_> {
             let row_len = out.len().checked_div(scales.len()).unwrap_or(0).max(1);
             for (row, scale) in out.chunks_exact_mut(row_len).zip(scales) {
                 row.iter_mut().for_each(|x| *x *= scale);
+            }
+        }
+        if let Some(order) = &self.column_order {
+            for row in out.chunks_exact_mut(order.len()) {
+                let stored = row.to_vec();
+                order.iter().zip(stored).for_each(|(&col, x)| row[col as usize] = x);
             }
         }
         out
@@ -132,6 +145,9 @@ impl WeightStore {
         };
         let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone() };
         self.check(name, shape, &info)?;
+        if name == EMBEDDING && tensor.column_order.is_some() {
+            return Err(Error::tensor(self.path(), name, "embeddings in act-order are not supported"));
+        }
         let Some(target) = self.target(name, &info)? else { return Ok(tensor) };
         let infinite = || Error::tensor(self.path(), name, "there is a number among its elements that is not finite");
         let quantized = if target == Dtype::F8E4M3 { fp8::quantize(&tensor) } else { quant::quantize(&tensor, target) };

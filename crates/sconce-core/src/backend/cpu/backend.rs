@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
 use crate::ops;
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::{Dtype, TensorView};
+use crate::weights::{Dtype, TensorView, with_one_order};
 
 /// The share of the free memory that the KV pool takes by default: the other half stays for the rest of the machine.
 const KV_MEMORY_SHARE: usize = 2;
@@ -27,6 +27,8 @@ pub(crate) struct Cpu {
     pub(crate) weights: Arena,
     pub(crate) isa: Isa,
     pub(crate) precision: MatmulPrecision,
+    /// Inputs of weights whose columns are not in order.
+    pub(crate) ordered: Buffer,
     pub(crate) quantized: ops::linear::QuantizedRows,
     pub(crate) planes: ops::linear::Planes,
     #[cfg(target_arch = "x86_64")]
@@ -42,6 +44,7 @@ impl Cpu {
             weights: Arena::default(),
             isa,
             precision: MatmulPrecision::default(),
+            ordered: Buffer::default(),
             quantized: Default::default(),
             planes: Default::default(),
             #[cfg(target_arch = "x86_64")]
@@ -105,10 +108,11 @@ impl Backend for CpuBackend {
 
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, dtype: WeightDtype) -> Result<Matrix> {
         let cols = parts[0].shape[1];
+        let (parts, column_order) = with_one_order(parts);
         let Cpu { pool, weights, isa, .. } = &mut *self.cpu.borrow_mut();
         let load = |part| ops::linear::load_part((&mut *pool, &mut *weights), *isa, part, dtype);
         let parts = parts.into_iter().map(load).collect::<Result<_>>()?;
-        Ok(Matrix { parts, cols, bias: bias.map(Into::into) })
+        Ok(Matrix { parts, cols, bias: bias.map(Into::into), column_order: column_order.map(Into::into) })
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {

@@ -4,7 +4,7 @@ use crate::ops::linear::{FloatPanels, Panels};
 use crate::weights::Dtype;
 
 /// f32 activations, [rows, cols].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buffer {
     data: Vec<f32>,
     rows: usize,
@@ -31,6 +31,13 @@ impl Buffer {
     /// Elements of a row.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// Takes another shape, with all rows in use, whose contents are whatever was there.
+    pub(crate) fn reshape(&mut self, rows: usize, cols: usize) {
+        // A longer buffer than this step needs stays.
+        self.data.resize((rows * cols).max(self.data.len()), 0.0);
+        (self.rows, self.cols) = (rows, cols);
     }
 
     /// Sets the rows in use; their contents are whatever was there.
@@ -88,6 +95,8 @@ pub struct Matrix {
     pub cols: usize,
     /// One entry a row.
     pub bias: Option<Box<[f32]>>,
+    /// Which column each stored one is, where they are not in order.
+    pub column_order: Option<Box<[u32]>>,
 }
 
 impl Matrix {

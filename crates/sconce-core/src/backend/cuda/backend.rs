@@ -59,6 +59,26 @@ struct Scratch {
     /// Shapes of matrices in block formats.
     quantized: Vec<[usize; 2]>,
     expansion: Option<Expansion>,
+    /// Inputs of matrices whose columns are not in order, one for each number of columns.
+    ordered: Vec<Buffer>,
+    ordered_cols: Vec<usize>,
+}
+
+impl Scratch {
+    /// The inputs of `weight` in the order of its columns, and what else products need.
+    fn inputs<'a>(
+        &'a mut self,
+        device: &dyn Device,
+        products: Products,
+        x: &'a Buffer,
+        weight: &Matrix,
+    ) -> Result<(&'a Buffer, Options<'a>)> {
+        let options = Options { products, expansion: self.expansion.as_ref() };
+        let Some(order) = &weight.column_order else { return Ok((x, options)) };
+        let ordered = self.ordered.iter_mut().find(|ordered| ordered.cols() == weight.cols).expect(PREPARED);
+        ops::gather_columns::cuda(device, ordered, x, order)?;
+        Ok((ordered, options))
+    }
 }
 
 impl CudaBackend {
@@ -134,10 +154,6 @@ impl CudaBackend {
         Self { runs_ahead: false, ..self }
     }
 
-    fn options<'a>(&self, scratch: &'a Scratch) -> Options<'a> {
-        Options { products: self.products, expansion: scratch.expansion.as_ref() }
-    }
-
     /// How many graphs there are.
     #[cfg(test)]
     pub(crate) fn num_graphs(&self) -> usize {
@@ -203,8 +219,12 @@ impl Backend for CudaBackend {
 
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, _: WeightDtype) -> Result<Matrix> {
         let matrix = weights::load(&self.device, parts, bias, self.elem, self.keeps_blocks)?;
+        let mut scratch = self.scratch.borrow_mut();
         if matrix.is_quantized() {
-            self.scratch.borrow_mut().quantized.push([matrix.rows, matrix.cols]);
+            scratch.quantized.push([matrix.rows, matrix.cols]);
+        }
+        if matrix.column_order.is_some() && !scratch.ordered_cols.contains(&matrix.cols) {
+            scratch.ordered_cols.push(matrix.cols);
         }
         Ok(matrix)
     }
@@ -246,6 +266,9 @@ impl Backend for CudaBackend {
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
         scratch.expansion = Expansion::needed(&self.device, &scratch.quantized, config.vocab_size, limits)?;
+        let max_rows = limits.max_tokens.max(limits.max_logits);
+        let ordered = |&cols: &usize| Buffer::new(&self.device, max_rows, cols, self.elem);
+        scratch.ordered = scratch.ordered_cols.iter().map(ordered).collect::<Result<_>>()?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
         let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());
@@ -325,8 +348,9 @@ impl Backend for CudaBackend {
     }
 
     fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
-        let scratch = self.scratch.borrow();
-        ops::linear::cuda::cuda(&*self.device, out, x, weight, self.options(&scratch))
+        let mut scratch = self.scratch.borrow_mut();
+        let (x, options) = scratch.inputs(&*self.device, self.products, x, weight)?;
+        ops::linear::cuda::cuda(&*self.device, out, x, weight, options)
     }
 
     fn rope_append_kv(
@@ -364,11 +388,12 @@ impl Backend for CudaBackend {
         weight: &Matrix,
         act: Activation,
     ) -> Result<()> {
-        let scratch = self.scratch.borrow();
-        if ops::linear::cuda::gated(&*self.device, out, x, weight, act, self.options(&scratch))? {
+        let mut scratch = self.scratch.borrow_mut();
+        let (x, options) = scratch.inputs(&*self.device, self.products, x, weight)?;
+        if ops::linear::cuda::gated(&*self.device, out, x, weight, act, options)? {
             return Ok(());
         }
-        self.linear(gate_up, x, weight)?;
+        ops::linear::cuda::cuda(&*self.device, gate_up, x, weight, options)?;
         self.gate_act_mul(out, gate_up, act)
     }
 

@@ -212,6 +212,8 @@ pub struct Matrix {
     pub(crate) form: Form,
     /// [rows].
     pub(crate) bias: Option<Vector>,
+    /// [cols] u32: which column each stored one is, where they are not in order. Inputs of products are brought into it before.
+    pub(crate) column_order: Option<Memory>,
     /// Boxes of it; of e4m3 two columns are one.
     map: Option<TensorMap>,
 }
@@ -242,7 +244,7 @@ impl Matrix {
             Form::Floats | Form::Scratch => boxes(&memory, [rows, cols], elem)?,
             Form::Blocks(_) => None,
         };
-        Ok(Self { memory, rows, cols, elem, form, bias, map })
+        Ok(Self { memory, rows, cols, elem, form, bias, column_order: None, map })
     }
 
     /// The same weights with another's bias.

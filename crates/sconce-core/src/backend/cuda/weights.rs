@@ -8,7 +8,7 @@ use super::storage::{FP8_STEP, Form, Matrix, Memory, QuantPart, Vector, bytes_of
 use crate::config::WeightDtype;
 use crate::error::{Error, Result};
 use crate::ops;
-use crate::weights::{Dtype, RandomWeights, TensorView, convert};
+use crate::weights::{Dtype, RandomWeights, TensorView, convert, with_one_order};
 
 /// Stored bytes that one thread converts at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -37,6 +37,21 @@ pub(super) fn stays(stored: Dtype, elem: ElemType) -> bool {
 
 /// Parts of the same number of columns over each other. `keeps_blocks`: those in formats that kernels read stay in them.
 pub(crate) fn load(
+    device: &Arc<dyn Device>,
+    parts: Vec<TensorView<'_>>,
+    bias: Option<&[f32]>,
+    elem: ElemType,
+    keeps_blocks: bool,
+) -> Result<Matrix> {
+    let (parts, order) = with_one_order(parts);
+    let column_order = order.map(|order| Memory::of_bytes(device, bytemuck::cast_slice(&order))).transpose()?;
+    let mut matrix = load_stored(device, parts, bias, elem, keeps_blocks)?;
+    matrix.column_order = column_order;
+    Ok(matrix)
+}
+
+/// The same with columns as they are stored.
+fn load_stored(
     device: &Arc<dyn Device>,
     parts: Vec<TensorView<'_>>,
     bias: Option<&[f32]>,
@@ -193,8 +208,7 @@ fn write_fp8(matrix: &Matrix, parts: &[TensorView<'_>]) -> Result<()> {
 
 /// The same numbers in f32, scales included.
 fn to_floats(part: &TensorView<'_>) -> TensorView<'static> {
-    let data = bytes_of(&part.to_f32(), ElemType::F32).into();
-    TensorView { dtype: Dtype::F32, shape: part.shape.clone(), data, row_scales: None }
+    TensorView::new(Dtype::F32, part.shape.clone(), bytes_of(&part.to_f32(), ElemType::F32))
 }
 
 /// A vector of f32.
@@ -238,11 +252,8 @@ mod tests {
                 // More than one chunk a thread, and one that is nearly empty.
                 let (cols, rows) = (264, [2100, 1]);
                 let data: Vec<Vec<f32>> = rows.iter().map(|&rows| random(rows * cols, rows as u64)).collect();
-                let part = |idx: usize, dtype: ElemType, name: Dtype| TensorView {
-                    dtype: name,
-                    shape: vec![rows[idx], cols],
-                    data: bytes_of(&data[idx], dtype).into(),
-                    row_scales: None,
+                let part = |idx: usize, dtype: ElemType, name: Dtype| {
+                    TensorView::new(name, vec![rows[idx], cols], bytes_of(&data[idx], dtype))
                 };
                 let parts = vec![part(0, ElemType::F32, Dtype::F32), part(1, ElemType::F16, Dtype::F16)];
                 let matrix = load(&device, parts, Some(&data[1]), elem, true).unwrap();
@@ -254,19 +265,15 @@ mod tests {
                 assert_eq!(matrix.bias.unwrap().len, cols);
             }
             // e4m3 beside another type is expanded.
-            let fp8 = TensorView {
-                dtype: Dtype::F8E4M3,
-                shape: vec![1, 8],
-                data: vec![0x38; 8].into(),
-                row_scales: Some(vec![3.0]),
-            };
-            let other = TensorView { dtype: Dtype::F32, shape: vec![1, 8], data: vec![0; 32].into(), row_scales: None };
+            let fp8 = TensorView::new(Dtype::F8E4M3, vec![1, 8], vec![0x38; 8]);
+            let fp8 = TensorView { row_scales: Some(vec![3.0]), ..fp8 };
+            let other = TensorView::new(Dtype::F32, vec![1, 8], vec![0u8; 32]);
             let matrix = load(&device, vec![fp8, other], None, ElemType::Bf16, true).unwrap();
             let mut bytes = vec![0; 32];
             matrix.memory.read(0, &mut bytes).unwrap();
             let expected = [vec![3.0; 8], vec![0.0; 8]].concat();
             assert!(!matrix.is_fp8() && floats_of(&bytes, ElemType::Bf16) == expected);
-            let odd = TensorView { dtype: Dtype::F32, shape: vec![1, 12], data: vec![0; 48].into(), row_scales: None };
+            let odd = TensorView::new(Dtype::F32, vec![1, 12], vec![0u8; 48]);
             let error = load(&device, vec![odd], None, ElemType::Bf16, true).err().unwrap().to_string();
             assert!(error.contains("12 columns"), "{error}");
         }

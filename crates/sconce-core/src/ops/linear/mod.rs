@@ -43,6 +43,7 @@ use crate::backend::cpu::{
 use crate::config::MatmulPrecision;
 use crate::config::WeightDtype;
 use crate::error::Result;
+use crate::ops::gather_columns;
 use crate::weights::{Dtype, TensorView, convert, quant};
 
 /// Tasks that a matrix is cut into, for every thread.
@@ -54,6 +55,14 @@ pub(super) const PAIR: usize = 2 * panels::ROWS;
 pub fn reference(out: &mut Buffer, x: &Buffer, weight: &Matrix) {
     assert_eq!((x.cols(), out.cols()), (weight.cols, weight.rows()), "invariant: shapes fit");
     out.set_rows(x.rows());
+    let mut ordered = Buffer::default();
+    let x = match &weight.column_order {
+        Some(order) => {
+            gather_columns::reference(&mut ordered, x, order);
+            &ordered
+        }
+        None => x,
+    };
     let (mut row, mut offset) = (vec![0.0; weight.cols], 0);
     for part in &weight.parts {
         for r in 0..part.rows {
@@ -116,6 +125,13 @@ pub(super) struct Place<'a> {
 impl<'a> Inputs<'a> {
     /// Converts `x`, and leaves the threads to whoever multiplies.
     pub(super) fn of(cpu: &'a mut Cpu, x: &'a Buffer, weight: &Matrix) -> (&'a mut ThreadPool, Self) {
+        let x = match &weight.column_order {
+            Some(order) => {
+                gather_columns::cpu(&mut cpu.pool, &mut cpu.ordered, x, order);
+                &cpu.ordered
+            }
+            None => x,
+        };
         let has = |is_kept: fn(&PartData) -> bool| weight.parts.iter().any(|part| is_kept(&part.data));
         if has(|data| matches!(data, PartData::Panels(_))) {
             cpu.planes.fill(&mut cpu.pool, cpu.isa, cpu.precision, x);

@@ -1,7 +1,5 @@
 //! The kernels against the reference, for every type and odd shapes.
 
-use std::borrow::Cow;
-
 use super::*;
 use crate::backend::cpu::Isa;
 use crate::config::MatmulPrecision;
@@ -45,17 +43,12 @@ fn bytes(part: &MatrixPart) -> &[u8] {
 
 /// The matrix as it is loaded where the machine has `isa`.
 fn loaded(isa: Isa, matrix: Matrix) -> Matrix {
-    let Matrix { parts, cols, bias } = matrix;
+    let Matrix { parts, cols, bias, column_order } = matrix;
     let load = |part: MatrixPart| {
-        let view = TensorView {
-            dtype: part.dtype,
-            shape: vec![part.rows, cols],
-            data: Cow::Borrowed(bytes(&part)),
-            row_scales: None,
-        };
+        let view = TensorView::new(part.dtype, vec![part.rows, cols], bytes(&part));
         load_part((&mut ThreadPool::new(2), &mut Arena::default()), isa, view, WeightDtype::Auto).unwrap()
     };
-    Matrix { parts: parts.into_iter().map(load).collect(), cols, bias }
+    Matrix { parts: parts.into_iter().map(load).collect(), cols, bias, column_order }
 }
 
 /// The kernels against the reference, which gets the inputs as the kernels see them: in 16 or 8 bits, or rounded to bf16.
@@ -104,12 +97,8 @@ fn rows_with_scales_equal_the_reference() {
         for (n, rows, cols) in [(0, 3, 16), (1, 1, 1), (1, 70, 32), (3, 5, 17), (7, 33, 64), (21, 130, 96)] {
             let codes: Vec<u8> = (0..rows * cols).map(|i| (i * 151 % 127) as u8 | (i % 3) as u8 >> 1 << 7).collect();
             let scales: Vec<f32> = random(rows, 8).iter().map(|x| 0.01 * x).collect();
-            let view = TensorView {
-                dtype: Dtype::F8E4M3,
-                shape: vec![rows, cols],
-                data: codes.clone().into(),
-                row_scales: Some(scales.clone()),
-            };
+            let view = TensorView::new(Dtype::F8E4M3, vec![rows, cols], codes.clone());
+            let view = TensorView { row_scales: Some(scales.clone()), ..view };
             let part =
                 load_part((&mut ThreadPool::new(2), &mut Arena::default()), isa, view, WeightDtype::Auto).unwrap();
             assert_eq!(part.dtype, Dtype::BF16);
@@ -132,7 +121,7 @@ fn quantized_kernels_equal_the_reference() {
             for (n, rows, blocks) in [(0, 3, 1), (1, 1, 1), (3, 5, 3), (9, 33, 2), (6, 130, 5)] {
                 let cols = blocks * dtype.block_len();
                 let part = random_part(dtype, rows, cols, 6);
-                let matrix = Matrix { parts: vec![part], cols, bias: Some(random(rows, 7).into()) };
+                let matrix = Matrix { parts: vec![part], cols, bias: Some(random(rows, 7).into()), column_order: None };
                 check(isa, &loaded(isa, matrix), n);
             }
         }
@@ -161,14 +150,38 @@ fn parts_of_different_types_stand_over_each_other() {
         random_part(Dtype::Q6K, 9, 512, 2),
         random_part(Dtype::Q8_0, 1, 512, 3),
     ];
-    check(Isa::detect(), &loaded(Isa::detect(), Matrix { parts, cols: 512, bias: None }), 5);
+    check(Isa::detect(), &loaded(Isa::detect(), Matrix { parts, cols: 512, bias: None, column_order: None }), 5);
+}
+
+#[test]
+fn inputs_follow_the_order_of_columns() {
+    let order: Vec<u32> = (0..96).map(|i| i * 5 % 96).collect();
+    for isa in Isa::available() {
+        for dtype in [Dtype::Q4_1, Dtype::Q5_0] {
+            let mut matrix = loaded(
+                isa,
+                Matrix { parts: vec![random_part(dtype, 40, 96, 6)], cols: 96, bias: None, column_order: None },
+            );
+            let x = inputs(3, 96);
+            let [mut ordered, mut expected, mut exact] = [96, 40, 40].map(|cols| Buffer::new(3, cols));
+            gather_columns::reference(&mut ordered, &x, &order);
+            cpu(&mut Cpu::new(2, isa), &mut expected, &ordered, &matrix);
+            reference(&mut exact, &ordered, &matrix);
+            matrix.column_order = Some(order.clone().into());
+            let mut found = Buffer::new(3, 40);
+            cpu(&mut Cpu::new(2, isa), &mut found, &x, &matrix);
+            assert_eq!(found.data(), expected.data(), "{dtype} {isa:?}");
+            reference(&mut found, &x, &matrix);
+            assert_eq!(found.data(), exact.data(), "{dtype}");
+        }
+    }
 }
 
 #[test]
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     let quantized = |dtype: Dtype| {
         let cols = 3 * dtype.block_len();
-        Matrix { parts: vec![random_part(dtype, 40, cols, 6)], cols, bias: None }
+        Matrix { parts: vec![random_part(dtype, 40, cols, 6)], cols, bias: None, column_order: None }
     };
     for isa in Isa::available() {
         let floats = FLOATS.map(|dtype| float_matrix(dtype, &random(40 * 96, 4), 96));
@@ -210,7 +223,7 @@ fn packed_rows_come_back_bit_by_bit() {
         let part = random_part(dtype, rows, cols, 8);
         let mut expected = vec![0.0; rows * cols];
         quant::dequantize(dtype, bytes(&part), &mut expected);
-        let matrix = loaded(Isa::detect(), Matrix { parts: vec![part], cols, bias: None });
+        let matrix = loaded(Isa::detect(), Matrix { parts: vec![part], cols, bias: None, column_order: None });
         for (r, expected) in expected.chunks_exact(cols).enumerate() {
             let mut found = vec![0.0; cols];
             dequantize_row(&matrix.parts[0], r, &mut found);
@@ -222,8 +235,7 @@ fn packed_rows_come_back_bit_by_bit() {
 #[test]
 fn conversion_at_load_keeps_the_values() {
     let part = random_part(Dtype::Q5K, 3, 256, 1);
-    let view =
-        TensorView { dtype: Dtype::Q5K, shape: vec![3, 256], data: Cow::Borrowed(bytes(&part)), row_scales: None };
+    let view = TensorView::new(Dtype::Q5K, vec![3, 256], bytes(&part));
     let mut expected = vec![0.0; 3 * 256];
     quant::dequantize(Dtype::Q5K, bytes(&part), &mut expected);
     for (asked, tolerance) in [(WeightDtype::F32, 0.0), (WeightDtype::Bf16, 4e-3), (WeightDtype::F16, 5e-4)] {

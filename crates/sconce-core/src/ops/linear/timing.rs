@@ -55,8 +55,8 @@ fn random_matrix(device: &Arc<dyn Device>, shape: [usize; 2], dtype: Dtype, seed
         return weights::random(device, shape, None, ELEM, RandomWeights { seed, dtype });
     }
     let num_blocks = shape[0] * shape[1] / dtype.block_len();
-    let data = quant::random_blocks(dtype, num_blocks, seed + 1).into();
-    let view = TensorView { dtype, shape: shape.to_vec(), data, row_scales: None };
+    let data = quant::random_blocks(dtype, num_blocks, seed + 1);
+    let view = TensorView::new(dtype, shape.to_vec(), data);
     weights::load(device, vec![view], None, ELEM, true)
 }
 

@@ -63,7 +63,7 @@ impl GgufFile {
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let tensor = self.header.tensors.get(name)?;
         let data = self.file.prefetched(tensor.data.clone());
-        Some(TensorView { dtype: tensor.dtype, shape: tensor.shape.clone(), data: data.into(), row_scales: None })
+        Some(TensorView::new(tensor.dtype, tensor.shape.clone(), data))
     }
 
     /// The type and the shape of the tensor that the file calls `name`.

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{Packed, PackedLayout, StDtype};
+use super::{Columns, Packed, PackedLayout, StDtype};
 use crate::error::Result;
 use crate::weights::bytes::{as_bf16, as_f16, as_f32};
 use crate::weights::quant;
@@ -58,12 +58,20 @@ fn convert_row(packed: &Packed<'_>, dtype: Dtype, groups: &Groups, (row, codes):
     let num_groups = packed.num_groups();
     let range = row * num_groups..(row + 1) * num_groups;
     let (scales, zeros) = (&groups.scales[range.clone()], &groups.zeros[range]);
-    if let Some(group_of) = &packed.group_of {
+    if let Columns::Scattered(group_of) = &packed.columns {
         let value = |(&code, &g): (&u8, &u32)| scales[g as usize] * (f32::from(code) - f32::from(zeros[g as usize]));
         let values: Vec<f32> = codes.iter().zip(group_of).map(value).collect();
         out.copy_from_slice(&quant::encode(dtype, &values).expect("invariant: floats of any number are encoded"));
         return;
     }
+    let ordered: Vec<u8>;
+    let codes = match &packed.columns {
+        Columns::Ordered(order) => {
+            ordered = order.iter().map(|&col| codes[col as usize]).collect();
+            &ordered
+        }
+        _ => codes,
+    };
     let block_len = dtype.block_len();
     for (idx, (out, codes)) in out.chunks_exact_mut(dtype.block_bytes()).zip(codes.chunks_exact(block_len)).enumerate()
     {

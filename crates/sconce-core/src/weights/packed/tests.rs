@@ -45,6 +45,18 @@ fn what_fits_is_read() {
     assert_eq!(found.to_f32()[..4], [-7.0, -6.0, -7.0, -6.0]);
     assert!(files.contains("m.weight") && files.block_format() == Some(Dtype::Int4G32));
     assert!(files.tensor("n.weight").unwrap().is_none() && !files.contains("n.weight"));
+    // Every other column belongs to the second group; then there are 33 of it.
+    let scales = [0x3c00u16, 0x4000].map(|bits| bits.to_le_bytes().repeat(8)).concat();
+    for (first, dtype) in [(0, Dtype::Int4G32), (1, Dtype::F16)] {
+        let mut tensors = parts().to_vec();
+        let groups = (0..64).flat_map(|col: u32| if col == 0 { first } else { col % 2 }.to_le_bytes()).collect();
+        (tensors[2].3, _) = (scales.clone(), tensors.push(("m.g_idx", StDtype::I32, &[64], groups)));
+        let (_dir, files) = open(&tensors, GPTQ);
+        let found = files.tensor("m.weight").unwrap().unwrap();
+        assert_eq!((found.dtype, found.column_order.is_some()), (dtype, dtype == Dtype::Int4G32));
+        let of_first = if first == 0 { -7.0 } else { -14.0 };
+        assert_eq!(found.to_f32()[..4], [of_first, -12.0, -7.0, -12.0]);
+    }
     // Their zero points are all the middle.
     let (_dir, files) = open(&parts(), Packing { is_symmetric: true, ..GPTQ });
     assert_eq!(files.tensor("m.weight").unwrap().unwrap().dtype, Dtype::Q4_0);

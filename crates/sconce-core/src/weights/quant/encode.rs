@@ -101,7 +101,7 @@ pub(crate) fn quantize(matrix: &TensorView<'_>, dtype: Dtype) -> Option<TensorVi
         if row.iter().all(|x| x.abs() <= f16::MAX.to_f32()) { 1.0 } else { f32::INFINITY }
     };
     let (data, _) = quantize_rows(matrix, dtype.row_bytes(matrix.shape[1]), encode_row)?;
-    Some(TensorView { dtype, shape: matrix.shape.clone(), data: data.into(), row_scales: None })
+    Some(TensorView::new(dtype, matrix.shape.clone(), data))
 }
 
 fn blocks<const BYTES: usize>(values: &[f32], quantize: fn(&[f32; 32]) -> [u8; BYTES]) -> Vec<u8> {

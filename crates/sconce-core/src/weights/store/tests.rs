@@ -350,11 +350,9 @@ fn all_matrices_are_quantized_to_blocks_where_that_is_asked_for() {
     let message = store.get(q, &[5, 32]).unwrap_err().to_string();
     assert!(message.contains("q8_0") && message.contains(q) && message.contains("Q4_1"), "{message}");
     // e4m3 and its scales are numbers like others; what has none is refused.
-    let matrix = |data: Vec<u8>| TensorView {
-        dtype: Dtype::F8E4M3,
-        shape: vec![2, 32],
-        data: data.into(),
-        row_scales: Some(vec![1.0, 3.0]),
+    let matrix = |data: Vec<u8>| {
+        let view = TensorView::new(Dtype::F8E4M3, vec![2, 32], data);
+        TensorView { row_scales: Some(vec![1.0, 3.0]), ..view }
     };
     let found = quant::quantize(&matrix(vec![0x38; 64]), Dtype::Q8_0).unwrap().to_f32();
     assert!(found[..32].iter().all(|x| (x - 1.0).abs() < 1e-3) && found[32..].iter().all(|x| (x - 3.0).abs() < 3e-3));

@@ -29,11 +29,9 @@ struct Weights {
 
 impl Weights {
     fn new(parts: &[(Dtype, usize)], cols: usize) -> Self {
-        let part = |(i, &(dtype, rows)): (usize, &(Dtype, usize))| TensorView {
-            dtype,
-            shape: vec![rows, cols],
-            data: quant::random_blocks(dtype, rows * cols / dtype.block_len(), i as u64 + 1).into(),
-            row_scales: None,
+        let part = |(i, &(dtype, rows)): (usize, &(Dtype, usize))| {
+            let data = quant::random_blocks(dtype, rows * cols / dtype.block_len(), i as u64 + 1);
+            TensorView::new(dtype, vec![rows, cols], data)
         };
         Self { parts: parts.iter().enumerate().map(part).collect(), cols }
     }

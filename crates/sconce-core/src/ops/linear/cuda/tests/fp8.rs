@@ -19,11 +19,10 @@ pub(in crate::ops::linear) fn matrix(
 ) -> Matrix {
     let (rows, cols) = (scales.len(), codes.len() / scales.len());
     // Two parts, as several projections are.
-    let part = |rows: std::ops::Range<usize>| TensorView {
-        dtype: Dtype::F8E4M3,
-        shape: vec![rows.len(), cols],
-        data: codes[rows.start * cols..rows.end * cols].into(),
-        row_scales: Some(scales[rows].to_vec()),
+    let part = |rows: std::ops::Range<usize>| {
+        let codes = &codes[rows.start * cols..rows.end * cols];
+        let view = TensorView::new(Dtype::F8E4M3, vec![rows.len(), cols], codes);
+        TensorView { row_scales: Some(scales[rows].to_vec()), ..view }
     };
     weights::load(device, vec![part(0..rows / 3), part(rows / 3..rows)], bias, elem, false).unwrap()
 }
