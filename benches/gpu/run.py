@@ -166,6 +166,15 @@ def write_checkpoint(folder):
             pass
 
 
+def write_int4_config(folder):
+    """The model as a 4-bit checkpoint has it, whose weights are random too."""
+    shutil.copytree(BUILT / "models" / MODEL, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
 def bench(name, limit_s, mode, *flags, model=MODEL, env=None, kind=Step):
     engine = ["--model", BUILT / "models" / model, "--load-format", "dummy", "--device", "cuda:0", "--json"]
     return kind(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True, env=env)
@@ -247,12 +256,16 @@ def steps():
         lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
         yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
     # Prompts of 2048 are computed by expanded weights, 16 and 64 at once by kernels that expand for themselves.
-    for kind in ["q4_0", "q8_0"]:
-        blocks = ["--quantization", kind, "--max-model-len", "4096"]
-        yield bench(f"one user, {kind}", 60, "latency", "--input-len", "128,2048", "--output-len", "128", "--num-iters", "3", *blocks)
-        for batch_size in [16, 64]:
-            lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
-            yield bench(f"{batch_size} at once, {kind}", 40, "throughput", *lengths, *blocks)
+    with tempfile.TemporaryDirectory() as folder:
+        int4 = write_int4_config(pathlib.Path(folder) / "model")
+        for kind, model, flags in [("q4_0", MODEL, ["--quantization", "q4_0"]), ("int4", int4, []),
+                                   ("q8_0", MODEL, ["--quantization", "q8_0"])]:
+            blocks = ["--max-model-len", "4096", *flags]
+            lengths = ["--input-len", "128,2048", "--output-len", "128", "--num-iters", "3"]
+            yield bench(f"one user, {kind}", 60, "latency", *lengths, *blocks, model=model)
+            for batch_size in [16, 64]:
+                lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
+                yield bench(f"{batch_size} at once, {kind}", 40, "throughput", *lengths, *blocks, model=model)
     yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "embed", "copy_blocks", "sample::tests::device", "cuda::weights")
     counter = next(filter(None, map(shutil.which, COUNTERS)), None)
     if counter:

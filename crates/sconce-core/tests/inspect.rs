@@ -105,6 +105,11 @@ fn fp8_weights_are_counted_as_the_device_has_them() {
         assert_eq!(report.footprint.memory_bytes(), bytes + others + norms);
         assert!(report.footprint.groups.iter().any(|group| group.dtype == dtype));
     }
+    // As a checkpoint would have them.
+    let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": false});
+    let report = tiny(json!({"quantization_config": gptq}), &dummy()).unwrap();
+    let groups: Vec<_> = report.footprint.groups.iter().map(|group| (group.dtype, group.bytes)).collect();
+    assert!(groups.contains(&(Dtype::Int4G32, layers / 32 * 20)), "{groups:?}");
     let error = tiny(json!({"quantization_config": {"quant_method": "hqq"}}), &dummy()).unwrap_err().to_string();
     assert!(error.contains("quantization_config.quant_method") && error.contains("hqq"), "{error}");
 }

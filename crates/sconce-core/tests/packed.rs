@@ -33,8 +33,8 @@ fn matrices_are_what_the_tools_make_of_them() {
     assert_eq!(num_folders, cases.len());
     for (name, dtype) in cases {
         let dir = folder(name);
-        let packing = RawConfig::from_dir(&dir).unwrap().packing().unwrap();
-        let store = WeightStore::open_safetensors(&dir, packing).unwrap();
+        let form = RawConfig::from_dir(&dir).unwrap().stored_form().unwrap();
+        let store = WeightStore::open_safetensors(&dir, form).unwrap();
         let (found, described) = (store.get(NAME, &SHAPE).unwrap(), store.describe(NAME, &SHAPE).unwrap());
         assert_eq!((found.dtype, described.dtype, store.contains(NAME)), (dtype, dtype, true), "{name}");
         let expected = store.get("expected", &SHAPE).unwrap().to_f32();

@@ -50,8 +50,8 @@ impl ModelFiles {
         let raw = RawConfig::from_dir(dir)?;
         let config = parse_config(&raw)?;
         let store = match engine.load_format {
-            LoadFormat::Auto => WeightStore::open_safetensors(dir, raw.packing()?),
-            LoadFormat::Dummy => Ok(WeightStore::dummy(0, Dtype::BF16)),
+            LoadFormat::Auto => WeightStore::open_safetensors(dir, raw.stored_form()?),
+            LoadFormat::Dummy => Ok(WeightStore::dummy_of(0, Dtype::BF16, raw.stored_form()?)),
         };
         let store = store.map(|store| store.quantized(engine.quantization));
         Ok(Self { path: dir.into(), raw, config, store })
@@ -99,7 +99,7 @@ impl ModelFiles {
 
 /// The config of a supported model, checked.
 fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
-    raw.packing()?;
+    raw.stored_form()?;
     // Which backend is asked makes no difference: all have the same architectures.
     let config = (models::find::<CpuBackend>(raw)?.parse_config)(raw)?;
     config.validate(raw.path())?;

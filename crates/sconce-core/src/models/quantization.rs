@@ -1,25 +1,24 @@
-//! [`RawConfig::packing`]: what config.json says of weights that were quantized before they were stored.
+//! [`RawConfig::stored_form`]: what config.json says of weights that were quantized before they were stored.
 
 use serde_json::Value;
 
 use super::RawConfig;
 use crate::error::{Error, Result};
-use crate::weights::{PackedLayout, Packing};
+use crate::weights::{PackedLayout, Packing, StoredForm};
 
 impl RawConfig {
-    /// How matrices of integers are packed; `None` where there are none: of e4m3 the tensors say all. Errors: weights that were
-    /// quantized by a method that is not read here.
-    pub fn packing(&self) -> Result<Option<Packing>> {
-        let Some(values) = self.get("quantization_config") else { return Ok(None) };
+    /// What the layers' matrices are stored as. Errors: weights that were quantized by a method that is not read here.
+    pub fn stored_form(&self) -> Result<StoredForm> {
+        let Some(values) = self.get("quantization_config") else { return Ok(StoredForm::Plain) };
         let config = Config { raw: self, path: "quantization_config".into(), values };
         match config.text("quant_method") {
             "fp8" if config.get("weight_block_size").is_some() => {
                 let message = "scales of blocks are not supported: a tensor or a row must have one";
                 Err(config.error("weight_block_size", message))
             }
-            "fp8" | "fbgemm_fp8" => Ok(None),
-            "gptq" => config.gptq().map(Some),
-            "awq" => config.awq().map(Some),
+            "fp8" | "fbgemm_fp8" => Ok(StoredForm::Fp8),
+            "gptq" => config.gptq().map(StoredForm::Packed),
+            "awq" => config.awq().map(StoredForm::Packed),
             "compressed-tensors" => config.compressed_tensors(),
             _ => Err(config.unsupported("quant_method", "fp8, fbgemm_fp8, gptq, awq, compressed-tensors")),
         }
@@ -119,11 +118,11 @@ impl<'a> Config<'a> {
         Ok(Packing { layout: PackedLayout::Awq, bits, group_size, is_symmetric: false })
     }
 
-    fn compressed_tensors(&self) -> Result<Option<Packing>> {
+    fn compressed_tensors(&self) -> Result<StoredForm> {
         // By which weights are turned.
         self.refuse("transform_config")?;
         let layout = match self.text("format") {
-            "float-quantized" => return Ok(None),
+            "float-quantized" => return Ok(StoredForm::Fp8),
             "pack-quantized" => PackedLayout::PackQuantized,
             "int-quantized" => PackedLayout::IntQuantized,
             _ => return Err(self.unsupported("format", "float-quantized, pack-quantized, int-quantized")),
@@ -144,7 +143,7 @@ impl<'a> Config<'a> {
                 return Err(self.error("config_groups", "weights that are quantized in several ways are not supported"));
             }
         }
-        found.map(Some).ok_or_else(|| self.error("config_groups", "is missing"))
+        found.map(StoredForm::Packed).ok_or_else(|| self.error("config_groups", "is missing"))
     }
 
     /// Of the weights of one of compressed-tensors' groups.
@@ -168,10 +167,10 @@ mod tests {
 
     use super::*;
 
-    fn packing(config: Value) -> Result<Option<Packing>, String> {
+    fn form(config: Value) -> Result<StoredForm, String> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), json!({"quantization_config": config}).to_string()).unwrap();
-        RawConfig::from_dir(dir.path()).unwrap().packing().map_err(|e| e.to_string())
+        RawConfig::from_dir(dir.path()).unwrap().stored_form().map_err(|e| e.to_string())
     }
 
     /// With one group, whose weights are these.
@@ -189,33 +188,34 @@ mod tests {
 
     #[test]
     fn methods_are_read() {
+        assert_eq!(form(json!(null)), Ok(StoredForm::Plain));
         for config in [
-            json!(null),
             json!({"quant_method": "fp8", "weight_block_size": null}),
             json!({"quant_method": "fbgemm_fp8"}),
             json!({"quant_method": "compressed-tensors", "format": "float-quantized"}),
         ] {
-            assert_eq!(packing(config.clone()), Ok(None), "{config}");
+            assert_eq!(form(config.clone()), Ok(StoredForm::Fp8), "{config}");
         }
-        let expected =
-            |layout, bits, group_size, is_symmetric| Ok(Some(Packing { layout, bits, group_size, is_symmetric }));
+        let expected = |layout, bits, group_size, is_symmetric| {
+            Ok(StoredForm::Packed(Packing { layout, bits, group_size, is_symmetric }))
+        };
         let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false, "dynamic": {}});
-        assert_eq!(packing(gptq.clone()), expected(PackedLayout::Gptq, 4, Some(128), true));
+        assert_eq!(form(gptq.clone()), expected(PackedLayout::Gptq, 4, Some(128), true));
         let other = json!({"bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"});
-        assert_eq!(packing(with(gptq.clone(), other)), expected(PackedLayout::GptqV2, 8, None, true));
-        assert_eq!(packing(with(gptq, json!({"sym": false}))), expected(PackedLayout::Gptq, 4, Some(128), false));
+        assert_eq!(form(with(gptq.clone(), other)), expected(PackedLayout::GptqV2, 8, None, true));
+        assert_eq!(form(with(gptq, json!({"sym": false}))), expected(PackedLayout::Gptq, 4, Some(128), false));
         let old = json!({"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"});
-        assert_eq!(packing(old), expected(PackedLayout::Awq, 4, Some(64), false));
+        assert_eq!(form(old), expected(PackedLayout::Awq, 4, Some(64), false));
         let new = json!({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": true});
-        assert_eq!(packing(new), expected(PackedLayout::Awq, 4, Some(64), false));
+        assert_eq!(form(new), expected(PackedLayout::Awq, 4, Some(64), false));
         let weights = json!({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 32});
         let sparse = json!({"sparsity_config": {"format": "dense"}, "transform_config": {}});
         let config = with(compressed("pack-quantized", weights), sparse);
-        assert_eq!(packing(config), expected(PackedLayout::PackQuantized, 4, Some(32), false));
+        assert_eq!(form(config), expected(PackedLayout::PackQuantized, 4, Some(32), false));
         let weights =
             json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "group_size": null});
         let config = compressed("int-quantized", weights);
-        assert_eq!(packing(config), expected(PackedLayout::IntQuantized, 8, None, true));
+        assert_eq!(form(config), expected(PackedLayout::IntQuantized, 8, None, true));
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
             (packed(json!({"strategy": "tensor"})), "quantization_config.config_groups.group_0.weights.strategy"),
             (compressed("int-quantized", weights(json!({}))), "weights.num_bits: expected one of [8], found 4"),
         ] {
-            let error = packing(config.clone()).unwrap_err();
+            let error = form(config.clone()).unwrap_err();
             assert!(error.contains("config.json") && error.contains(words), "{config}: {error}");
         }
     }

@@ -2,8 +2,10 @@
 
 use std::sync::OnceLock;
 
+use super::packed::StoredForm;
 use super::quant::encode;
-use super::{Dtype, TensorInfo, TensorView};
+use super::store::is_of_layer;
+use super::{Dtype, TensorInfo, TensorView, fp8, quant};
 use crate::error::{Error, Result};
 
 /// Standard deviation of a matrix's elements.
@@ -26,6 +28,8 @@ const SMALL_BLOCKS: usize = PAGE_BLOCKS / 16;
 pub(super) struct DummyWeights {
     seed: u64,
     dtype: Dtype,
+    /// Of the layers' matrices, which are quantized where it is not plain.
+    form: StoredForm,
     page: OnceLock<Vec<u8>>,
 }
 
@@ -35,13 +39,17 @@ impl DummyWeights {
         mix(self.seed ^ hash(name))
     }
 
-    /// The type of matrices.
-    pub(super) fn dtype(&self) -> Dtype {
-        self.dtype
+    pub(super) fn new(seed: u64, dtype: Dtype, form: StoredForm) -> Self {
+        Self { seed, dtype, form, page: OnceLock::new() }
     }
 
-    pub(super) fn new(seed: u64, dtype: Dtype) -> Self {
-        Self { seed, dtype, page: OnceLock::new() }
+    /// The type of the matrix `name`, if it is made of random numbers of its type; `None`: it is in blocks that are quantized.
+    pub(super) fn random_dtype(&self, name: &str) -> Option<Dtype> {
+        match self.form {
+            StoredForm::Fp8 if is_of_layer(name) => Some(Dtype::F8E4M3),
+            StoredForm::Packed(_) if is_of_layer(name) => None,
+            _ => Some(self.dtype),
+        }
     }
 
     /// The tensor `name`, made to the shape that is asked for.
@@ -51,7 +59,15 @@ impl DummyWeights {
         let data = match Kind::of(name) {
             Kind::Norm => self.constant(dtype, 1.0, num_elements)?,
             Kind::Bias => self.constant(dtype, 0.0, num_elements)?,
-            Kind::Matrix => self.random(name, &shape, num_elements)?,
+            Kind::Matrix => {
+                let matrix = TensorView::new(self.dtype, shape.clone(), self.random(name, &shape, num_elements)?);
+                let quantized = match dtype {
+                    _ if dtype == self.dtype => return Ok(matrix),
+                    Dtype::F8E4M3 => fp8::quantize(&matrix),
+                    _ => quant::quantize(&matrix, dtype),
+                };
+                return Ok(quantized.expect("invariant: random numbers are finite"));
+            }
         };
         Ok(TensorView::new(dtype, shape, data))
     }
@@ -66,6 +82,13 @@ impl DummyWeights {
         let dtype = match Kind::of(name) {
             // Vectors are not quantized in any file.
             Kind::Norm | Kind::Bias if self.dtype.is_quantized() => Dtype::F32,
+            Kind::Matrix if is_of_layer(name) && shape.len() == 2 => match self.form {
+                StoredForm::Plain => self.dtype,
+                StoredForm::Fp8 => Dtype::F8E4M3,
+                StoredForm::Packed(packing) => packing
+                    .block_dtype(shape[1])
+                    .map_err(|message| Error::tensor(super::store::DUMMY_PATH, name, message))?,
+            },
             _ => self.dtype,
         };
         Ok(TensorInfo { dtype, shape: shape.to_vec() })

@@ -22,5 +22,5 @@ pub use dtype::Dtype;
 pub use dummy::random_weight;
 pub use gguf::{GgufFile, GgufMetadata, GgufValue};
 pub use outline::{Outline, RandomWeights, TensorInfo, TensorSource};
-pub use packed::{PackedLayout, Packing};
+pub use packed::{PackedLayout, Packing, StoredForm};
 pub use store::{TensorView, WeightStore};

@@ -40,6 +40,18 @@ pub struct Packing {
     pub is_symmetric: bool,
 }
 
+/// What the matrices of a checkpoint's layers are stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StoredForm {
+    /// Floats, or what their tensors say.
+    #[default]
+    Plain,
+    /// e4m3, which their tensors say too.
+    Fp8,
+    /// Integers.
+    Packed(Packing),
+}
+
 /// Which tensors hold what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PackedLayout {
@@ -83,6 +95,28 @@ impl Packing {
         Some(format!("{matrix}.weight"))
     }
 
+    /// Columns of a group of rows of `cols`. Errors: what is wrong with them.
+    fn group_len(&self, cols: usize) -> Result<usize, String> {
+        let len = self.group_size.unwrap_or(cols);
+        if len == 0 || !cols.is_multiple_of(len) || !len.is_multiple_of(32) {
+            return Err(format!(
+                "groups of {len} columns of {cols} are not supported: only whole ones of a multiple of 32"
+            ));
+        }
+        Ok(len)
+    }
+
+    /// What a matrix of `cols` columns becomes, whose groups are neighbours or can be made so. Errors: as [`Packing::group_len`].
+    pub(super) fn block_dtype(&self, cols: usize) -> Result<Dtype, String> {
+        let group_len = self.group_len(cols)?;
+        Ok(match self.bits {
+            8 => Dtype::Q8_0,
+            _ if group_len.is_multiple_of(128) => Dtype::Int4G128,
+            _ if self.is_symmetric => Dtype::Q4_0,
+            _ => Dtype::Int4G32,
+        })
+    }
+
     /// Codes in a word.
     fn codes_a_word(&self) -> usize {
         32 / self.bits
@@ -106,6 +140,8 @@ pub(super) struct Packed<'a> {
     cols: usize,
     /// Columns of a group, a multiple of 32.
     group_len: usize,
+    /// What it becomes, unless columns are scattered.
+    blocks: Dtype,
     scales: StDtype,
     columns: Columns,
 }
@@ -144,19 +180,16 @@ impl<'a> Packed<'a> {
             PackedLayout::PackQuantized => [first, second * n],
             PackedLayout::IntQuantized => [first, second],
         };
-        let group_len = packing.group_size.unwrap_or(cols);
-        if group_len == 0 || !cols.is_multiple_of(group_len) || !group_len.is_multiple_of(32) {
-            let message = format!(
-                "groups of {group_len} columns of {cols} are not supported: only whole ones of a multiple of 32"
-            );
-            return error(&names[0], message);
-        }
+        let (group_len, blocks) = match (packing.group_len(cols), packing.block_dtype(cols)) {
+            (Ok(group_len), Ok(blocks)) => (group_len, blocks),
+            (Err(message), _) | (_, Err(message)) => return error(&names[0], message),
+        };
         let (scales, scales_shape) = match files.raw(&names[1]) {
             Some(raw) => (raw.dtype, raw.shape),
             None => return error(&names[1], format!("{} needs it, and it is not there", names[0])),
         };
         let mut this =
-            Self { files, packing: *packing, names, rows, cols, group_len, scales, columns: Columns::InOrder };
+            Self { files, packing: *packing, names, rows, cols, group_len, blocks, scales, columns: Columns::InOrder };
         let groups = this.num_groups();
         let shape = if packing.layout.has_groups_first() { [groups, rows] } else { [rows, groups] };
         if scales_shape != shape {
@@ -231,14 +264,11 @@ impl<'a> Packed<'a> {
 
     /// What it becomes.
     pub(super) fn info(&self) -> TensorInfo {
-        let dtype = match (&self.columns, self.scales, self.packing.bits) {
-            (Columns::Scattered(_), StDtype::BF16, _) => Dtype::BF16,
-            (Columns::Scattered(_), StDtype::F32, _) => Dtype::F32,
-            (Columns::Scattered(_), _, _) => Dtype::F16,
-            (_, _, 8) => Dtype::Q8_0,
-            _ if self.group_len.is_multiple_of(128) => Dtype::Int4G128,
-            _ if self.packing.is_symmetric => Dtype::Q4_0,
-            _ => Dtype::Int4G32,
+        let dtype = match (&self.columns, self.scales) {
+            (Columns::InOrder | Columns::Ordered(_), _) => self.blocks,
+            (Columns::Scattered(_), StDtype::BF16) => Dtype::BF16,
+            (Columns::Scattered(_), StDtype::F32) => Dtype::F32,
+            (Columns::Scattered(_), _) => Dtype::F16,
         };
         TensorInfo { dtype, shape: vec![self.rows, self.cols] }
     }

@@ -7,8 +7,9 @@ use super::dummy::DummyWeights;
 use super::gguf::GgufFile;
 use super::gguf::names::Place;
 use super::gguf_weights::GgufWeights;
+use super::packed::StoredForm;
 use super::safetensors::Safetensors;
-use super::{Dtype, GgufMetadata, Packing, RandomWeights, TensorInfo, fp8, quant};
+use super::{Dtype, GgufMetadata, RandomWeights, TensorInfo, fp8, quant};
 use crate::config::{ModelConfig, Quantization};
 use crate::error::{Error, Result};
 
@@ -78,8 +79,9 @@ enum Source {
 }
 
 impl WeightStore {
-    /// `model.safetensors`, or the shards that `model.safetensors.index.json` names. `packing`: of matrices of integers.
-    pub fn open_safetensors(dir: &Path, packing: Option<Packing>) -> Result<Self> {
+    /// `model.safetensors`, or the shards that `model.safetensors.index.json` names. `form`: as config.json says.
+    pub fn open_safetensors(dir: &Path, form: StoredForm) -> Result<Self> {
+        let packing = if let StoredForm::Packed(packing) = form { Some(packing) } else { None };
         Ok(Self::of(Source::Safetensors(Safetensors::open(dir, packing)?)))
     }
 
@@ -96,7 +98,12 @@ impl WeightStore {
     /// Matrices are of `dtype`, one of F32, F16, BF16, Q4_0, Q4_1, Q8_0; norms and biases too, but
     /// F32 where that is a block type.
     pub fn dummy(seed: u64, dtype: Dtype) -> Self {
-        Self::of(Source::Dummy(DummyWeights::new(seed, dtype)))
+        Self::dummy_of(seed, dtype, StoredForm::Plain)
+    }
+
+    /// The same, whose layers' matrices are what a checkpoint of this form would have, quantized from such numbers.
+    pub fn dummy_of(seed: u64, dtype: Dtype, form: StoredForm) -> Self {
+        Self::of(Source::Dummy(DummyWeights::new(seed, dtype, form)))
     }
 
     fn of(source: Source) -> Self {
@@ -160,8 +167,8 @@ impl WeightStore {
             Source::Dummy(_) if self.quantization.makes_blocks() => None,
             Source::Dummy(dummy) => {
                 let is_fp8 = self.quantization == Quantization::Fp8 && is_of_layer(name);
-                let dtype = if is_fp8 { Dtype::F8E4M3 } else { dummy.dtype() };
-                Some(RandomWeights { seed: dummy.seed_of(name), dtype })
+                let dtype = if is_fp8 { Some(Dtype::F8E4M3) } else { dummy.random_dtype(name) };
+                dtype.map(|dtype| RandomWeights { seed: dummy.seed_of(name), dtype })
             }
             Source::Safetensors(_) | Source::Gguf(_) => None,
         }
@@ -276,7 +283,7 @@ impl WeightStore {
 }
 
 /// Whether a tensor belongs to one of a model's layers: not an embedding, nor the head.
-fn is_of_layer(name: &str) -> bool {
+pub(super) fn is_of_layer(name: &str) -> bool {
     name.contains(".layers.")
 }
 

@@ -4,7 +4,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use sconce_core::backend::cpu::CpuBackend;
 use sconce_core::config::WeightDtype;
 use sconce_core::models::{self, RawConfig};
-use sconce_core::weights::{Packing, WeightStore};
+use sconce_core::weights::{StoredForm, WeightStore};
 
 use super::fixture::Fixture;
 use super::runner::Runner;
@@ -13,14 +13,14 @@ use super::runner::Runner;
 pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// A checkpoint that has these tensors.
-pub(crate) fn store(tensors: &[Tensor], packing: Option<Packing>) -> WeightStore {
+pub(crate) fn store(tensors: &[Tensor], form: StoredForm) -> WeightStore {
     let dir = tempfile::tempdir().unwrap();
     let views = tensors
         .iter()
         .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
     std::fs::write(dir.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
     // The mapping outlives the file's name.
-    WeightStore::open_safetensors(dir.path(), packing).unwrap()
+    WeightStore::open_safetensors(dir.path(), form).unwrap()
 }
 
 pub(crate) fn f32_bytes(values: &[f32]) -> Vec<u8> {

@@ -3,7 +3,7 @@
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use sconce_core::config::{Quantization, WeightDtype};
-use sconce_core::weights::WeightStore;
+use sconce_core::weights::{StoredForm, WeightStore};
 
 use super::checkpoint::{Tensor, f32_bytes, logits, store};
 use super::compare::max_error;
@@ -16,7 +16,8 @@ const TOLERANCE: f32 = 1e-4;
 pub(crate) fn check(fixture: &Fixture) -> Result<String, &'static str> {
     let path = fixture.dir.join("model.safetensors");
     let Ok(file) = std::fs::read(path) else { return Err("it has several files") };
-    let quantized = WeightStore::open_safetensors(&fixture.dir, None).unwrap().quantized(Quantization::Fp8);
+    let quantized =
+        WeightStore::open_safetensors(&fixture.dir, StoredForm::Plain).unwrap().quantized(Quantization::Fp8);
     let (mut codes, mut numbers): (Vec<Tensor>, Vec<Tensor>) = (Vec::new(), Vec::new());
     for (name, tensor) in SafeTensors::deserialize(&file).unwrap().tensors() {
         let shape = tensor.shape().to_vec();
@@ -31,8 +32,8 @@ pub(crate) fn check(fixture: &Fixture) -> Result<String, &'static str> {
         codes.extend([(name.clone(), Dtype::F8_E4M3, shape.clone(), view.data.to_vec()), scales]);
         numbers.push((name, Dtype::F32, shape, f32_bytes(&view.to_f32())));
     }
-    let [at_load, codes, numbers] =
-        [quantized, store(&codes, None), store(&numbers, None)].map(|store| logits(fixture, &store, WeightDtype::Auto));
+    let [at_load, codes, numbers] = [quantized, store(&codes, StoredForm::Fp8), store(&numbers, StoredForm::Plain)]
+        .map(|store| logits(fixture, &store, WeightDtype::Auto));
     assert!(at_load == codes, "{}: e4m3 of a checkpoint is not e4m3 made at load", fixture.name);
     let error = max_error(&at_load, &numbers);
     assert!(error <= TOLERANCE, "{}: logits are off by {error}", fixture.name);

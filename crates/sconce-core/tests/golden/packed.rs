@@ -3,7 +3,7 @@
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use sconce_core::config::WeightDtype;
-use sconce_core::weights::{PackedLayout, Packing, WeightStore};
+use sconce_core::weights::{PackedLayout, Packing, StoredForm, WeightStore};
 
 use super::checkpoint::{Tensor, f32_bytes, logits, store};
 use super::compare::max_error;
@@ -29,7 +29,7 @@ enum Order {
 pub(crate) fn check(fixture: &Fixture) -> Result<String, &'static str> {
     let path = fixture.dir.join("model.safetensors");
     let Ok(file) = std::fs::read(path) else { return Err("it has several files") };
-    let plain = WeightStore::open_safetensors(&fixture.dir, None).unwrap();
+    let plain = WeightStore::open_safetensors(&fixture.dir, StoredForm::Plain).unwrap();
     let mut report = Vec::new();
     for order in [Order::Plain, Order::Alike, Order::Apart] {
         let (mut packed, mut numbers): (Vec<Tensor>, Vec<Tensor>) = (Vec::new(), Vec::new());
@@ -57,7 +57,7 @@ pub(crate) fn check(fixture: &Fixture) -> Result<String, &'static str> {
         assert!(num_packed > 0, "{}: no matrix is packed", fixture.name);
         let packing =
             Packing { layout: PackedLayout::PackQuantized, bits: 4, group_size: Some(GROUP), is_symmetric: false };
-        let (packed, numbers) = (store(&packed, Some(packing)), store(&numbers, None));
+        let (packed, numbers) = (store(&packed, StoredForm::Packed(packing)), store(&numbers, StoredForm::Plain));
         let expected = logits(fixture, &numbers, WeightDtype::F32);
         let found = logits(fixture, &packed, WeightDtype::F32);
         // Where columns are in another order, so are sums.

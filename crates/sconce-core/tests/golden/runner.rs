@@ -4,7 +4,7 @@ use sconce_core::backend::{Backend, Batch, KvCacheShape, StepLimits, Workspace};
 use sconce_core::config::{KvCacheDtype, ModelConfig, WeightDtype};
 use sconce_core::engine::NoProgress;
 use sconce_core::models::{self, Loader, Model, RawConfig, Step};
-use sconce_core::weights::WeightStore;
+use sconce_core::weights::{StoredForm, WeightStore};
 
 use super::compare::{argmax, divergence};
 use super::fixture::Fixture;
@@ -27,7 +27,7 @@ impl<B: Backend> Runner<B> {
     pub(crate) fn new(fixture: &Fixture, dtype: WeightDtype, backend: B) -> Self {
         let raw = RawConfig::from_dir(&fixture.dir).unwrap();
         let config = (models::find::<B>(&raw).unwrap().parse_config)(&raw).unwrap();
-        let store = WeightStore::open_safetensors(&fixture.dir, None).unwrap();
+        let store = WeightStore::open_safetensors(&fixture.dir, StoredForm::Plain).unwrap();
         Self::of_weights(&raw, config, &store, dtype, backend)
     }
 

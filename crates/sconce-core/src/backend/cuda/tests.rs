@@ -26,7 +26,7 @@ use crate::models::{self, RawConfig};
 use crate::ops::linear::hopper::adds_alike;
 use crate::ops::testing::{devices, random};
 use crate::weights::quant::random_blocks;
-use crate::weights::{Dtype, TensorView, WeightStore};
+use crate::weights::{Dtype, StoredForm, TensorView, WeightStore};
 
 /// A type of weights and activations; the least share of positions whose most probable token is the golden one, which was
 /// computed in f32; and the greatest mean of KL(golden || found). transformers in bf16 has 91.8 % and 4.3e-3 on the worst of
@@ -52,7 +52,7 @@ fn models_keep_the_distribution() {
 fn fp8_runner<B: crate::backend::Backend>(fixture: &Fixture, backend: B) -> Runner<B> {
     let raw = RawConfig::from_dir(&fixture.dir).unwrap();
     let config = (models::find::<B>(&raw).unwrap().parse_config)(&raw).unwrap();
-    let store = WeightStore::open_safetensors(&fixture.dir, None).unwrap().quantized(Quantization::Fp8);
+    let store = WeightStore::open_safetensors(&fixture.dir, StoredForm::Plain).unwrap().quantized(Quantization::Fp8);
     Runner::of_weights(&raw, config, &store, WeightDtype::Auto, backend)
 }
 

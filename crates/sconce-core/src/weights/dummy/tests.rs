@@ -3,7 +3,7 @@
 use super::*;
 
 fn weights(dtype: Dtype) -> DummyWeights {
-    DummyWeights::new(7, dtype)
+    DummyWeights::new(7, dtype, StoredForm::Plain)
 }
 
 fn values(dtype: Dtype, name: &str, shape: &[usize]) -> Vec<f32> {
@@ -36,7 +36,9 @@ fn norms_are_ones_and_biases_zeros() {
 
 #[test]
 fn seed_and_name_decide() {
-    let of = |seed, name| DummyWeights::new(seed, Dtype::BF16).tensor(name, &[4, 64]).unwrap().data.into_owned();
+    let of = |seed, name| {
+        DummyWeights::new(seed, Dtype::BF16, StoredForm::Plain).tensor(name, &[4, 64]).unwrap().data.into_owned()
+    };
     assert_eq!(of(1, "a"), of(1, "a"));
     assert_ne!(of(1, "a"), of(2, "a"));
     assert_ne!(of(1, "a"), of(1, "b"));

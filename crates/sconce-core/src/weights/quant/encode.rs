@@ -9,7 +9,7 @@ use super::Dtype;
 use crate::weights::TensorView;
 use crate::weights::dummy::random_bits;
 
-/// `values` as `dtype`; `None` if `dtype` has no quantizer here (F32, F16, BF16, Q4_0, Q4_1 and Q8_0
+/// `values` as `dtype`; `None` if `dtype` has no quantizer here (F32, F16, BF16, Q4_0, Q4_1, Q8_0, INT4_G32 and INT4_G128
 /// have one) or `values` is not a whole number of blocks.
 pub fn encode(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     if !values.len().is_multiple_of(dtype.block_len()) {
@@ -22,6 +22,7 @@ pub fn encode(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
         Dtype::Q4_0 => blocks(values, quantize_q4_0),
         Dtype::Q4_1 => blocks(values, quantize_q4_1),
         Dtype::Q8_0 => blocks(values, quantize_q8_0),
+        Dtype::Int4G32 | Dtype::Int4G128 => values.chunks_exact(dtype.block_len()).flat_map(quantize_int4).collect(),
         _ => return None,
     })
 }
@@ -145,6 +146,16 @@ pub fn quantize_q8_0(values: &[f32; 32]) -> [u8; 34] {
     for (byte, v) in block[2..].iter_mut().zip(values) {
         *byte = (v * inverse).round() as i8 as u8;
     }
+    block
+}
+
+/// A block of any number of 4-bit integers whose code of 0 is 8: the greatest magnitude becomes 1 or 15.
+fn quantize_int4(values: &[f32]) -> Vec<u8> {
+    let d = values.iter().fold(0f32, |m, v| m.max(v.abs())) / 7.0;
+    let mut block = [d, 8.0].map(|x| f16::from_f32(x).to_le_bytes()).concat();
+    let inverse = inverse(d);
+    let nibbles = values.as_chunks().0.iter().flat_map(|values| nibbles(values, |v| v * inverse + 8.5));
+    block.extend(nibbles);
     block
 }
 

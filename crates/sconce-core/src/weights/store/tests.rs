@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::super::gguf::names::{Names, Stored};
 use super::*;
 use crate::config::{Activation, RopeConfig, RopeScaling};
-use crate::weights::GgufValue;
 use crate::weights::gguf_writer::GgufWriter;
+use crate::weights::{GgufValue, PackedLayout, Packing};
 
 /// Heads and head_dim are all that a store reads of a config.
 fn config(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usize) -> ModelConfig {
@@ -260,7 +260,7 @@ fn a_model_is_the_same_from_safetensors_and_from_gguf() {
     ];
     for (model, architecture, config) in models {
         let Some(dir) = fixture(model) else { continue };
-        let original = WeightStore::open_safetensors(&dir, None).unwrap();
+        let original = WeightStore::open_safetensors(&dir, StoredForm::Plain).unwrap();
         let names: Vec<String> = original.names().into_iter().map(str::to_owned).collect();
         assert!(names.len() > 15, "{model}");
         let shape = |name: &str| match &original.source {
@@ -300,6 +300,36 @@ fn a_model_is_the_same_from_safetensors_and_from_gguf() {
             assert!(close, "{model}: {name}");
         }
     }
+}
+
+#[test]
+fn dummy_weights_have_the_form_of_a_checkpoint() {
+    let (q, shape) = ("model.layers.0.self_attn.q_proj.weight", [5, 128]);
+    let plain = WeightStore::dummy(3, Dtype::BF16).get(q, &shape).unwrap().to_f32();
+    let packed = |bits, group_size, is_symmetric| {
+        StoredForm::Packed(Packing { layout: PackedLayout::Awq, bits, group_size, is_symmetric })
+    };
+    for (form, dtype, tolerance) in [
+        (StoredForm::Fp8, Dtype::F8E4M3, 0.003),
+        (packed(4, Some(128), false), Dtype::Int4G128, 0.006),
+        (packed(4, Some(32), false), Dtype::Int4G32, 0.006),
+        (packed(4, Some(64), true), Dtype::Q4_0, 0.006),
+        (packed(8, None, true), Dtype::Q8_0, 0.0004),
+    ] {
+        let store = WeightStore::dummy_of(3, Dtype::BF16, form);
+        let (found, described) = (store.get(q, &shape).unwrap(), store.describe(q, &shape).unwrap());
+        assert_eq!((found.dtype, described.dtype), (dtype, dtype));
+        let error = found.to_f32().iter().zip(&plain).fold(0.0f32, |max, (f, p)| max.max((f - p).abs()));
+        assert!(error > 0.0 && error <= tolerance, "{dtype}: {error}");
+        assert_eq!(store.random(q).map(|random| random.dtype), (form == StoredForm::Fp8).then_some(dtype));
+        for name in [EMBEDDING, "model.layers.0.norm.weight"] {
+            assert_eq!(store.describe(name, &shape[1..]).unwrap().dtype, Dtype::BF16, "{name}");
+        }
+        assert_eq!(store.random("lm_head.weight").map(|random| random.dtype), Some(Dtype::BF16));
+    }
+    let store = WeightStore::dummy_of(3, Dtype::BF16, packed(4, Some(96), false));
+    let message = store.describe(q, &shape).unwrap_err().to_string();
+    assert!(message.contains(q) && message.contains("groups of 96"), "{message}");
 }
 
 #[test]
@@ -369,7 +399,7 @@ fn an_fp8_checkpoint_is_read() {
             .iter()
             .map(|(name, dtype, shape, data)| (*name, StView::new(*dtype, shape.to_vec(), data).unwrap()));
         std::fs::write(dir.path().join("model.safetensors"), ::safetensors::serialize(views, None).unwrap()).unwrap();
-        WeightStore::open_safetensors(dir.path(), None).unwrap()
+        WeightStore::open_safetensors(dir.path(), StoredForm::Plain).unwrap()
     };
     let scales = f32_bytes(&[2.0, 0.5]);
     let codes: &'static [u8] = &[0x38, 0x40, 0xb8, 0x01];
