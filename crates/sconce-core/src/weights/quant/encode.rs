@@ -22,7 +22,8 @@ pub fn encode(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
         Dtype::Q4_0 => blocks(values, quantize_q4_0),
         Dtype::Q4_1 => blocks(values, quantize_q4_1),
         Dtype::Q8_0 => blocks(values, quantize_q8_0),
-        Dtype::Int4G32 | Dtype::Int4G128 => values.chunks_exact(dtype.block_len()).flat_map(quantize_int4).collect(),
+        Dtype::Int4G32 => blocks(values, quantize_int4::<32, 20>),
+        Dtype::Int4G128 => blocks(values, quantize_int4::<128, 68>),
         _ => return None,
     })
 }
@@ -105,8 +106,10 @@ pub(crate) fn quantize(matrix: &TensorView<'_>, dtype: Dtype) -> Option<TensorVi
     Some(TensorView::new(dtype, matrix.shape.clone(), data))
 }
 
-fn blocks<const BYTES: usize>(values: &[f32], quantize: fn(&[f32; 32]) -> [u8; BYTES]) -> Vec<u8> {
-    values.as_chunks().0.iter().flat_map(quantize).collect()
+fn blocks<const LEN: usize, const BYTES: usize>(values: &[f32], quantize: fn(&[f32; LEN]) -> [u8; BYTES]) -> Vec<u8> {
+    let mut data = Vec::with_capacity(values.len() / LEN * BYTES);
+    values.as_chunks().0.iter().for_each(|values| data.extend_from_slice(&quantize(values)));
+    data
 }
 
 /// A Q4_0 block: the value of greatest magnitude becomes -8 exactly.
@@ -149,13 +152,16 @@ pub fn quantize_q8_0(values: &[f32; 32]) -> [u8; 34] {
     block
 }
 
-/// A block of any number of 4-bit integers whose code of 0 is 8: the greatest magnitude becomes 1 or 15.
-fn quantize_int4(values: &[f32]) -> Vec<u8> {
+/// A block of 4-bit integers whose code of 0 is 8: the greatest magnitude becomes 1 or 15.
+fn quantize_int4<const LEN: usize, const BYTES: usize>(values: &[f32; LEN]) -> [u8; BYTES] {
     let d = values.iter().fold(0f32, |m, v| m.max(v.abs())) / 7.0;
-    let mut block = [d, 8.0].map(|x| f16::from_f32(x).to_le_bytes()).concat();
+    let mut block = [0; BYTES];
+    block[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    block[2..4].copy_from_slice(&f16::from_f32(8.0).to_le_bytes());
     let inverse = inverse(d);
-    let nibbles = values.as_chunks().0.iter().flat_map(|values| nibbles(values, |v| v * inverse + 8.5));
-    block.extend(nibbles);
+    for (bytes, values) in block[4..].as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
+        *bytes = nibbles(values, |v| v * inverse + 8.5);
+    }
     block
 }
 
