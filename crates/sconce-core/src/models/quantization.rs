@@ -9,8 +9,12 @@ use crate::weights::{PackedLayout, Packing, StoredForm};
 impl RawConfig {
     /// What the layers' matrices are stored as. Errors: weights that were quantized by a method that is not read here.
     pub fn stored_form(&self) -> Result<StoredForm> {
-        let Some(values) = self.get("quantization_config") else { return Ok(StoredForm::Plain) };
-        let config = Config { raw: self, path: "quantization_config".into(), values };
+        // The second is what compressed-tensors called it once.
+        let keys = ["quantization_config", "compression_config"];
+        let Some((path, values)) = keys.iter().find_map(|key| Some((*key, self.get(key)?))) else {
+            return Ok(StoredForm::Plain);
+        };
+        let config = Config { raw: self, path: path.into(), values };
         match config.text("quant_method") {
             "fp8" if config.get("weight_block_size").is_some() => {
                 let message = "scales of blocks are not supported: a tensor or a row must have one";
@@ -58,6 +62,11 @@ impl<'a> Config<'a> {
         self.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// Of several names of a key the one that is there.
+    fn either(&self, keys: [&'static str; 2]) -> &'static str {
+        if self.get(keys[0]).is_none() && self.get(keys[1]).is_some() { keys[1] } else { keys[0] }
+    }
+
     /// Errors: something by which weights would be other numbers than are read.
     fn refuse(&self, key: &str) -> Result<()> {
         if self.get(key).is_some() { Err(self.error(key, "is not supported")) } else { Ok(()) }
@@ -93,10 +102,11 @@ impl<'a> Config<'a> {
     }
 
     fn gptq(&self) -> Result<Packing> {
-        let layout = match self.text("checkpoint_format") {
+        let format = self.either(["checkpoint_format", "format"]);
+        let layout = match self.text(format) {
             "" | "gptq" => PackedLayout::Gptq,
             "gptq_v2" => PackedLayout::GptqV2,
-            _ => return Err(self.unsupported("checkpoint_format", "gptq, gptq_v2")),
+            _ => return Err(self.unsupported(format, "gptq, gptq_v2")),
         };
         // Bits and groups of some matrices.
         self.refuse("dynamic")?;
@@ -109,12 +119,12 @@ impl<'a> Config<'a> {
     }
 
     fn awq(&self) -> Result<Packing> {
-        if !matches!(self.text("version").to_lowercase().as_str(), "" | "gemm") {
-            return Err(self.unsupported("version", "gemm"));
+        let version = self.either(["version", "format"]);
+        if !matches!(self.text(version).to_lowercase().as_str(), "" | "gemm") {
+            return Err(self.unsupported(version, "gemm"));
         }
-        let or_old = |key, old| if self.get(old).is_some() { old } else { key };
-        let bits = self.bits(or_old("bits", "w_bit"), &[4])?;
-        let group_size = self.group_size(or_old("group_size", "q_group_size"))?;
+        let bits = self.bits(self.either(["bits", "w_bit"]), &[4])?;
+        let group_size = self.group_size(self.either(["group_size", "q_group_size"]))?;
         Ok(Packing { layout: PackedLayout::Awq, bits, group_size, is_symmetric: false })
     }
 
@@ -203,7 +213,8 @@ mod tests {
         assert_eq!(form(gptq.clone()), expected(PackedLayout::Gptq, 4, Some(128), true));
         let other = json!({"bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2"});
         assert_eq!(form(with(gptq.clone(), other)), expected(PackedLayout::GptqV2, 8, None, true));
-        assert_eq!(form(with(gptq, json!({"sym": false}))), expected(PackedLayout::Gptq, 4, Some(128), false));
+        assert_eq!(form(with(gptq.clone(), json!({"sym": false}))), expected(PackedLayout::Gptq, 4, Some(128), false));
+        assert_eq!(form(with(gptq, json!({"format": "gptq_v2"}))), expected(PackedLayout::GptqV2, 4, Some(128), true));
         let old = json!({"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"});
         assert_eq!(form(old), expected(PackedLayout::Awq, 4, Some(64), false));
         let new = json!({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": true});
@@ -216,6 +227,15 @@ mod tests {
             json!({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "group_size": null});
         let config = compressed("int-quantized", weights);
         assert_eq!(form(config), expected(PackedLayout::IntQuantized, 8, None, true));
+    }
+
+    #[test]
+    fn an_old_name_of_the_object_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = json!({"compression_config": {"quant_method": "compressed-tensors", "format": "marlin-24"}});
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let error = RawConfig::from_dir(dir.path()).unwrap().stored_form().unwrap_err().to_string();
+        assert!(error.contains("compression_config.format: \"marlin-24\""), "{error}");
     }
 
     #[test]
@@ -238,6 +258,7 @@ mod tests {
             (gptq(json!({"is_marlin_format": true})), "quantization_config.is_marlin_format"),
             (gptq(json!({"dynamic": {"-:.*": {}}})), "quantization_config.dynamic: is not supported"),
             (json!({"quant_method": "awq", "bits": 4, "version": "gemv"}), "quantization_config.version: \"gemv\""),
+            (json!({"quant_method": "awq", "bits": 4, "format": "llm-awq"}), "quantization_config.format: \"llm-awq\""),
             (json!({"quant_method": "awq"}), "quantization_config.bits: expected one of [4], found null"),
             (compressed("marlin-24", weights(json!({}))), "quantization_config.format: \"marlin-24\""),
             (with(packed(json!({})), json!({"transform_config": {"a": 1}})), "quantization_config.transform_config"),

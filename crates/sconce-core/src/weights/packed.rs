@@ -14,8 +14,7 @@
 //!
 //! Codes and zero points lie in words of 32 bits, n = 32 / bits in each, the first in the lowest bits; those of AWQ in the order 0, 2,
 //! 4, 6, 1, 3, 5, 7. `X.g_idx` or `X.weight_g_idx` may say which group each column belongs to: where those of a group are not neighbours
-//! (act-order), columns are brought together ([`TensorView::column_order`]); where groups differ in size, weights become floats of the
-//! scales' type.
+//! (act-order), columns are brought together ([`TensorView::column_order`]).
 
 mod rows;
 #[cfg(test)]
@@ -140,20 +139,11 @@ pub(super) struct Packed<'a> {
     cols: usize,
     /// Columns of a group, a multiple of 32.
     group_len: usize,
-    /// What it becomes, unless columns are scattered.
+    /// What it becomes.
     blocks: Dtype,
     scales: StDtype,
-    columns: Columns,
-}
-
-/// Which columns share scales.
-enum Columns {
-    /// Neighbours.
-    InOrder,
-    /// Neighbours once they are in this order.
-    Ordered(Vec<u32>),
-    /// Those of the same group, of each column, whose numbers differ.
-    Scattered(Vec<u32>),
+    /// In which columns of a group are neighbours, where they are not.
+    column_order: Option<Vec<u32>>,
 }
 
 impl<'a> Packed<'a> {
@@ -189,7 +179,7 @@ impl<'a> Packed<'a> {
             None => return error(&names[1], format!("{} needs it, and it is not there", names[0])),
         };
         let mut this =
-            Self { files, packing: *packing, names, rows, cols, group_len, blocks, scales, columns: Columns::InOrder };
+            Self { files, packing: *packing, names, rows, cols, group_len, blocks, scales, column_order: None };
         let groups = this.num_groups();
         let shape = if packing.layout.has_groups_first() { [groups, rows] } else { [rows, groups] };
         if scales_shape != shape {
@@ -199,7 +189,7 @@ impl<'a> Packed<'a> {
             return error(&this.names[1], format!("expected F16, BF16 or F32, found {scales:?}"));
         }
         this.check_zeros()?;
-        this.columns = this.read_columns()?;
+        this.column_order = this.read_order()?;
         Ok(Some(this))
     }
 
@@ -241,43 +231,36 @@ impl<'a> Packed<'a> {
         }
     }
 
-    fn read_columns(&self) -> Result<Columns> {
-        let Some(Raw { dtype, shape }) = self.files.raw(&self.names[3]) else { return Ok(Columns::InOrder) };
+    fn read_order(&self) -> Result<Option<Vec<u32>>> {
+        let Some(Raw { dtype, shape }) = self.files.raw(&self.names[3]) else { return Ok(None) };
         if dtype != StDtype::I32 || shape != [self.cols] {
             let message = format!("expected I32 of the shape [{}], found {dtype:?} of {shape:?}", self.cols);
             return Err(self.error(3, message));
         }
         let groups: Vec<u32> =
             self.files.data(&self.names[3]).as_chunks().0.iter().map(|&word| u32::from_le_bytes(word)).collect();
-        if let Some(group) = groups.iter().find(|&&group| group as usize >= self.num_groups()) {
-            return Err(self.error(3, format!("there is no group {group}: there are {}", self.num_groups())));
-        }
         let mut order: Vec<u32> = (0..self.cols as u32).collect();
         order.sort_by_key(|&col| groups[col as usize]);
-        let mut in_order = order.iter().map(|&col| groups[col as usize] as usize).enumerate();
-        Ok(match in_order.all(|(i, group)| group == i / self.group_len) {
-            true if order.is_sorted() => Columns::InOrder,
-            true => Columns::Ordered(order),
-            false => Columns::Scattered(groups),
-        })
+        let mut in_order = order.iter().map(|&col| groups[col as usize]).enumerate();
+        if let Some((i, group)) = in_order.find(|&(i, group)| group as usize != i / self.group_len) {
+            let message = format!(
+                "expected {} columns of each group from 0 on, found column {} in {group}",
+                self.group_len, order[i]
+            );
+            return Err(self.error(3, message));
+        }
+        Ok((!order.is_sorted()).then_some(order))
     }
 
     /// What it becomes.
     pub(super) fn info(&self) -> TensorInfo {
-        let dtype = match (&self.columns, self.scales) {
-            (Columns::InOrder | Columns::Ordered(_), _) => self.blocks,
-            (Columns::Scattered(_), StDtype::BF16) => Dtype::BF16,
-            (Columns::Scattered(_), StDtype::F32) => Dtype::F32,
-            (Columns::Scattered(_), _) => Dtype::F16,
-        };
-        TensorInfo { dtype, shape: vec![self.rows, self.cols] }
+        TensorInfo { dtype: self.blocks, shape: vec![self.rows, self.cols] }
     }
 
     /// The same, with its data.
     pub(super) fn read(&self) -> Result<TensorView<'static>> {
         let TensorInfo { dtype, shape } = self.info();
-        let data = rows::convert(self, dtype)?;
-        let column_order = if let Columns::Ordered(order) = &self.columns { Some(order.clone()) } else { None };
+        let (data, column_order) = (rows::convert(self)?, self.column_order.clone());
         Ok(TensorView { column_order, ..TensorView::new(dtype, shape, data) })
     }
 }

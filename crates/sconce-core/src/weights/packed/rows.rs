@@ -1,8 +1,8 @@
-//! [`convert`]: rows of packed integers as blocks, or as floats.
+//! [`convert`]: rows of packed integers as blocks.
 
 use half::f16;
 
-use super::{Columns, Packed, PackedLayout, StDtype};
+use super::{Packed, PackedLayout, StDtype};
 use crate::error::Result;
 use crate::weights::bytes::{as_bf16, as_f16, as_f32};
 use crate::weights::quant;
@@ -19,16 +19,16 @@ struct Groups {
     zeros: Vec<u8>,
 }
 
-/// The rows of `packed` as `dtype`. By as many threads as the machine has.
-pub(super) fn convert(packed: &Packed<'_>, dtype: Dtype) -> Result<Vec<u8>> {
-    let groups = Groups { scales: scales(packed, dtype)?, zeros: zeros(packed)? };
+/// The rows of `packed` as its blocks. By as many threads as the machine has.
+pub(super) fn convert(packed: &Packed<'_>) -> Result<Vec<u8>> {
+    let groups = Groups { scales: scales(packed)?, zeros: zeros(packed)? };
     let codes = Codes {
         packing: packed.packing,
         data: packed.files.data(&packed.names[0]),
         rows: packed.rows,
         cols: packed.cols,
     };
-    let row_bytes = dtype.row_bytes(packed.cols);
+    let row_bytes = packed.blocks.row_bytes(packed.cols);
     let mut out = vec![0; packed.rows * row_bytes];
     let num_threads = std::thread::available_parallelism().map_or(1, Into::into);
     let share = packed.rows.div_ceil(num_threads).next_multiple_of(STRIP);
@@ -44,7 +44,7 @@ pub(super) fn convert(packed: &Packed<'_>, dtype: Dtype) -> Result<Vec<u8>> {
                     for (r, (codes, out)) in
                         strip.chunks_exact(packed.cols).zip(out.chunks_exact_mut(row_bytes)).enumerate()
                     {
-                        convert_row(packed, dtype, groups, (first + r, codes), out);
+                        convert_row(packed, groups, (first + r, codes), out);
                     }
                 }
             });
@@ -54,24 +54,13 @@ pub(super) fn convert(packed: &Packed<'_>, dtype: Dtype) -> Result<Vec<u8>> {
 }
 
 /// One row of codes.
-fn convert_row(packed: &Packed<'_>, dtype: Dtype, groups: &Groups, (row, codes): (usize, &[u8]), out: &mut [u8]) {
-    let num_groups = packed.num_groups();
+fn convert_row(packed: &Packed<'_>, groups: &Groups, (row, codes): (usize, &[u8]), out: &mut [u8]) {
+    let (dtype, num_groups) = (packed.blocks, packed.num_groups());
     let range = row * num_groups..(row + 1) * num_groups;
     let (scales, zeros) = (&groups.scales[range.clone()], &groups.zeros[range]);
-    if let Columns::Scattered(group_of) = &packed.columns {
-        let value = |(&code, &g): (&u8, &u32)| scales[g as usize] * (f32::from(code) - f32::from(zeros[g as usize]));
-        let values: Vec<f32> = codes.iter().zip(group_of).map(value).collect();
-        out.copy_from_slice(&quant::encode(dtype, &values).expect("invariant: floats of any number are encoded"));
-        return;
-    }
-    let ordered: Vec<u8>;
-    let codes = match &packed.columns {
-        Columns::Ordered(order) => {
-            ordered = order.iter().map(|&col| codes[col as usize]).collect();
-            &ordered
-        }
-        _ => codes,
-    };
+    let ordered: Option<Vec<u8>> =
+        packed.column_order.as_ref().map(|order| order.iter().map(|&col| codes[col as usize]).collect());
+    let codes = ordered.as_deref().unwrap_or(codes);
     let block_len = dtype.block_len();
     for (idx, (out, codes)) in out.chunks_exact_mut(dtype.block_bytes()).zip(codes.chunks_exact(block_len)).enumerate()
     {
@@ -157,14 +146,14 @@ fn unpack_word(bits: usize, word: [u8; 4]) -> [u8; 8] {
 }
 
 /// Scales, [rows, groups]. Errors: one that is not finite, or beyond what a block's has room for.
-fn scales(packed: &Packed<'_>, dtype: Dtype) -> Result<Vec<f32>> {
+fn scales(packed: &Packed<'_>) -> Result<Vec<f32>> {
     let data = packed.files.data(&packed.names[1]);
     let values: Vec<f32> = match packed.scales {
         StDtype::F32 => as_f32(data).to_vec(),
         StDtype::BF16 => as_bf16(data).iter().map(|x| x.to_f32()).collect(),
         _ => as_f16(data).iter().map(|x| x.to_f32()).collect(),
     };
-    let limit = if dtype.is_quantized() { f16::MAX.to_f32() } else { f32::MAX };
+    let limit = f16::MAX.to_f32();
     if let Some(found) = values.iter().find(|x| x.is_nan() || x.abs() > limit) {
         return Err(packed.error(1, format!("expected finite scales up to {limit:e}, found {found}")));
     }
