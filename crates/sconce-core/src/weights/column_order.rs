@@ -1,6 +1,6 @@
 //! [`with_one_order`]: matrices whose columns are not stored in order, beside others.
 
-use super::{Dtype, TensorView};
+use super::TensorView;
 
 /// Matrices over each other, and the order that the columns of all have. Where that is not the same one, they are put in order, as f32.
 pub(crate) fn with_one_order<'a>(parts: Vec<TensorView<'a>>) -> (Vec<TensorView<'a>>, Option<Vec<u32>>) {
@@ -8,20 +8,14 @@ pub(crate) fn with_one_order<'a>(parts: Vec<TensorView<'a>>) -> (Vec<TensorView<
         let order = parts[0].column_order.clone();
         return (parts, order);
     }
-    let in_order = |part: TensorView<'a>| match part.column_order {
-        Some(_) => TensorView::new(Dtype::F32, part.shape.clone(), f32_bytes(&part)),
-        None => part,
-    };
+    let in_order = |part: TensorView<'a>| if part.column_order.is_some() { part.in_f32() } else { part };
     (parts.into_iter().map(in_order).collect(), None)
-}
-
-fn f32_bytes(part: &TensorView<'_>) -> Vec<u8> {
-    part.to_f32().into_iter().flat_map(f32::to_le_bytes).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::Dtype;
 
     #[test]
     fn one_order_is_kept_and_several_are_undone() {

@@ -86,7 +86,8 @@ impl DummyWeights {
                 StoredForm::Plain => self.dtype,
                 StoredForm::Fp8 => Dtype::F8E4M3,
                 StoredForm::Packed(packing) => packing
-                    .block_dtype(shape[1])
+                    .group_len(shape[1])
+                    .map(|group_len| packing.block_dtype(group_len))
                     .map_err(|message| Error::tensor(super::store::DUMMY_PATH, name, message))?,
             },
             _ => self.dtype,

@@ -95,7 +95,7 @@ impl Packing {
     }
 
     /// Columns of a group of rows of `cols`. Errors: what is wrong with them.
-    fn group_len(&self, cols: usize) -> Result<usize, String> {
+    pub(super) fn group_len(&self, cols: usize) -> Result<usize, String> {
         let len = self.group_size.unwrap_or(cols);
         if len == 0 || !cols.is_multiple_of(len) || !len.is_multiple_of(32) {
             return Err(format!(
@@ -105,15 +105,14 @@ impl Packing {
         Ok(len)
     }
 
-    /// What a matrix of `cols` columns becomes, whose groups are neighbours or can be made so. Errors: as [`Packing::group_len`].
-    pub(super) fn block_dtype(&self, cols: usize) -> Result<Dtype, String> {
-        let group_len = self.group_len(cols)?;
-        Ok(match self.bits {
+    /// What a matrix becomes that has groups of so many columns.
+    pub(super) fn block_dtype(&self, group_len: usize) -> Dtype {
+        match self.bits {
             8 => Dtype::Q8_0,
             _ if group_len.is_multiple_of(128) => Dtype::Int4G128,
             _ if self.is_symmetric => Dtype::Q4_0,
             _ => Dtype::Int4G32,
-        })
+        }
     }
 
     /// Codes in a word.
@@ -170,10 +169,11 @@ impl<'a> Packed<'a> {
             PackedLayout::PackQuantized => [first, second * n],
             PackedLayout::IntQuantized => [first, second],
         };
-        let (group_len, blocks) = match (packing.group_len(cols), packing.block_dtype(cols)) {
-            (Ok(group_len), Ok(blocks)) => (group_len, blocks),
-            (Err(message), _) | (_, Err(message)) => return error(&names[0], message),
+        let group_len = match packing.group_len(cols) {
+            Ok(group_len) => group_len,
+            Err(message) => return error(&names[0], message),
         };
+        let blocks = packing.block_dtype(group_len);
         let (scales, scales_shape) = match files.raw(&names[1]) {
             Some(raw) => (raw.dtype, raw.shape),
             None => return error(&names[1], format!("{} needs it, and it is not there", names[0])),

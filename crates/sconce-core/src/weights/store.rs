@@ -40,6 +40,12 @@ impl<'a> TensorView<'a> {
         Self { dtype, shape, data: data.into(), row_scales: None, column_order: None }
     }
 
+    /// The same matrix in f32, without scales, in order.
+    pub(crate) fn in_f32(&self) -> TensorView<'static> {
+        let data = quant::encode(Dtype::F32, &self.to_f32()).expect("invariant: floats of any number are encoded");
+        TensorView::new(Dtype::F32, self.shape.clone(), data)
+    }
+
     /// The elements as f32, scales included, columns in order.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.shape.iter().product()];
@@ -166,9 +172,9 @@ impl WeightStore {
         match &self.source {
             Source::Dummy(_) if self.quantization.makes_blocks() => None,
             Source::Dummy(dummy) => {
+                let stored = dummy.random_dtype(name)?;
                 let is_fp8 = self.quantization == Quantization::Fp8 && is_of_layer(name);
-                let dtype = if is_fp8 { Some(Dtype::F8E4M3) } else { dummy.random_dtype(name) };
-                dtype.map(|dtype| RandomWeights { seed: dummy.seed_of(name), dtype })
+                Some(RandomWeights { seed: dummy.seed_of(name), dtype: if is_fp8 { Dtype::F8E4M3 } else { stored } })
             }
             Source::Safetensors(_) | Source::Gguf(_) => None,
         }

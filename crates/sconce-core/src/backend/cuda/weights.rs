@@ -76,7 +76,7 @@ fn load_stored(
     let mut start = 0;
     for part in parts {
         // Beside parts of other types.
-        let part = if part.dtype == Dtype::F8E4M3 { to_floats(&part) } else { part };
+        let part = if part.dtype == Dtype::F8E4M3 { part.in_f32() } else { part };
         let target = if elem == ElemType::F16 { Dtype::F16 } else { Dtype::BF16 };
         if part.dtype == target {
             matrix.memory.write(start, &part.data)?;
@@ -204,11 +204,6 @@ fn write_fp8(matrix: &Matrix, parts: &[TensorView<'_>]) -> Result<()> {
         start += part.shape[0] * row_bytes;
     }
     Ok(())
-}
-
-/// The same numbers in f32, scales included.
-fn to_floats(part: &TensorView<'_>) -> TensorView<'static> {
-    TensorView::new(Dtype::F32, part.shape.clone(), bytes_of(&part.to_f32(), ElemType::F32))
 }
 
 /// A vector of f32.

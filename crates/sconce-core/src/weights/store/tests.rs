@@ -330,6 +330,9 @@ fn dummy_weights_have_the_form_of_a_checkpoint() {
     let store = WeightStore::dummy_of(3, Dtype::BF16, packed(4, Some(96), false));
     let message = store.describe(q, &shape).unwrap_err().to_string();
     assert!(message.contains(q) && message.contains("groups of 96"), "{message}");
+    // Not made in another form in passing: asking for it is refused.
+    let store = WeightStore::dummy_of(3, Dtype::BF16, packed(4, Some(128), false)).quantized(Quantization::Fp8);
+    assert!(store.random(q).is_none() && store.get(q, &shape).unwrap_err().to_string().contains("INT4_G128"));
 }
 
 #[test]
