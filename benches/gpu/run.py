@@ -29,6 +29,8 @@ COUNTERS = ["ncu", "/usr/local/cuda/bin/ncu"]
 # What a step's name ends with whose failure is kernels' for Hopper alone: what follows does without them.
 ON_HOPPER = " on Hopper"
 WITHOUT_HOPPER = {"SCONCE_CUDA_HOPPER": "0"}
+WITHOUT_TRIALS = {"SCONCE_CUDA_AUTOTUNE": "0"}
+CHOICES = {"RUST_LOG": "warn,sconce_core::ops::linear=debug"}
 MODEL = "llama-3.1-8b-instruct"
 GPU_FIELDS = ["name", "driver_version", "memory.total", "pci.bus_id", "clocks.max.sm", "clocks.max.memory", "power.limit"]
 
@@ -194,7 +196,8 @@ def steps():
     yield test(f"attention{ON_HOPPER}", 60, "attention::hopper", "--nocapture")
     yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "--skip", "kernels_for_hopper")
     long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
-    yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long)
+    # The log says which algorithms are chosen by trial.
+    yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long, env=CHOICES)
     yield Step("attention by itself", [BUILT / "sconce", "devices", "--attention"], 40)
     many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
 
@@ -235,7 +238,11 @@ def steps():
         yield bench(f"prompts, {products} products", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *flags, env=env)
     # A copy of keys is a block of the cache, or 64 of one.
     yield bench("prompts, blocks of 64 tokens", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, "--block-size", "64")
-    # What it is worth that the next step is launched before this one is read, and that kernels begin before others end.
+    # What it is worth that algorithms are tried, that the next step is launched before this one is read, and that kernels begin before
+    # others end.
+    for batch_size in [16, 64, 256]:
+        lengths = [batch_size, 1024, 64]
+        yield together(f"decode of {batch_size}, estimates", *lengths, "--cached-prompts", limit_s=40, env=WITHOUT_TRIALS)
     yield together("offline 128/128, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
     yield bench("one user, kernel after kernel", 60, "latency", "--input-len", "128", "--output-len", "128", *long, env={"SCONCE_CUDA_PDL": "0"})
     yield together("decode of 16, kernel after kernel", 16, 1024, 64, "--cached-prompts", limit_s=40, env={"SCONCE_CUDA_PDL": "0"})

@@ -20,8 +20,8 @@ use crate::ops::{
     attention::hopper::EQUAL_DIMS,
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
-    linear::cuda::{Options, Products},
-    linear::cuda_quant::Expansion,
+    linear::cuda::Products,
+    linear::space::LinearSpace,
     sample::cuda::{Answers, SampleSpace},
 };
 use crate::sample::{SampleResults, SampleRow};
@@ -45,6 +45,8 @@ pub struct CudaBackend {
     /// Bytes that a layer must save where sequences that begin alike are attended together.
     min_saved_bytes: usize,
     runs_ahead: bool,
+    /// Whether algorithms of products are tried before the first step.
+    tunes: bool,
     scratch: RefCell<Scratch>,
 }
 
@@ -56,29 +58,7 @@ struct Scratch {
     copies: Option<CopySpace>,
     graphs: Graphs,
     max_seqs: usize,
-    /// Shapes of matrices in block formats.
-    quantized: Vec<[usize; 2]>,
-    expansion: Option<Expansion>,
-    /// Inputs of matrices whose columns are not in order, one for each number of columns.
-    ordered: Vec<Buffer>,
-    ordered_cols: Vec<usize>,
-}
-
-impl Scratch {
-    /// The inputs of `weight` in the order of its columns, and what else products need.
-    fn inputs<'a>(
-        &'a mut self,
-        device: &dyn Device,
-        products: Products,
-        x: &'a Buffer,
-        weight: &Matrix,
-    ) -> Result<(&'a Buffer, Options<'a>)> {
-        let options = Options { products, expansion: self.expansion.as_ref() };
-        let Some(order) = &weight.column_order else { return Ok((x, options)) };
-        let ordered = self.ordered.iter_mut().find(|ordered| ordered.cols() == weight.cols).expect(PREPARED);
-        ops::gather_columns::cuda(device, ordered, x, order)?;
-        Ok((ordered, options))
-    }
+    linear: LinearSpace,
 }
 
 impl CudaBackend {
@@ -88,7 +68,8 @@ impl CudaBackend {
     pub fn open(index: usize, asked: WeightDtype, stored: Dtype) -> Result<Self> {
         let elem = weights::elem_type(asked, stored)?;
         let gpu = Arc::new(Gpu::open(index)?);
-        let mut backend = Self { index, keeps_blocks: super::keeps_blocks(asked), ..Self::new(gpu, elem) };
+        let (keeps_blocks, tunes) = (super::keeps_blocks(asked), is_wanted("SCONCE_CUDA_AUTOTUNE"));
+        let mut backend = Self { index, keeps_blocks, tunes, ..Self::new(gpu, elem) };
         if is_wanted("SCONCE_CUDA_HOPPER") {
             let adds_alike = ops::linear::hopper::adds_alike(&backend.device, elem).map_err(|error| Error::Device {
                 message: format!("trying kernels for Hopper: {error}; SCONCE_CUDA_HOPPER=0 does without them"),
@@ -111,6 +92,7 @@ impl CudaBackend {
             uses_graphs: is_wanted("SCONCE_CUDA_GRAPHS"),
             runs_ahead: is_wanted("SCONCE_CUDA_RUN_AHEAD"),
             min_saved_bytes: MIN_SAVED_BYTES,
+            tunes: false,
             scratch: RefCell::default(),
         }
     }
@@ -120,6 +102,7 @@ impl CudaBackend {
     pub fn with_matmul_precision(mut self, precision: MatmulPrecision) -> Self {
         if precision == MatmulPrecision::Fast {
             self.products = Products::Library;
+            self.tunes = false;
         }
         self
     }
@@ -152,6 +135,12 @@ impl CudaBackend {
     #[cfg(test)]
     pub(crate) fn without_running_ahead(self) -> Self {
         Self { runs_ahead: false, ..self }
+    }
+
+    /// The same, with algorithms of products tried before the first step.
+    #[cfg(test)]
+    pub(crate) fn tuned(self) -> Self {
+        Self { tunes: true, ..self }
     }
 
     /// How many graphs there are.
@@ -219,18 +208,14 @@ impl Backend for CudaBackend {
 
     fn matrix(&self, parts: Vec<TensorView<'_>>, bias: Option<&[f32]>, _: WeightDtype) -> Result<Matrix> {
         let matrix = weights::load(&self.device, parts, bias, self.elem, self.keeps_blocks)?;
-        let mut scratch = self.scratch.borrow_mut();
-        if matrix.is_quantized() {
-            scratch.quantized.push([matrix.rows, matrix.cols]);
-        }
-        if matrix.column_order.is_some() && !scratch.ordered_cols.contains(&matrix.cols) {
-            scratch.ordered_cols.push(matrix.cols);
-        }
+        self.scratch.borrow_mut().linear.add(&matrix);
         Ok(matrix)
     }
 
     fn random_matrix(&self, shape: [usize; 2], bias: Option<&[f32]>, random: RandomWeights) -> Result<Option<Matrix>> {
-        weights::random(&self.device, shape, bias, self.elem, random).map(Some)
+        let matrix = weights::random(&self.device, shape, bias, self.elem, random)?;
+        self.scratch.borrow_mut().linear.add(&matrix);
+        Ok(Some(matrix))
     }
 
     fn memory_dtype(&self, stored: Dtype, _: WeightDtype) -> Dtype {
@@ -265,10 +250,7 @@ impl Backend for CudaBackend {
         }));
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
-        scratch.expansion = Expansion::needed(&self.device, &scratch.quantized, config.vocab_size, limits)?;
-        let max_rows = limits.max_tokens.max(limits.max_logits);
-        let ordered = |&cols: &usize| Buffer::new(&self.device, max_rows, cols, self.elem);
-        scratch.ordered = scratch.ordered_cols.iter().map(ordered).collect::<Result<_>>()?;
+        scratch.linear.prepare(&self.device, self.products, config.vocab_size, limits, self.tunes)?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
         let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());
@@ -348,9 +330,7 @@ impl Backend for CudaBackend {
     }
 
     fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
-        let mut scratch = self.scratch.borrow_mut();
-        let (x, options) = scratch.inputs(&*self.device, self.products, x, weight)?;
-        ops::linear::cuda::cuda(&*self.device, out, x, weight, options)
+        self.scratch.borrow_mut().linear.linear(&*self.device, self.products, out, x, weight)
     }
 
     fn rope_append_kv(
@@ -388,13 +368,8 @@ impl Backend for CudaBackend {
         weight: &Matrix,
         act: Activation,
     ) -> Result<()> {
-        let mut scratch = self.scratch.borrow_mut();
-        let (x, options) = scratch.inputs(&*self.device, self.products, x, weight)?;
-        if ops::linear::cuda::gated(&*self.device, out, x, weight, act, options)? {
-            return Ok(());
-        }
-        ops::linear::cuda::cuda(&*self.device, gate_up, x, weight, options)?;
-        self.gate_act_mul(out, gate_up, act)
+        let space = &mut self.scratch.borrow_mut().linear;
+        space.gated_linear(&*self.device, self.products, out, gate_up, x, weight, act)
     }
 
     fn activate(&self, x: &mut Buffer, act: Activation) -> Result<()> {

@@ -291,6 +291,17 @@ pub(crate) trait Device: Send + Sync {
     /// There is so much memory as the shapes say.
     unsafe fn matmul(&self, call: &Matmul) -> Result<()>;
 
+    /// Which of `num_candidates` takes the least time, each of which `work` does after what `before` does, whose time does not count.
+    /// `None`: `work` refuses all, or the device takes no times. Nothing may be captured.
+    fn fastest(
+        &self,
+        _num_candidates: usize,
+        _before: &mut dyn FnMut() -> Result<()>,
+        _work: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Waits for everything.
     fn synchronize(&self) -> Result<()>;
 

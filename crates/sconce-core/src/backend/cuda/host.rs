@@ -27,6 +27,8 @@ const POISON: u8 = 0xff;
 /// Kernels on the CPU.
 pub(crate) struct HostDevice {
     stream: Arc<Stream>,
+    /// Of so many candidates in a trial, which is the fastest.
+    choose: Option<Box<dyn Fn(usize) -> usize + Send + Sync>>,
     /// Length of each allocation, by address.
     allocations: Mutex<HashMap<u64, usize>>,
 }
@@ -79,15 +81,26 @@ impl HostDevice {
 
     /// The same with its watch, carrying out calls when they are made, or late.
     pub(crate) fn watched(is_late: bool) -> (Arc<dyn Device>, Watch) {
+        let device = Self::new(is_late);
+        let watch = device.stream.watch.clone();
+        (Arc::new(device), watch)
+    }
+
+    /// The same, with trials that end as `choose` says of the number of candidates.
+    pub(crate) fn choosing(choose: impl Fn(usize) -> usize + Send + Sync + 'static) -> Arc<dyn Device> {
+        Arc::new(Self { choose: Some(Box::new(choose)), ..Self::new(false) })
+    }
+
+    fn new(is_late: bool) -> Self {
         static LIBRARY: OnceLock<Arc<libloading::Library>> = OnceLock::new();
         let library = LIBRARY.get_or_init(|| {
             let path = build();
             // SAFETY: the library is our own kernels, and runs nothing when it is loaded.
             Arc::new(unsafe { libloading::Library::new(&path) }.expect("invariant: the compiler made a library"))
         });
-        let watch = Watch::default();
-        let stream = Stream { library: Arc::clone(library), is_late, calls: Mutex::default(), watch: watch.clone() };
-        (Arc::new(Self { stream: Arc::new(stream), allocations: Mutex::default() }), watch)
+        let (calls, watch) = (Mutex::default(), Watch::default());
+        let stream = Stream { library: Arc::clone(library), is_late, calls, watch };
+        Self { stream: Arc::new(stream), choose: None, allocations: Mutex::default() }
     }
 }
 
@@ -278,6 +291,16 @@ impl Device for HostDevice {
     unsafe fn matmul(&self, call: &Matmul) -> Result<()> {
         let call = Call::Matmul(*call);
         if self.stream.capture(&call) { Ok(()) } else { self.stream.make(call) }
+    }
+
+    /// Nothing is carried out: this machine's times say nothing.
+    fn fastest(
+        &self,
+        num_candidates: usize,
+        _before: &mut dyn FnMut() -> Result<()>,
+        _work: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Option<usize>> {
+        Ok(self.choose.as_ref().map(|choose| choose(num_candidates)))
     }
 
     fn synchronize(&self) -> Result<()> {

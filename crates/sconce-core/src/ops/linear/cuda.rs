@@ -1,13 +1,14 @@
-//! The launches of `kernels/linear.cu` and `kernels/linear_rows.cu`: which kernel for how many tokens, and how a matrix's columns are cut
-//! into segments.
+//! Products on a device; the launches of `kernels/linear.cu` and `kernels/linear_rows.cu`, and how a matrix's columns are cut into
+//! segments.
 
 #[cfg(test)]
 pub(super) mod tests;
 
 use std::ops::Range;
 
-use super::cuda_quant::{self, Expansion, MIN_EXPANDED_TOKENS};
-use super::hopper;
+use super::algorithm::{Algorithm, GatedAlgorithm, Product};
+use super::cuda_quant::{self, Expansion};
+use super::tuned::Tuned;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
 use crate::backend::cuda::quant;
 use crate::backend::cuda::storage::{Buffer, Matrix, Vector};
@@ -21,7 +22,7 @@ pub(crate) enum Products {
     /// Our kernels for all devices: a token's results have the same bits whatever else is in the step.
     Portable,
     /// Our kernels for Hopper too, where shapes suit: on a device whose products of warpgroups add as others do the bits are the
-    /// same ([`hopper::adds_alike`]).
+    /// same ([`adds_alike`](super::hopper::adds_alike)).
     Hopper,
     /// The device's library, whose sums may be taken in another order where the number of tokens is another.
     Library,
@@ -29,56 +30,38 @@ pub(crate) enum Products {
 
 /// How products are carried out.
 #[derive(Clone, Copy)]
-pub(crate) struct Options<'a> {
-    pub(crate) products: Products,
+pub(super) struct Options<'a> {
+    pub(super) products: Products,
     /// Where weights in block formats are expanded for many tokens.
-    pub(crate) expansion: Option<&'a Expansion>,
+    pub(super) expansion: Option<&'a Expansion>,
+    /// What trials have found.
+    pub(super) tuned: Option<&'a Tuned>,
 }
 
 impl Options<'static> {
-    /// Without room for expanded weights.
+    /// Without room for expanded weights, and without trials.
     pub(super) fn new(products: Products) -> Self {
-        Self { products, expansion: None }
+        Self { products, expansion: None, tuned: None }
     }
 }
 
 /// `x`: [n, cols] and `weight`: [rows, cols] of the same 16-bit type, or `weight` e4m3, which the library does not multiply, or in
 /// block formats; `out`: [n, rows] of that type or f32.
-pub(crate) fn cuda(
+pub(super) fn cuda(
     device: &dyn Device,
     out: &mut Buffer,
     x: &Buffer,
     weight: &Matrix,
     options: Options<'_>,
 ) -> Result<()> {
-    let Options { products, expansion } = options;
     out.set_rows(x.rows());
-    if weight.is_quantized() {
-        if let Some((expansion, expanded)) = expand(expansion, x, weight) {
-            expansion.fill(device, weight)?;
-            return cuda(device, out, x, &expanded, Options::new(products));
-        }
-        check(out, x, weight);
-        return cuda_quant::launch(device, cuda_quant::Kernel::choose(x.rows()), out, x, weight);
-    }
-    if x.rows() > MAX_ROWS && products == Products::Library && !weight.is_fp8() {
-        return by_library(device, out, x, weight);
-    }
-    match hopper_call(device, x, weight, products) {
-        Some(call) => call.launch(out),
-        None => launch(device, Kernel::choose(device, x.rows(), weight), out, x, weight),
-    }
-}
-
-/// What `weight` becomes where tokens are so many that it is worth it, still to be filled.
-fn expand<'a>(expansion: Option<&'a Expansion>, x: &Buffer, weight: &Matrix) -> Option<(&'a Expansion, Matrix)> {
-    let expansion = expansion.filter(|_| x.rows() >= MIN_EXPANDED_TOKENS)?;
-    expansion.matrix(weight).map(|matrix| (expansion, matrix))
+    let product = Product { device, x, weight, options };
+    Algorithm::of(product).launch(product, out)
 }
 
 /// out = act(gate) * up in one launch, where rows of x . weight^T + bias are gate's, then up's: whether it suits and was done. The
 /// bits are those of two launches.
-pub(crate) fn gated(
+pub(super) fn gated(
     device: &dyn Device,
     out: &mut Buffer,
     x: &Buffer,
@@ -86,53 +69,41 @@ pub(crate) fn gated(
     act: Activation,
     options: Options<'_>,
 ) -> Result<bool> {
-    let num_tokens = x.rows();
-    if num_tokens > MAX_ROWS {
-        return match options.products {
-            Products::Hopper => gated_hopper(device, out, x, weight, act, options.expansion),
-            Products::Portable | Products::Library => Ok(false),
-        };
-    }
-    let (segments, features) = (Segments::of(weight), weight.rows / 2);
-    // Gate and up have half of a block's warps each.
-    if num_tokens == 0 || segments.splits == WARPS {
-        return Ok(false);
-    }
-    out.set_rows(num_tokens);
-    assert!((x.cols(), out.cols()) == (weight.cols, features), "invariant: shapes fit");
-    assert!(x.elem() == weight.elem && out.elem() == weight.elem, "invariant: all are of one type");
-    let args = args(out, x, weight, 0..features, 0);
-    if weight.is_quantized() {
-        return cuda_quant::gated(device, x, weight, act, &args);
-    }
-    let dims = stream_dims(device, num_tokens, weight.rows, segments.splits, STREAM_BYTES).behind(weight.is_scratch());
-    let args = args.with(segments.splits).with(gate_act_mul::activation_kind(act));
-    // SAFETY: shapes are compared above; the grid and shared memory are as the kernels' head says.
-    unsafe { device.launch(gated_name(num_tokens, weight), &dims, &args)? };
-    Ok(true)
+    out.set_rows(x.rows());
+    let product = Product { device, x, weight, options };
+    GatedAlgorithm::of(product).launch(product, out, act)
 }
 
-/// The same of more tokens, by kernels for Hopper.
-fn gated_hopper(
+/// Gate, up and their product of at most [`MAX_ROWS`] tokens, one at least, where [`Kernel::has_gated_rows`].
+pub(super) fn launch_gated_rows(
     device: &dyn Device,
     out: &mut Buffer,
     x: &Buffer,
     weight: &Matrix,
     act: Activation,
-    expansion: Option<&Expansion>,
-) -> Result<bool> {
-    let expanded = if weight.is_quantized() { expand(expansion, x, weight) } else { None };
-    if weight.is_quantized() && expanded.is_none() {
-        return Ok(false);
+) -> Result<()> {
+    let (num_tokens, features) = (x.rows(), weight.rows / 2);
+    assert!((x.cols(), out.cols()) == (weight.cols, features), "invariant: shapes fit");
+    assert!(x.elem() == weight.elem && out.elem() == weight.elem, "invariant: all are of one type");
+    let splits = Segments::of(weight).splits;
+    let args = args(out, x, weight, 0..features, 0).with(splits).with(gate_act_mul::activation_kind(act));
+    let (name, stream_bytes) = match weight.quant_parts().first() {
+        Some(part) => (cuda_quant::gated_name(num_tokens, part.dtype), cuda_quant::STREAM_BYTES),
+        None => (gated_name(num_tokens, weight), STREAM_BYTES),
+    };
+    let dims = stream_dims(device, num_tokens, weight.rows, splits, stream_bytes).behind(weight.is_scratch());
+    // SAFETY: shapes are compared above; the grid and shared memory are as the kernels' head says.
+    unsafe { device.launch(name, &dims, &args) }
+}
+
+fn gated_name(num_tokens: usize, weight: &Matrix) -> &'static str {
+    let elem = weight.elem;
+    match (weight.is_fp8(), num_tokens <= 8) {
+        (false, true) => elem.kernel("linear_gated_rows8_bf16", "linear_gated_rows8_f16"),
+        (false, false) => elem.kernel("linear_gated_rows16_bf16", "linear_gated_rows16_f16"),
+        (true, true) => elem.kernel("linear_gated_rows8_fp8_bf16", "linear_gated_rows8_fp8_f16"),
+        (true, false) => elem.kernel("linear_gated_rows16_fp8_bf16", "linear_gated_rows16_fp8_f16"),
     }
-    let multiplied = expanded.as_ref().map_or(weight, |(_, matrix)| matrix);
-    let Some(call) = hopper::gated_call(device, x, multiplied) else { return Ok(false) };
-    if let Some((expansion, _)) = &expanded {
-        expansion.fill(device, weight)?;
-    }
-    out.set_rows(x.rows());
-    call.launch_gated(out, act)?;
-    Ok(true)
 }
 
 /// Of the kernels without tiles, for all rows of weights. Blocks that have a multiprocessor each ask for more than half of its shared
@@ -148,37 +119,6 @@ pub(super) fn stream_dims(
     let needed = WARPS * warp_bytes;
     let alone = if num_blocks <= device.num_sms() { device.max_shared_bytes() / 2 } else { 0 };
     Dims::linear(num_blocks, WARPS * 32).with_shared(needed.max(alone))
-}
-
-fn gated_name(num_tokens: usize, weight: &Matrix) -> &'static str {
-    let elem = weight.elem;
-    match (weight.is_fp8(), num_tokens <= 8) {
-        (false, true) => elem.kernel("linear_gated_rows8_bf16", "linear_gated_rows8_f16"),
-        (false, false) => elem.kernel("linear_gated_rows16_bf16", "linear_gated_rows16_f16"),
-        (true, true) => elem.kernel("linear_gated_rows8_fp8_bf16", "linear_gated_rows8_fp8_f16"),
-        (true, false) => elem.kernel("linear_gated_rows16_fp8_bf16", "linear_gated_rows16_fp8_f16"),
-    }
-}
-
-/// The call of a kernel for Hopper, where those are wanted and one suits.
-fn hopper_call<'a>(
-    device: &'a dyn Device,
-    x: &'a Buffer,
-    weight: &'a Matrix,
-    products: Products,
-) -> Option<hopper::Call<'a>> {
-    if products == Products::Hopper { hopper::Call::choose(device, x, weight) } else { None }
-}
-
-/// The name of the kernel that [`cuda`] would choose among ours.
-pub(super) fn chosen(device: &dyn Device, x: &Buffer, weight: &Matrix, products: Products) -> &'static str {
-    if let Some(part) = weight.quant_parts().first() {
-        return cuda_quant::Kernel::choose(x.rows()).name(part.dtype);
-    }
-    match hopper_call(device, x, weight, products) {
-        Some(call) => call.name(),
-        None => Kernel::choose(device, x.rows(), weight).name(weight),
-    }
 }
 
 /// Features of a warp, columns of a chunk, and the warps of a block, as `linear.cu` has them.
@@ -264,9 +204,9 @@ pub(super) fn tile_count(features: usize, tokens: usize, num_tokens: usize, num_
 }
 
 impl Kernel {
-    /// All give the same bits. Large tiles read least, where there are enough of them for the whole device and its blocks have
+    /// An estimate: large tiles read least, where there are enough of them for the whole device and its blocks have
     /// the shared memory; of few tokens a large tile would be empty for the most part.
-    fn choose(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
+    pub(super) fn choose(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
         let fills = |tile: Tile| {
             tile.count(num_tokens, weight) >= device.num_sms() && tile.shared_bytes(weight) <= device.max_shared_bytes()
         };
@@ -278,6 +218,14 @@ impl Kernel {
             _ if fills(TILE_128X128) => Self::Tile(TILE_128X128),
             _ => Self::Tile(TILE_64X64),
         }
+    }
+
+    /// Whether the kernels for few rows do gate, up and their product too: both have half of a block's warps, and in block formats up
+    /// begins with a tile.
+    pub(super) fn has_gated_rows(weight: &Matrix) -> bool {
+        let suits = !weight.is_quantized()
+            || (weight.quant_parts().len() == 1 && (weight.rows / 2).is_multiple_of(quant::ROWS));
+        suits && Segments::of(weight).splits < WARPS
     }
 
     /// All that can multiply so many tokens.

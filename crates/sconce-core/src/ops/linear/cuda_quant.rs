@@ -11,13 +11,11 @@ use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
 use crate::backend::cuda::quant::{COLUMNS, ROWS, tile_bytes};
 use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory};
-use crate::config::Activation;
 use crate::error::Result;
-use crate::ops::gate_act_mul;
 use crate::weights::Dtype;
 
-/// From so many tokens on weights are expanded first, and multiplied by the kernels for 16 bits: those are faster, but the
-/// expanded weights are written and read, once for all tokens. An estimate.
+/// From so many tokens on weights are expanded first where no trial says otherwise, and multiplied by the kernels for 16 bits: those
+/// are faster, but the expanded weights are written and read, once for all tokens. Where no step has so many there is no room for it.
 pub(super) const MIN_EXPANDED_TOKENS: usize = 512;
 
 /// A tile of products, as `linear_quant.cu` has it.
@@ -25,7 +23,7 @@ const TILE: usize = 64;
 const TILE_THREADS: usize = 128;
 const STAGES: usize = 3;
 /// Bytes of a warp's tiles, where it streams them.
-const STREAM_BYTES: usize = 8704;
+pub(super) const STREAM_BYTES: usize = 8704;
 
 /// The kernel of a format whose name begins so.
 macro_rules! kernel_of {
@@ -108,27 +106,16 @@ fn shared_bytes(dtype: Dtype, weight: &Matrix) -> usize {
     (stages + totals).max(TILE * (TILE + 4) * 4)
 }
 
-/// [`super::cuda::gated`] of at most [`MAX_ROWS`] tokens; `args` are those of gate.
-pub(super) fn gated(device: &dyn Device, x: &Buffer, weight: &Matrix, act: Activation, args: &Args) -> Result<bool> {
-    let ([part], inter) = (weight.quant_parts(), weight.rows / 2) else { return Ok(false) };
-    // Up begins with a tile, too.
-    if !inter.is_multiple_of(ROWS) {
-        return Ok(false);
+/// The kernel for gate, up and their product of at most [`MAX_ROWS`] tokens.
+pub(super) fn gated_name(num_tokens: usize, dtype: Dtype) -> &'static str {
+    match Kernel::choose(num_tokens) {
+        Kernel::Rows8 => kernel_of!("linear_gated_rows8", dtype),
+        _ => kernel_of!("linear_gated_rows16", dtype),
     }
-    let splits = Segments::of(weight).splits;
-    let name = match Kernel::choose(x.rows()) {
-        Kernel::Rows8 => kernel_of!("linear_gated_rows8", part.dtype),
-        _ => kernel_of!("linear_gated_rows16", part.dtype),
-    };
-    let dims = stream_dims(device, x.rows(), weight.rows, splits, STREAM_BYTES);
-    let args = args.with(splits).with(gate_act_mul::activation_kind(act));
-    // SAFETY: the caller compared the shapes; the grid and shared memory are as the kernels' head says.
-    unsafe { device.launch(name, &dims, &args)? };
-    Ok(true)
 }
 
 /// Room for one matrix in 16 bits, for products of many tokens.
-pub(crate) struct Expansion {
+pub(super) struct Expansion {
     memory: Memory,
     /// The room as a matrix of each shape, without a bias.
     matrices: Vec<Matrix>,
@@ -137,14 +124,13 @@ pub(crate) struct Expansion {
 impl Expansion {
     /// For those of the matrices, [rows, columns], that so many tokens may be multiplied with: few are with the head, which has a row a
     /// token of the vocabulary. `None`: there are none.
-    pub(crate) fn needed(
+    pub(super) fn needed(
         device: &Arc<dyn Device>,
-        shapes: &[[usize; 2]],
+        mut shapes: Vec<[usize; 2]>,
         vocab_size: usize,
         limits: &StepLimits,
     ) -> Result<Option<Self>> {
         let most_tokens = |rows: usize| if rows == vocab_size { limits.max_logits } else { limits.max_tokens };
-        let mut shapes = shapes.to_vec();
         shapes.retain(|[rows, _]| most_tokens(*rows) >= MIN_EXPANDED_TOKENS);
         shapes.sort_unstable();
         shapes.dedup();
@@ -158,6 +144,11 @@ impl Expansion {
         let memory = Memory::new(device, num_elements * ELEM.bytes())?;
         let matrix = |&shape: &[usize; 2]| Matrix::new(memory.clone(), shape, ELEM, Form::Scratch, None);
         Ok(Self { matrices: shapes.iter().map(matrix).collect::<Result<_>>()?, memory })
+    }
+
+    /// The room as matrices, of each shape one.
+    pub(super) fn matrices(&self) -> &[Matrix] {
+        &self.matrices
     }
 
     /// The matrix that [`Expansion::fill`] makes of `weight`; `None` where there is no room for it.

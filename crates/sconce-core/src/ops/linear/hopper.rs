@@ -6,7 +6,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use super::cuda::{Kernel as Portable, MAX_ROWS, Segments, TILE_64X64, check, launch, ptr_of_rows};
+use super::cuda::{Kernel as Portable, Segments, TILE_64X64, check, launch, ptr_of_rows};
 use crate::backend::cuda::device::{Args, Device, Dims, ElemType, TensorMap};
 use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory, bytes_of};
 use crate::config::Activation;
@@ -78,11 +78,16 @@ impl Kernel {
         Block { tokens, rows, stages, code_stages, threads }
     }
 
-    /// All but that for gate and up.
+    /// All but those for gate and up.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let large = [Rows::R256, Rows::R192, Rows::R128].map(Self::Large);
         let split = [Self::Split64, Self::Split128, Self::Split256, Self::Deep64, Self::Deep128];
         large.into_iter().chain(split).chain([Self::Fp8, Self::Fp8Split64, Self::Fp8Split128])
+    }
+
+    /// Those for gate and up.
+    pub(super) fn all_gated() -> impl Iterator<Item = Self> {
+        [Self::SplitGated64, Self::Large(Rows::Gated256)].into_iter()
     }
 
     pub(super) fn name(self, elem: ElemType) -> &'static str {
@@ -139,7 +144,7 @@ impl Kernel {
     /// multiplies, by 128 tokens, in percent of what the tiles of 256 rows take for them. Smaller ones wait for the second cache
     /// more often, and what is split is put together at the end: on an H200 split tiles of 128 took 0.9 to 1.8 times what those
     /// of 128 rows that are not took, of 128 and 256 tokens. Those of 256, and of e4m3, were not measured.
-    fn cost(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> usize {
+    pub(super) fn cost(self, device: &dyn Device, num_tokens: usize, weight: &Matrix) -> usize {
         let percent = match self {
             Self::Split64 | Self::SplitGated64 | Self::Split128 | Self::Deep64 | Self::Deep128 => 250,
             Self::Split256 => 150,
@@ -153,7 +158,8 @@ impl Kernel {
         rows * percent / self.cluster(weight)
     }
 
-    fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
+    /// The one that seems fastest.
+    pub(super) fn cheapest(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
         let (is_fp8, is_one_segment) = (weight.is_fp8(), Segments::of(weight).len >= weight.cols);
         let suits = |kernel: &Self| {
             kernel.is_fp8() == is_fp8
@@ -168,6 +174,14 @@ impl Kernel {
             Self::Split128 if cheapest.num_blocks(num_tokens, weight) <= device.num_sms() => Self::Deep128,
             _ => cheapest,
         }
+    }
+
+    /// The one of those for gate and up that seems fastest; `None`: two launches do.
+    pub(super) fn cheapest_gated(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Option<Self> {
+        let kernel = if num_tokens <= FEW_TOKENS { Self::SplitGated64 } else { Self::Large(Rows::Gated256) };
+        let cost = |kernel: Self| kernel.cost(device, num_tokens, weight);
+        // What it saves is worth some of the products' time.
+        (100 * cost(kernel) <= 115 * cost(Self::cheapest(device, num_tokens, weight))).then_some(kernel)
     }
 
     fn shared_bytes(self) -> usize {
@@ -189,20 +203,6 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// `None` where the portable kernels must do, or do better.
-    pub(super) fn choose(device: &'a dyn Device, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
-        let num_tokens = x.rows();
-        if num_tokens <= MAX_ROWS {
-            return None;
-        }
-        Self::new(device, Kernel::cheapest(device, num_tokens, weight), x, weight)
-    }
-
-    /// Its kernel's name.
-    pub(super) fn name(&self) -> &'static str {
-        self.kernel.name(self.weight.elem)
-    }
-
     /// `None` where there is no such kernel, or shapes do not suit it.
     pub(super) fn new(device: &'a dyn Device, kernel: Kernel, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
         let (x_map, map) = (x.map()?, weight.map()?);
@@ -243,7 +243,7 @@ impl<'a> Call<'a> {
         let args = self.args(out).with(dims.cluster);
         // SAFETY: shapes are compared above, by `new` and by `check` where the kernel is chosen; maps are the buffer's and the
         // matrix's own.
-        unsafe { self.device.launch(self.name(), &dims, &args) }
+        unsafe { self.device.launch(self.kernel.name(self.weight.elem), &dims, &args) }
     }
 
     /// The same of gate and up.
@@ -252,24 +252,8 @@ impl<'a> Call<'a> {
         assert_eq!(out.elem(), self.weight.elem, "invariant: outputs are as the inputs");
         let args = self.args(out).with(gate_act_mul::activation_kind(act));
         // SAFETY: as above.
-        unsafe { self.device.launch(self.name(), &self.dims(), &args) }
+        unsafe { self.device.launch(self.kernel.name(self.weight.elem), &self.dims(), &args) }
     }
-}
-
-/// The call for [`super::cuda::gated`] of more tokens than the kernels for few rows take; `None` where there is none, or two launches
-/// are faster.
-pub(super) fn gated_call<'a>(device: &'a dyn Device, x: &'a Buffer, weight: &'a Matrix) -> Option<Call<'a>> {
-    let num_tokens = x.rows();
-    if Segments::of(weight).len < weight.cols {
-        return None;
-    }
-    let kernel = if num_tokens <= FEW_TOKENS { Kernel::SplitGated64 } else { Kernel::Large(Rows::Gated256) };
-    let cost = |kernel: Kernel| kernel.cost(device, num_tokens, weight);
-    // What it saves is worth some of the products' time.
-    if 100 * cost(kernel) > 115 * cost(Kernel::cheapest(device, num_tokens, weight)) {
-        return None;
-    }
-    Call::new(device, kernel, x, weight)
 }
 
 /// Whether a device has kernels for Hopper.

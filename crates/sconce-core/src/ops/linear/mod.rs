@@ -10,6 +10,7 @@
 //! outliers. Each output element is a sum in a fixed order over one row of W and one of x: it depends on no other row, on a
 //! device ([`cuda`](mod@cuda)) as here. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
+mod algorithm;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 pub(crate) mod cuda;
@@ -21,9 +22,11 @@ mod int8;
 mod panels;
 mod planes;
 mod quantized;
+pub(crate) mod space;
 #[cfg(test)]
 mod tests;
 pub(crate) mod timing;
+mod tuned;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 

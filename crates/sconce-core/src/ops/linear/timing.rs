@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use super::algorithm::{Algorithm, Product};
 use super::cuda::{self, Options, Products};
 use super::cuda_quant::{self, Expansion, kernel_of};
 use super::hopper;
+use super::tuned::Tuned;
+use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::storage::{Buffer, Matrix};
 use crate::backend::cuda::weights;
@@ -44,7 +47,14 @@ pub(crate) fn time_products(
     let weight = |seed| random_matrix(device, shape, dtype, seed);
     let matrices = (0..num_weights as u64).map(weight).collect::<Result<Vec<Matrix>>>()?;
     let products = if hopper::adds_alike(device, ELEM)? { Products::Hopper } else { Products::Portable };
-    let times = tokens.iter().map(|&num_tokens| time_tokens(device, dtype, &matrices, products, num_tokens));
+    let expansion = matrices[0].is_quantized().then(|| Expansion::new(device, &[shape])).transpose()?;
+    let options = Options { expansion: expansion.as_ref(), ..Options::new(products) };
+    let most = tokens.iter().copied().max().unwrap_or(0);
+    let limits =
+        StepLimits { max_tokens: most, max_seqs: most, max_logits: most, max_model_len: most, block_size: most };
+    let tuned = Tuned::new(device, &matrices[..1], 0, &limits, options)?;
+    let options = Options { tuned: Some(&tuned), ..options };
+    let times = tokens.iter().map(|&num_tokens| time_tokens(device, dtype, &matrices, options, num_tokens));
     Ok(times.collect::<Result<Vec<_>>>()?.concat())
 }
 
@@ -65,7 +75,7 @@ fn time_tokens(
     device: &Arc<dyn Device>,
     dtype: Dtype,
     matrices: &[Matrix],
-    products: Products,
+    options: Options<'_>,
     num_tokens: usize,
 ) -> Result<Vec<ProductTime>> {
     let [rows, cols] = [matrices[0].rows, matrices[0].cols];
@@ -76,7 +86,8 @@ fn time_tokens(
     out.set_rows(num_tokens);
 
     let weight = |i: usize| &matrices[i % matrices.len()];
-    let chosen = cuda::chosen(&**device, &x, weight(0), products);
+    let product = |i: usize| Product { device: &**device, x: &x, weight: weight(i), options };
+    let chosen = Algorithm::of(product(0)).name(weight(0));
     let mut times = Vec::new();
     let mut add = |kernel: &'static str, run: &mut dyn FnMut(usize) -> Result<()>| -> Result<()> {
         let (microseconds, is_chosen) = (time(&**device, run)?, kernel == chosen);
@@ -88,8 +99,12 @@ fn time_tokens(
             let run = &mut |i: usize| cuda_quant::launch(&**device, kernel, &out, &x, weight(i));
             add(kernel.name(dtype), run)?;
         }
-        let expansion = Expansion::new(device, &[[rows, cols]])?;
-        add(kernel_of!("linear_expand", dtype), &mut |i| expansion.fill(&**device, weight(i)))?;
+        if let Some(expansion) = options.expansion {
+            add(kernel_of!("linear_expand", dtype), &mut |i| expansion.fill(&**device, weight(i)))?;
+            let expanded = Algorithm::Expanded;
+            let run = &mut |i: usize| expanded.launch(product(i), &mut out);
+            add(expanded.name(weight(0)), run)?;
+        }
         return Ok(times);
     }
     for kernel in cuda::Kernel::all(&**device, num_tokens, weight(0)) {
@@ -105,7 +120,6 @@ fn time_tokens(
     if dtype == Dtype::BF16 {
         add("library", &mut |i| cuda::by_library(&**device, &mut out, &x, weight(i)))?;
         let mut half = Buffer::new(device, num_tokens, rows / 2, ELEM)?;
-        let options = Options::new(products);
         let mut gated = |i: usize| cuda::gated(&**device, &mut half, &x, weight(i), Activation::Silu, options);
         if gated(0)? {
             add("gated", &mut |i| gated(i).map(|_| ()))?;

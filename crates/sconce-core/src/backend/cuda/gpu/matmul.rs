@@ -199,7 +199,7 @@ impl Products {
         let suitable: Vec<_> = candidates.iter().filter(|algorithm| self.is_good_for(descriptors, algorithm)).collect();
         // SAFETY: by this function's contract; the algorithms were checked for the descriptors.
         let mut work = |idx: usize| unsafe { self.multiply(call, descriptors, suitable[idx]) };
-        match fastest(&self.context, suitable.len(), &mut work) {
+        match fastest(&self.context, suitable.len(), &mut || Ok(()), &mut work) {
             Ok(Some((idx, ms))) => {
                 tracing::debug!("{call:?}: algorithm {idx} of {} takes {:.1} us", suitable.len(), ms * 1e3);
                 *suitable[idx]

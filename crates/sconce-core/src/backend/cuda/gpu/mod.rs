@@ -239,6 +239,18 @@ impl Device for Gpu {
         self.inner.wait_if_asked("cublasLtMatmul")
     }
 
+    fn fastest(
+        &self,
+        num_candidates: usize,
+        before: &mut dyn FnMut() -> Result<()>,
+        work: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Option<usize>> {
+        let context = &self.inner.context;
+        context.forbid_in_capture("a trial")?;
+        context.enter()?;
+        Ok(trial::fastest(context, num_candidates, before, work)?.map(|(idx, _)| idx))
+    }
+
     fn synchronize(&self) -> Result<()> {
         self.inner.context.synchronize()
     }

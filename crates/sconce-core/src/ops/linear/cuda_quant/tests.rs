@@ -5,6 +5,8 @@ use super::super::cuda::{self, Kernel as Plain, Options, Products};
 use super::*;
 use crate::backend::cuda::storage::floats_of;
 use crate::backend::cuda::weights;
+use crate::config::Activation;
+use crate::ops::gate_act_mul;
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 use crate::weights::{TensorView, convert, quant};
 
@@ -157,7 +159,7 @@ fn there_is_room_for_what_many_tokens_are_multiplied_with() {
     for device in devices() {
         let shapes = |shapes: &[[usize; 2]], max_tokens, max_logits| -> Vec<[usize; 2]> {
             let limits = StepLimits { max_tokens, max_logits, max_seqs: 8, max_model_len: 64, block_size: 16 };
-            let needed = Expansion::needed(&device, shapes, 1000, &limits).unwrap();
+            let needed = Expansion::needed(&device, shapes.to_vec(), 1000, &limits).unwrap();
             needed.map_or(Vec::new(), |found| found.matrices.iter().map(|matrix| [matrix.rows, matrix.cols]).collect())
         };
         let all = [[64, 8], [32, 16], [1000, 8], [64, 8]];
@@ -183,7 +185,7 @@ fn many_tokens_find_weights_expanded() {
         let case = weights.case(MIN_EXPANDED_TOKENS);
         let run = |products, expansion: Option<&Expansion>| {
             case.found(&device, ElemType::Bf16, |out, x, _| {
-                cuda::cuda(&*device, out, x, &matrix, Options { products, expansion })
+                cuda::cuda(&*device, out, x, &matrix, Options { expansion, ..Options::new(products) })
             })
         };
         let expected = run(Products::Portable, None);

@@ -1,6 +1,7 @@
 //! Kernels for Hopper against the portable ones, bit by bit. A GPU whose products do not add alike is asked for close results.
 #![allow(clippy::print_stdout)]
 
+use super::super::algorithm::{Algorithm, Product};
 use super::super::cuda::tests::fp8;
 use super::super::cuda::{self, Options, Products};
 use super::*;
@@ -120,7 +121,7 @@ fn weights_in_e4m3_have_the_portable_bits() {
                     assert_bits(&found, &expected, are_equal, &what);
                 }
             }
-            assert!(gated_call(&*device, &case.x, &case.weight).is_none());
+            assert!(Kernel::all_gated().all(|kernel| Call::new(&*device, kernel, &case.x, &case.weight).is_none()));
         }
     }
 }
@@ -138,7 +139,7 @@ fn gate_and_up_have_the_bits_of_two_launches() {
             let mut expected = case.out(&device, inter, elem);
             cuda::cuda(&*device, &mut gate_up, &case.x, &case.weight, Options::new(Products::Portable)).unwrap();
             gate_act_mul::cuda(&*device, &mut expected, &gate_up, act).unwrap();
-            for kernel in [Kernel::SplitGated64, Kernel::Large(Rows::Gated256)] {
+            for kernel in Kernel::all_gated() {
                 let mut found = case.out(&device, inter, elem);
                 let call = Call::new(&*device, kernel, &case.x, &case.weight).unwrap();
                 call.launch_gated(&mut found, act).unwrap();
@@ -159,7 +160,11 @@ fn the_kernel_goes_by_tokens_segments_and_device() {
             let weight = on_device::matrix(&device, &vec![0.0; features * cols], cols, ElemType::Bf16, None);
             let mut x = Buffer::new(&device, tokens, cols, ElemType::Bf16).unwrap();
             x.set_rows(tokens);
-            Call::choose(&*device, &x, &weight).map(|call| call.kernel)
+            let options = Options::new(Products::Hopper);
+            match Algorithm::of(Product { device: &*device, x: &x, weight: &weight, options }) {
+                Algorithm::Hopper(kernel) => Some(kernel),
+                _ => None,
+            }
         };
         assert_eq!(choose(16, 2048, 64), None);
         assert_eq!([17, 64].map(|tokens| choose(tokens, 2048, 64)), [Some(Kernel::Split64); 2]);
