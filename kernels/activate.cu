@@ -22,7 +22,8 @@ DEVICE void activate(T* x, u64 len, u32 kind) {
 }
 
 #define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void activate_##T(T* x, u64 len, u32 kind) { activate<T>(x, len, kind); }                    \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        activate_##T(T* x, u64 len, u32 kind) { activate<T>(x, len, kind); }                                           \
     EXPORT_KERNEL(activate_##T)
 KERNELS(bf16)
 KERNELS(f16)

@@ -22,9 +22,11 @@ DEVICE void add(Out* out, const T* x, u64 len) {
 }
 
 #define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void add_##T(T* out, const T* x, u64 len) { add<T, T>(out, x, len); }                        \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        add_##T(T* out, const T* x, u64 len) { add<T, T>(out, x, len); }                                               \
     EXPORT_KERNEL(add_##T)                                                                                             \
-    extern "C" __global__ void add_to_f32_##T(float* out, const T* x, u64 len) { add<float, T>(out, x, len); }         \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        add_to_f32_##T(float* out, const T* x, u64 len) { add<float, T>(out, x, len); }                                \
     EXPORT_KERNEL(add_to_f32_##T)
 KERNELS(bf16)
 KERNELS(f16)

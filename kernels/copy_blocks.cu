@@ -11,7 +11,8 @@
 // Bounded by memory: 2 * block_bytes a copy and layer, for keys and for values; few copies by the time of one after another.
 #include "lib/platform.h"
 
-extern "C" __global__ void copy_blocks(u8* kv, const u32* copies, u32 num_copies, u64 block_bytes, u64 layer_bytes) {
+extern "C" __global__ void __launch_bounds__(256)
+    copy_blocks(u8* kv, const u32* copies, u32 num_copies, u64 block_bytes, u64 layer_bytes) {
     wait_for_kernel_before();
     const u64 offset = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 16;
     if (offset < block_bytes) {

@@ -55,14 +55,14 @@ DEVICE void embed_quant(float* out, const u8* table, const u32* token_ids, const
 }
 
 #define QUANT_KERNEL(FORM, NAME)                                                                                       \
-    extern "C" __global__ void embed_##NAME(float* out, const u8* table, const u32* token_ids, const u32* sampled,     \
-                                            u32 cols, float scale) {                                                   \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        embed_##NAME(float* out, const u8* table, const u32* token_ids, const u32* sampled, u32 cols, float scale) {   \
         embed_quant<FORM<bf16>>(out, table, token_ids, sampled, cols, scale);                                          \
     }                                                                                                                  \
     EXPORT_KERNEL(embed_##NAME)
 #define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void embed_##T(float* out, const T* table, const u32* token_ids, const u32* sampled,         \
-                                         u32 cols, float scale) {                                                      \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        embed_##T(float* out, const T* table, const u32* token_ids, const u32* sampled, u32 cols, float scale) {       \
         embed<T>(out, table, token_ids, sampled, cols, scale);                                                         \
     }                                                                                                                  \
     EXPORT_KERNEL(embed_##T)

@@ -23,7 +23,8 @@ DEVICE void gate_act_mul(T* out, const T* gate_up, u32 cols, u32 kind) {
 }
 
 #define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void gate_act_mul_##T(T* out, const T* gate_up, u32 cols, u32 kind) {                        \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        gate_act_mul_##T(T* out, const T* gate_up, u32 cols, u32 kind) {                                               \
         gate_act_mul<T>(out, gate_up, cols, kind);                                                                     \
     }                                                                                                                  \
     EXPORT_KERNEL(gate_act_mul_##T)

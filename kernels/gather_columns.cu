@@ -5,7 +5,7 @@
 // Bounded by memory: 8 bytes an element, of which rows share the order's.
 #include "lib/platform.h"
 
-extern "C" __global__ void gather_columns(u16* out, const u16* x, const u32* order, u32 cols) {
+extern "C" __global__ void __launch_bounds__(256) gather_columns(u16* out, const u16* x, const u32* order, u32 cols) {
     wait_for_kernel_before();
     const u32 col = blockIdx.y * blockDim.x + threadIdx.x;
     const u64 row = (u64)blockIdx.x * cols;

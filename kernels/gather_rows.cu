@@ -6,7 +6,7 @@
 // Bounded by memory: each byte is read and written once.
 #include "lib/platform.h"
 
-extern "C" __global__ void gather_rows(u8* out, const u8* x, const u32* rows, u32 row_bytes) {
+extern "C" __global__ void __launch_bounds__(256) gather_rows(u8* out, const u8* x, const u32* rows, u32 row_bytes) {
     wait_for_kernel_before();
     const u8* from = x + (u64)rows[blockIdx.x] * row_bytes;
     u8* to = out + (u64)blockIdx.x * row_bytes;

@@ -8,6 +8,8 @@
 #include "lib/platform.h"
 #include "lib/vector.h"
 
+static constexpr int MAX_THREADS = 1024;
+
 // Elements of a row that one thread takes at a time, and how often it keeps them.
 static constexpr int WIDTH = 4;
 static constexpr int NUM_KEPT = 4;
@@ -78,8 +80,8 @@ DEVICE void norm_row(T* out, const float* x, const float* weight, const float* b
 }
 
 #define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void layer_norm_##T(T* out, const float* x, const float* weight, const float* bias, u32 cols, \
-                                              float eps) {                                                             \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                                          \
+        layer_norm_##T(T* out, const float* x, const float* weight, const float* bias, u32 cols, float eps) {          \
         norm_row<T>(out, x, weight, bias, cols, eps);                                                                  \
     }                                                                                                                  \
     EXPORT_KERNEL(layer_norm_##T)

@@ -51,7 +51,7 @@ DEVICE void add_bias(T* out, const float* bias, u32 features) {
 }
 
 #define ADD_BIAS(T)                                                                                                    \
-    extern "C" __global__ void linear_add_bias_##T(T* out, const float* bias, u32 features) {                          \
+    extern "C" __global__ void __launch_bounds__(256) linear_add_bias_##T(T* out, const float* bias, u32 features) {   \
         add_bias<T>(out, bias, features);                                                                              \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_add_bias_##T)

@@ -203,7 +203,7 @@ struct Tile {
     extern "C" __global__ void __launch_bounds__(THREADS, 1) linear_fp8_hopper##NAME##_##T(                            \
         void* out, const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, const float* scale,  \
         const float* bias, u32 tokens, u32 features, u32 cols, u32 segment, u32 out_is_f32, u32 splits) {              \
-        const Call call = {out, &x, &weight, scale, bias, tokens, features, cols, segment, out_is_f32};                \
+        const Call call = {out, &x, &weight, scale, nullptr, bias, tokens, features, cols, segment, out_is_f32};                \
         Tile<T, GROUPS, STAGES, CODE_STAGES, IS_SPLIT>::run(call, splits);                                             \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_fp8_hopper##NAME##_##T)

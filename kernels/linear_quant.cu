@@ -144,7 +144,8 @@ DEVICE void expand(typename W::T* out, const u8* weight, u32 features, u32 cols)
 }
 
 #define EXPAND(FORM, T, NAME)                                                                                          \
-    extern "C" __global__ void linear_expand_##NAME(T* out, const u8* weight, u32 features, u32 cols) {                \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        linear_expand_##NAME(T* out, const u8* weight, u32 features, u32 cols) {                                       \
         expand<FORM<T>>(out, weight, features, cols);                                                                  \
     }                                                                                                                  \
     EXPORT_KERNEL(linear_expand_##NAME)

@@ -6,6 +6,7 @@
 // Grid: len / 8 / 256 blocks of 256 threads, each with 16 bytes. No shared memory.
 // Bounded by integer arithmetic: some 20 operations an element; two bytes are written.
 #include "lib/platform.h"
+#include "lib/e4m3.h"
 
 DEVICE float weight_of(u64 seed, u64 counter) {
     const u64 state = seed + counter * 0x9e3779b97f4a7c15ull;
@@ -30,16 +31,7 @@ DEVICE void fill(T* out, u64 len, u64 seed) {
     *(uint4*)(out + first) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
-// The nearest code of e4m3, the even one of two; x is at most 448.
-DEVICE u32 e4m3_of(float x) {
-    const u32 bits = __float_as_uint(x) & 0x7fffffff;
-    const u32 normal = (bits + 0x7ffff + (bits >> 20 & 1) >> 20) - (120 << 3);
-    // Below 2^-6 codes are multiples of 2^-9.
-    const u32 subnormal = __float_as_uint(__fadd_rn(__uint_as_float(bits), 16384.0f)) - __float_as_uint(16384.0f);
-    return __float_as_uint(x) >> 24 & 0x80 | (bits < 121 << 23 ? subnormal : min(normal, 0x7eu));
-}
-
-extern "C" __global__ void random_fp8(u8* out, u64 len, u64 seed, float inverse_scale) {
+extern "C" __global__ void __launch_bounds__(256) random_fp8(u8* out, u64 len, u64 seed, float inverse_scale) {
     wait_for_kernel_before();
     const u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     if (first >= len) return;
@@ -53,7 +45,7 @@ extern "C" __global__ void random_fp8(u8* out, u64 len, u64 seed, float inverse_
 EXPORT_KERNEL(random_fp8)
 
 #define KERNEL(T)                                                                                                      \
-    extern "C" __global__ void random_##T(T* out, u64 len, u64 seed) { fill(out, len, seed); }                         \
+    extern "C" __global__ void __launch_bounds__(256) random_##T(T* out, u64 len, u64 seed) { fill(out, len, seed); }  \
     EXPORT_KERNEL(random_##T)
 KERNEL(bf16)
 KERNEL(f16)

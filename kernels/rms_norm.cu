@@ -3,7 +3,7 @@
 //
 // x [rows, cols] f32, the residual stream, or (rms_norm_of_*) in 16 bits, a product's output; delta [rows, cols] and out
 // [rows, cols] in 16 bits; weight [cols] f32.
-// A block a row; threads: the next multiple of 32 to cols / 16, at most 1024. A thread keeps its share of the row in registers where
+// A block a row; threads: the next multiple of 32 to cols / 16, at most 896. A thread keeps its share of the row in registers where
 // cols <= 4 * 4 * threads, and reads it again otherwise; the share's weights come before the kernel before has ended. Shared memory:
 // 128 bytes.
 // Bounded by memory: 6 bytes an element (x, out), 4 where x has 16 bits, and 12 with delta (x twice, delta, out).
@@ -13,6 +13,8 @@
 // Elements of a row that one thread takes at a time, and how often it keeps them.
 static constexpr int WIDTH = 4;
 static constexpr int NUM_KEPT = 4;
+// Of a block: more would leave too few registers for each.
+static constexpr int MAX_THREADS = 896;
 
 template <typename T, typename X, bool HAS_DELTA>
 DEVICE void norm_row(T* out, X* x, const T* delta, const float* weight, u32 cols, float eps) {
@@ -70,16 +72,18 @@ DEVICE void norm_row(T* out, X* x, const T* delta, const float* weight, u32 cols
 }
 
 #define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void rms_norm_##T(T* out, const float* x, const float* weight, u32 cols, float eps) {        \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                                          \
+        rms_norm_##T(T* out, const float* x, const float* weight, u32 cols, float eps) {                               \
         norm_row<T, float, false>(out, const_cast<float*>(x), nullptr, weight, cols, eps);                             \
     }                                                                                                                  \
     EXPORT_KERNEL(rms_norm_##T)                                                                                        \
-    extern "C" __global__ void rms_norm_of_##T(T* out, const T* x, const float* weight, u32 cols, float eps) {         \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                                          \
+        rms_norm_of_##T(T* out, const T* x, const float* weight, u32 cols, float eps) {                                \
         norm_row<T, T, false>(out, const_cast<T*>(x), nullptr, weight, cols, eps);                                     \
     }                                                                                                                  \
     EXPORT_KERNEL(rms_norm_of_##T)                                                                                     \
-    extern "C" __global__ void add_rms_norm_##T(T* out, float* x, const T* delta, const float* weight, u32 cols,       \
-                                                float eps) {                                                           \
+    extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                                          \
+        add_rms_norm_##T(T* out, float* x, const T* delta, const float* weight, u32 cols, float eps) {                 \
         norm_row<T, float, true>(out, x, delta, weight, cols, eps);                                                    \
     }                                                                                                                  \
     EXPORT_KERNEL(add_rms_norm_##T)

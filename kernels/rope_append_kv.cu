@@ -123,10 +123,10 @@ DEVICE void do_token(T* qkv, T* keys, T* values, const float* table, const u32* 
 }
 
 #define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void rope_append_kv_##T(T* qkv, T* keys, T* values, const float* table,                      \
-                                                  const u32* positions, const u32* slots, u32 num_heads,               \
-                                                  u32 num_kv_heads, u32 head_dim, u32 rotary_dim, u32 block_size,      \
-                                                  u32 head_stride, u32 width) {                                        \
+    extern "C" __global__ void __launch_bounds__(128)                                                                  \
+        rope_append_kv_##T(T* qkv, T* keys, T* values, const float* table, const u32* positions, const u32* slots,     \
+            u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 rotary_dim, u32 block_size, u32 head_stride,            \
+            u32 width) {                                                                                               \
         const Heads heads = {num_heads, num_kv_heads, head_dim, rotary_dim, block_size, head_stride};                  \
         do_token(qkv, keys, values, table, positions, slots, heads, width);                                            \
     }                                                                                                                  \

@@ -7,7 +7,7 @@
 #include "lib/platform.h"
 #include "lib/vector.h"
 
-extern "C" __global__ void softcap_f32(float* x, u64 len, float cap) {
+extern "C" __global__ void __launch_bounds__(256) softcap_f32(float* x, u64 len, float cap) {
     constexpr int WIDTH = 4;
     wait_for_kernel_before();
     const u64 start = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;

@@ -259,9 +259,15 @@ def steps():
     fp8 = ["--quantization", "fp8", "--max-model-len", "4096"]
     yield bench("one user, fp8", 60, "latency", "--input-len", "128,2048", "--output-len", "128", "--num-iters", "3", *fp8)
     yield bench("one user, fp8, operations one by one", 40, "ops", "--input-len", "128", "--num-iters", "2", *fp8)
-    for batch_size in [4, 8, 16]:
+    for batch_size in [4, 8, 16, 64]:
         lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
         yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
+    # Inputs in e4m3 too.
+    fast = ["--quantization", "fp8", "--matmul-precision", "fast"]
+    yield bench("prompts, fp8 fast", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *fast)
+    yield together("offline 128/128, fp8 fast", 1000, 128, 128, *fast, limit_s=90)
+    for batch_size in [64, 256]:
+        yield together(f"decode of {batch_size}, fp8 fast", batch_size, 1024, 64, "--cached-prompts", *fast, limit_s=40)
     # Prompts of 2048 are computed by expanded weights, 16 and 64 at once by kernels that expand for themselves.
     with tempfile.TemporaryDirectory() as folder:
         int4 = write_int4_config(pathlib.Path(folder) / "model")

@@ -113,24 +113,28 @@ u16 at_matrix(u32 matrix, u32 row, u32 col) {
     return *(const u16*)at_address(place.shared, swizzled(address), 2);
 }
 
-// Sixteen neighbours of a row from column 0 on: two pieces of 16 bytes, which lie together.
-void row_of_matrix(double (&out)[16], u32 matrix, u32 row, float (*widen)(u16 bits)) {
+// The neighbours of a row from column 0 on that a product takes: two pieces of 16 bytes, which lie together.
+void row_of_matrix(double (&out)[32], const Product& product, u32 matrix, u32 row) {
     for (u32 piece = 0; piece < 2; piece++) {
         const u32 address = ((matrix & 0x3fff) << 4) + row / 8 * 1024 + row % 8 * 128 + piece * 16;
-        const u16* numbers = (const u16*)at_address(place.shared, swizzled(address), 16);
-        for (u32 k = 0; k < 8; k++) out[8 * piece + k] = widen(numbers[k]);
+        const u8* at = at_address(place.shared, swizzled(address), 16);
+        if (product.is_e4m3) {
+            for (u32 k = 0; k < 16; k++) out[16 * piece + k] = product.widen(at[k]);
+        } else {
+            for (u32 k = 0; k < 8; k++) out[8 * piece + k] = product.widen(((const u16*)at)[k]);
+        }
     }
 }
 
 // This thread's share of a product. Its warp's threads come here together.
 void carry_out(const Product& product) {
-    const unsigned lane = thread_of_block() % 32, warp = thread_of_block() % 128 / 32;
+    const unsigned lane = thread_of_block() % 32, warp = thread_of_block() % 128 / 32, len = product.is_e4m3 ? 32 : 16;
     *slots()[lane] = (u64)(uintptr_t)product.a_registers;
     warp_barrier(0xffffffffu);
-    double a[2][16];
+    double a[2][32];
     for (unsigned r = 0; r < 2; r++) {
         if (product.a_registers == nullptr) {
-            row_of_matrix(a[r], product.a, warp * 16 + lane / 4 + 8 * r, product.widen);
+            row_of_matrix(a[r], product, product.a, warp * 16 + lane / 4 + 8 * r);
             continue;
         }
         for (unsigned k = 0; k < 16; k++) {
@@ -141,17 +145,17 @@ void carry_out(const Product& product) {
     for (int i = 0; i < product.num_cols / 2; i += 4) {
         for (unsigned j = 0; j < 2; j++) {
             const unsigned col = i / 4 * 8 + lane % 4 * 2 + j;
-            double b[16];
+            double b[32];
             if (product.b_is_row_after_row) {
                 for (unsigned k = 0; k < 16; k++) b[k] = product.widen(at_matrix(product.b, k, col));
             } else {
-                row_of_matrix(b, product.b, col, product.widen);
+                row_of_matrix(b, product, product.b, col);
             }
             for (unsigned r = 0; r < 2; r++) {
                 // As mma_16x8x16 adds.
                 float& d = product.d[i + 2 * r + j];
                 double sum = product.adds ? d : 0.0f;
-                for (unsigned k = 0; k < 16; k++) sum += a[r][k] * b[k];
+                for (unsigned k = 0; k < len; k++) sum += a[r][k] * b[k];
                 d = (float)sum;
             }
         }

@@ -12,20 +12,32 @@ void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i3
 void products_commit();
 void products_wait(unsigned num_pending);
 
-// A product of a warpgroup of which this thread has a share: 64 x 16 by 16 x num_cols.
+// A product of a warpgroup of which this thread has a share: 64 x 16 by 16 x num_cols; of e4m3 64 x 32 by 32 x num_cols.
 struct Product {
     float* d;
     const u32* a_registers;
     u32 a, b;
     int num_cols;
-    bool adds, b_is_row_after_row;
+    bool adds, b_is_row_after_row, is_e4m3;
     float (*widen)(u16 bits);
 };
 void start_product(const Product& product);
 
 template <typename T>
+constexpr bool IS_E4M3 = false;
+template <>
+constexpr bool IS_E4M3<e4m3> = true;
+
+template <typename T>
 float widen(u16 bits) {
     return to_float(T{bits});
+}
+template <>
+inline float widen<e4m3>(u16 bits) {
+    const u32 magnitude = bits & 0x7f;
+    const float x = magnitude < 8 ? (float)magnitude / 512.0f : __uint_as_float(magnitude + (120 << 3) << 20);
+    if (magnitude == 0x7f) return NAN;
+    return bits & 0x80 ? -x : x;
 }
 
 } // namespace shim
@@ -71,9 +83,9 @@ void keep(float (&)[LEN]) {}
 
 template <typename T, int N>
 void product_shared(float* d, u32 a, u32 b, bool adds) {
-    shim::start_product({d, nullptr, a, b, N, adds, false, &shim::widen<T>});
+    shim::start_product({d, nullptr, a, b, N, adds, false, shim::IS_E4M3<T>, &shim::widen<T>});
 }
 template <typename T, int N>
 void product_registers(float* d, const u32* a, u32 b) {
-    shim::start_product({d, a, 0, b, N, true, true, &shim::widen<T>});
+    shim::start_product({d, a, 0, b, N, true, true, false, &shim::widen<T>});
 }

@@ -1,8 +1,19 @@
+// Codes of e4m3. After platform.h.
+#pragma once
+
+// The nearest code, the even one of two; |x| is at most 448.
+DEVICE u32 e4m3_of(float x) {
+    const u32 bits = __float_as_uint(x) & 0x7fffffff;
+    const u32 normal = (bits + 0x7ffff + (bits >> 20 & 1) >> 20) - (120 << 3);
+    // Below 2^-6 codes are multiples of 2^-9.
+    const u32 subnormal = __float_as_uint(__fadd_rn(__uint_as_float(bits), 16384.0f)) - __float_as_uint(16384.0f);
+    return __float_as_uint(x) >> 24 & 0x80 | (bits < 121 << 23 ? subnormal : min(normal, 0x7eu));
+}
+
 // e4m3 numbers as 16-bit ones. Every one of them is one of bf16 and of f16: sign, exponent and mantissa are put at their places by
 // shifts and masks, subnormals too (both types continue theirs below the least exponent in the same way), which leaves a power of
 // two. f16: numbers are 2^-8 times what they should be, which changes no rounding and is made good in the total. bf16: 2^-120 would
 // drown products and sums; an exact multiplication of the pair takes it back. That it takes subnormal inputs is in the PTX manual.
-#pragma once
 
 // What totals of products with such numbers lack.
 template <typename T>

@@ -127,7 +127,8 @@ DEVICE u64 descriptor_of(u32 matrix) { return (u64)(1024 >> 4 | 1u << 30) << 32 
 
 // d (+)= a * b of a warpgroup: a 64 x 16, b 16 x N, d 64 x N in f32. Warp w of the group has rows 16 * w.. of d, and of a in
 // registers, as mma_16x8x16 has them, d's columns eight by eight. Others are matrices in shared memory.
-//   product_shared: a given row after row, b column after column; d = a * b where `adds` is false.
+//   product_shared: a given row after row, b column after column; d = a * b where `adds` is false. Of e4m3 a is 64 x 32, b 32 x N: rows
+//   of matrices have 128 numbers then.
 //   product_registers: b row after row; d += a * b.
 template <typename T, int N>
 __device__ __forceinline__ void product_shared(float* d, u32 a, u32 b, bool adds);
@@ -168,6 +169,15 @@ __device__ __forceinline__ void product_registers(float* d, const u32* a, u32 b)
                      : OWN_##LEN(0)                                                                                    \
                      : "l"(descriptor_of(a)), "l"(descriptor_of(b)), "r"((u32)adds));                                  \
     }
+#define PRODUCT_SHARED_E4M3(N, LEN, A, B, ADDS)                                                                        \
+    template <>                                                                                                        \
+    __device__ __forceinline__ void product_shared<e4m3, N>(float* d, u32 a, u32 b, bool adds) {                       \
+        asm volatile("{\n\t.reg .pred adds;\n\tsetp.ne.u32 adds, " ADDS ", 0;\n\t"                                     \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" NAMES_##LEN "}, " A ", " B           \
+                     ", adds, 1, 1;\n\t}"                                                                              \
+                     : OWN_##LEN(0)                                                                                    \
+                     : "l"(descriptor_of(a)), "l"(descriptor_of(b)), "r"((u32)adds));                                  \
+    }
 #define PRODUCT_REGISTERS(TYPE, NAME, N, LEN, A, B)                                                                    \
     template <>                                                                                                        \
     __device__ __forceinline__ void product_registers<TYPE, N>(float* d, const u32* a, u32 b) {                        \
@@ -188,8 +198,11 @@ __device__ __forceinline__ void product_registers(float* d, const u32* a, u32 b)
     PRODUCT_REGISTERS(TYPE, NAME, 128, 64, "%64, %65, %66, %67", "%68")
 PRODUCTS(bf16, "bf16")
 PRODUCTS(f16, "f16")
+PRODUCT_SHARED_E4M3(128, 64, "%64", "%65", "%66")
+PRODUCT_SHARED_E4M3(256, 128, "%128", "%129", "%130")
 #undef PRODUCTS
 #undef PRODUCT_REGISTERS
+#undef PRODUCT_SHARED_E4M3
 #undef PRODUCT_SHARED
 
 #endif // SCONCE_HOST

@@ -7,12 +7,13 @@
 static constexpr u32 GROUP_TOKENS = 64, GROUP_THREADS = 128;
 static constexpr u32 STEP = 64, ROW_BYTES = 128, BOX_ROWS = 64, PRODUCTS = 4, PRODUCT_BYTES = 32;
 
-// What kernels are given. `scale`: one for a row of weight, or null.
+// What kernels are given. `scale`: one for a row of weight, or null. `token_scale`: one for a row of x, or null.
 struct Call {
     void* out;
     const TensorMap* x;
     const TensorMap* weight;
     const float* scale;
+    const float* token_scale;
     const float* bias;
     u32 tokens, features, cols, segment, out_is_f32;
 };
@@ -86,6 +87,13 @@ DEVICE void multiply_segments(float (&totals)[FEATURES / 2], const Call& call, S
     }
 }
 
+// What a token's totals lack where weights have scales.
+template <typename T>
+DEVICE float token_factor(const Call& call, u32 token) {
+    if (call.token_scale == nullptr) return E4M3_FACTOR<T>;
+    return token < call.tokens ? call.token_scale[token] : 0.0f;
+}
+
 // The results of a tile of so many features.
 template <typename T, int FEATURES>
 struct Results {
@@ -110,17 +118,21 @@ struct Results {
         }
     }
 
-    // Applies the scales of e4m3 weights.
-    DEVICE void apply_scale(const Call& call, float (&totals)[LEN], u32 row) {
+    // Applies the scales of rows `row`.. of e4m3 weights, as far as they are before `end`, and those of tokens.
+    template <int NUM>
+    DEVICE void apply_scale(const Call& call, const TilePlace& place, float* totals, u32 row, u32 end) {
+        if (call.scale == nullptr) return;
+        const u32 token = place.first_token + own_token();
+        const float factors[2] = {token_factor<T>(call, token), token_factor<T>(call, token + 8)};
 #pragma unroll
-        for (int n = 0; n < BLOCKS; n++) {
+        for (int n = 0; n < NUM; n++) {
             const u32 own = row + n * 8 + threadIdx.x % 4 * 2;
-            if (own >= call.features) continue;
+            if (own >= end) continue;
             const float2 scale = *(const float2*)(call.scale + own);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float& total = totals[4 * n + i];
-                total = __fmul_rn(total * E4M3_FACTOR<T>, i % 2 == 0 ? scale.x : scale.y);
+                total = __fmul_rn(__fmul_rn(total, factors[i / 2]), i % 2 == 0 ? scale.x : scale.y);
             }
         }
     }
@@ -184,7 +196,7 @@ struct Results {
 
     // Totals of a tile to memory, with their scale and bias.
     DEVICE void store(const Call& call, const TilePlace& place, float (&totals)[LEN]) {
-        if (call.scale != nullptr) apply_scale(call, totals, place.first_feature);
+        apply_scale<BLOCKS>(call, place, totals, place.first_feature, call.features);
         add_bias<BLOCKS>(call, totals, place.first_feature, call.features);
         if (call.out_is_f32) return store_floats(call, place, totals);
         u32 words[2][BLOCKS];
@@ -207,8 +219,8 @@ struct SplitSums {
 
     // This block's, where the stages were: by the threads that multiply, when all of them are done.
     DEVICE void put(float* own, const float (&sums)[PARTS][FEATURES / 2]) {
-        let_next_begin();
         named_barrier_wait(1, CONSUMERS);
+        let_next_begin();
         const u32 own_token = Results<T, FEATURES>::own_token() + threadIdx.x / GROUP_THREADS * (PARTS - 1) * GROUP_TOKENS;
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
@@ -222,7 +234,8 @@ struct SplitSums {
     }
 
     // WIDTH totals of a token, from feature `at` of the tile on, with scale and bias: those of `row`.. of the weights.
-    DEVICE void total(float (&totals)[WIDTH], const Call& call, const float* own, u32 token, u32 at, u32 row) {
+    // `factor`: the token's.
+    DEVICE void total(float (&totals)[WIDTH], const Call& call, const float* own, u32 token, u32 at, u32 row, float factor) {
         const u32 num_segments = tiles_of(call.cols, call.segment);
         // All is asked for before the first of it is there.
         float scale[WIDTH], bias[WIDTH];
@@ -247,7 +260,7 @@ struct SplitSums {
         }
         if (call.scale != nullptr) {
 #pragma unroll
-            for (u32 j = 0; j < WIDTH; j++) totals[j] = __fmul_rn(totals[j] * E4M3_FACTOR<T>, scale[j]);
+            for (u32 j = 0; j < WIDTH; j++) totals[j] = __fmul_rn(__fmul_rn(totals[j], factor), scale[j]);
         }
         if (call.bias != nullptr) {
 #pragma unroll
@@ -265,11 +278,12 @@ struct SplitSums {
         for (u32 i = cluster_rank() * CONSUMERS + threadIdx.x; i < num_tokens * ROW_PIECES; i += splits * CONSUMERS) {
             const u32 token = i / ROW_PIECES, at = i % ROW_PIECES * WIDTH, feature = place.first_feature + at;
             if (feature >= call.features) continue;
+            const float factor = token_factor<T>(call, place.first_token + token);
             float totals[WIDTH];
-            total(totals, call, own, token, at, feature);
+            total(totals, call, own, token, at, feature, factor);
             if constexpr (GATED) {
                 float up[WIDTH];
-                total(up, call, own, token, OUT_FEATURES + at, call.features + feature);
+                total(up, call, own, token, OUT_FEATURES + at, call.features + feature, factor);
 #pragma unroll
                 for (u32 j = 0; j < WIDTH; j++) {
                     const float gate = to_float(from_float<T>(totals[j]));

@@ -82,8 +82,8 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
             }
         }
     }
-    let_next_begin();
     __syncthreads();
+    let_next_begin();
     const u32 num_segments = (p.cols + p.segment - 1) / p.segment;
     auto total_of = [&](u32 token, u32 half) {
         const u32 first_warp = (half * block_features + at) / FEATURES * splits;

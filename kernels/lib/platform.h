@@ -17,6 +17,10 @@ struct bf16 {
 struct f16 {
     u16 bits;
 };
+// The same in 8 bits: 4 of exponent, 3 of mantissa.
+struct e4m3 {
+    u8 bits;
+};
 
 #ifdef SCONCE_HOST
 #include "../host/shim.h"
@@ -176,7 +180,7 @@ DEVICE void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0
 // nothing to do, and lets the next one begin no earlier: so all that came before the kernel before has ended when this one begins.
 // Until it has waited it may read what the kernel before has not written, such as weights, what was uploaded for the step, and keys
 // of steps before; and it may write nothing.
-// `let_next_begin` lets the next kernel begin, once all of this one's threads have called it or ended.
+// `let_next_begin` lets the next kernel begin, once a thread of each of this one's blocks has called it, or the block has ended.
 DEVICE void wait_for_writes() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -52,6 +52,7 @@ const RULES: &[Rule] = &[
     rust::safety_comments,
     layers::forbidden_words,
     layers::core_dependencies,
+    layers::kernels_have_bounds,
 ];
 
 /// Checks every file of the repository; warnings are printed, errors fail.

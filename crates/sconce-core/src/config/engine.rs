@@ -95,7 +95,8 @@ pub enum MatmulPrecision {
     Exact,
     /// Faster still in prompts and large batches: inputs have 8 bits for quantized weights, and are rounded to bf16 for
     /// bf16 weights, where the machine has instructions for them. On a GPU NVIDIA's library multiplies where there are many
-    /// rows: results then depend on how many there are, and may differ from one run to the next.
+    /// rows, and for weights in e4m3 on Hopper inputs of many rows are rounded to e4m3 too, with a scale a row: results then depend on
+    /// how many rows there are, and may differ from one run to the next.
     Fast,
 }
 

@@ -19,6 +19,8 @@ pub fn reference(out: &mut Buffer, x: &Buffer, weight: &[f32], eps: f32) {
     }
 }
 
+/// Threads of a block at most, as the kernel has them.
+const MAX_THREADS: usize = 896;
 /// Rows that one task computes: a decode step of a few sequences wakes nobody.
 const TASK_ROWS: usize = 8;
 
@@ -111,7 +113,7 @@ fn check(out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector) {
 }
 
 fn dims(x: &CudaBuffer) -> Dims {
-    Dims::linear(x.rows(), x.cols().div_ceil(16).next_multiple_of(32).min(1024))
+    Dims::linear(x.rows(), x.cols().div_ceil(16).next_multiple_of(32).min(MAX_THREADS))
 }
 
 #[cfg(test)]

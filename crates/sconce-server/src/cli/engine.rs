@@ -28,7 +28,7 @@ pub(super) struct EngineArgs {
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
     /// How exactly inputs are multiplied with weights: exact (16 bits, f32), mixed (8 bits, 16 for outliers; bf16 for
-    /// bf16 weights), or fast (8 bits, bf16).
+    /// bf16 weights), or fast (8 bits, bf16; on a GPU the library's products, and e4m3 for weights in e4m3 on Hopper).
     #[arg(long, default_value = "exact")]
     matmul_precision: MatmulPrecision,
     /// Where weights come from: auto (files) or dummy (random, for measuring).

@@ -77,6 +77,18 @@ pub(super) fn core_dependencies(source: &Source, findings: &mut Vec<Finding>) {
     }
 }
 
+/// A kernel says how many threads a block of it has at most: what the compiler gives them fits a multiprocessor then.
+pub(super) fn kernels_have_bounds(source: &Source, findings: &mut Vec<Finding>) {
+    if !source.path.starts_with("kernels/") || source.path.starts_with("kernels/host/") {
+        return;
+    }
+    for (line, text) in (1..).zip(source.text.lines()) {
+        if text.contains("__global__ void") && !text.contains("__launch_bounds__") {
+            findings.push(Finding::error(source, line, "a kernel without __launch_bounds__"));
+        }
+    }
+}
+
 /// Every `kernels/<op>.cu` has an `ops/<op>.rs` with its reference, and every `kernels/<op>_<part>.cu` an `ops/<op>/`, whether
 /// `_hopper` follows or not.
 pub(super) fn kernels_have_ops(sources: &[Source], findings: &mut Vec<Finding>) {

@@ -123,6 +123,18 @@ fn layers() {
 }
 
 #[test]
+fn kernels_have_bounds() {
+    let found = |bounds: &str| {
+        let kernel = format!("// The math.\nextern \"C\" __global__ void {bounds}softmax(float* x) {{}}\n");
+        let op = Source::new("crates/sconce-core/src/ops/softmax.rs", "//! M.\n");
+        check(&[Source::new("kernels/softmax.cu", &kernel), op])
+    };
+    let found_without = found("");
+    assert!(found_without.len() == 1 && found_without[0].to_string().contains("__launch_bounds__"));
+    assert_eq!(found("__launch_bounds__(256) ").len(), 0);
+}
+
+#[test]
 fn kernels_have_references() {
     let kernel = Source::new("kernels/softmax.cu", "// The math.\n");
     let op = Source::new("crates/sconce-core/src/ops/softmax.rs", "//! M.\n");

@@ -21,7 +21,7 @@ use crate::ops::{
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
     linear::cuda::Products,
-    linear::space::LinearSpace,
+    linear::space::{LinearSpace, Settings},
     sample::cuda::{Answers, SampleSpace},
 };
 use crate::sample::{SampleResults, SampleRow};
@@ -41,6 +41,8 @@ pub struct CudaBackend {
     /// Whether weights stay in their block formats, where there are kernels.
     keeps_blocks: bool,
     products: Products,
+    /// Whether kernels for Hopper are used where the device has them.
+    uses_hopper: bool,
     uses_graphs: bool,
     /// Bytes that a layer must save where sequences that begin alike are attended together.
     min_saved_bytes: usize,
@@ -51,7 +53,6 @@ pub struct CudaBackend {
 }
 
 /// What operations need beside their arguments.
-#[derive(Default)]
 struct Scratch {
     sample: Option<SampleSpace>,
     attention: Option<AttentionSpace>,
@@ -70,7 +71,7 @@ impl CudaBackend {
         let gpu = Arc::new(Gpu::open(index)?);
         let (keeps_blocks, tunes) = (super::keeps_blocks(asked), is_wanted("SCONCE_CUDA_AUTOTUNE"));
         let mut backend = Self { index, keeps_blocks, tunes, ..Self::new(gpu, elem) };
-        if is_wanted("SCONCE_CUDA_HOPPER") {
+        if backend.uses_hopper {
             let adds_alike = ops::linear::hopper::adds_alike(&backend.device, elem).map_err(|error| Error::Device {
                 message: format!("trying kernels for Hopper: {error}; SCONCE_CUDA_HOPPER=0 does without them"),
             })?;
@@ -83,17 +84,26 @@ impl CudaBackend {
     }
 
     pub(crate) fn new(device: Arc<dyn Device>, elem: ElemType) -> Self {
+        let scratch = Scratch {
+            sample: None,
+            attention: None,
+            copies: None,
+            graphs: Graphs::default(),
+            max_seqs: 0,
+            linear: LinearSpace::new(&device),
+        };
         Self {
             device,
             index: 0,
             elem,
             keeps_blocks: true,
             products: Products::Portable,
+            uses_hopper: is_wanted("SCONCE_CUDA_HOPPER"),
             uses_graphs: is_wanted("SCONCE_CUDA_GRAPHS"),
             runs_ahead: is_wanted("SCONCE_CUDA_RUN_AHEAD"),
             min_saved_bytes: MIN_SAVED_BYTES,
             tunes: false,
-            scratch: RefCell::default(),
+            scratch: RefCell::new(scratch),
         }
     }
 
@@ -102,7 +112,6 @@ impl CudaBackend {
     pub fn with_matmul_precision(mut self, precision: MatmulPrecision) -> Self {
         if precision == MatmulPrecision::Fast {
             self.products = Products::Library;
-            self.tunes = false;
         }
         self
     }
@@ -244,13 +253,14 @@ impl Backend for CudaBackend {
         let mut scratch = self.scratch.borrow_mut();
         let space = AttentionSpace::new(&self.device, limits.max_seqs, &spec, limits.max_model_len)?;
         scratch.attention = Some(space.with_hopper(match self.products {
-            Products::Portable => 0,
             Products::Hopper => EQUAL_DIMS,
-            Products::Library => usize::MAX,
+            Products::Library if self.uses_hopper => usize::MAX,
+            Products::Portable | Products::Library => 0,
         }));
         scratch.copies = Some(CopySpace::new(&self.device)?);
         scratch.max_seqs = limits.max_seqs;
-        scratch.linear.prepare(&self.device, self.products, config.vocab_size, limits, self.tunes)?;
+        let settings = Settings { products: self.products, takes_codes: self.uses_hopper, tunes: self.tunes };
+        scratch.linear.prepare(settings, config.vocab_size, limits)?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
         let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());
@@ -330,7 +340,7 @@ impl Backend for CudaBackend {
     }
 
     fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
-        self.scratch.borrow_mut().linear.linear(&*self.device, self.products, out, x, weight)
+        self.scratch.borrow_mut().linear.linear(out, x, weight)
     }
 
     fn rope_append_kv(
@@ -369,7 +379,7 @@ impl Backend for CudaBackend {
         act: Activation,
     ) -> Result<()> {
         let space = &mut self.scratch.borrow_mut().linear;
-        space.gated_linear(&*self.device, self.products, out, gate_up, x, weight, act)
+        space.gated_linear(out, gate_up, x, weight, act)
     }
 
     fn activate(&self, x: &mut Buffer, act: Activation) -> Result<()> {

@@ -70,7 +70,7 @@ impl Drop for Piece {
 
 /// Boxes of a matrix of 16 bits, row after row, as kernels for Hopper bring them: 64 rows of 64 columns. `None` where the device
 /// has none, or the matrix does not suit.
-fn boxes(memory: &Memory, [rows, cols]: [usize; 2], elem: ElemType) -> Result<Option<TensorMap>> {
+pub(crate) fn boxes(memory: &Memory, [rows, cols]: [usize; 2], elem: ElemType) -> Result<Option<TensorMap>> {
     const SIDE: usize = 64;
     let suits = elem != ElemType::F32 && rows > 0 && cols >= SIDE && cols.is_multiple_of(8);
     if !suits || i32::try_from(rows).is_err() {

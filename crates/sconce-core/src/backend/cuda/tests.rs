@@ -24,7 +24,7 @@ use super::host::HostDevice;
 use super::storage::Matrix;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, BufferRole, Checked, StepLimits};
-use crate::config::{Activation, ModelConfig, Quantization, WeightDtype};
+use crate::config::{Activation, MatmulPrecision, ModelConfig, Quantization, WeightDtype};
 use crate::models::{self, RawConfig};
 use crate::ops::linear::hopper::adds_alike;
 use crate::ops::testing::{devices, random};
@@ -235,6 +235,29 @@ fn algorithms_of_products_change_no_bit() {
             let expected = logits(backend(), sequences, chunk_len);
             let found = logits(backend().tuned(), sequences, chunk_len);
             assert!(found == expected, "{quantization:?}, {} tokens by {chunk_len}", sequences[0].len());
+        }
+    }
+}
+
+/// With `fast` inputs of such weights are rounded too, where there are more than a few tokens.
+#[test]
+fn inputs_in_e4m3_stay_near() {
+    let (raw, config) = wide_model(320, 320, false);
+    let ids: Vec<u32> = (0..200).map(|i| i * 7 % 576).collect();
+    let store = WeightStore::dummy(0, Dtype::BF16).quantized(Quantization::Fp8);
+    for device in devices() {
+        let logits = |precision, chunk_len| {
+            let backend = CudaBackend::new(device.clone(), ElemType::Bf16).with_matmul_precision(precision);
+            let mut runner = Runner::of_weights(&raw, config.clone(), &store, WeightDtype::Auto, backend);
+            runner.logits(&[&ids], chunk_len).remove(0)
+        };
+        let exact = logits(MatmulPrecision::Exact, 200);
+        for chunk_len in [200, 50] {
+            let fast = logits(MatmulPrecision::Fast, chunk_len);
+            let square = |x: f32| f64::from(x) * f64::from(x);
+            let error: f64 = fast.iter().zip(&exact).map(|(fast, exact)| square(fast - exact)).sum();
+            let share = (error / exact.iter().map(|&x| square(x)).sum::<f64>()).sqrt();
+            assert!((1e-3..4e-2).contains(&share), "an error of {share} of the logits");
         }
     }
 }

@@ -1,5 +1,6 @@
-//! [`Algorithm`] and [`GatedAlgorithm`]: by which kernels a device takes a product. All that suit give the same bits, but for the
-//! library's, so that which it is is a matter of time alone: what a trial has found ([`Tuned`](super::tuned::Tuned)), or an estimate.
+//! [`Algorithm`] and [`GatedAlgorithm`]: by which kernels a device takes a product. All that suit give the same bits, but for those that
+//! are only taken where somebody asked for speed, so that which it is is a matter of time alone: what a trial has found
+//! ([`Tuned`](super::tuned::Tuned)), or an estimate.
 
 use super::cuda::{Kernel as Portable, MAX_ROWS, Options, Products, by_library, check, launch, launch_gated_rows};
 use super::cuda_quant::{self, Expansion, MIN_EXPANDED_TOKENS};
@@ -31,6 +32,12 @@ impl<'a> Product<'a> {
         let expansion = self.options.expansion.filter(|_| self.weight.is_quantized())?;
         expansion.matrix(self.weight).map(|matrix| (expansion, matrix))
     }
+
+    /// The call with inputs in e4m3, where there is room for them.
+    fn of_codes(&self, kernel: hopper::Kernel) -> Option<hopper::Call<'a>> {
+        let Self { device, x, weight, options } = *self;
+        hopper::Call::of_codes(device, kernel, x, weight, options.codes?)
+    }
 }
 
 /// How a product is taken.
@@ -44,7 +51,9 @@ pub(super) enum Algorithm {
     Blocks(cuda_quant::Kernel),
     /// Blocks are expanded to 16 bits first; what those are multiplied by is a choice of its own.
     Expanded,
-    /// By the device's library.
+    /// By one for Hopper, of weights in e4m3 and inputs that are rounded to it. Its bits are its own.
+    Codes(hopper::Kernel),
+    /// By the device's library. Its bits are its own.
     Library,
 }
 
@@ -66,6 +75,10 @@ impl Algorithm {
             if options.products == Products::Library && !weight.is_fp8() {
                 return Self::Library;
             }
+            let kernel = hopper::Kernel::cheapest_of_codes(device, num_tokens, weight);
+            if product.of_codes(kernel).is_some() {
+                return Self::Codes(kernel);
+            }
             let kernel = hopper::Kernel::cheapest(device, num_tokens, weight);
             if options.products == Products::Hopper && hopper::Call::new(device, kernel, x, weight).is_some() {
                 return Self::Hopper(kernel);
@@ -74,12 +87,18 @@ impl Algorithm {
         Self::Portable(Portable::choose(device, num_tokens, weight))
     }
 
-    /// All with the same bits that are worth a trial, what seems best first.
+    /// All with the bits of what seems best that are worth a trial, that first; of inputs in e4m3, all of those.
     pub(super) fn candidates(product: Product<'_>) -> Vec<Self> {
         let Product { device, x, weight, options } = product;
         let num_tokens = x.rows();
         let (best, mut found) = (Self::estimated(product), Vec::new());
-        if weight.is_quantized() {
+        if best == Self::Library {
+            return vec![best];
+        }
+        if matches!(best, Self::Codes(_)) {
+            let suits = |kernel: &hopper::Kernel| product.of_codes(*kernel).is_some();
+            found.extend(hopper::Kernel::all_of_codes().filter(suits).map(Self::Codes));
+        } else if weight.is_quantized() {
             found.extend(cuda_quant::Kernel::all(num_tokens).map(Self::Blocks));
             let is_expanded = num_tokens >= MIN_TRIED_EXPANSION && product.expanded().is_some();
             found.extend(is_expanded.then_some(Self::Expanded));
@@ -114,6 +133,10 @@ impl Algorithm {
                 Some(call) => call.launch(out),
                 None => launch(device, Portable::choose(device, x.rows(), weight), out, x, weight),
             },
+            Self::Codes(kernel) => match product.of_codes(kernel) {
+                Some(call) => call.launch(out),
+                None => launch(device, Portable::choose(device, x.rows(), weight), out, x, weight),
+            },
             Self::Expanded => {
                 let (expansion, expanded) = product.expanded().expect(ROOM);
                 expansion.fill(device, weight)?;
@@ -128,6 +151,7 @@ impl Algorithm {
         match (self, weight.quant_parts()) {
             (Self::Portable(kernel), _) => kernel.name(weight),
             (Self::Hopper(kernel), _) => kernel.name(weight.elem),
+            (Self::Codes(kernel), _) => kernel.name_of_codes(weight.elem).unwrap_or("none"),
             (Self::Blocks(kernel), [part, ..]) => kernel.name(part.dtype),
             (Self::Blocks(_) | Self::Expanded, _) => "expanded",
             (Self::Library, _) => "library",
@@ -144,6 +168,8 @@ pub(super) enum GatedAlgorithm {
     Rows,
     /// By one for Hopper.
     Hopper(hopper::Kernel),
+    /// By one for Hopper, with inputs that are rounded to e4m3.
+    Codes(hopper::Kernel),
     /// Blocks are expanded to 16 bits first.
     Expanded,
 }
@@ -160,13 +186,16 @@ impl GatedAlgorithm {
         if Self::Rows.suits(product) {
             return Self::Rows;
         }
-        if options.products != Products::Hopper || x.rows() <= MAX_ROWS {
-            return Self::Apart;
-        }
-        let found = if weight.is_quantized() {
-            (x.rows() >= MIN_EXPANDED_TOKENS).then_some(Self::Expanded)
-        } else {
-            hopper::Kernel::cheapest_gated(device, x.rows(), weight).map(Self::Hopper)
+        let num_tokens = x.rows();
+        let cheapest = |apart| hopper::Kernel::cheapest_gated(device, num_tokens, weight, apart);
+        let found = match options.products {
+            _ if num_tokens <= MAX_ROWS => None,
+            Products::Portable => None,
+            Products::Library => {
+                cheapest(hopper::Kernel::cheapest_of_codes(device, num_tokens, weight)).map(Self::Codes)
+            }
+            Products::Hopper if weight.is_quantized() => (num_tokens >= MIN_EXPANDED_TOKENS).then_some(Self::Expanded),
+            Products::Hopper => cheapest(hopper::Kernel::cheapest(device, num_tokens, weight)).map(Self::Hopper),
         };
         found.filter(|found| found.suits(product)).unwrap_or(Self::Apart)
     }
@@ -174,6 +203,9 @@ impl GatedAlgorithm {
     /// All that are worth a trial, what seems best first.
     pub(super) fn candidates(product: Product<'_>) -> Vec<Self> {
         let mut found = vec![Self::Apart, Self::Rows];
+        if product.x.rows() > MAX_ROWS {
+            found.extend(hopper::Kernel::all_gated().map(Self::Codes));
+        }
         if product.options.products == Products::Hopper {
             found.extend(hopper::Kernel::all_gated().map(Self::Hopper));
             found.extend((product.x.rows() >= MIN_TRIED_EXPANSION).then_some(Self::Expanded));
@@ -190,6 +222,7 @@ impl GatedAlgorithm {
             Self::Apart => true,
             Self::Rows => (1..=MAX_ROWS).contains(&x.rows()) && Portable::has_gated_rows(weight),
             Self::Hopper(kernel) => hopper::Call::new(device, kernel, x, weight).is_some(),
+            Self::Codes(kernel) => product.of_codes(kernel).is_some(),
             Self::Expanded => product
                 .expanded()
                 .is_some_and(|(_, expanded)| Self::of(Product { weight: &expanded, ..product }) != Self::Apart),
@@ -203,6 +236,10 @@ impl GatedAlgorithm {
             Self::Apart => return Ok(false),
             Self::Rows => launch_gated_rows(device, out, x, weight, act)?,
             Self::Hopper(kernel) => match hopper::Call::new(device, kernel, x, weight) {
+                Some(call) => call.launch_gated(out, act)?,
+                None => return Ok(false),
+            },
+            Self::Codes(kernel) => match product.of_codes(kernel) {
                 Some(call) => call.launch_gated(out, act)?,
                 None => return Ok(false),
             },

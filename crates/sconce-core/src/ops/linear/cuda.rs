@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use super::algorithm::{Algorithm, GatedAlgorithm, Product};
 use super::cuda_quant::{self, Expansion};
+use super::hopper::Codes;
 use super::tuned::Tuned;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType, Matmul};
 use crate::backend::cuda::quant;
@@ -34,14 +35,16 @@ pub(super) struct Options<'a> {
     pub(super) products: Products,
     /// Where weights in block formats are expanded for many tokens.
     pub(super) expansion: Option<&'a Expansion>,
+    /// Where inputs of weights in e4m3 are rounded to it, for speed.
+    pub(super) codes: Option<&'a Codes>,
     /// What trials have found.
     pub(super) tuned: Option<&'a Tuned>,
 }
 
 impl Options<'static> {
-    /// Without room for expanded weights, and without trials.
+    /// Without room for expanded weights or rounded inputs, and without trials.
     pub(super) fn new(products: Products) -> Self {
-        Self { products, expansion: None, tuned: None }
+        Self { products, expansion: None, codes: None, tuned: None }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The launches of `kernels/linear_hopper.cu` and `kernels/linear_fp8_hopper.cu`: products of more than 16 tokens on a Hopper GPU,
-//! where their shape suits.
+//! The launches of `kernels/linear_hopper.cu`, `kernels/linear_fp8_hopper.cu` and `kernels/linear_w8a8_hopper.cu`: products of more
+//! than 16 tokens on a Hopper GPU, where their shape suits.
 
 #[cfg(test)]
 mod tests;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::cuda::{Kernel as Portable, Segments, TILE_64X64, check, launch, ptr_of_rows};
 use crate::backend::cuda::device::{Args, Device, Dims, ElemType, TensorMap};
-use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory, bytes_of};
+use crate::backend::cuda::storage::{Buffer, FP8_STEP, Form, Matrix, Memory, boxes, bytes_of};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::gate_act_mul;
@@ -90,6 +90,29 @@ impl Kernel {
         [Self::SplitGated64, Self::Large(Rows::Gated256)].into_iter()
     }
 
+    /// Those that there are for inputs in e4m3 too ([`Codes`]), but those for gate and up, which all are.
+    pub(super) fn all_of_codes() -> impl Iterator<Item = Self> {
+        [Self::Large(Rows::R256), Self::Large(Rows::R128), Self::Split64, Self::Deep128].into_iter()
+    }
+
+    /// The name of the one for inputs in e4m3, if there is one.
+    pub(super) fn name_of_codes(self, elem: ElemType) -> Option<&'static str> {
+        let (bf16, f16) = match self {
+            Self::Split64 => ("linear_w8a8_hopper_split_64x128_bf16", "linear_w8a8_hopper_split_64x128_f16"),
+            Self::Deep128 => ("linear_w8a8_hopper_split_128x128_bf16", "linear_w8a8_hopper_split_128x128_f16"),
+            Self::SplitGated64 => {
+                ("linear_w8a8_hopper_split_gated_64x128_bf16", "linear_w8a8_hopper_split_gated_64x128_f16")
+            }
+            Self::Large(Rows::R128) => ("linear_w8a8_hopper_128x128_bf16", "linear_w8a8_hopper_128x128_f16"),
+            Self::Large(Rows::R256) => ("linear_w8a8_hopper_128x256_bf16", "linear_w8a8_hopper_128x256_f16"),
+            Self::Large(Rows::Gated256) => {
+                ("linear_w8a8_hopper_gated_128x256_bf16", "linear_w8a8_hopper_gated_128x256_f16")
+            }
+            _ => return None,
+        };
+        Some(elem.kernel(bf16, f16))
+    }
+
     pub(super) fn name(self, elem: ElemType) -> &'static str {
         let (bf16, f16) = match self {
             Self::Split64 => ("linear_hopper_split_64x128_bf16", "linear_hopper_split_64x128_f16"),
@@ -131,7 +154,7 @@ impl Kernel {
 
     /// Blocks of a cluster.
     fn cluster(self, weight: &Matrix) -> usize {
-        if self.is_split() { Segments::of(weight).splits } else { 1 }
+        if self.is_split() && !self.is_gated() { Segments::of(weight).splits } else { 1 }
     }
 
     /// Blocks for all tiles.
@@ -176,12 +199,19 @@ impl Kernel {
         }
     }
 
-    /// The one of those for gate and up that seems fastest; `None`: two launches do.
-    pub(super) fn cheapest_gated(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Option<Self> {
+    /// The one of those for gate and up that seems fastest, where `apart` does without; `None`: two launches do.
+    pub(super) fn cheapest_gated(device: &dyn Device, num_tokens: usize, weight: &Matrix, apart: Self) -> Option<Self> {
         let kernel = if num_tokens <= FEW_TOKENS { Self::SplitGated64 } else { Self::Large(Rows::Gated256) };
         let cost = |kernel: Self| kernel.cost(device, num_tokens, weight);
         // What it saves is worth some of the products' time.
-        (100 * cost(kernel) <= 115 * cost(Self::cheapest(device, num_tokens, weight))).then_some(kernel)
+        (100 * cost(kernel) <= 115 * cost(apart)).then_some(kernel)
+    }
+
+    /// The one of those for inputs in e4m3 that seems fastest.
+    pub(super) fn cheapest_of_codes(device: &dyn Device, num_tokens: usize, weight: &Matrix) -> Self {
+        let suits = |kernel: &Self| (kernel.block().tokens <= FEW_TOKENS) == (num_tokens <= FEW_TOKENS);
+        let cheapest = Self::all_of_codes().filter(suits).min_by_key(|kernel| kernel.cost(device, num_tokens, weight));
+        cheapest.expect("invariant: there are some of each kind")
     }
 
     fn shared_bytes(self) -> usize {
@@ -196,39 +226,75 @@ impl Kernel {
 pub(super) struct Call<'a> {
     device: &'a dyn Device,
     kernel: Kernel,
-    num_tokens: usize,
+    name: &'static str,
+    inputs: &'a Buffer,
     x: &'a TensorMap,
     map: &'a TensorMap,
     weight: &'a Matrix,
+    /// Where inputs are rounded to e4m3 first.
+    codes: Option<&'a Codes>,
 }
 
 impl<'a> Call<'a> {
     /// `None` where there is no such kernel, or shapes do not suit it.
     pub(super) fn new(device: &'a dyn Device, kernel: Kernel, x: &'a Buffer, weight: &'a Matrix) -> Option<Self> {
-        let (x_map, map) = (x.map()?, weight.map()?);
-        let is_there =
-            device.has_kernel(kernel.name(weight.elem)) && kernel.shared_bytes() <= device.max_shared_bytes();
-        // Results are stored 16 bytes at a time.
-        let suits = is_there
+        let suits =
+            weight.is_fp8() == kernel.is_fp8() && (!kernel.is_whole() || Segments::of(weight).len >= weight.cols);
+        let call = Self {
+            device,
+            kernel,
+            name: kernel.name(weight.elem),
+            inputs: x,
+            x: x.map()?,
+            map: weight.map()?,
+            weight,
+            codes: None,
+        };
+        (suits && call.is_possible()).then_some(call)
+    }
+
+    /// The same of inputs that `codes` has room for, which are rounded to e4m3 first.
+    pub(super) fn of_codes(
+        device: &'a dyn Device,
+        kernel: Kernel,
+        x: &'a Buffer,
+        weight: &'a Matrix,
+        codes: &'a Codes,
+    ) -> Option<Self> {
+        let suits = weight.is_fp8() && x.rows() <= codes.max_rows;
+        let (name, x_map) = (kernel.name_of_codes(weight.elem)?, codes.map(weight.cols)?);
+        let call = Self { device, kernel, name, inputs: x, x: x_map, map: weight.map()?, weight, codes: Some(codes) };
+        (suits && call.is_possible()).then_some(call)
+    }
+
+    fn is_possible(&self) -> bool {
+        let Self { device, kernel, name, weight, .. } = self;
+        device.has_kernel(name)
+            && kernel.shared_bytes() <= device.max_shared_bytes()
+            // Results are stored 16 bytes at a time.
             && weight.rows.is_multiple_of(if kernel.is_gated() { 16 } else { 8 })
-            && weight.is_fp8() == kernel.is_fp8()
-            && (!kernel.is_whole() || Segments::of(weight).len >= weight.cols);
-        suits.then_some(Self { device, kernel, num_tokens: x.rows(), x: x_map, map, weight })
     }
 
     fn args(&self, out: &Buffer) -> Args {
-        let Self { weight, num_tokens, .. } = *self;
+        let weight = self.weight;
         let mut args = Args::new().with(out.ptr()).with_map(self.x).with_map(self.map);
-        if self.kernel.is_fp8() {
+        if weight.is_fp8() {
             args = args.with(ptr_of_rows(weight, weight.row_scales()));
         }
-        let args = args.with(ptr_of_rows(weight, weight.bias.as_ref())).with(num_tokens).with(out.cols());
-        args.with(weight.cols).with(Segments::of(weight).len).with(u32::from(out.elem() == ElemType::F32))
+        let (mut cols, mut segment) = (weight.cols, Segments::of(weight).len);
+        if let Some(codes) = self.codes {
+            args = args.with(codes.scales.ptr());
+            // In pairs of codes; what does not split columns has one segment.
+            cols = weight.cols.next_multiple_of(FP8_STEP) / 2;
+            segment = if self.kernel.cluster(weight) > 1 { segment / 2 } else { cols };
+        }
+        let args = args.with(ptr_of_rows(weight, weight.bias.as_ref())).with(self.inputs.rows()).with(out.cols());
+        args.with(cols).with(segment).with(u32::from(out.elem() == ElemType::F32))
     }
 
     fn dims(&self) -> Dims {
         let cluster = self.kernel.cluster(self.weight);
-        let mut num_blocks = self.kernel.num_blocks(self.num_tokens, self.weight);
+        let mut num_blocks = self.kernel.num_blocks(self.inputs.rows(), self.weight);
         if !self.kernel.is_split() {
             num_blocks = num_blocks.min(self.device.num_sms());
         }
@@ -238,21 +304,74 @@ impl<'a> Call<'a> {
 
     /// Of the inputs that it was chosen for.
     pub(super) fn launch(&self, out: &mut Buffer) -> Result<()> {
-        assert!(out.cols() == self.weight.rows && out.rows() == self.num_tokens, "invariant: shapes fit");
-        let dims = self.dims();
-        let args = self.args(out).with(dims.cluster);
-        // SAFETY: shapes are compared above, by `new` and by `check` where the kernel is chosen; maps are the buffer's and the
-        // matrix's own.
-        unsafe { self.device.launch(self.kernel.name(self.weight.elem), &dims, &args) }
+        assert!(out.cols() == self.weight.rows && out.rows() == self.inputs.rows(), "invariant: shapes fit");
+        check(out, self.inputs, self.weight);
+        let args = self.args(out).with(self.dims().cluster);
+        self.launch_with(&args)
     }
 
     /// The same of gate and up.
     pub(super) fn launch_gated(&self, out: &mut Buffer, act: Activation) -> Result<()> {
-        assert!(2 * out.cols() == self.weight.rows && out.rows() == self.num_tokens, "invariant: shapes fit");
+        assert!(2 * out.cols() == self.weight.rows && out.rows() == self.inputs.rows(), "invariant: shapes fit");
         assert_eq!(out.elem(), self.weight.elem, "invariant: outputs are as the inputs");
         let args = self.args(out).with(gate_act_mul::activation_kind(act));
-        // SAFETY: as above.
-        unsafe { self.device.launch(self.kernel.name(self.weight.elem), &self.dims(), &args) }
+        self.launch_with(&args)
+    }
+
+    fn launch_with(&self, args: &Args) -> Result<()> {
+        if let Some(codes) = self.codes {
+            codes.fill(self.device, self.inputs)?;
+        }
+        // SAFETY: the callers compared the shapes; maps are the inputs', the codes' and the matrix's own.
+        unsafe { self.device.launch(self.name, &self.dims(), args) }
+    }
+}
+
+/// Room for a product's inputs in e4m3, with a scale a token.
+pub(super) struct Codes {
+    memory: Memory,
+    scales: Memory,
+    max_rows: usize,
+    /// Boxes of rows of so many columns.
+    maps: Vec<(usize, TensorMap)>,
+}
+
+impl Codes {
+    /// For at most `max_rows` rows of these numbers of columns; `None` where a device has no kernels for them, or they suit none.
+    pub(super) fn new(device: &Arc<dyn Device>, max_rows: usize, mut cols: Vec<usize>) -> Result<Option<Self>> {
+        cols.sort_unstable();
+        cols.dedup();
+        let Some(most) = cols.last().filter(|_| has_kernels(&**device)) else { return Ok(None) };
+        let memory = Memory::new(device, max_rows * most.next_multiple_of(FP8_STEP))?;
+        // Boxes have the rows that tiles end with beyond the last token, whatever they hold.
+        memory.clear()?;
+        let scales = Memory::new(device, max_rows * ElemType::F32.bytes())?;
+        let mut maps = Vec::new();
+        for cols in cols {
+            let pairs = cols.next_multiple_of(FP8_STEP) / 2;
+            maps.extend(boxes(&memory, [max_rows, pairs], ElemType::Bf16)?.map(|map| (cols, map)));
+        }
+        Ok(Some(Self { memory, scales, max_rows, maps }))
+    }
+
+    fn map(&self, cols: usize) -> Option<&TensorMap> {
+        self.maps.iter().find(|(of, _)| *of == cols).map(|(_, map)| map)
+    }
+
+    /// Rounds `x`: what was there before is gone.
+    fn fill(&self, device: &dyn Device, x: &Buffer) -> Result<()> {
+        let row_bytes = x.cols().next_multiple_of(FP8_STEP);
+        assert!(x.rows() <= self.max_rows && x.rows() * row_bytes <= self.memory.bytes(), "invariant: there is room");
+        let args = Args::new().with(self.memory.ptr()).with(self.scales.ptr()).with(x.ptr());
+        let args = args.with(x.cols()).with(row_bytes);
+        // SAFETY: the room is compared above.
+        unsafe {
+            device.launch(
+                x.elem().kernel("linear_quantize_bf16", "linear_quantize_f16"),
+                &Dims::linear(x.rows(), 256),
+                &args,
+            )
+        }
     }
 }
 

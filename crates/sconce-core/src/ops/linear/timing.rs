@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::algorithm::{Algorithm, Product};
 use super::cuda::{self, Options, Products};
 use super::cuda_quant::{self, Expansion, kernel_of};
-use super::hopper;
+use super::hopper::{self, Codes};
 use super::tuned::Tuned;
 use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Device, ElemType};
@@ -117,6 +117,14 @@ fn time_tokens(
             add(kernel.name(ELEM), &mut |i| call(i).map_or(Ok(()), |call| call.launch(&mut out)))?;
         }
     }
+    // Rounded inputs are for `fast` alone; what rounding takes is in their times.
+    let codes = Codes::new(device, num_tokens, if dtype == Dtype::F8E4M3 { vec![cols] } else { Vec::new() })?;
+    for kernel in hopper::Kernel::all_of_codes() {
+        let call = |i: usize| hopper::Call::of_codes(&**device, kernel, &x, weight(i), codes.as_ref()?);
+        if let (Some(_), Some(name)) = (call(0), kernel.name_of_codes(ELEM)) {
+            add(name, &mut |i| call(i).map_or(Ok(()), |call| call.launch(&mut out)))?;
+        }
+    }
     if dtype == Dtype::BF16 {
         add("library", &mut |i| cuda::by_library(&**device, &mut out, &x, weight(i)))?;
         let mut half = Buffer::new(device, num_tokens, rows / 2, ELEM)?;
@@ -146,6 +154,7 @@ mod tests {
                 assert_eq!(has("rows"), num_tokens == 3);
                 assert_eq!(has("library"), dtype == Dtype::BF16);
                 assert!(has("tile64x64") && has("fp8") == (dtype == Dtype::F8E4M3), "{times:?}");
+                assert_eq!(has("w8a8"), dtype == Dtype::F8E4M3);
                 assert_eq!(has("expand"), dtype.is_quantized());
             }
         }

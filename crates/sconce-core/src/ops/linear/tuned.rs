@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::algorithm::{Algorithm, GatedAlgorithm, Product};
-use super::cuda::Options;
+use super::cuda::{MAX_ROWS, Options};
 use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory, QuantPart};
@@ -129,10 +129,12 @@ impl Tuned {
     }
 }
 
-/// More tokens than were tried are multiplied as the most that were.
+/// More tokens than were tried are multiplied as the most that were, unless those may be few enough for kernels that have room for
+/// no more.
 fn of_tokens<T: Copy>(found: &[(usize, T)], num_tokens: usize) -> Option<T> {
     let idx = found.partition_point(|(most, _)| *most < num_tokens);
-    found.get(idx).or(found.last()).map(|(_, algorithm)| *algorithm)
+    let last = found.last().filter(|(most, _)| *most > MAX_ROWS);
+    found.get(idx).or(last).map(|(_, algorithm)| *algorithm)
 }
 
 /// The numbers of tokens that are tried: those beyond which a kernel has more tiles or no room, as long as that makes a difference.
@@ -190,7 +192,11 @@ impl<'a> Trial<'a> {
             let product = Product { device: self.device, x: &self.x, weight, options };
             let candidates = Algorithm::candidates(product);
             let gated_candidates = GatedAlgorithm::candidates(product);
-            let Some(best) = self.fastest_product(&candidates, options)? else { return Ok(None) };
+            let best = match candidates[..] {
+                [only] => Some(only),
+                _ => self.fastest_product(&candidates, options)?,
+            };
+            let Some(best) = best else { return Ok(None) };
             tracing::debug!("{shape:?}, {num_tokens} tokens: {}", best.name(weight));
             entry.products.push((num_tokens, best));
             // Where there is no other, it is two launches without a trial.
@@ -223,6 +229,7 @@ impl<'a> Trial<'a> {
         let Self { device, weight, flushed, x, out, gated, .. } = self;
         let Some(gated) = gated else { return Ok(None) };
         gated.set_rows(x.rows());
+        out.set_rows(x.rows());
         let product = Product { device: *device, x, weight, options };
         let mut work = |idx: usize| {
             if candidates[idx].launch(product, gated, ACT)? {

@@ -51,6 +51,8 @@ fn what_was_found_is_for_up_to_so_many_tokens_and_the_last_for_more() {
         assert_eq!(of_tokens(&found, num_tokens), Some(expected), "{num_tokens}");
     }
     assert_eq!(of_tokens::<char>(&[], 1), None);
+    // Kernels for few rows have room for no more.
+    assert_eq!(of_tokens(&found[..2], 17), None);
 }
 
 #[test]
