@@ -17,8 +17,7 @@ impl RawConfig {
         let config = Config { raw: self, path: path.into(), values };
         match config.text("quant_method") {
             "fp8" if config.get("weight_block_size").is_some() => {
-                let message = "scales of blocks are not supported: a tensor or a row must have one";
-                Err(config.error("weight_block_size", message))
+                config.block_shape("weight_block_size").map(StoredForm::Fp8Blocks)
             }
             "fp8" | "fbgemm_fp8" => Ok(StoredForm::Fp8),
             "gptq" => config.gptq().map(StoredForm::Packed),
@@ -92,6 +91,18 @@ impl<'a> Config<'a> {
         size.map(|size| Some(size as usize)).ok_or_else(error)
     }
 
+    /// Rows and columns of a block.
+    fn block_shape(&self, key: &str) -> Result<[usize; 2]> {
+        let found = self.get(key).unwrap_or(&Value::Null);
+        let sizes: Vec<u64> = found.as_array().into_iter().flatten().filter_map(Value::as_u64).collect();
+        match (found.as_array(), &sizes[..]) {
+            (Some(all), &[rows, cols]) if all.len() == 2 && [rows, cols].iter().all(|x| (1..1 << 31).contains(x)) => {
+                Ok([rows as usize, cols as usize])
+            }
+            _ => Err(self.error(key, format!("expected two integers from 1 to 2^31, found {found}"))),
+        }
+    }
+
     /// Whether zero points are the middle of the codes.
     fn is_symmetric(&self, key: &str, bits: usize) -> Result<bool> {
         let is_symmetric = self.flag(key, true)?;
@@ -132,7 +143,7 @@ impl<'a> Config<'a> {
         // By which weights are turned.
         self.refuse("transform_config")?;
         let layout = match self.text("format") {
-            "float-quantized" => return Ok(StoredForm::Fp8),
+            "float-quantized" => return self.compressed_floats(),
             "pack-quantized" => PackedLayout::PackQuantized,
             "int-quantized" => PackedLayout::IntQuantized,
             _ => return Err(self.unsupported("format", "float-quantized, pack-quantized, int-quantized")),
@@ -154,6 +165,20 @@ impl<'a> Config<'a> {
             }
         }
         found.map(StoredForm::Packed).ok_or_else(|| self.error("config_groups", "is missing"))
+    }
+
+    /// e4m3, whose tensors say how many scales there are, but not of what.
+    fn compressed_floats(&self) -> Result<StoredForm> {
+        let groups = self.object("config_groups");
+        let names = groups.iter().flat_map(|groups| groups.values.as_object()).flat_map(|object| object.keys());
+        let weights = names.filter_map(|name| groups.as_ref()?.object(name)?.object("weights"));
+        let mut blocks = weights.filter(|weights| weights.text("strategy") == "block");
+        let Some(first) = blocks.next() else { return Ok(StoredForm::Fp8) };
+        let block = first.block_shape("block_structure")?;
+        if blocks.any(|other| other.block_shape("block_structure").is_ok_and(|other| other != block)) {
+            return Err(self.error("config_groups", "blocks of several sizes are not supported"));
+        }
+        Ok(StoredForm::Fp8Blocks(block))
     }
 
     /// Of the weights of one of compressed-tensors' groups.
@@ -206,6 +231,13 @@ mod tests {
         ] {
             assert_eq!(form(config.clone()), Ok(StoredForm::Fp8), "{config}");
         }
+        let blocks = json!({"quant_method": "fp8", "weight_block_size": [128, 64]});
+        assert_eq!(form(blocks), Ok(StoredForm::Fp8Blocks([128, 64])));
+        let weights = json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]});
+        let expected = Ok(StoredForm::Fp8Blocks([128, 128]));
+        assert_eq!(form(compressed("float-quantized", weights)), expected);
+        let weights = json!({"num_bits": 8, "type": "float", "strategy": "channel"});
+        assert_eq!(form(compressed("float-quantized", weights)), Ok(StoredForm::Fp8));
         let expected = |layout, bits, group_size, is_symmetric| {
             Ok(StoredForm::Packed(Packing { layout, bits, group_size, is_symmetric }))
         };
@@ -249,7 +281,16 @@ mod tests {
         for (config, words) in [
             (json!({}), "quantization_config.quant_method: null is not supported"),
             (json!({"quant_method": "hqq"}), "quantization_config.quant_method: \"hqq\" is not supported"),
-            (json!({"quant_method": "fp8", "weight_block_size": [128, 128]}), "quantization_config.weight_block_size"),
+            (
+                json!({"quant_method": "fp8", "weight_block_size": [128]}),
+                "quantization_config.weight_block_size: expected two",
+            ),
+            (json!({"quant_method": "fp8", "weight_block_size": [128, 0]}), "quantization_config.weight_block_size"),
+            (json!({"quant_method": "fp8", "weight_block_size": [128, 128, "128"]}), "found [128,128,\"128\"]"),
+            (
+                compressed("float-quantized", json!({"strategy": "block"})),
+                "weights.block_structure: expected two integers",
+            ),
             (gptq(json!({"bits": 3})), "quantization_config.bits: expected one of [4, 8], found 3"),
             (gptq(json!({"group_size": 0})), "quantization_config.group_size: expected -1 or"),
             (gptq(json!({"sym": 1})), "quantization_config.sym: expected true or false"),

@@ -83,7 +83,7 @@ impl DummyWeights {
             // Vectors are not quantized in any file.
             Kind::Norm | Kind::Bias if self.dtype.is_quantized() => Dtype::F32,
             Kind::Matrix if is_of_layer(name) && shape.len() == 2 => match self.form {
-                StoredForm::Plain => self.dtype,
+                StoredForm::Plain | StoredForm::Fp8Blocks(_) => self.dtype,
                 StoredForm::Fp8 => Dtype::F8E4M3,
                 StoredForm::Packed(packing) => packing
                     .group_len(shape[1])

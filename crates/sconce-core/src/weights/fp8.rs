@@ -59,6 +59,36 @@ pub(super) fn has_nan(codes: &[u8]) -> bool {
     codes.iter().fold(0, |found, &code| found | u8::from(code & 0x7f > MAX_CODE as u8)) != 0
 }
 
+/// Rows of `cols` codes in bf16, of which each `block` rows and columns have a scale: [blocks of rows, blocks of columns]. By as many
+/// threads as the machine has.
+pub(super) fn blocks_to_bf16(codes: &[u8], cols: usize, scales: &[f32], block: [usize; 2]) -> Vec<u8> {
+    let mut data = vec![0; 2 * codes.len()];
+    if codes.is_empty() {
+        return data;
+    }
+    let num_blocks = codes.len() / cols / block[0] + 1;
+    let share = num_blocks.div_ceil(std::thread::available_parallelism().map_or(1, Into::into)) * block[0];
+    let to_bf16 = |row: usize, codes: &[u8], out: &mut [u8]| {
+        let scales = scales[row / block[0] * cols.div_ceil(block[1])..].iter();
+        for ((codes, out), scale) in codes.chunks(block[1]).zip(out.chunks_mut(2 * block[1])).zip(scales) {
+            for (&code, out) in codes.iter().zip(out.as_chunks_mut().0) {
+                *out = half::bf16::from_f32(decode(code) * scale).to_le_bytes();
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let shares = codes.chunks(share * cols).zip(data.chunks_mut(2 * share * cols));
+        for (idx, (codes, out)) in shares.enumerate() {
+            let to_bf16 = &to_bf16;
+            scope.spawn(move || {
+                let rows = codes.chunks(cols).zip(out.chunks_mut(2 * cols)).enumerate();
+                rows.for_each(|(row, (codes, out))| to_bf16(idx * share + row, codes, out));
+            });
+        }
+    });
+    data
+}
+
 /// The matrix with each row as e4m3 and the scale that brings its greatest magnitude to 448; `None` where a number is not
 /// finite.
 pub(super) fn quantize(matrix: &TensorView<'_>) -> Option<TensorView<'static>> {

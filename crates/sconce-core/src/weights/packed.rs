@@ -47,6 +47,8 @@ pub enum StoredForm {
     Plain,
     /// e4m3, which their tensors say too.
     Fp8,
+    /// The same, with a scale for so many rows and columns. They become bf16.
+    Fp8Blocks([usize; 2]),
     /// Integers.
     Packed(Packing),
 }

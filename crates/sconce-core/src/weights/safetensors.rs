@@ -12,15 +12,17 @@ use serde_json::Value;
 
 use super::mapped::MappedFile;
 use super::packed::{Packed, Packing, Raw};
-use super::{Dtype, TensorInfo, TensorView, fp8};
+use super::{Dtype, StoredForm, TensorInfo, TensorView};
 use crate::error::{Error, Result};
+
+mod scales;
+
+use scales::Scales;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// The key of the header that is not a tensor.
 const METADATA: &str = "__metadata__";
-/// What follows an e4m3 tensor's name in that of its scales. Numbers are multiplied with either.
-const SCALES: [&str; 2] = ["_scale", "_scale_inv"];
 /// Bytes of the header's length, at the beginning of a file.
 const LEN_BYTES: usize = 8;
 
@@ -31,8 +33,8 @@ pub(super) struct Safetensors {
     path: PathBuf,
     files: Vec<MappedFile>,
     tensors: HashMap<String, Location>,
-    /// How matrices are packed that are not there as they are.
-    packing: Option<Packing>,
+    /// What config.json says of matrices.
+    form: StoredForm,
 }
 
 #[derive(Debug)]
@@ -53,14 +55,15 @@ struct Entry {
 
 impl Safetensors {
     /// Opens the model in `dir`.
-    pub(super) fn open(dir: &Path, packing: Option<Packing>) -> Result<Self> {
-        Ok(Self { packing, ..Self::open_plain(dir)? })
+    pub(super) fn open(dir: &Path, form: StoredForm) -> Result<Self> {
+        Ok(Self { form, ..Self::open_plain(dir)? })
     }
 
     fn open_plain(dir: &Path) -> Result<Self> {
         let single = dir.join(SINGLE);
         if single.exists() {
-            let mut this = Self { path: single.clone(), files: Vec::new(), tensors: HashMap::new(), packing: None };
+            let mut this =
+                Self { path: single.clone(), files: Vec::new(), tensors: HashMap::new(), form: StoredForm::Plain };
             this.add(&single)?;
             return Ok(this);
         }
@@ -73,7 +76,7 @@ impl Safetensors {
 
     fn open_sharded(index: PathBuf, dir: &Path) -> Result<Self> {
         let weight_map = weight_map(&index)?;
-        let mut this = Self { path: index, files: Vec::new(), tensors: HashMap::new(), packing: None };
+        let mut this = Self { path: index, files: Vec::new(), tensors: HashMap::new(), form: StoredForm::Plain };
         let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
         shards.sort_unstable();
         shards.dedup();
@@ -128,13 +131,18 @@ impl Safetensors {
 
     /// Whether there is a tensor of this name, as it is or packed.
     pub(super) fn contains(&self, name: &str) -> bool {
-        let codes = self.packing.and_then(|packing| packing.codes_name(name));
+        let codes = self.packing().and_then(|packing| packing.codes_name(name));
         self.tensors.contains_key(name) || codes.is_some_and(|codes| self.tensors.contains_key(&codes))
     }
 
-    /// The block format of the first packed matrix that is read in one.
+    /// How matrices are packed that are not there as they are.
+    fn packing(&self) -> Option<Packing> {
+        if let StoredForm::Packed(packing) = self.form { Some(packing) } else { None }
+    }
+
+    /// The block format of a packed matrix, if any is read in one.
     pub(super) fn block_format(&self) -> Option<Dtype> {
-        let packing = self.packing?;
+        let packing = self.packing()?;
         let dtype_of =
             |name: &str| self.packed(&packing.matrix_of_codes(name)?).ok()?.map(|packed| packed.info().dtype);
         self.names().filter_map(dtype_of).find(|dtype| dtype.is_quantized())
@@ -158,7 +166,7 @@ impl Safetensors {
 
     /// The matrix `name`, where it is packed.
     fn packed(&self, name: &str) -> Result<Option<Packed<'_>>> {
-        self.packing.map_or(Ok(None), |packing| Packed::find(self, &packing, name))
+        self.packing().map_or(Ok(None), |packing| Packed::find(self, &packing, name))
     }
 
     pub(super) fn total_bytes(&self) -> u64 {
@@ -171,9 +179,10 @@ impl Safetensors {
             return packed.read().map(Some);
         }
         let Some(TensorInfo { dtype, shape }) = self.describe(name)? else { return Ok(None) };
-        let data = self.data(name);
-        let row_scales = if dtype == Dtype::F8E4M3 { Some(self.row_scales(name, &shape, data)?) } else { None };
-        Ok(Some(TensorView { row_scales, ..TensorView::new(dtype, shape, data) }))
+        if self.raw(name).is_some_and(|raw| raw.dtype == ::safetensors::Dtype::F8_E4M3) {
+            return self.fp8_tensor(name, shape).map(Some);
+        }
+        Ok(Some(TensorView::new(dtype, shape, self.data(name))))
     }
 
     /// The same without its data.
@@ -192,47 +201,9 @@ impl Safetensors {
                 return Err(Error::tensor(self.path_of(name), name, message));
             }
         };
-        if dtype == Dtype::F8E4M3 {
-            self.scale_of(name, &info.shape)?;
-        }
+        let has_blocks = dtype == Dtype::F8E4M3 && matches!(self.scales(name, &info.shape)?.1, Scales::Blocks(_));
+        let dtype = if has_blocks { Dtype::BF16 } else { dtype };
         Ok(Some(TensorInfo { dtype, shape: info.shape.clone() }))
-    }
-
-    /// The name of an e4m3 tensor's scales: one number, or one a row.
-    fn scale_of(&self, name: &str, shape: &[usize]) -> Result<String> {
-        let path = self.path_of(name);
-        let Some(scale) = SCALES.map(|suffix| format!("{name}{suffix}")).into_iter().find(|name| self.contains(name))
-        else {
-            let message =
-                format!("F8_E4M3 needs scales, and there is neither {name}{} nor {name}{}", SCALES[0], SCALES[1]);
-            return Err(Error::tensor(path, name, message));
-        };
-        let found = &self.tensors[&scale].info.shape;
-        let (rows, num_scales) = (shape.first().copied().unwrap_or(1), found.iter().product::<usize>());
-        if num_scales != 1 && (num_scales != rows || found[0] != rows) {
-            let message = format!("expected one scale, or one for each of {rows} rows, found the shape {found:?}");
-            return Err(Error::tensor(path, scale, message));
-        }
-        Ok(scale)
-    }
-
-    /// The scales of an e4m3 tensor, one a row.
-    fn row_scales(&self, name: &str, shape: &[usize], codes: &[u8]) -> Result<Vec<f32>> {
-        let path = self.path_of(name);
-        if fp8::has_nan(codes) {
-            return Err(Error::tensor(path, name, "there is a NaN among its elements"));
-        }
-        let scale_name = self.scale_of(name, shape)?;
-        let scales = match self.describe(&scale_name)? {
-            Some(TensorInfo { dtype: Dtype::F32 | Dtype::F16 | Dtype::BF16, .. }) => self.tensor(&scale_name)?,
-            _ => None,
-        };
-        let scales = scales.map(|scales| scales.to_f32()).filter(|scales| scales.iter().all(|x| x.is_finite()));
-        match scales.as_deref() {
-            Some([one]) => Ok(vec![*one; shape.first().copied().unwrap_or(1)]),
-            Some(many) => Ok(many.to_vec()),
-            None => Err(Error::tensor(path, scale_name, "expected finite scales of F32, F16 or BF16")),
-        }
     }
 }
 

@@ -87,8 +87,7 @@ enum Source {
 impl WeightStore {
     /// `model.safetensors`, or the shards that `model.safetensors.index.json` names. `form`: as config.json says.
     pub fn open_safetensors(dir: &Path, form: StoredForm) -> Result<Self> {
-        let packing = if let StoredForm::Packed(packing) = form { Some(packing) } else { None };
-        Ok(Self::of(Source::Safetensors(Safetensors::open(dir, packing)?)))
+        Ok(Self::of(Source::Safetensors(Safetensors::open(dir, form)?)))
     }
 
     /// The tensors of `file`; `config` is the model's own, made from the file's metadata.

@@ -16,7 +16,7 @@ fn open(tensors: &[Tensor<'_>], packing: Packing) -> (tempfile::TempDir, Safeten
         tensors.iter().map(|(name, dtype, shape, data)| (*name, StView::new(*dtype, shape.to_vec(), data).unwrap()));
     let path: &Path = dir.path();
     std::fs::write(path.join("model.safetensors"), ::safetensors::serialize(views, None).unwrap()).unwrap();
-    let files = Safetensors::open(path, Some(packing)).unwrap();
+    let files = Safetensors::open(path, StoredForm::Packed(packing)).unwrap();
     (dir, files)
 }
 

@@ -42,7 +42,7 @@ fn open(files: &[(&str, &[u8])]) -> Result<Safetensors, String> {
     for (name, bytes) in files {
         std::fs::write(dir.path().join(name), bytes).unwrap();
     }
-    Safetensors::open(dir.path(), None).map_err(|e| e.to_string())
+    Safetensors::open(dir.path(), StoredForm::Plain).map_err(|e| e.to_string())
 }
 
 #[test]
