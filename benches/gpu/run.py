@@ -26,8 +26,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILT = ROOT / "target/gpu"
 SANITIZERS = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
 COUNTERS = ["ncu", "/usr/local/cuda/bin/ncu"]
-# What a step's name ends with whose failure is kernels' for Hopper alone: what follows does without them.
-ON_HOPPER = " on Hopper"
 WITHOUT_HOPPER = {"SCONCE_CUDA_HOPPER": "0"}
 WITHOUT_TRIALS = {"SCONCE_CUDA_AUTOTUNE": "0"}
 CHOICES = {"RUST_LOG": "warn,sconce_core::ops::linear=debug"}
@@ -38,9 +36,10 @@ GPU_FIELDS = ["name", "driver_version", "memory.total", "pci.bus_id", "clocks.ma
 class Step:
     LOG = "log.txt"
 
-    def __init__(self, name, command, limit_s, has_json=False, env=None):
+    def __init__(self, name, command, limit_s, has_json=False, env=None, fallback=None):
+        """`fallback`: what steps after this one are run with if it fails."""
         self.name, self.command, self.limit_s, self.has_json = name, [str(part) for part in command], limit_s, has_json
-        self.env = env or {}
+        self.env, self.fallback = env or {}, fallback or {}
 
     def run(self, out, left_s):
         begun = time.monotonic()
@@ -177,27 +176,30 @@ def write_int4_config(folder):
     return folder
 
 
-def bench(name, limit_s, mode, *flags, model=MODEL, env=None, kind=Step):
+def bench(name, limit_s, mode, *flags, model=MODEL, env=None, kind=Step, fallback=None):
     engine = ["--model", BUILT / "models" / model, "--load-format", "dummy", "--device", "cuda:0", "--json"]
-    return kind(name, [BUILT / "sconce", "bench", mode, *engine, *flags], limit_s, has_json=True, env=env)
+    command = [BUILT / "sconce", "bench", mode, *engine, *flags]
+    return kind(name, command, limit_s, has_json=True, env=env, fallback=fallback)
 
 
 def steps():
     on_gpu = {"REQUIRE_CUDA": "1", "CARGO_MANIFEST_DIR": str(ROOT / "crates/sconce-core")}
     tests = [BUILT / "tests", "--test-threads=1"]
 
-    def test(name, limit_s, *filters, before=()):
-        return Step(name, [*before, *tests, *filters], limit_s, env=on_gpu)
+    def test(name, limit_s, *filters, before=(), fallback=None):
+        return Step(name, [*before, *tests, *filters], limit_s, env=on_gpu, fallback=fallback)
 
     # What is most wanted comes first: what is left when time runs out is run by --only.
     yield Step("devices", [BUILT / "sconce", "devices", "--test"], 60)
     # Their log says whether kernels for Hopper have the portable ones' bits.
-    yield test(f"linear{ON_HOPPER}", 60, "linear::hopper", "kernels_for_hopper", "--nocapture")
-    yield test(f"attention{ON_HOPPER}", 60, "attention::hopper", "--nocapture")
-    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "--skip", "kernels_for_hopper")
+    of_fast = ["inputs_in_e4m3", "there_are_codes"]
+    skipped = [part for name in of_fast for part in ("--skip", name)]
+    yield test("linear on Hopper", 60, "linear::hopper", "kernels_for_hopper", "--nocapture", *skipped, fallback=WITHOUT_HOPPER)
+    yield test("attention on Hopper", 60, "attention::hopper", "--nocapture", fallback=WITHOUT_HOPPER)
+    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "--skip", "kernels_for_hopper", *skipped)
     long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
     # The log says which algorithms are chosen by trial.
-    yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long, env=CHOICES)
+    yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long, env=CHOICES, fallback=WITHOUT_TRIALS)
     yield Step("attention by itself", [BUILT / "sconce", "devices", "--attention"], 40)
     many = ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192", "--max-model-len", "4096"]
 
@@ -263,6 +265,7 @@ def steps():
         lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
         yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
     # Inputs in e4m3 too.
+    yield test("inputs in e4m3", 60, *of_fast)
     fast = ["--quantization", "fp8", "--matmul-precision", "fast"]
     yield bench("prompts, fp8 fast", 40, "latency", "--input-len", "2048,8192", "--output-len", "2", *long, *fast)
     yield together("offline 128/128, fp8 fast", 1000, 128, 128, *fast, limit_s=90)
@@ -393,8 +396,8 @@ def main():
         done = step.run(args.out, args.budget_s - (time.monotonic() - begun))
         print(f"{step.name}: {done['outcome']}, {done['seconds']} s", flush=True)
         result["steps"].append(done)
-        if step.name.endswith(ON_HOPPER) and done["outcome"] != "ok":
-            os.environ.update(WITHOUT_HOPPER)
+        if done["outcome"] != "ok":
+            os.environ.update(step.fallback)
         # After each: what is killed from outside leaves what it has.
         (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         (args.out / "result.md").write_text(table(result), encoding="utf-8")
