@@ -262,3 +262,63 @@ fn shutdown_lets_running_requests_end() {
     let output = stream.blocking_collect().unwrap().outputs.remove(0);
     assert_eq!((output.token_ids.len(), output.finish.unwrap().reason), (50, FinishReason::Length));
 }
+
+/// Sequences that have ended stay as they are, and the others end with all that they have said.
+#[test]
+fn shutting_down_ends_what_has_not_ended() {
+    let engine = tiny_engine(|_| {});
+    let params = SamplingParams { n: 3, temperature: 0.0, ignore_eos: true, ..Default::default() };
+    let stream = engine.submit(GenerationRequest::tokens([1, 2, 3]).with_params(params)).unwrap();
+    wait_until("it runs", || EngineStatus::get(&engine.status().num_generated_tokens) > 8);
+    engine.shutdown(Duration::ZERO);
+    let outputs = stream.blocking_collect().unwrap().outputs;
+    let finish = outputs[0].finish.clone().unwrap();
+    assert!(finish.reason == FinishReason::Abort && finish.cumulative_logprob < 0.0, "{finish:?}");
+    assert_eq!(outputs[0].text, engine.tokenizer().decode(&outputs[0].token_ids, true));
+    // Equal sequences end alike.
+    for output in &outputs[1..] {
+        assert_eq!((&output.text, output.finish.as_ref()), (&outputs[0].text, Some(&finish)));
+    }
+
+    let engine = tiny_engine(|_| {});
+    // Sixteen of 256 tokens end a sequence, so that some have ended when others have not.
+    let stop_token_ids = (0..256).step_by(16).collect();
+    let params = SamplingParams { n: 32, seed: Some(3), ignore_eos: true, stop_token_ids, ..Default::default() };
+    let mut stream = engine.submit(GenerationRequest::tokens([1, 2, 3]).with_params(params)).unwrap();
+    let mut finishes = vec![Vec::new(); 32];
+    while let Some(event) = stream.blocking_next() {
+        if let StreamEvent::Token(token) = event.unwrap() {
+            finishes[token.index].extend(token.finish.map(|finish| finish.reason));
+            if finishes.iter().any(|finishes| !finishes.is_empty()) {
+                engine.shutdown(Duration::ZERO);
+            }
+        }
+    }
+    assert!(finishes.iter().all(|finishes| finishes.len() == 1), "{finishes:?}");
+}
+
+#[test]
+fn what_ends_a_sequence_is_limited() {
+    let engine = tiny_engine(|_| {});
+    let refused = |params: SamplingParams| {
+        engine.submit(GenerationRequest::tokens([1]).with_params(params)).err().unwrap().to_string()
+    };
+    let message = refused(SamplingParams { stop_token_ids: (0..17).collect(), ..Default::default() });
+    assert!(message.contains("stop_token_ids: must be from 0 to 16, found 17"), "{message}");
+    let message = refused(SamplingParams { stop: vec!["a".into(), "b".repeat(4097)], ..Default::default() });
+    assert!(message.contains("stop: a stop string has at most 4096 bytes, found 4097"), "{message}");
+}
+
+#[test]
+fn the_text_of_a_prompt_that_is_cut_off_is_that_of_its_tokens() {
+    let engine = tiny_engine(|_| {});
+    let text = |len: usize| {
+        let request = GenerationRequest { truncate_prompt_tokens: Some(len), ..GenerationRequest::text("hello you") };
+        let params = SamplingParams { max_tokens: Some(1), ..Default::default() };
+        let stream = engine.submit(request.with_params(params)).unwrap();
+        (stream.prompt_token_ids().len(), stream.prompt_text().map(str::to_owned))
+    };
+    let (len, whole) = text(100);
+    assert_eq!(whole.as_deref(), Some("hello you"));
+    assert_eq!(text(len - 1), (len - 1, None));
+}

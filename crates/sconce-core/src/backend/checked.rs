@@ -129,6 +129,10 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         })
     }
 
+    fn kv_cache_bytes(&self, shape: &KvCacheShape) -> usize {
+        self.tested.kv_cache_bytes(shape)
+    }
+
     fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache> {
         Ok(Pair { tested: self.tested.kv_cache(shape)?, reference: self.reference.kv_cache(shape)? })
     }

@@ -154,6 +154,10 @@ pub trait Backend: Send + Sized + 'static {
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// The type of keys and values that a setting stands for here. Errors: one that the device has no kernels for.
     fn kv_dtype(&self, asked: KvCacheDtype) -> Result<KvDtype>;
+    /// Bytes that a cache of this shape takes.
+    fn kv_cache_bytes(&self, shape: &KvCacheShape) -> usize {
+        shape.num_bytes()
+    }
     /// An empty cache.
     fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache>;
     /// Cosines and sines of positions `0..max_len`.

@@ -210,6 +210,10 @@ impl<B: Backend> Backend for Profiled<B> {
         self.backend.kv_dtype(asked)
     }
 
+    fn kv_cache_bytes(&self, shape: &KvCacheShape) -> usize {
+        self.backend.kv_cache_bytes(shape)
+    }
+
     fn kv_cache(&self, shape: KvCacheShape) -> Result<B::KvCache> {
         self.backend.kv_cache(shape)
     }

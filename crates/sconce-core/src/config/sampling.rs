@@ -100,8 +100,10 @@ impl SamplingParams {
     pub const MAX_N: usize = 64;
     /// Most alternatives that logprobs report.
     pub const MAX_LOGPROBS: usize = 20;
-    /// Most stop texts.
+    /// Most stop texts, and most `stop_token_ids`.
     pub const MAX_STOP: usize = 16;
+    /// Most bytes of a stop text.
+    pub const MAX_STOP_BYTES: usize = 4096;
 
     /// Whether the most probable token is always taken.
     pub fn is_greedy(&self) -> bool {
@@ -139,6 +141,11 @@ impl SamplingParams {
         if self.stop.iter().any(String::is_empty) {
             return Err(Error::invalid("stop", "stop: an empty string cannot be a stop string"));
         }
+        if let Some(stop) = self.stop.iter().find(|stop| stop.len() > Self::MAX_STOP_BYTES) {
+            let (most, found) = (Self::MAX_STOP_BYTES, stop.len());
+            return Err(Error::invalid("stop", format!("stop: a stop string has at most {most} bytes, found {found}")));
+        }
+        check_count("stop_token_ids", self.stop_token_ids.len(), 0, Self::MAX_STOP)?;
         for (param, count) in [("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)] {
             check_count(param, count.unwrap_or(0), 0, Self::MAX_LOGPROBS)?;
         }

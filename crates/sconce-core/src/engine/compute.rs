@@ -37,6 +37,7 @@ pub(super) struct Source<'a> {
 pub(super) struct Sizes {
     pub(super) footprint: Footprint,
     pub(super) kv_shape: KvCacheShape,
+    pub(super) kv_cache_bytes: usize,
     pub(super) max_model_len: usize,
     pub(super) max_step_tokens: usize,
 }
@@ -87,7 +88,8 @@ impl<B: Backend> Compute<B> {
             None => {
                 let pool = KvPool::new(&backend, config, shape, wanted_len)?;
                 let kv_shape = KvCacheShape { num_blocks: pool.num_blocks, ..shape };
-                Sizes { footprint, kv_shape, max_model_len: pool.max_model_len, max_step_tokens }
+                let kv_cache_bytes = backend.kv_cache_bytes(&kv_shape);
+                Sizes { footprint, kv_shape, kv_cache_bytes, max_model_len: pool.max_model_len, max_step_tokens }
             }
         };
         let kv = backend.kv_cache(sizes.kv_shape)?;
@@ -119,7 +121,7 @@ struct KvPool {
 impl KvPool {
     /// As many blocks as the setting or the free memory allows, and no more than can ever be used.
     fn new<B: Backend>(backend: &B, config: &EngineConfig, shape: KvCacheShape, wanted_len: usize) -> Result<Self> {
-        let block_bytes = KvCacheShape { num_blocks: 1, ..shape }.num_bytes();
+        let block_bytes = backend.kv_cache_bytes(&KvCacheShape { num_blocks: 1, ..shape });
         let blocks_for_one = wanted_len.div_ceil(config.block_size);
         let most = blocks_for_one.saturating_mul(config.max_num_seqs);
         let bytes = match config.kv_cache_bytes {

@@ -108,14 +108,20 @@ impl<B: Backend> Engine<B> {
                     Err(error) => {
                         tracing::error!("the engine has ended: {error}");
                         self.status.is_alive.store(false, Ordering::Relaxed);
+                        let num_queued =
+                            self.inbox.try_iter().filter(|message| matches!(message, Inbox::Request(_))).count();
+                        self.status.finish_requests(num_queued);
                         return;
                     }
                 };
             }
             self.publish();
         }
-        self.state.requests.values_mut().for_each(RunningRequest::abort);
-        self.finish_requests(self.state.requests.len());
+        let State { requests, scheduler, .. } = &mut self.state;
+        for (id, request) in requests.iter_mut() {
+            request.abort(&self.tokenizer, scheduler.group(*id).num_cached_tokens.unwrap_or(0));
+        }
+        self.status.finish_requests(self.state.requests.len());
         self.state.reset();
         self.publish();
         self.status.is_alive.store(false, Ordering::Relaxed);
@@ -158,7 +164,7 @@ impl<B: Backend> Engine<B> {
             self.state.requests.remove(&id);
         }
         add_to(&self.status.num_cancelled_requests, ids.len());
-        self.finish_requests(ids.len());
+        self.status.finish_requests(ids.len());
     }
 
     /// Fails what was running, and goes on with a clean state.
@@ -167,13 +173,8 @@ impl<B: Backend> Engine<B> {
         for request in self.state.requests.values() {
             request.fail(Error::Device { message: message.into() });
         }
-        self.finish_requests(self.state.requests.len());
+        self.status.finish_requests(self.state.requests.len());
         self.state.reset();
-    }
-
-    pub(super) fn finish_requests(&self, count: usize) {
-        add_to(&self.status.num_finished_requests, count);
-        self.status.num_unfinished_requests.fetch_sub(count, Ordering::SeqCst);
     }
 
     /// Brings the counters up to date.

@@ -54,7 +54,12 @@ impl EngineHandle {
             if len == 0 {
                 return Err(Error::invalid("truncate_prompt_tokens", "truncate_prompt_tokens: must be at least 1"));
             }
-            prompt.token_ids.drain(..prompt.token_ids.len().saturating_sub(len));
+            let num_dropped = prompt.token_ids.len().saturating_sub(len);
+            if num_dropped > 0 {
+                prompt.token_ids.drain(..num_dropped);
+                // What is left is told from the tokens.
+                prompt.text = None;
+            }
         }
         self.check_prompt(param, &prompt.token_ids)?;
         self.check_min_tokens(&params, prompt.token_ids.len())?;
@@ -135,6 +140,11 @@ impl EngineHandle {
             return Err(stopped());
         }
         Ok(stream)
+    }
+
+    /// The most requests that run or wait at once.
+    pub fn max_requests(&self) -> usize {
+        self.inner.max_requests
     }
 
     /// The loaded model.

@@ -156,7 +156,7 @@ impl Launch<'_> {
             block_size: config.block_size,
             weight_bytes: sizes.footprint.memory_bytes() as usize,
             token_cost: sizes.footprint.token_cost,
-            kv_cache_bytes: sizes.kv_shape.num_bytes(),
+            kv_cache_bytes: sizes.kv_cache_bytes,
             kv_dtype: sizes.kv_shape.dtype,
             device,
             gpu,

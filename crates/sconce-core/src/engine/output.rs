@@ -48,13 +48,6 @@ pub struct TokenEvent {
     pub finish: Option<Finish>,
 }
 
-impl TokenEvent {
-    /// An event that adds nothing.
-    pub(super) fn empty(index: usize) -> Self {
-        Self { index, token_ids: vec![], text: String::new(), logprobs: vec![], finish: None }
-    }
-}
-
 /// How a sequence ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finish {
@@ -66,13 +59,6 @@ pub struct Finish {
     pub cumulative_logprob: f64,
     /// What a beam search ranks by: cumulative logprob / length^length_penalty. `None` without one.
     pub beam_score: Option<f64>,
-}
-
-impl Finish {
-    /// An end for `reason`, of a sequence that has no logprobs.
-    pub(super) fn new(reason: FinishReason) -> Self {
-        Self { reason, stop_reason: None, cumulative_logprob: 0.0, beam_score: None }
-    }
 }
 
 /// Token counts of one request.

@@ -109,6 +109,12 @@ impl EngineStatus {
         self.is_alive.load(Ordering::Relaxed) && (idle as u128) <= limit.as_millis()
     }
 
+    /// So many requests have ended, however they did.
+    pub(super) fn finish_requests(&self, count: usize) {
+        self.num_finished_requests.fetch_add(count, Ordering::Relaxed);
+        self.num_unfinished_requests.fetch_sub(count, Ordering::SeqCst);
+    }
+
     pub(super) fn progressed(&self) {
         self.last_progress_ms.store(self.start.elapsed().as_millis() as usize, Ordering::Relaxed);
     }

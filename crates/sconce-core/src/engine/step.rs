@@ -150,7 +150,7 @@ impl<B: Backend> Engine<B> {
                 request.send_snapshot();
             }
         }
-        self.finish_requests(num_finished);
+        self.status.finish_requests(num_finished);
     }
 }
 

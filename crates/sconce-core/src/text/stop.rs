@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 /// Finds stop texts in a stream of text.
 ///
 /// The stop text that ends first ends the sequence; of several that end there, the longest. What could still be the
@@ -16,12 +18,12 @@ pub struct StopMatcher {
     stopped: bool,
 }
 
-/// One stop text, searched for as Knuth, Morris and Pratt do.
+/// One stop text, searched for as Knuth, Morris and Pratt do. Clones share the text: sequences fork.
 #[derive(Debug, Clone)]
 struct Pattern {
-    text: String,
+    text: Arc<str>,
     /// `fallback[k]`: length of the longest proper beginning of `text[..=k]` that is also its end.
-    fallback: Vec<usize>,
+    fallback: Arc<[usize]>,
     /// How many bytes of `text` the stream ends with.
     matched: usize,
 }
@@ -38,7 +40,7 @@ impl Pattern {
             matched += usize::from(bytes[at] == bytes[matched]);
             fallback[at] = matched;
         }
-        Self { text: text.to_owned(), fallback, matched: 0 }
+        Self { text: text.into(), fallback: fallback.into(), matched: 0 }
     }
 
     /// Takes the next byte of the stream; true if the stream now ends with the whole text.
@@ -85,7 +87,7 @@ impl StopMatcher {
     }
 
     fn stop(&mut self, index: usize, end: usize, out: &mut String) -> String {
-        let stop = std::mem::take(&mut self.patterns[index].text);
+        let stop = String::from(&*self.patterns[index].text);
         let shown = if self.include { end } else { end - stop.len() };
         out.push_str(&self.held[..shown]);
         self.held.clear();

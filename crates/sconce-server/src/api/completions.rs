@@ -21,6 +21,11 @@ pub(super) async fn answer(
     served: &Arc<Served>,
     mut request: WireRequest,
 ) -> Result<Response<Body>, ApiError> {
+    let (num_prompts, most) = (request.num_requests(), served.engine.handle().max_requests());
+    if num_prompts > most {
+        let message = format!("prompt: at most {most} prompts are taken at once, found {num_prompts}");
+        return Err(ApiError::invalid("prompt", message));
+    }
     let form = Form {
         head: Head::new(exchange, served, &mut request),
         echo: request.echo,

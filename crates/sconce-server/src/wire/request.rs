@@ -194,11 +194,16 @@ impl WireRequest {
 
     /// The request to the engine, where the endpoint takes one prompt.
     pub fn take_request(&mut self) -> Result<GenerationRequest, ApiError> {
-        self.take_requests().pop().ok_or_else(|| missing("prompt"))
+        self.take_requests().next().ok_or_else(|| missing("prompt"))
+    }
+
+    /// How many requests to the engine it makes.
+    pub fn num_requests(&self) -> usize {
+        if self.has_messages() { 1 } else { self.prompts.as_ref().map_or(0, Vec::len) }
     }
 
     /// The requests to the engine: one, or one a prompt.
-    pub fn take_requests(&mut self) -> Vec<GenerationRequest> {
+    pub fn take_requests(&mut self) -> impl Iterator<Item = GenerationRequest> + use<'_> {
         let prompts = match self.messages.take() {
             Some(messages) => vec![Prompt::Chat(ChatInput {
                 messages,
@@ -208,13 +213,12 @@ impl WireRequest {
             })],
             None => self.prompts.take().unwrap_or_default(),
         };
-        let request = |prompt| GenerationRequest {
+        prompts.into_iter().map(|prompt| GenerationRequest {
             prompt,
             params: self.params.clone(),
             truncate_prompt_tokens: self.truncate_prompt_tokens,
             add_special_tokens: self.add_special_tokens,
-        };
-        prompts.into_iter().map(request).collect()
+        })
     }
 }
 

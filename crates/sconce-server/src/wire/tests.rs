@@ -198,7 +198,8 @@ fn completions_take_prompts_in_four_forms() {
         [(r#""a""#, 1), ("[1, 2]", 1), (r#"["a", "b", "c"]"#, 3), ("[[1], [2, 3]]", 2), (r#"["a", [1]]"#, 2)]
     {
         let mut request = accept(Endpoint::Completions, &format!(r#"{{"prompt": {prompt}}}"#));
-        assert_eq!(request.take_requests().len(), expected, "{prompt}");
+        assert_eq!(request.num_requests(), expected, "{prompt}");
+        assert_eq!(request.take_requests().count(), expected, "{prompt}");
     }
     check_refused_by(Endpoint::Completions, r#"{"prompt": [1, "a"]}"#, "prompt[1]: expected a token id");
     check_refused_by(Endpoint::Completions, r#"{"prompt": ["a", ""]}"#, "prompt[1]: must not be empty");

@@ -239,6 +239,10 @@ impl Backend for CudaBackend {
         kv_cache::dtype(self.elem, asked)
     }
 
+    fn kv_cache_bytes(&self, shape: &KvCacheShape) -> usize {
+        kv_cache::num_bytes(shape)
+    }
+
     fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {
         KvCache::new(&self.device, shape)
     }

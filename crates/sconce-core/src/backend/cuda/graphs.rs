@@ -49,11 +49,38 @@ impl Graphs {
 }
 
 fn write_down(device: &dyn Device, forward: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Graph>> {
-    device.begin_capture()?;
+    let capture = Capture::begin(device)?;
     let done = forward();
-    // What was begun is ended whatever came of it, or nothing else could run.
-    let graph = device.end_capture();
+    let graph = capture.end();
     done.and(graph)
+}
+
+/// Calls are written down. What was begun is ended whatever comes of it, a panic too, or nothing else could run.
+struct Capture<'a> {
+    device: &'a dyn Device,
+    has_ended: bool,
+}
+
+impl<'a> Capture<'a> {
+    fn begin(device: &'a dyn Device) -> Result<Self> {
+        device.begin_capture()?;
+        Ok(Self { device, has_ended: false })
+    }
+
+    fn end(mut self) -> Result<Box<dyn Graph>> {
+        self.has_ended = true;
+        self.device.end_capture()
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended
+            && let Err(error) = self.device.end_capture()
+        {
+            tracing::debug!("a capture that was given up: {error}");
+        }
+    }
 }
 
 /// The least number of rows that steps of `num_rows` are padded to: so that there are few graphs, and little in vain.
@@ -69,7 +96,21 @@ pub(crate) fn padded_rows(num_rows: usize, max_rows: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
     use super::*;
+    use crate::backend::cuda::host::HostDevice;
+
+    #[test]
+    fn a_capture_ends_whatever_comes_of_it() {
+        let device = HostDevice::open();
+        let is_capturing = || device.end_capture().is_ok();
+        let failed = write_down(&*device, &mut || Err(crate::error::Error::internal("asked to fail")));
+        assert!(failed.is_err() && !is_capturing());
+        let panicked = catch_unwind(AssertUnwindSafe(|| write_down(&*device, &mut || panic!("asked to panic"))));
+        assert!(panicked.is_err() && !is_capturing());
+        assert!(write_down(&*device, &mut || Ok(())).is_ok() && !is_capturing());
+    }
 
     #[test]
     fn padding_reaches_up_and_not_beyond_the_limit() {

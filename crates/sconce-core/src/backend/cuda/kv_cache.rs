@@ -44,8 +44,7 @@ impl KvCache {
         if shape.dtype == KvDtype::F32 {
             return Err(Error::config("kv-cache-dtype", "f32 is for the CPU; on a GPU use auto, bf16 or f16"));
         }
-        let padded = KvCacheShape { head_dim: head_stride(&shape), ..shape };
-        let memory = Memory::new(device, padded.num_bytes())?;
+        let memory = Memory::new(device, num_bytes(&shape))?;
         memory.clear()?;
         let mut cache = Self { memory, shape, map: None };
         if cache.fits_boxes() {
@@ -107,6 +106,11 @@ impl KvCache {
     pub(crate) fn elem(&self) -> ElemType {
         if self.shape.dtype == KvDtype::F16 { ElemType::F16 } else { ElemType::Bf16 }
     }
+}
+
+/// Bytes of a cache of this shape, whose heads are padded.
+pub(crate) fn num_bytes(shape: &KvCacheShape) -> usize {
+    KvCacheShape { head_dim: head_stride(shape), ..*shape }.num_bytes()
 }
 
 fn head_stride(shape: &KvCacheShape) -> usize {

@@ -3,7 +3,7 @@
 use super::sequence::SequenceState;
 use super::{Growth, NewToken, RequestContext};
 use crate::config::BeamParams;
-use crate::engine::output::{CompletionOutput, Finish, FinishReason};
+use crate::engine::output::{CompletionOutput, FinishReason};
 use crate::sample::{BeamCandidate, BeamLimits, BeamSearch, BeamSource, FinishKind, SampleKind, Sampled};
 use crate::text::Tokenizer;
 
@@ -133,10 +133,9 @@ impl Beams {
     }
 
     /// Ends every beam that runs.
-    pub(super) fn abort(&mut self) {
+    pub(super) fn abort(&mut self, context: &RequestContext, tokenizer: &Tokenizer) {
         for Beam { state, output } in &mut self.running {
-            let cumulative_logprob = state.cumulative_logprob;
-            output.finish = Some(Finish { cumulative_logprob, ..Finish::new(FinishReason::Abort) });
+            output.push(state.end(context, tokenizer, FinishReason::Abort));
         }
     }
 }

@@ -229,13 +229,13 @@ impl RunningRequest {
         }));
     }
 
-    /// Ends all sequences for a reason that is not their own.
-    pub(super) fn abort(&mut self) {
+    /// Ends all sequences that have not ended, for a reason that is not their own.
+    pub(super) fn abort(&mut self, tokenizer: &Tokenizer, num_cached_tokens: usize) {
         match &mut self.decoding {
-            Decoding::Sampling(sampling) => sampling.abort(&self.context, &self.caller),
-            Decoding::Beams(beams) => beams.abort(),
+            Decoding::Sampling(sampling) => sampling.abort(&self.context, &self.caller, tokenizer),
+            Decoding::Beams(beams) => beams.abort(&self.context, tokenizer),
         }
-        self.send_done(0);
+        self.send_done(num_cached_tokens);
     }
 
     /// Ends the request with an error.

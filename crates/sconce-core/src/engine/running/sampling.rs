@@ -2,7 +2,7 @@
 
 use super::sequence::SequenceState;
 use super::{Caller, NewToken, RequestContext};
-use crate::engine::output::{CompletionOutput, Finish, FinishReason, StreamEvent, TokenEvent};
+use crate::engine::output::{CompletionOutput, FinishReason, StreamEvent, TokenEvent};
 use crate::sample::{SampleInput, Sampled};
 use crate::text::Tokenizer;
 
@@ -100,18 +100,12 @@ impl Sampling {
     }
 
     /// Ends every sequence that has not ended.
-    pub(super) fn abort(&mut self, context: &RequestContext, caller: &Caller) {
-        let num_told = if self.ranked.is_some() { self.num_sequences } else { context.params.n };
-        for index in 0..num_told {
-            let cumulative_logprob = self.sequences.get(index).map_or(0.0, |s| s.cumulative_logprob);
-            let finish = Finish { cumulative_logprob, ..Finish::new(FinishReason::Abort) };
-            match &mut self.ranked {
-                Some(ranked) => {
-                    ranked.outputs[index].finish.get_or_insert(finish);
-                }
-                None => {
-                    caller.send(StreamEvent::Token(TokenEvent { finish: Some(finish), ..TokenEvent::empty(index) }))
-                }
+    pub(super) fn abort(&mut self, context: &RequestContext, caller: &Caller, tokenizer: &Tokenizer) {
+        self.fork();
+        for idx in 0..self.sequences.len() {
+            if !self.sequences[idx].has_ended() {
+                let event = self.sequences[idx].end(context, tokenizer, FinishReason::Abort);
+                self.tell(context, caller, TokenEvent { index: idx, ..event });
             }
         }
     }

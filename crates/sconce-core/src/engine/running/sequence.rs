@@ -13,6 +13,7 @@ pub(super) struct SequenceState {
     stop_matcher: StopMatcher,
     pub(super) cumulative_logprob: f64,
     pub(super) num_generated: usize,
+    has_ended: bool,
 }
 
 impl SequenceState {
@@ -25,7 +26,13 @@ impl SequenceState {
             stop_matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             cumulative_logprob: 0.0,
             num_generated: 0,
+            has_ended: false,
         }
+    }
+
+    /// Whether its end has been told.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// What the token after position `pos` of the sequence, the `index`-th of its request, is chosen by. The token before it
@@ -63,6 +70,7 @@ impl SequenceState {
         if reason.is_some() && matched.is_none() {
             matched = self.flush(context, tokenizer, &mut text);
         }
+        self.has_ended = reason.is_some();
         let stop_token = params.stop_token_ids.contains(&id).then_some(StopReason::Token(id));
         let finish = reason.map(|reason| Finish {
             reason: if matched.is_some() { FinishReason::Stop } else { reason },
@@ -75,6 +83,7 @@ impl SequenceState {
 
     /// Ends the sequence as it is.
     pub(super) fn end(&mut self, context: &RequestContext, tokenizer: &Tokenizer, reason: FinishReason) -> TokenEvent {
+        self.has_ended = true;
         let mut text = String::new();
         let matched = self.flush(context, tokenizer, &mut text);
         let finish = Finish {
