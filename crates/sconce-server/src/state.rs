@@ -136,6 +136,11 @@ impl State {
         self.models.get().map_or(&[], Vec::as_slice)
     }
 
+    /// Ends the engines. Each has `limit` to finish what it does; what is left then ends as it is.
+    pub fn stop_engines(&self, limit: Duration) {
+        self.models().iter().for_each(|model| model.engine.handle().shutdown(limit));
+    }
+
     /// The model that a request names, or the only one where it names none. Errors: still loading; no such model.
     pub fn model(&self, name: Option<&str>) -> Result<&Arc<Served>, ApiError> {
         let models = self.models();

@@ -8,7 +8,7 @@ use sconce::{CompletionOutput, FinishReason, StreamEvent, TokenLogprobs, Usage};
 use serde_json::{Value, json};
 
 use super::events::{Submitted, collect, deltas, submit};
-use super::logprobs::{self, CompletionLogprobs, TokenBytes, token_bytes};
+use super::logprobs::{self, CompletionLogprobs, IsSpecial, TokenBytes, is_special, token_bytes};
 use super::stream::{Encoder, stream};
 use super::{Head, add_usage, usage_json};
 use crate::http::{self, ApiError, Body, Exchange};
@@ -32,6 +32,8 @@ pub(super) async fn answer(
         has_logprobs: request.params.logprobs.is_some(),
         n: request.params.n,
         token_bytes: token_bytes(served),
+        is_special: is_special(served),
+        skips_special: request.params.skip_special_tokens,
     };
     let mut submitted = Vec::new();
     // All are in the engine's hands before the first is waited for, so that they run together.
@@ -68,9 +70,15 @@ pub(super) struct Form {
     pub has_logprobs: bool,
     pub n: usize,
     pub token_bytes: TokenBytes,
+    pub is_special: IsSpecial,
+    pub skips_special: bool,
 }
 
 impl Form {
+    fn logprobs(&self) -> CompletionLogprobs {
+        CompletionLogprobs::new(self.token_bytes.clone(), self.is_special.clone(), self.skips_special)
+    }
+
     fn choice(
         &self,
         prompt: usize,
@@ -79,10 +87,10 @@ impl Form {
         prompt_logprobs: Option<&[Option<TokenLogprobs>]>,
     ) -> Value {
         let mut text = sequence.text.clone();
-        let mut logprobs = CompletionLogprobs::new(self.token_bytes.clone());
+        let mut logprobs = self.logprobs();
         if self.echo {
             text.insert_str(0, &submitted.prompt_text);
-            push_prompt(&mut logprobs, prompt_logprobs, &submitted.prompt_token_ids);
+            push_prompt(&mut logprobs, prompt_logprobs, &submitted.prompt_text, &submitted.prompt_token_ids);
         }
         sequence.logprobs.iter().for_each(|l| logprobs.push(l));
         let logprobs = if self.has_logprobs { logprobs.take() } else { Value::Null };
@@ -103,13 +111,11 @@ fn choice(index: usize, text: &str, logprobs: Value, finish: Option<FinishReason
 fn push_prompt(
     logprobs: &mut CompletionLogprobs,
     prompt_logprobs: Option<&[Option<TokenLogprobs>]>,
+    prompt_text: &str,
     prompt_token_ids: &[u32],
 ) {
     for (position, &token_id) in prompt_logprobs.unwrap_or_default().iter().zip(prompt_token_ids) {
-        match position {
-            Some(position) => logprobs.push(position),
-            None => logprobs.push_first(token_id),
-        }
+        logprobs.push_prompt(prompt_text, token_id, position.as_ref());
     }
 }
 
@@ -163,10 +169,10 @@ impl Encoder for Chunks {
         };
         let mut text = token.text;
         let logprobs = prompt.sequences[token.index].get_or_insert_with(|| {
-            let mut logprobs = CompletionLogprobs::new(self.form.token_bytes.clone());
+            let mut logprobs = self.form.logprobs();
             if self.form.echo {
                 text.insert_str(0, &prompt.text);
-                push_prompt(&mut logprobs, prompt.logprobs.as_deref(), &prompt.token_ids);
+                push_prompt(&mut logprobs, prompt.logprobs.as_deref(), &prompt.text, &prompt.token_ids);
             }
             logprobs
         });

@@ -59,9 +59,21 @@ pub(super) fn of_chat(token_bytes: &TokenBytes, logprobs: &[TokenLogprobs]) -> V
     json!({"content": content.collect::<Vec<_>>(), "refusal": null})
 }
 
+/// Whether a token is a special one.
+pub(super) type IsSpecial = Arc<dyn Fn(u32) -> bool + Send + Sync>;
+
+/// Those of a served model.
+pub(super) fn is_special(served: &Served) -> IsSpecial {
+    let engine = served.engine.clone();
+    Arc::new(move |id| engine.handle().tokenizer().is_special(id))
+}
+
 /// `/v1/completions`' form: four lists of one entry a token.
 pub(super) struct CompletionLogprobs {
     token_bytes: TokenBytes,
+    is_special: IsSpecial,
+    /// Whether special tokens are no part of what is generated.
+    skips_special: bool,
     /// Characters of the answer before the next token.
     offset: usize,
     tokens: Vec<Value>,
@@ -71,10 +83,12 @@ pub(super) struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    pub(super) fn new(token_bytes: TokenBytes) -> Self {
+    pub(super) fn new(token_bytes: TokenBytes, is_special: IsSpecial, skips_special: bool) -> Self {
         let empty = Vec::new;
         Self {
             token_bytes,
+            is_special,
+            skips_special,
             offset: 0,
             tokens: empty(),
             token_logprobs: empty(),
@@ -83,16 +97,33 @@ impl CompletionLogprobs {
         }
     }
 
-    /// Adds the first token of a prompt, which follows on nothing.
-    pub(super) fn push_first(&mut self, token_id: u32) {
-        self.push_token(token_id);
-        self.token_logprobs.push(Value::Null);
-        self.top_logprobs.push(Value::Null);
+    /// Adds a token of the prompt, whose text is `text`; the first one follows on nothing.
+    pub(super) fn push_prompt(&mut self, text: &str, token_id: u32, position: Option<&TokenLogprobs>) {
+        // Some that stand at its beginning were added to it, and of ids it shows no special ones.
+        let is_shown = !(self.is_special)(token_id) || {
+            let bytes = (self.token_bytes)(token_id);
+            let spelling = String::from_utf8_lossy(&bytes);
+            let mut rest = text.chars().skip(self.offset);
+            spelling.chars().all(|c| rest.next() == Some(c))
+        };
+        self.push_token(token_id, is_shown);
+        match position {
+            Some(position) => self.push_logprobs(position),
+            None => {
+                self.token_logprobs.push(Value::Null);
+                self.top_logprobs.push(Value::Null);
+            }
+        }
     }
 
-    /// Adds one token.
+    /// Adds a token that was generated.
     pub(super) fn push(&mut self, position: &TokenLogprobs) {
-        self.push_token(position.chosen.token_id);
+        let token_id = position.chosen.token_id;
+        self.push_token(token_id, !(self.skips_special && (self.is_special)(token_id)));
+        self.push_logprobs(position);
+    }
+
+    fn push_logprobs(&mut self, position: &TokenLogprobs) {
         self.token_logprobs.push(json!(finite(position.chosen.logprob)));
         let mut top = Map::new();
         // The chosen token is always among them, so that there can be one more than was asked for.
@@ -102,12 +133,15 @@ impl CompletionLogprobs {
         self.top_logprobs.push(Value::Object(top));
     }
 
-    fn push_token(&mut self, token_id: u32) {
+    /// `is_shown`: it is part of the text.
+    fn push_token(&mut self, token_id: u32, is_shown: bool) {
         let bytes = (self.token_bytes)(token_id);
         self.tokens.push(json!(spelling(&bytes)));
         self.text_offset.push(json!(self.offset));
-        // Every character has one byte that does not continue another.
-        self.offset += bytes.iter().filter(|&b| b & 0xC0 != 0x80).count();
+        if is_shown {
+            // Every character has one byte that does not continue another.
+            self.offset += bytes.iter().filter(|&b| b & 0xC0 != 0x80).count();
+        }
     }
 
     /// What was added since it was last taken.

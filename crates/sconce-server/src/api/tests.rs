@@ -10,7 +10,7 @@ use sconce::{
 use serde_json::{Value, json};
 
 use super::events::{Events, Submitted, deltas};
-use super::logprobs::{CompletionLogprobs, TokenBytes, of_chat, of_output};
+use super::logprobs::{CompletionLogprobs, IsSpecial, TokenBytes, of_chat, of_output};
 use super::stream::{Encoder, encoded};
 use super::{Head, chat, completions, generate};
 
@@ -180,7 +180,15 @@ async fn chat_without_usage_has_no_usage() {
 }
 
 fn completion_form(echo: bool, n: usize) -> completions::Form {
-    completions::Form { head: head(), echo, has_logprobs: echo, n, token_bytes: letters() }
+    completions::Form {
+        head: head(),
+        echo,
+        has_logprobs: echo,
+        n,
+        token_bytes: letters(),
+        is_special: Arc::new(|_| false),
+        skips_special: true,
+    }
 }
 
 fn submitted(n: usize) -> Submitted {
@@ -237,7 +245,7 @@ async fn echo_begins_with_the_prompt_and_its_logprobs() {
 
 #[test]
 fn offsets_count_characters_and_bytes_are_spelled() {
-    let mut logprobs = CompletionLogprobs::new(letters());
+    let mut logprobs = CompletionLogprobs::new(letters(), Arc::new(|_| false), true);
     for id in [0, 100, 101, 1] {
         logprobs.push(&TokenLogprobs { chosen: logprob(id, f32::NEG_INFINITY), top: Vec::new() });
     }
@@ -245,6 +253,21 @@ fn offsets_count_characters_and_bytes_are_spelled() {
     assert_eq!(logprobs["tokens"], json!(["a", "bytes:\\xc3", "bytes:\\xa9", "b"]));
     assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 2]));
     assert_eq!(logprobs["token_logprobs"][0], -9999.0);
+}
+
+#[test]
+fn offsets_pass_over_special_tokens_that_are_not_in_the_text() {
+    let is_special: IsSpecial = Arc::new(|id| id == 2);
+    let offsets = |text: &str, skips_special| {
+        let mut logprobs = CompletionLogprobs::new(letters(), is_special.clone(), skips_special);
+        [2, 0, 1].into_iter().for_each(|id| logprobs.push_prompt(text, id, None));
+        [2, 3].into_iter().for_each(|id| logprobs.push(&TokenLogprobs { chosen: logprob(id, -1.0), top: Vec::new() }));
+        logprobs.take()["text_offset"].clone()
+    };
+    // A "c" was added to the prompt; it stands in it; it is generated, too.
+    assert_eq!(offsets("ab", true), json!([0, 0, 1, 2, 2]));
+    assert_eq!(offsets("cab", true), json!([0, 1, 2, 3, 3]));
+    assert_eq!(offsets("cab", false), json!([0, 1, 2, 3, 4]));
 }
 
 #[test]

@@ -136,7 +136,7 @@ async fn run_async(args: Arc<Args>) -> Result<ExitCode, Failure> {
             server.await?
         }
     };
-    stop_engines(state).await?;
+    tokio::task::spawn_blocking(move || state.stop_engines(STOP_TIMEOUT)).await?;
     match drained {
         Drained::Clean => tracing::info!("drained; bye"),
         Drained::TimedOut { num_in_flight } => tracing::warn!("{num_in_flight} requests were cut short"),
@@ -174,11 +174,6 @@ fn spawn_signals(stop: oneshot::Sender<()>) -> Result<(), Failure> {
         }
     });
     Ok(())
-}
-
-async fn stop_engines(state: Arc<State>) -> Result<(), Failure> {
-    let stop = move || state.models().iter().for_each(|m| m.engine.handle().shutdown(STOP_TIMEOUT));
-    Ok(tokio::task::spawn_blocking(stop).await?)
 }
 
 fn print_ready(state: &State, address: std::net::SocketAddr) {

@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -15,13 +14,23 @@ use hyper::{Request, Response, StatusCode};
 use serde_json::Value;
 
 use super::error::ApiError;
+use crate::state::Settings;
 
 /// The body of every response.
 pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// How many times the limit is read and thrown away after a 413, so that a sender who listens only after writing hears
-/// it.
+/// How many times the limit is read and thrown away of a body that is refused.
 const MAX_DISCARDED_LIMITS: usize = 8;
+
+/// Refuses a request whose body has not been read: the answer goes out at once, while the body still comes in, for a sender who listens
+/// only after writing.
+pub(super) fn refuse(request: Request<Incoming>, settings: &Settings) {
+    if request.headers().contains_key(EXPECT) || hyper::body::Body::is_end_stream(request.body()) {
+        return;
+    }
+    let most = settings.max_body_bytes.saturating_mul(MAX_DISCARDED_LIMITS);
+    tokio::spawn(tokio::time::timeout(settings.body_timeout, discard(request.into_body(), most)));
+}
 
 /// A body of known bytes.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
@@ -48,38 +57,28 @@ pub fn streamed(content_type: &'static str, chunks: impl Stream<Item = Bytes> + 
     response
 }
 
-/// The whole body of `request`: at most `limit_bytes`, within `time_limit`.
-pub async fn read_body(
-    request: Request<Incoming>,
-    limit_bytes: usize,
-    time_limit: Duration,
-) -> Result<Vec<u8>, ApiError> {
+/// The whole body of `request`, within the limits of `settings`.
+pub async fn read_body(mut request: Request<Incoming>, settings: &Settings) -> Result<Vec<u8>, ApiError> {
     if let Some(encoding) = request.headers().get(CONTENT_ENCODING)
         && encoding != "identity"
     {
-        return Err(ApiError::encoded(encoding));
+        let error = ApiError::encoded(encoding);
+        refuse(request, settings);
+        return Err(error);
     }
-    let waits_for_permission = request.headers().contains_key(EXPECT);
-    let mut body = request.into_body();
-    let declared = hyper::body::Body::size_hint(&body).lower();
+    let (limit_bytes, time_limit) = (settings.max_body_bytes, settings.body_timeout);
+    let declared = hyper::body::Body::size_hint(request.body()).lower();
     let collected = if declared > limit_bytes as u64 {
         Ok(None)
     } else {
-        tokio::time::timeout(time_limit, collect(&mut body, limit_bytes))
+        tokio::time::timeout(time_limit, collect(request.body_mut(), limit_bytes))
             .await
             .unwrap_or_else(|_| Err(ApiError::timeout(time_limit)))
     };
-    match collected? {
-        Some(bytes) => Ok(bytes),
-        None => {
-            // The answer goes out at once, while the rest of the body still comes in.
-            if !waits_for_permission {
-                let most = limit_bytes.saturating_mul(MAX_DISCARDED_LIMITS);
-                tokio::spawn(tokio::time::timeout(time_limit, discard(body, most)));
-            }
-            Err(ApiError::too_large(limit_bytes))
-        }
-    }
+    collected?.ok_or_else(|| {
+        refuse(request, settings);
+        ApiError::too_large(limit_bytes)
+    })
 }
 
 /// The body's bytes; `None` if there are more than `limit_bytes`.

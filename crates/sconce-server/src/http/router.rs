@@ -98,24 +98,20 @@ pub async fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<B
 
 async fn respond(exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
     let state = &exchange.state;
-    let path = request.uri().path();
-    let route = Route::of(path).ok_or_else(|| ApiError::no_such_path(path))?;
+    let path = request.uri().path().to_owned();
+    let route = match admit(state, &request) {
+        Ok(route) => route,
+        Err(error) => {
+            body::refuse(request, &state.settings);
+            return Err(error);
+        }
+    };
     if request.method() == Method::OPTIONS {
         return Ok(options(route, request.headers()));
     }
-    if !route.takes(request.method()) {
-        return Err(ApiError::method_not_allowed(path, route.methods()));
-    }
-    if !route.is_open() && !is_authorized(state.settings.api_key.as_ref(), request.headers()) {
-        return Err(ApiError::unauthorized());
-    }
     match route {
         Route::Post(endpoint) => {
-            if state.drain.is_draining() {
-                return Err(ApiError::draining());
-            }
-            let limits = &state.settings;
-            let body = read_body(request, limits.max_body_bytes, limits.body_timeout).await?;
+            let body = read_body(request, &state.settings).await?;
             api::post(exchange, endpoint, body).await
         }
         Route::Models => api::models::list(state),
@@ -124,6 +120,25 @@ async fn respond(exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result
         Route::Version => Ok(api::health::version()),
         Route::Metrics => Ok(api::metrics::metrics(state)),
     }
+}
+
+/// Where a request leads, if it is to be answered: what can be said of it before its body is read.
+fn admit(state: &State, request: &Request<Incoming>) -> Result<Route, ApiError> {
+    let (path, method) = (request.uri().path(), request.method());
+    let route = Route::of(path).ok_or_else(|| ApiError::no_such_path(path))?;
+    if method == Method::OPTIONS {
+        return Ok(route);
+    }
+    if !route.takes(method) {
+        return Err(ApiError::method_not_allowed(path, route.methods()));
+    }
+    if !route.is_open() && !is_authorized(state.settings.api_key.as_ref(), request.headers()) {
+        return Err(ApiError::unauthorized());
+    }
+    if matches!(route, Route::Post(_)) && state.drain.is_draining() {
+        return Err(ApiError::draining());
+    }
+    Ok(route)
 }
 
 fn options(route: Route, request: &HeaderMap) -> Response<Body> {

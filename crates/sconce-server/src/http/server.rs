@@ -33,14 +33,15 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 const HTTP2_ANSWER: &[u8] =
     b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
-/// Answers requests with `service` until `shutdown` resolves; then accepts no connection, and returns once `drain` is
-/// empty or `drain_timeout` has passed. The service's future is dropped when its client goes away.
+/// Answers requests with `service` until `shutdown` resolves, and on until `drain` is empty; if that takes longer than
+/// `drain_timeout`, `cut_short` is to end what is in flight. The service's future is dropped when its client goes away.
 pub async fn run<S, F>(
     listener: TcpListener,
     drain: Arc<Drain>,
     drain_timeout: Duration,
     service: S,
     shutdown: impl Future<Output = ()>,
+    cut_short: impl Future<Output = ()>,
 ) -> Drained
 where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Unpin + 'static,
@@ -48,33 +49,58 @@ where
 {
     let mut connections = JoinSet::new();
     let (close, closing) = watch::channel(false);
-    let mut shutdown = pin!(shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, service.clone(), closing.clone()))),
-                Err(e) => {
-                    tracing::warn!("cannot accept a connection: {e}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
+    let mut accept = Accept { listener: &listener, connections: &mut connections, service, closing };
+    accept.until(shutdown).await;
     drain.begin();
-    drop(listener);
-    let drained = match tokio::time::timeout(drain_timeout, drain.idle()).await {
+    // Whoever connects meanwhile is told that the server is ending.
+    let drained = match tokio::time::timeout(drain_timeout, accept.until(drain.idle())).await {
         Ok(()) => Drained::Clean,
         Err(_) => Drained::TimedOut { num_in_flight: drain.num_in_flight() },
     };
-    close.send_replace(true);
-    if drained == Drained::Clean {
-        let flushed = async { while connections.join_next().await.is_some() {} };
-        // A client that does not read its answer is not waited for.
-        drop(tokio::time::timeout(FLUSH_TIMEOUT, flushed).await);
+    drop(listener);
+    if drained != Drained::Clean {
+        // Answers end with what there is of them, and with a last record where they are streams.
+        cut_short.await;
+        drop(tokio::time::timeout(FLUSH_TIMEOUT, drain.idle()).await);
     }
+    close.send_replace(true);
+    let flushed = async { while connections.join_next().await.is_some() {} };
+    // A client that does not read its answer is not waited for.
+    drop(tokio::time::timeout(FLUSH_TIMEOUT, flushed).await);
     drained
+}
+
+/// Takes connections.
+struct Accept<'a, S> {
+    listener: &'a TcpListener,
+    connections: &'a mut JoinSet<()>,
+    service: S,
+    closing: watch::Receiver<bool>,
+}
+
+impl<S, F> Accept<'_, S>
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Unpin + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    async fn until(&mut self, end: impl Future<Output = ()>) {
+        let mut end = pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        self.connections.spawn(connection(stream, self.service.clone(), self.closing.clone()));
+                    }
+                    Err(e) => {
+                        tracing::warn!("cannot accept a connection: {e}");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                Some(_) = self.connections.join_next() => {}
+            }
+        }
+    }
 }
 
 /// Serves one connection until its client closes it, or until `closing` and the answer in progress is sent.

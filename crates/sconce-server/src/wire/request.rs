@@ -30,7 +30,7 @@ pub struct WireRequest {
     pub(super) template_kwargs: Map<String, Value>,
     pub(super) add_generation_prompt: Option<bool>,
     pub(super) continue_final_message: bool,
-    pub(super) add_special_tokens: bool,
+    pub(super) add_special_tokens: Option<bool>,
     pub(super) truncate_prompt_tokens: Option<usize>,
     pub(super) max_completion_tokens: Option<usize>,
     pub(super) chat_logprobs: bool,
@@ -57,7 +57,7 @@ impl WireRequest {
             template_kwargs: Map::new(),
             add_generation_prompt: None,
             continue_final_message: false,
-            add_special_tokens: true,
+            add_special_tokens: None,
             truncate_prompt_tokens: None,
             max_completion_tokens: None,
             chat_logprobs: false,
@@ -97,6 +97,7 @@ impl WireRequest {
             _ => {}
         }
         self.check_template()?;
+        self.check_special_tokens()?;
         self.check_lengths()?;
         self.check_logprobs(endpoint)?;
         self.check_beams()?;
@@ -129,7 +130,26 @@ impl WireRequest {
         Ok(())
     }
 
+    /// They can be added to text. A template adds its own, and token ids are taken as they are.
+    fn check_special_tokens(&self) -> Result<(), ApiError> {
+        const ADD: &str = "add_special_tokens";
+        let is_ids = |prompt: &Prompt| matches!(prompt, Prompt::Tokens(_));
+        let refused = match &self.prompts {
+            None => Some("messages, whose template has its own"),
+            Some(prompts) if prompts.iter().any(is_ids) => Some("token ids, which are taken as they are"),
+            Some(_) => None,
+        };
+        match refused.filter(|_| self.add_special_tokens == Some(true)) {
+            Some(what) => Err(ApiError::invalid(ADD, format!("{ADD}: cannot be true for {what}"))),
+            None => Ok(()),
+        }
+    }
+
     fn check_lengths(&mut self) -> Result<(), ApiError> {
+        if self.max_completion_tokens == Some(0) {
+            let message = "max_completion_tokens: must be at least 1, found 0";
+            return Err(ApiError::invalid("max_completion_tokens", message));
+        }
         let params = &mut self.params;
         match (params.max_tokens, self.max_completion_tokens) {
             (Some(a), Some(b)) if a != b => {
@@ -149,6 +169,11 @@ impl WireRequest {
     fn check_logprobs(&mut self, endpoint: Endpoint) -> Result<(), ApiError> {
         if self.stream && endpoint != Endpoint::Generate && self.params.prompt_logprobs.is_some() {
             return Err(ApiError::invalid("prompt_logprobs", "prompt_logprobs: cannot be streamed"));
+        }
+        if let Some(found) = self.top_logprobs.filter(|&k| k > SamplingParams::MAX_LOGPROBS) {
+            let most = SamplingParams::MAX_LOGPROBS;
+            let message = format!("top_logprobs: must be from 0 to {most}, found {found}");
+            return Err(ApiError::invalid("top_logprobs", message));
         }
         if self.chat_logprobs {
             self.params.logprobs = Some(self.top_logprobs.unwrap_or(0));
@@ -217,7 +242,7 @@ impl WireRequest {
             prompt,
             params: self.params.clone(),
             truncate_prompt_tokens: self.truncate_prompt_tokens,
-            add_special_tokens: self.add_special_tokens,
+            add_special_tokens: self.add_special_tokens.unwrap_or(true),
         })
     }
 }

@@ -208,6 +208,30 @@ fn completions_take_prompts_in_four_forms() {
 }
 
 #[test]
+fn special_tokens_are_added_to_text_alone() {
+    let refused = |endpoint, body: &str| check_refused_by(endpoint, body, "add_special_tokens: cannot be true for");
+    refused(Endpoint::Completions, r#"{"prompt": [1, 2], "add_special_tokens": true}"#);
+    refused(Endpoint::Completions, r#"{"prompt": ["a", [1]], "add_special_tokens": true}"#);
+    refused(Endpoint::Tokenize, r#"{"messages": [{"role": "user", "content": "a"}], "add_special_tokens": true}"#);
+    for (body, expected) in [
+        (r#"{"prompt": "a", "add_special_tokens": true}"#, true),
+        (r#"{"prompt": "a"}"#, true),
+        (r#"{"prompt": "a", "add_special_tokens": false}"#, false),
+        (r#"{"prompt": [1], "add_special_tokens": false}"#, false),
+    ] {
+        assert_eq!(accept(Endpoint::Completions, body).take_request().unwrap().add_special_tokens, expected, "{body}");
+    }
+}
+
+#[test]
+fn errors_name_the_field_that_was_sent() {
+    let chat = |fields: &str| format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], {fields}}}"#);
+    let refused = |fields: &str, message: &str| check_refused_by(Endpoint::Chat, &chat(fields), message);
+    refused(r#""logprobs": true, "top_logprobs": 21"#, "top_logprobs: must be from 0 to 20, found 21");
+    refused(r#""max_completion_tokens": 0"#, "max_completion_tokens: must be at least 1, found 0");
+}
+
+#[test]
 fn messages_are_checked() {
     let refused = [
         (r#""a""#, "messages: expected a list of messages"),

@@ -21,7 +21,7 @@ where
     let drain = Arc::new(Drain::default());
     let entered = drain.clone();
     let service = move |_| respond(entered.enter());
-    tokio::spawn(run(listener, drain.clone(), Duration::ZERO, service, pending()));
+    tokio::spawn(run(listener, drain.clone(), Duration::ZERO, service, pending(), async {}));
     (port, drain)
 }
 
@@ -85,9 +85,39 @@ async fn what_is_in_flight_is_answered_before_the_end() {
     };
     let in_flight = drain.clone();
     let shutdown = async move { wait_for(&in_flight, 1).await };
-    let server = tokio::spawn(run(listener, drain, LIMIT, service, shutdown));
+    let server = tokio::spawn(run(listener, drain, LIMIT, service, shutdown, async {}));
     let mut client = Client::connect(port).await;
     let answer = client.ask("GET", "/", "", "").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "late"));
     assert_eq!(server.await.unwrap(), Drained::Clean);
+}
+
+/// Streams that are cut short still say so, and end.
+#[tokio::test]
+async fn what_takes_too_long_ends_as_it_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let drain = Arc::new(Drain::default());
+    let entered = drain.clone();
+    let (end, ended) = tokio::sync::watch::channel(false);
+    let service = move |_| {
+        let (guard, mut ended) = (entered.enter(), ended.clone());
+        let last = async move {
+            ended.wait_for(|&ended| ended).await.unwrap();
+            drop(guard);
+            Bytes::from_static(b"cut short")
+        };
+        async { streamed("text/plain", futures_util::stream::once(last)) }
+    };
+    let in_flight = drain.clone();
+    let shutdown = async move { wait_for(&in_flight, 1).await };
+    let cut_short = async move {
+        end.send_replace(true);
+    };
+    let server = tokio::spawn(run(listener, drain, Duration::from_millis(20), service, shutdown, cut_short));
+    let mut client = Client::connect(port).await;
+    client.send("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert_eq!(client.answer().await.header("transfer-encoding"), Some("chunked"));
+    assert_eq!(client.rest().await, "9\r\ncut short\r\n0\r\n\r\n");
+    assert_eq!(server.await.unwrap(), Drained::TimedOut { num_in_flight: 1 });
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::{Client, LIMIT};
-use sconce_server::{Drained, Settings, State, serve};
+use sconce_server::{ApiKey, Drained, Settings, State, serve};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -128,6 +128,23 @@ async fn large_bodies_are_refused() {
     assert_eq!(server.client().await.ask("POST", "/generate", "", &"x".repeat(1000)).await.status, 503);
 }
 
+/// A client that listens only after writing hears why it is refused, before its body is read.
+#[tokio::test]
+async fn refused_bodies_are_read_away() {
+    let settings = Settings { api_key: Some(ApiKey::from("key".to_owned())), ..Settings::default() };
+    let server = Server::start(settings).await;
+    let body = "x".repeat(5 << 20);
+    for (path, headers, status) in [
+        ("/generate", "", 401),
+        ("/nowhere", "", 404),
+        ("/health", "", 405),
+        ("/generate", "authorization: Bearer key\r\ncontent-encoding: gzip\r\n", 415),
+    ] {
+        let answer = server.client().await.ask("POST", path, headers, &body).await;
+        assert_eq!(answer.status, status, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn slow_bodies_time_out() {
     let server = Server::start(Settings { body_timeout: Duration::from_millis(100), ..Settings::default() }).await;
@@ -224,12 +241,15 @@ async fn draining_answers_open_connections_and_ends() {
     in_flight.send("POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n").await;
     wait_for_two_in_flight(&mut other).await;
     server.stop();
-    let refused = async {
-        while TcpStream::connect(("127.0.0.1", server.port)).await.is_ok() {
+    // Whoever comes anew is told, too.
+    let begun = async {
+        while !server.client().await.ask("GET", "/health", "", "").await.body.contains("draining") {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(LIMIT, refused).await.expect("no connection is accepted in the end");
+    tokio::time::timeout(LIMIT, begun).await.expect("draining begins");
+    let refused = server.client().await.ask("POST", "/generate", "", "{}").await;
+    assert_eq!(refused.status, 503);
     let health = idle.ask("GET", "/health", "", "").await;
     assert_eq!((health.status, health.body.as_str()), (503, r#"{"status":"draining"}"#));
     assert_eq!(health.header("connection"), Some("close"));
@@ -238,7 +258,9 @@ async fn draining_answers_open_connections_and_ends() {
     in_flight.send("{}").await;
     assert_eq!(in_flight.answer().await.status, 503);
     assert!(in_flight.is_closed().await);
+    let port = server.port;
     assert_eq!(server.drained().await, Drained::Clean);
+    assert!(TcpStream::connect(("127.0.0.1", port)).await.is_err());
 }
 
 #[tokio::test]

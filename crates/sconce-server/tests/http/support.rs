@@ -86,6 +86,12 @@ impl Client {
         self.unread.is_empty() && self.read().await == 0
     }
 
+    /// All that comes until the server closes the connection.
+    pub(crate) async fn rest(&mut self) -> String {
+        while self.read().await > 0 {}
+        String::from_utf8(std::mem::take(&mut self.unread)).unwrap()
+    }
+
     async fn read(&mut self) -> usize {
         let mut buffer = [0; 4096];
         let read =
