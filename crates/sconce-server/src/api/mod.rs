@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod models;
 mod stream;
 mod tokenize;
+pub mod worker;
 
 #[cfg(test)]
 mod tests;

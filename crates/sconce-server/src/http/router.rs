@@ -23,6 +23,9 @@ enum Route {
     Health,
     Version,
     Metrics,
+    ServerInfo,
+    ModelInfo,
+    Load,
 }
 
 /// Every path, and what it leads to.
@@ -36,6 +39,11 @@ const ROUTES: &[(&str, Route)] = &[
     ("/health", Route::Health),
     ("/version", Route::Version),
     ("/metrics", Route::Metrics),
+    ("/server_info", Route::ServerInfo),
+    ("/get_server_info", Route::ServerInfo),
+    ("/model_info", Route::ModelInfo),
+    ("/get_model_info", Route::ModelInfo),
+    ("/get_load", Route::Load),
 ];
 
 /// The one path that ends in a name.
@@ -119,6 +127,9 @@ async fn respond(exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result
         Route::Health => Ok(api::health::health(state)),
         Route::Version => Ok(api::health::version()),
         Route::Metrics => Ok(api::metrics::metrics(state)),
+        Route::ServerInfo => api::worker::server_info(state),
+        Route::ModelInfo => api::worker::model_info(state),
+        Route::Load => api::worker::load(state),
     }
 }
 

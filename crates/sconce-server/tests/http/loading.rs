@@ -52,6 +52,11 @@ async fn requests_while_loading() {
         ("POST", "/detokenize"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/a%2Fb"),
+        ("GET", "/server_info"),
+        ("GET", "/get_server_info"),
+        ("GET", "/model_info"),
+        ("GET", "/get_model_info"),
+        ("GET", "/get_load"),
     ] {
         let answer = client.ask(method, path, "", "{}").await;
         assert_eq!(answer.status, 503, "{path}");
