@@ -322,3 +322,18 @@ fn the_text_of_a_prompt_that_is_cut_off_is_that_of_its_tokens() {
     assert_eq!(whole.as_deref(), Some("hello you"));
     assert_eq!(text(len - 1), (len - 1, None));
 }
+
+/// The longest sequence of a model may be longer than memory: no table is made of what no pool holds.
+#[test]
+fn a_context_beyond_memory_is_cut_to_what_the_pool_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    common::write_tiny_model(dir.path());
+    let path = dir.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["max_position_embeddings"] = json!(2_147_483_647);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let engine = common::tiny_engine_of(dir.path(), |c| c.kv_cache_bytes = Some(16 * BLOCK_BYTES));
+    assert_eq!(engine.info().max_model_len, 16 * engine.info().block_size);
+    let request = GenerationRequest::tokens([1, 2, 3]).with_params(SamplingParams::default());
+    assert!(engine.submit(request).unwrap().blocking_collect().is_ok());
+}

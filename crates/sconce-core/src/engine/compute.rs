@@ -51,12 +51,21 @@ impl<B: Backend> Compute<B> {
         progress: &dyn Progress,
     ) -> Result<(Self, Sizes)> {
         let Source { id, raw, model: model_config, store, config, dtype } = *source;
+        let max_step_tokens = step_tokens(&backend, config);
+        let shape = KvCacheShape {
+            dtype: backend.kv_dtype(config.kv_cache_dtype)?,
+            num_layers: model_config.num_hidden_layers,
+            num_blocks: 0,
+            block_size: config.block_size,
+            num_kv_heads: model_config.num_key_value_heads,
+            head_dim: model_config.head_dim,
+        };
+        let asked_len = wanted_model_len(model_config, config)?;
+        // What no pool could hold takes no room in tables of positions either.
         let wanted_len = match sizes {
             Some(sizes) => sizes.max_model_len,
-            None => wanted_model_len(model_config, config)?,
+            None => asked_len.min(most_tokens(&backend, config, shape)?),
         };
-        let max_step_tokens = step_tokens(&backend, config);
-        let kv_dtype = backend.kv_dtype(config.kv_cache_dtype)?;
         // Before the first tensor is read, so that what cannot be loaded is refused at once.
         let footprint = Footprint::new(raw, model_config, store, &|stored| backend.memory_dtype(stored, dtype))?;
         progress.start(&format!("loading {id}"), Some(footprint.stored_bytes));
@@ -74,19 +83,11 @@ impl<B: Backend> Compute<B> {
         let ws = Workspace::new(&backend, model_config, limits.max_tokens, limits.max_logits)?;
         let batch = backend.batch(model_config, &limits)?;
         let answers = [backend.answers()?, backend.answers()?];
-        let shape = KvCacheShape {
-            dtype: kv_dtype,
-            num_layers: model_config.num_hidden_layers,
-            num_blocks: 0,
-            block_size: config.block_size,
-            num_kv_heads: model_config.num_key_value_heads,
-            head_dim: model_config.head_dim,
-        };
         // After all else: the pool takes what is left.
         let sizes = match sizes {
             Some(sizes) => sizes.clone(),
             None => {
-                let pool = KvPool::new(&backend, config, shape, wanted_len)?;
+                let pool = KvPool::new(&backend, config, shape, [asked_len, wanted_len])?;
                 let kv_shape = KvCacheShape { num_blocks: pool.num_blocks, ..shape };
                 let kv_cache_bytes = backend.kv_cache_bytes(&kv_shape);
                 Sizes { footprint, kv_shape, kv_cache_bytes, max_model_len: pool.max_model_len, max_step_tokens }
@@ -113,36 +114,49 @@ pub(super) fn wanted_model_len(model: &ModelConfig, config: &EngineConfig) -> Re
     }
 }
 
+/// Tokens of keys and values that there could be at most, with nothing else in memory: two blocks at least.
+fn most_tokens<B: Backend>(backend: &B, config: &EngineConfig, shape: KvCacheShape) -> Result<usize> {
+    let block_bytes = backend.kv_cache_bytes(&KvCacheShape { num_blocks: 1, ..shape });
+    let bytes = config.kv_cache_bytes.map_or_else(|| backend.kv_pool_memory(), Ok)?;
+    Ok((bytes / block_bytes).max(2).saturating_mul(config.block_size))
+}
+
 struct KvPool {
     num_blocks: usize,
     max_model_len: usize,
 }
 
 impl KvPool {
-    /// As many blocks as the setting or the free memory allows, and no more than can ever be used.
-    fn new<B: Backend>(backend: &B, config: &EngineConfig, shape: KvCacheShape, wanted_len: usize) -> Result<Self> {
+    /// As many blocks as the setting or the free memory allows, and no more than can ever be used. `asked_len`: the longest sequence
+    /// that is asked for; `wanted_len`: that there is a place for everywhere else.
+    fn new<B: Backend>(
+        backend: &B,
+        config: &EngineConfig,
+        shape: KvCacheShape,
+        [asked_len, wanted_len]: [usize; 2],
+    ) -> Result<Self> {
         let block_bytes = backend.kv_cache_bytes(&KvCacheShape { num_blocks: 1, ..shape });
-        let blocks_for_one = wanted_len.div_ceil(config.block_size);
+        let blocks_for_one = asked_len.div_ceil(config.block_size);
         let most = blocks_for_one.saturating_mul(config.max_num_seqs);
         let bytes = match config.kv_cache_bytes {
             Some(bytes) => bytes,
             None => backend.kv_pool_memory()?.min(most.saturating_mul(block_bytes)),
         };
         let num_blocks = (bytes / block_bytes).min(u32::MAX as usize / config.block_size);
-        if num_blocks >= blocks_for_one {
-            return Ok(Self { num_blocks, max_model_len: wanted_len });
+        if num_blocks >= blocks_for_one && wanted_len == asked_len {
+            return Ok(Self { num_blocks, max_model_len: asked_len });
         }
-        let needed = mebibytes(blocks_for_one * block_bytes);
+        let needed = mebibytes(blocks_for_one.saturating_mul(block_bytes));
         let have = mebibytes(bytes);
         if num_blocks < 2 || config.max_model_len.is_some() {
             let message = format!(
-                "a sequence of {wanted_len} tokens needs {needed} of KV cache, and there are {have}; \
+                "a sequence of {asked_len} tokens needs {needed} of KV cache, and there are {have}; \
                  set a greater kv-cache-bytes or a smaller max-model-len"
             );
             return Err(Error::config("kv-cache-bytes", message));
         }
-        let max_model_len = num_blocks * config.block_size;
-        tracing::warn!("the KV pool of {have} holds {max_model_len} of the model's {wanted_len} tokens of context");
+        let max_model_len = (num_blocks * config.block_size).min(wanted_len);
+        tracing::warn!("the KV pool of {have} holds {max_model_len} of the model's {asked_len} tokens of context");
         Ok(Self { num_blocks, max_model_len })
     }
 }

@@ -63,7 +63,7 @@ impl ModelFiles {
             let message = "long-rope scaling is not supported, and without it the model's answers would be wrong";
             return Err(Error::tensor(path, "rope_factors_long.weight", message));
         }
-        let raw = RawConfig::from_gguf(file.metadata(), !file.contains("output.weight"))?;
+        let raw = RawConfig::from_gguf(file.metadata(), |name| file.contains(name))?;
         let mut config = parse_config(&raw)?;
         let store = WeightStore::open_gguf(file, &config)?;
         if store.contains("rope_freqs.weight") {

@@ -33,7 +33,7 @@ const NUM_LAYERS_27B: usize = 46;
 
 fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
     let (hidden_size, num_attention_heads) = (raw.length("hidden_size")?, raw.length("num_attention_heads")?);
-    let num_hidden_layers = raw.length("num_hidden_layers")?;
+    let num_hidden_layers = raw.num_layers()?;
     let head_dim = raw.opt_length("head_dim")?.unwrap_or(256);
     let query_scalar = match raw.opt_float("query_pre_attn_scalar")? {
         Some(scalar) => scalar,

@@ -30,7 +30,7 @@ pub(super) struct Layer<B: Backend> {
 pub(super) fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
     let (hidden_size, num_attention_heads) = (raw.length("hidden_size")?, raw.length("num_attention_heads")?);
     let head_dim = raw.opt_length("head_dim")?.unwrap_or(hidden_size / num_attention_heads);
-    let num_hidden_layers = raw.length("num_hidden_layers")?;
+    let num_hidden_layers = raw.num_layers()?;
     let attention_bias = raw.bool_or("attention_bias", false)?;
     Ok(ModelConfig {
         architecture: raw.architecture()?.into(),

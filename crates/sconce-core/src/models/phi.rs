@@ -38,7 +38,7 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
     }
     let (hidden_size, num_attention_heads) = (raw.length("hidden_size")?, raw.length("num_attention_heads")?);
     let head_dim = hidden_size / num_attention_heads;
-    let num_hidden_layers = raw.length("num_hidden_layers")?;
+    let num_hidden_layers = raw.num_layers()?;
     Ok(ModelConfig {
         architecture: raw.architecture()?.into(),
         hidden_size,

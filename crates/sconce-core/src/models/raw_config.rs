@@ -27,6 +27,9 @@ const GGUF_KEYS: &[(&str, &str)] = &[
     ("vocab_size", "vocab_size"),
 ];
 
+/// More layers than any model has: what is said of each takes memory before a tensor is looked for.
+const MAX_LAYERS: usize = 4096;
+
 /// config.json, or a GGUF's metadata under config.json's keys. Getters name the file and the key in their errors.
 #[derive(Debug, Clone)]
 pub struct RawConfig {
@@ -48,14 +51,20 @@ impl RawConfig {
         Ok(Self { path, values })
     }
 
-    /// Translates a GGUF's metadata. `is_tied`: the file has no matrix of its own for the logits.
-    pub fn from_gguf(metadata: &GgufMetadata, is_tied: bool) -> Result<Self> {
+    /// Translates a GGUF's metadata. What it does not say is told by which tensors there are: `has` says whether one is there.
+    pub fn from_gguf(metadata: &GgufMetadata, has: impl Fn(&str) -> bool) -> Result<Self> {
         let arch = metadata.string("general.architecture")?.ok_or_else(|| metadata.missing("general.architecture"))?;
         let mut values = Map::new();
         values.insert("architectures".into(), json!([arch]));
-        values.insert("tie_word_embeddings".into(), json!(is_tied));
+        values.insert("tie_word_embeddings".into(), json!(!has("output.weight")));
+        let has_bias = |names: &[&str]| names.iter().any(|name| has(&format!("blk.0.{name}.bias")));
+        let attention_bias = has_bias(&["attn_q", "attn_k", "attn_v", "attn_output"]);
+        values.insert("attention_bias".into(), json!(attention_bias));
+        values.insert("mlp_bias".into(), json!(has_bias(&["ffn_gate", "ffn_up", "ffn_down"])));
         for (gguf_key, key) in GGUF_KEYS {
             let value = match metadata.get(&format!("{arch}.{gguf_key}")) {
+                // There is none, whatever the architecture has where nothing is said.
+                Some(GgufValue::Int(0)) if *key == "sliding_window" => Value::Null,
                 Some(GgufValue::Int(v)) => json!(v),
                 Some(GgufValue::Float(v)) => json!(v),
                 Some(GgufValue::Ints(v)) => json!(v),
@@ -66,10 +75,13 @@ impl RawConfig {
         if let Some(tokens) = metadata.strings("tokenizer.ggml.tokens")? {
             values.entry("vocab_size").or_insert(json!(tokens.len()));
         }
-        if let Some(kind) = metadata.string(&format!("{arch}.rope.scaling.type"))?
-            && kind != "none"
-        {
-            let factor = metadata.float(&format!("{arch}.rope.scaling.factor"))?;
+        let kind = metadata.string(&format!("{arch}.rope.scaling.type"))?.unwrap_or("linear");
+        // The second is the older key, of linear scaling.
+        let factor = match metadata.float(&format!("{arch}.rope.scaling.factor"))? {
+            Some(factor) => Some(factor),
+            None => metadata.float(&format!("{arch}.rope.scale_linear"))?,
+        };
+        if kind != "none" && (kind != "linear" || factor.is_some_and(|factor| factor != 0.0)) {
             values.insert("rope_scaling".into(), json!({"rope_type": kind, "factor": factor}));
         }
         if let Some(bos) = metadata.uint("tokenizer.ggml.bos_token_id")? {
@@ -97,6 +109,16 @@ impl RawConfig {
     /// A required length: an integer from 1 to 2^31.
     pub fn length(&self, key: &str) -> Result<usize> {
         self.opt_length(key)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// How many layers there are.
+    pub fn num_layers(&self) -> Result<usize> {
+        const KEY: &str = "num_hidden_layers";
+        let found = self.length(KEY)?;
+        if found > MAX_LAYERS {
+            return Err(self.error(KEY, format!("expected at most {MAX_LAYERS}, found {found}")));
+        }
+        Ok(found)
     }
 
     /// A length that may be absent or null.

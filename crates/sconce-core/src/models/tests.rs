@@ -6,6 +6,8 @@ use super::{RawConfig, find};
 use crate::backend::cpu::CpuBackend;
 use crate::config::{Activation, ModelConfig, RopeScaling};
 use crate::error::Result;
+use crate::weights::gguf_writer::GgufWriter;
+use crate::weights::{GgufFile, GgufValue};
 
 /// A config of the architecture with the required keys, and `changes` over it; a change to "absent" removes the key.
 fn parse(architecture: &str, changes: Value) -> Result<ModelConfig> {
@@ -100,4 +102,66 @@ fn errors_name_the_key() {
     check_error("PhiForCausalLM", json!({"qk_layernorm": true}), &["qk_layernorm"]);
     check_error("PhiForCausalLM", json!({"partial_rotary_factor": 1.5}), &["partial_rotary_factor"]);
     check_error("Gemma2ForCausalLM", json!({"layer_types": ["full_attention"]}), &["layer_types"]);
+}
+
+/// What a GGUF's metadata says, with tensors of these names beside it.
+fn gguf(architecture: &str, values: &[(&str, GgufValue)], tensors: &[&str]) -> Result<ModelConfig> {
+    let int = |key: &str, value| (key.to_owned(), GgufValue::Int(value));
+    let required = [("block_count", 2), ("embedding_length", 64), ("feed_forward_length", 96), ("vocab_size", 100)];
+    let mut writer = GgufWriter::new();
+    writer.set("general.architecture", &GgufValue::String(architecture.into()));
+    let given = values.iter().map(|(key, value)| ((*key).to_owned(), value.clone()));
+    let required = required.into_iter().chain([("attention.head_count", 4)]).map(|(key, value)| int(key, value));
+    for (key, value) in required.chain(given) {
+        writer.set(&format!("{architecture}.{key}"), &value);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    writer.write(&path).unwrap();
+    let raw = RawConfig::from_gguf(GgufFile::open(&path).unwrap().metadata(), |name| tensors.contains(&name))?;
+    (find::<CpuBackend>(&raw)?.parse_config)(&raw)
+}
+
+#[test]
+fn a_gguf_tells_by_its_tensors_what_its_metadata_does_not() {
+    let plain = gguf("llama", &[], &["output.weight"]).unwrap();
+    assert!(!plain.tie_word_embeddings && !plain.attention_bias && !plain.mlp_bias);
+    let biased = gguf("llama", &[], &["blk.0.attn_k.bias", "blk.0.ffn_down.bias"]).unwrap();
+    assert!(biased.tie_word_embeddings && biased.attention_bias && biased.mlp_bias);
+}
+
+#[test]
+fn a_gguf_scales_rope_by_either_key() {
+    let scaling = |values: &[(&str, GgufValue)]| gguf("llama", values, &[]).map(|config| config.rope.scaling);
+    let (kind, factor, old) = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear");
+    let (float, text) = (GgufValue::Float, |text: &str| GgufValue::String(text.into()));
+    for values in [
+        &[(kind, text("linear")), (factor, float(8.0))][..],
+        &[(factor, float(8.0))],
+        &[(old, float(8.0))],
+        &[(factor, float(8.0)), (old, float(2.0))],
+    ] {
+        assert_eq!(scaling(values).unwrap(), RopeScaling::Linear { factor: 8.0 }, "{values:?}");
+    }
+    for values in [&[][..], &[(factor, float(0.0))], &[(kind, text("none")), (factor, float(8.0))]] {
+        assert_eq!(scaling(values).unwrap(), RopeScaling::Default, "{values:?}");
+    }
+    let refused = scaling(&[(kind, text("yarn")), (factor, float(8.0))]).unwrap_err().to_string();
+    assert!(refused.contains("rope_type \"yarn\""), "{refused}");
+}
+
+#[test]
+fn a_window_of_0_in_a_gguf_is_none() {
+    let window = |len| gguf("phi3", &[("attention.sliding_window", GgufValue::Int(len))], &[]).unwrap().sliding_window;
+    assert_eq!((window(0), window(32)), (vec![None; 2], vec![Some(32); 2]));
+}
+
+#[test]
+fn more_layers_than_any_model_has_are_refused() {
+    for architecture in
+        ["LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM"]
+    {
+        let layers = json!({"num_hidden_layers": 2_147_483_647});
+        check_error(architecture, layers, &["num_hidden_layers", "at most 4096", "2147483647"]);
+    }
 }

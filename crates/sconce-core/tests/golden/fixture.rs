@@ -65,6 +65,11 @@ impl Fixture {
         self.json("prompts.json").as_array().unwrap().iter().map(prompt).collect()
     }
 
+    /// The same with another model, in `dir`: what is golden is that of the fixture's own.
+    pub(crate) fn with_model(&self, dir: PathBuf) -> Self {
+        Self { name: self.name.clone(), dir, logits: self.logits.clone() }
+    }
+
     /// [tokens, vocab] of a prompt.
     pub(crate) fn logits(&self, prompt: usize) -> Vec<f32> {
         self.tensor(&format!("prompt{prompt}.logits"))

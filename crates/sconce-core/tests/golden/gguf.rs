@@ -4,15 +4,18 @@ use std::collections::HashMap;
 use std::f64::consts::TAU;
 use std::path::Path;
 
-use safetensors::SafeTensors;
+use safetensors::{Dtype as StDtype, SafeTensors};
 use sconce_core::backend::cpu::CpuBackend;
-use sconce_core::config::{ModelConfig, RopeScaling};
+use sconce_core::config::{ModelConfig, RopeScaling, WeightDtype};
 use sconce_core::models::{self, RawConfig};
 use sconce_core::weights::gguf_writer::GgufWriter;
-use sconce_core::weights::{Dtype, GgufFile, GgufValue, WeightStore, quant};
+use sconce_core::weights::{Dtype, GgufFile, GgufValue, StoredForm, WeightStore, quant};
 use serde_json::Value;
 
+use crate::checkpoint::{Tensor, f32_bytes, logits, store_of, write_tensors_to};
+use crate::compare::max_error;
 use crate::fixture::Fixture;
+use crate::runner::Runner;
 
 /// Keys of config.json and, after the architecture's name, those of a GGUF.
 const KEYS: &[(&str, &str)] = &[
@@ -91,13 +94,49 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
     Ok(())
 }
 
+/// A llama with biases everywhere: its GGUF, whose metadata does not tell of them, gives the logits of its checkpoint.
+pub(crate) fn check_biases(fixture: &Fixture) -> Result<String, &'static str> {
+    let mut config = json(&fixture.dir.join("config.json"));
+    let Ok(file) = std::fs::read(fixture.dir.join("model.safetensors")) else { return Err("it has several files") };
+    if config["architectures"][0] != "LlamaForCausalLM" {
+        return Err("it is no llama");
+    }
+    let mut tensors: Vec<Tensor> = Vec::new();
+    for (name, tensor) in SafeTensors::deserialize(&file).unwrap().tensors() {
+        if let Some(prefix) = name.strip_suffix("_proj.weight") {
+            let bias: Vec<f32> = (0..tensor.shape()[0]).map(|i| (i * 7 % 13) as f32 / 13.0 - 0.5).collect();
+            tensors.push((format!("{prefix}_proj.bias"), StDtype::F32, vec![bias.len()], f32_bytes(&bias)));
+        }
+        tensors.push((name, tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec()));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&fixture.dir).unwrap().map(Result::unwrap).filter(|e| e.path().is_file()) {
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    (config["attention_bias"], config["mlp_bias"]) = (true.into(), true.into());
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    write_tensors_to(dir.path(), &tensors);
+    std::fs::create_dir(dir.path().join("golden")).unwrap();
+    std::fs::copy(fixture.dir.join("golden/prompts.json"), dir.path().join("golden/prompts.json")).unwrap();
+    let biased = fixture.with_model(dir.path().into());
+    let expected = logits(&biased, &store_of(dir.path(), StoredForm::Plain), WeightDtype::F32);
+    let (raw, config, store) = open(&biased, Dtype::F32)?;
+    assert!(config.attention_bias && config.mlp_bias, "{}", fixture.name);
+    let mut runner = Runner::of_weights(&raw, config, &store, WeightDtype::F32, CpuBackend::new(Some(2)));
+    let ids = &fixture.prompts()[0].input_ids;
+    let error = max_error(&runner.logits(&[ids], ids.len())[0], &expected);
+    assert!(error <= 1e-4, "{}: logits are off by {error}", fixture.name);
+    assert!(max_error(&expected, &fixture.logits(0)) > 1e-2, "{}: biases make no difference", fixture.name);
+    Ok(format!("{error:.0e}"))
+}
+
 /// What a GGUF of `fixture` holds, as loading finds it.
 pub(crate) fn open(fixture: &Fixture, dtype: Dtype) -> Result<(RawConfig, ModelConfig, WeightStore), &'static str> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     write(fixture, &path, dtype)?;
     let file = GgufFile::open(&path).unwrap();
-    let raw = RawConfig::from_gguf(file.metadata(), !file.contains("output.weight")).unwrap();
+    let raw = RawConfig::from_gguf(file.metadata(), |name| file.contains(name)).unwrap();
     let mut config = (models::find::<CpuBackend>(&raw).unwrap().parse_config)(&raw).unwrap();
     let store = WeightStore::open_gguf(file, &config).unwrap();
     if store.contains("rope_freqs.weight") {
@@ -134,7 +173,8 @@ fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config:
         let mut data = vec![0.0; tensor.shape().iter().product()];
         quant::dequantize(dtype, tensor.data(), &mut data);
         if arch == "llama" && ["q_proj", "k_proj"].iter().any(|part| name.contains(part)) {
-            data = interleave(&data, head_dim(config), tensor.shape()[1]);
+            // A bias is a column.
+            data = interleave(&data, head_dim(config), tensor.shape().get(1).copied().unwrap_or(1));
         }
         if arch == "gemma2" && name.contains("norm") {
             data.iter_mut().for_each(|x| *x += 1.0);

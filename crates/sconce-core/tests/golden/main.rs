@@ -159,6 +159,11 @@ fn bf16_weights_keep_the_distribution() {
 }
 
 #[test]
+fn a_gguf_has_its_biases() {
+    check_all("gguf biases", gguf::check_biases);
+}
+
+#[test]
 fn packed_weights_are_their_numbers() {
     check_all("packed", packed::check);
 }

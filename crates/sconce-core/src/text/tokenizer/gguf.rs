@@ -18,6 +18,8 @@ use super::{Parts, Tokenizer, pre_tokenizers};
 use crate::error::{Error, Result};
 use crate::weights::GgufMetadata;
 
+/// Longer than any token: what joins one takes time by the square of its length.
+const MAX_TOKEN_BYTES: usize = 4096;
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -71,6 +73,10 @@ impl<'a> Vocabulary<'a> {
         }
         let mut ids = HashMap::with_capacity(tokens.len());
         for (id, token) in (0..).zip(tokens) {
+            if token.len() > MAX_TOKEN_BYTES {
+                let message = format!("token {id} has {} bytes, more than {MAX_TOKEN_BYTES}", token.len());
+                return Err(bad(path, TOKENS, &message));
+            }
             if let Some(first) = ids.insert(token.as_str(), id) {
                 return Err(bad(path, TOKENS, &format!("{token:?} is both token {first} and token {id}")));
             }
