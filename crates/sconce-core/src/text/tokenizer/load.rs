@@ -10,6 +10,17 @@ use tokenizers::{AddedToken, Model};
 use super::{Parts, Tokenizer};
 use crate::error::{Error, Result};
 
+/// Classes of transformers whose switches in tokenizer_config.json say what is put before and after a text, whatever the post-processor
+/// of tokenizer.json does.
+const SWITCHED_CLASSES: [&str; 6] = [
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "CodeLlamaTokenizer",
+    "CodeLlamaTokenizerFast",
+    "GemmaTokenizer",
+    "GemmaTokenizerFast",
+];
+
 pub(super) fn from_dir(dir: &Path) -> Result<Tokenizer> {
     let path = dir.join("tokenizer.json");
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
@@ -27,7 +38,22 @@ pub(super) fn from_dir(dir: &Path) -> Result<Tokenizer> {
         }
     }
     let added = added_tokens(&inner, &text, &config_path, &config)?;
-    let (prefix, suffix) = surroundings(&path, &inner)?;
+    let (mut prefix, mut suffix) = surroundings(&path, &inner)?;
+    if config.get("tokenizer_class").and_then(Value::as_str).is_some_and(|class| SWITCHED_CLASSES.contains(&class)) {
+        let id_of = |content: &str| {
+            let of_added = added.iter().find(|(_, token)| token.content == content).map(|(id, _)| *id);
+            of_added.or_else(|| inner.get_model().token_to_id(content))
+        };
+        for (switch, role, ids) in
+            [("add_bos_token", "bos_token", &mut prefix), ("add_eos_token", "eos_token", &mut suffix)]
+        {
+            match (config.get(switch).and_then(Value::as_bool), named.get(role).and_then(|content| id_of(content))) {
+                (Some(false), _) => ids.clear(),
+                (Some(true), Some(id)) => *ids = vec![id],
+                _ => {}
+            }
+        }
+    }
     Tokenizer::from_parts(Parts { inner, added, named, prefix, suffix, end_ids: Vec::new() }, &path)
 }
 

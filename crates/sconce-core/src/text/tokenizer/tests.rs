@@ -173,6 +173,39 @@ fn ids_of_added_tokens_are_those_of_the_files() {
     assert_eq!((tokenizer.end_token_ids(), tokenizer.vocab_size()), (vec![7], 10));
 }
 
+/// Whose classes go by them.
+#[test]
+fn switches_say_what_is_put_around_a_text() {
+    let ids = |class: &str, switches: &str, post_processor: Value| {
+        let config = format!(
+            r#"{{"tokenizer_class": "{class}", "bos_token": "<bos>", "eos_token": "<eos>" {switches},
+                "added_tokens_decoder": {{"9": {{"content": "<bos>", "special": true}}}}}}"#
+        );
+        let edit = |file: &mut Value| file["post_processor"] = post_processor.clone();
+        Tokenizer::from_dir(small(edit, Some(&config)).path()).unwrap().encode("ab", true).unwrap()
+    };
+    let none = || json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let ends = || {
+        json!({"type": "TemplateProcessing", "pair": [],
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<eos>", "type_id": 0}}],
+            "special_tokens": {"<eos>": {"id": "<eos>", "ids": [7], "tokens": ["<eos>"]}}})
+    };
+    for (switches, of_none, of_ends) in [
+        ("", vec![2], vec![2, 7]),
+        (r#", "add_bos_token": true"#, vec![9, 2], vec![9, 2, 7]),
+        (r#", "add_bos_token": true, "add_eos_token": false"#, vec![9, 2], vec![9, 2]),
+        (r#", "add_bos_token": false, "add_eos_token": true"#, vec![2, 7], vec![2, 7]),
+    ] {
+        for class in ["LlamaTokenizerFast", "GemmaTokenizer"] {
+            assert_eq!(ids(class, switches, none()), of_none, "{class} {switches}");
+            assert_eq!(ids(class, switches, ends()), of_ends, "{class} {switches}");
+        }
+        // Others take what tokenizer.json has.
+        assert_eq!(ids("PreTrainedTokenizerFast", switches, none()), [2], "{switches}");
+        assert_eq!(ids("PreTrainedTokenizerFast", switches, ends()), [2, 7], "{switches}");
+    }
+}
+
 #[test]
 fn truncation_and_padding_of_the_file_do_not_count() {
     let edit = |file: &mut Value| {
