@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{BLOCK_BYTES, prompt, tiny_engine, used_blocks, wait_until};
+use common::{BLOCK_BYTES, prompt, tiny_engine, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
 use sconce_core::ErrorKind;
 use sconce_core::config::{BeamParams, SamplingParams};
 use sconce_core::engine::{
@@ -15,6 +15,17 @@ use sconce_core::engine::{
 };
 use sconce_core::text::ChatInput;
 use serde_json::json;
+
+/// The tiny model, for 32,768 tokens: what has no end of its own is still running when a test gets to it.
+fn long_tiny_engine() -> EngineHandle {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    let path = dir.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["max_position_embeddings"] = json!(32768);
+    std::fs::write(path, config.to_string()).unwrap();
+    tiny_engine_of(dir.path(), |c| c.kv_cache_bytes = Some(16 << 20))
+}
 
 /// 16 requests of different lengths and parameters: greedy, seeded, with filters, penalties, n, logprobs.
 fn requests() -> Vec<GenerationRequest> {
@@ -86,12 +97,13 @@ fn a_pool_too_small_for_all_preempts_and_changes_nothing() {
 
 #[test]
 fn dropped_streams_free_their_blocks() {
-    let engine = tiny_engine(|_| {});
-    let endless = |i: usize| {
-        let params = SamplingParams { ignore_eos: true, seed: Some(i as u64), n: 2, ..Default::default() };
+    let engine = long_tiny_engine();
+    let submit = |i: usize| {
+        let max_tokens = if i < 8 { None } else { Some(200) };
+        let params = SamplingParams { ignore_eos: true, seed: Some(i as u64), n: 2, max_tokens, ..Default::default() };
         engine.submit(GenerationRequest::tokens(prompt(20, i)).with_params(params)).unwrap()
     };
-    let mut streams: Vec<TokenStream> = (0..16).map(endless).collect();
+    let mut streams: Vec<TokenStream> = (0..16).map(submit).collect();
     streams.iter_mut().for_each(|s| assert!(matches!(s.blocking_next(), Some(Ok(_)))));
     let kept = streams.split_off(8);
     drop(streams);
@@ -99,7 +111,7 @@ fn dropped_streams_free_their_blocks() {
     for stream in kept {
         // One token of the two sequences has been taken above.
         let output = stream.blocking_collect().unwrap();
-        assert_eq!(output.outputs.iter().map(|o| o.token_ids.len()).sum::<usize>(), 2 * (256 - 20) - 1);
+        assert_eq!(output.outputs.iter().map(|o| o.token_ids.len()).sum::<usize>(), 2 * 200 - 1);
     }
     wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
     assert_eq!(EngineStatus::get(&engine.status().num_unfinished_requests), 0);
@@ -266,7 +278,7 @@ fn shutdown_lets_running_requests_end() {
 /// Sequences that have ended stay as they are, and the others end with all that they have said.
 #[test]
 fn shutting_down_ends_what_has_not_ended() {
-    let engine = tiny_engine(|_| {});
+    let engine = long_tiny_engine();
     let params = SamplingParams { n: 3, temperature: 0.0, ignore_eos: true, ..Default::default() };
     let stream = engine.submit(GenerationRequest::tokens([1, 2, 3]).with_params(params)).unwrap();
     wait_until("it runs", || EngineStatus::get(&engine.status().num_generated_tokens) > 8);

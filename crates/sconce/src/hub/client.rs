@@ -102,8 +102,8 @@ impl Client {
         let (Some(commit), Some(siblings)) = (commit, listing["siblings"].as_array()) else {
             return Err(broken("has no `sha` or no `siblings`".to_owned()));
         };
-        let files: Option<Vec<RemoteFile>> = siblings.iter().map(remote_file).collect();
-        let files = files.ok_or_else(|| broken("has an entry without a proper `rfilename`".to_owned()))?;
+        // A file with a name that is not safe here is as if it were not there.
+        let files = siblings.iter().filter_map(remote_file).collect();
         Ok(RepoInfo { commit: commit.to_owned(), files })
     }
 
@@ -124,6 +124,10 @@ impl Client {
         let range = header(answer.headers(), "content-range").and_then(parse_content_range);
         let length = header(answer.headers(), "content-length").and_then(|length| length.parse().ok());
         let size = if status == 206 { range.and_then(|(_, size)| size) } else { length };
+        let is_chunked = header(answer.headers(), "transfer-encoding").is_some_and(|coding| coding.contains("chunked"));
+        if status == 200 && size.is_none() && !is_chunked {
+            return Err(unavailable(format!("{name}: the hub does not say where the file ends")));
+        }
         let linked = |name| header(&hub_headers, name);
         Ok(FileAnswer {
             status,
@@ -254,7 +258,8 @@ fn origin(url: &str) -> &str {
 
 /// The URL that a `Location` header means.
 fn join(base: &str, location: &str) -> String {
-    if location.contains("://") {
+    let has_scheme = location.split(['/', '?', '#']).next().is_some_and(|first| first.ends_with(':'));
+    if has_scheme {
         location.to_owned()
     } else if location.starts_with("//") {
         let scheme = base.split("//").next().unwrap_or_default();
@@ -294,6 +299,7 @@ mod tests {
             ("//cdn.example/a", "https://cdn.example/a"),
             ("/b", "https://hub.example/b"),
             ("c", "https://hub.example/org/repo/resolve/main/c"),
+            ("/d?of=https://x.example/", "https://hub.example/d?of=https://x.example/"),
         ] {
             assert_eq!(join(base, location), expected);
         }

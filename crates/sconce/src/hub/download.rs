@@ -41,26 +41,28 @@ pub(super) fn download(transfer: &Transfer<'_>, file: &RemoteFile) -> Result<Pat
     if path.is_file() {
         return Ok(path);
     }
-    let known = file.blob_name.as_ref().filter(|name| transfer.cache.blob(name).is_file());
-    let blob_name = match known {
-        Some(name) => name.clone(),
+    match file.blob_name.as_ref().filter(|name| transfer.cache.blob(name).is_file()) {
+        Some(blob_name) => transfer.cache.link(transfer.commit, &file.name, blob_name)?,
         None => download_blob(transfer, file)?,
-    };
-    transfer.cache.link(transfer.commit, &file.name, &blob_name)?;
+    }
     Ok(path)
 }
 
-/// Brings the content of `file` into the cache and returns the blob's name.
-fn download_blob(transfer: &Transfer<'_>, file: &RemoteFile) -> Result<String> {
+/// Brings the content of `file` into the cache, and into the snapshot.
+fn download_blob(transfer: &Transfer<'_>, file: &RemoteFile) -> Result<()> {
     let key = match &file.blob_name {
         Some(name) => name.clone(),
         None => format!("{}-{}", transfer.commit, file.name.replace('/', "--")),
     };
+    let link = |blob_name: &str| transfer.cache.link(transfer.commit, &file.name, blob_name);
     let path = transfer.cache.blob(&format!("{key}.sconce-part"));
     let mut part = Part::open(&path, transfer.progress)?;
     // Another process may have finished it while this one waited.
     if transfer.cache.blob(&key).is_file() {
-        return Ok(key);
+        return link(&key);
+    }
+    if transfer.cache.snapshot(transfer.commit).join(&file.name).is_file() {
+        return Ok(());
     }
     part.hash_prefix()?;
     let mut expected = file.clone();
@@ -72,7 +74,8 @@ fn download_blob(transfer: &Transfer<'_>, file: &RemoteFile) -> Result<String> {
     part.check(&format!("{}: {}", transfer.id.repo, file.name), &expected)?;
     let blob_name = expected.blob_name.unwrap_or(key);
     part.publish(&transfer.cache.blob(&blob_name))?;
-    Ok(blob_name)
+    // The lock is held until then.
+    link(&blob_name)
 }
 
 /// Fills `part`, taking up again what breaks off. What the answers say of size and hash is added to `expected`.
@@ -202,7 +205,7 @@ impl Part {
     }
 
     /// Gives the file its name. It is on the disk by then, so that not even a power cut leaves half of it there.
-    fn publish(mut self, blob: &Path) -> Result<()> {
+    fn publish(&mut self, blob: &Path) -> Result<()> {
         self.file.sync_all().and_then(|()| fs::rename(&self.path, blob)).map_err(|e| Error::io(blob, e))?;
         self.is_unique = false;
         Ok(())

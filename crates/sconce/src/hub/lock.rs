@@ -23,7 +23,9 @@ pub(super) fn open_locked(path: &Path, progress: &dyn Progress) -> Result<Option
     let mut has_said = false;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(Some(file)),
+            Ok(()) if is_at(&file, path) => return Ok(Some(file)),
+            // Who held it has given the file another name: what is there now is another one.
+            Ok(()) => return open_locked(path, progress),
             Err(TryLockError::WouldBlock) => {
                 if !has_said {
                     progress.message(&format!("waiting for another process that holds {}", path.display()));
@@ -33,6 +35,21 @@ pub(super) fn open_locked(path: &Path, progress: &dyn Progress) -> Result<Option
             }
             Err(TryLockError::Error(_)) => return Ok(None),
         }
+    }
+}
+
+/// Whether `path` still leads to `file`.
+fn is_at(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        file.metadata().map(id).is_ok_and(|own| std::fs::metadata(path).map(id).is_ok_and(|found| found == own))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.exists()
     }
 }
 

@@ -91,8 +91,19 @@ pub(super) fn complete(snapshot: &Path, id: &RepoId) -> Option<PathBuf> {
     if has("config.json") {
         return (has("tokenizer.json") && has_weights()).then(|| snapshot.to_owned());
     }
-    let entries = std::fs::read_dir(snapshot).ok()?;
-    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf") && path.is_file();
-    let mut ggufs = entries.flatten().map(|entry| entry.path()).filter(is_gguf);
-    ggufs.next().filter(|_| ggufs.next().is_none())
+    let mut ggufs = ggufs_in(snapshot, MAX_DEPTH);
+    ggufs.pop().filter(|_| ggufs.is_empty())
+}
+
+/// Folders within one another that are looked into.
+const MAX_DEPTH: usize = 4;
+
+fn ggufs_in(folder: &Path, depth: usize) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let found = entries.map(|entry| entry.path()).flat_map(|path| match path.is_dir() {
+        true if depth > 0 => ggufs_in(&path, depth - 1),
+        false if path.extension().is_some_and(|extension| extension == "gguf") && path.is_file() => vec![path],
+        _ => Vec::new(),
+    });
+    found.collect()
 }

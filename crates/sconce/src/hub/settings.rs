@@ -56,11 +56,18 @@ impl Settings {
     /// From variables that `var` looks up.
     pub(super) fn from_vars(cache_dir: Option<&Path>, var: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
-        let path = |name: &str| var(name).map(PathBuf::from);
+        let user_home = var("HOME").or_else(|| var("USERPROFILE")).map(PathBuf::from);
+        // As `huggingface_hub` does, for where no shell does it.
+        let path = |name: &str| {
+            let path = PathBuf::from(var(name)?);
+            match (path.strip_prefix("~"), &user_home) {
+                (Ok(rest), Some(home)) => Some(home.join(rest)),
+                _ => Some(path),
+            }
+        };
         let text = |name: &str| var(name).map(|value| value.to_string_lossy().trim().to_owned());
 
-        let home = path("HOME").or_else(|| path("USERPROFILE"));
-        let user_cache = path("XDG_CACHE_HOME").or_else(|| home.map(|home| home.join(".cache")));
+        let user_cache = path("XDG_CACHE_HOME").or_else(|| user_home.as_ref().map(|home| home.join(".cache")));
         let chosen_dir = cache_dir.map(Path::to_owned).or_else(|| path("SCONCE_CACHE"));
         let hf_home = path("HF_HOME").or_else(|| user_cache.as_ref().map(|cache| cache.join("huggingface")));
 

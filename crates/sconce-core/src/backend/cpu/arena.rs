@@ -63,8 +63,9 @@ impl Arena {
                 return Ok(ArenaSlice { start: chunk.start.cast(), len, _chunk: chunk });
             }
             _ => {
+                let chunk = Arc::new(Chunk::new(CHUNK_BYTES)?);
                 self.used = 0;
-                Arc::clone(self.chunk.insert(Arc::new(Chunk::new(CHUNK_BYTES)?)))
+                Arc::clone(self.chunk.insert(chunk))
             }
         };
         // SAFETY: the chunk has so many bytes after those that are handed out.

@@ -12,9 +12,15 @@ pub(super) fn free_memory() -> Option<usize> {
 /// What a version 2 control group still allows, if there is a limit.
 fn cgroup_free() -> Option<usize> {
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
-    let limit = read("memory.max")?.trim().parse::<usize>().ok()?;
-    let current = read("memory.current")?.trim().parse::<usize>().ok()?;
-    Some(limit.saturating_sub(current))
+    free_of_limit(&read("memory.max")?, &read("memory.current")?, &read("memory.stat").unwrap_or_default())
+}
+
+/// The same, of what the group's files say. Pages of files that have been read count as used, and are given up for new allocations.
+fn free_of_limit(max: &str, current: &str, stat: &str) -> Option<usize> {
+    let number = |text: &str| text.trim().parse::<usize>().ok();
+    let of_files = |name: &str| stat.lines().find_map(|line| number(line.strip_prefix(name)?.strip_prefix(' ')?));
+    let files = ["inactive_file", "active_file"].into_iter().filter_map(of_files).sum();
+    Some(number(max)?.saturating_sub(number(current)?.saturating_sub(files)))
 }
 
 /// Gives the pages of freed memory back to the system. Loading frees much in small pieces, such as the strings of a GGUF's
@@ -38,6 +44,15 @@ mod tests {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().strip_suffix("kB").unwrap().trim().parse().unwrap()
+    }
+
+    #[test]
+    fn pages_of_files_are_free() {
+        let stat = "anon 300\nfile 650\ninactive_file 400\nactive_file 250\nactive_file_other 9\n";
+        assert_eq!(free_of_limit("1000\n", "960\n", stat), Some(690));
+        assert_eq!(free_of_limit("1000\n", "960\n", ""), Some(40));
+        assert_eq!(free_of_limit("1000", "1200", ""), Some(0));
+        assert_eq!(free_of_limit("max\n", "960\n", stat), None);
     }
 
     #[test]

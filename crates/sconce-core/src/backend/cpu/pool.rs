@@ -99,6 +99,8 @@ impl ThreadPool {
         let job = Job { task: task_ptr, num_tasks, number };
         // SAFETY: the last operation is closed and empty, so no worker reads the job.
         unsafe { *shared.job.get() = Some(job) };
+        // Where the caller's own task panicked too, nobody has taken note of it.
+        shared.panicked.store(false, Ordering::Relaxed);
         // SeqCst with the sleeper's own: either it sees the new state, or it is seen sleeping here.
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
         if shared.num_sleeping.load(Ordering::SeqCst) > 0 {
@@ -302,6 +304,8 @@ mod tests {
             let caught = panic::catch_unwind(AssertUnwindSafe(|| pool.run(50, &|i| assert_ne!(i, bad))));
             assert!(caught.is_err());
         }
+        // On all threads, the caller's own too.
+        assert!(panic::catch_unwind(AssertUnwindSafe(|| pool.run(50, &|_| panic!("asked to")))).is_err());
         let sum = AtomicUsize::new(0);
         pool.run(10, &|i| {
             sum.fetch_add(i, Ordering::Relaxed);

@@ -92,6 +92,8 @@ pub(super) struct Scratch {
     pub(super) values: Floats,
     /// [rows, head_dim / 2]: queries in pairs of bf16.
     pub(super) queries: Floats,
+    /// [SPAN, head_dim]: zeros, which stand for values that no query sees.
+    pub(super) zeros: Floats,
 }
 
 impl Scratch {
@@ -106,6 +108,7 @@ impl Scratch {
         self.keys.reserve(dim * SPAN);
         self.values.reserve(dim * SPAN);
         self.queries.reserve(rows * dim.div_ceil(2));
+        self.zeros.reserve(dim * SPAN);
     }
 
     /// Adds up the part's weights.

@@ -130,6 +130,46 @@ fn sequences_that_share_blocks_read_them_together() {
     check(spec(6, 2, 24), &lens, 16, 5);
 }
 
+/// Blocks wholly before the window may be another sequence's by now, which may have come to no numbers.
+#[test]
+fn what_lies_before_the_window_does_not_show() {
+    let lens = [(300, 1), (150, 3), (400, 90), (70, 1)];
+    for (dtype, block_size) in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16].into_iter().zip([16, 8, 32]).chain([
+        (KvDtype::Bf16, 16),
+        (KvDtype::F16, 64),
+        (KvDtype::F32, 1),
+    ]) {
+        let spec = AttentionSpec { window: Some(41), ..spec(6, 2, 64) };
+        let mut kv = cache(dtype, &spec, block_size);
+        let tables = tables_of(&lens, block_size, 0);
+        let batch = batch_of(&lens, &tables, block_size);
+        let qkv = queries(&spec, &batch);
+        let precisions = [MatmulPrecision::Exact, MatmulPrecision::Fast];
+        let mut contexts = Vec::new();
+        for (isa, precision) in
+            Isa::available().into_iter().flat_map(|isa| precisions.map(|precision| (isa, precision)))
+        {
+            let mut context = Cpu::new(2, isa);
+            context.precision = precision;
+            contexts.push(context);
+        }
+        let expected: Vec<_> = contexts.iter_mut().map(|context| run(context, &qkv, &kv, &batch, &spec)).collect();
+        let block_len = kv.k[spec.layer].len() / kv.shape.num_blocks;
+        for (&(context, query), table) in lens.iter().zip(&tables) {
+            let first_seen = (context - query + 1).saturating_sub(41);
+            for &block in &table[..first_seen / block_size] {
+                for side in [&mut kv.k, &mut kv.v] {
+                    side[spec.layer].set(block as usize * block_len, &vec![f32::NAN; block_len]);
+                }
+            }
+        }
+        for (context, expected) in contexts.iter_mut().zip(expected) {
+            let found = run(context, &qkv, &kv, &batch, &spec);
+            assert_eq!(found.data(), expected.data(), "{dtype:?}, blocks of {block_size}");
+        }
+    }
+}
+
 /// One long sequence is shared among the threads; beside others it is not.
 #[test]
 fn parts_of_a_long_context_come_to_the_same() {

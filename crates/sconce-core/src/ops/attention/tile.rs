@@ -178,9 +178,11 @@ unsafe fn attend_span<V: Lanes, E: Element, const FMA: bool>(
 ) {
     let (spec, tile, group) = (task.spec, task.tile, task.group());
     let (dim, block_size) = (spec.head_dim, task.kv.shape.block_size);
-    let mut num_keys = 0;
+    let first_seen = |query: usize| spec.window.map_or(0, |w| (task.position(query) + 1).saturating_sub(w));
+    let (mut num_keys, mut first_key) = (0, usize::MAX);
     for query in queries.clone() {
         num_keys = num_keys.max((task.position(query) + 1).min(start + SPAN).saturating_sub(start));
+        first_key = first_key.min(first_seen(query));
     }
     if num_keys == 0 {
         return;
@@ -201,6 +203,11 @@ unsafe fn attend_span<V: Lanes, E: Element, const FMA: bool>(
     let num_stretches = num_keys.div_ceil(stretch);
     for (i, value) in values.iter_mut().enumerate().take(num_stretches) {
         let pos = start + i * stretch;
+        if pos + stretch <= first_key {
+            // The block may be another sequence's by now, and its values no numbers: those times a weight of 0 would show.
+            *value = scratch.zeros.as_ptr().cast();
+            continue;
+        }
         let place = task.tile_start(seq, pos) + task.kv.shape.value_offset(pos % block_size, 0);
         // SAFETY: as above.
         *value = unsafe { task.values.as_ptr().add(place) };
@@ -212,9 +219,8 @@ unsafe fn attend_span<V: Lanes, E: Element, const FMA: bool>(
         && dim.is_multiple_of(LANES);
     let span = Span { rows: rows.clone(), num_keys, lanes, stride: block_size, stretch };
     let seen = |query: usize| {
-        let pos = task.position(query);
-        let first = spec.window.map_or(0, |w| (pos + 1).saturating_sub(w));
-        first.saturating_sub(start).min(SPAN)..(pos + 1).saturating_sub(start).min(SPAN)
+        let end = task.position(query) + 1;
+        first_seen(query).saturating_sub(start).min(SPAN)..end.saturating_sub(start).min(SPAN)
     };
     // SAFETY: the caller vouches for the instructions; the pointers are good for the keys of the span.
     unsafe {

@@ -78,7 +78,7 @@ fn prompt_seconds(subject: &mut Subject, input_len: usize) -> Result<f64, Failur
     let start = Instant::now();
     let output = subject.engine.generate(request)?;
     let seconds = start.elapsed().as_secs_f64();
-    check_answer(&output, input_len, 1, false)?;
+    check_answer(&output, input_len, 1, None)?;
     Ok(seconds)
 }
 
@@ -97,7 +97,7 @@ fn decode_seconds(subject: &mut Subject, args: &Args) -> Result<f64, Failure> {
         }
         output.apply(event);
     }
-    check_answer(&output, input_len, num_tokens, false)?;
+    check_answer(&output, input_len, num_tokens, None)?;
     Ok(first.map_or(0.0, |first| (last - first).as_secs_f64()).max(1e-9))
 }
 
@@ -133,7 +133,7 @@ fn to_text(subject: &Subject, args: &Args, measured: &Measured) -> String {
     table.row([&format!("decode of {} after {}", args.output_len, args.decode_after), &p50, &min, &max, &ms, &reached]);
     let rounds = if args.num_iters == 1 { "one round".to_owned() } else { format!("{} rounds", args.num_iters) };
     let (info, peaks) = (subject.info(), peaks_text(subject.info(), &subject.peaks));
-    format!("{}{rounds} after a warm-up\n\n{table}\n{peaks}", model_line(info))
+    format!("{}{rounds} after a warm-up\n\n{table}\n{peaks}", model_line(info, false))
 }
 
 fn to_json(subject: &Subject, args: &Args, measured: &Measured) -> Value {

@@ -40,7 +40,9 @@ impl Load {
         random: &mut Random,
         counter: &Counter,
     ) -> Outcome {
-        let permits = Arc::new(Semaphore::new(self.max_concurrency.unwrap_or(Semaphore::MAX_PERMITS)));
+        let permits = Arc::new(Semaphore::new(
+            self.max_concurrency.map_or(Semaphore::MAX_PERMITS, |most| most.min(Semaphore::MAX_PERMITS)),
+        ));
         let (mut tasks, mut outcome) = (JoinSet::new(), Outcome::default());
         let start = Instant::now();
         let mut send_at = tokio::time::Instant::now();

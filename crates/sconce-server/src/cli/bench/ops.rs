@@ -44,7 +44,10 @@ struct Part {
 /// Runs `sconce bench ops`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     let mut subject = args.subject.load_profiled(args.batch_size)?;
-    subject.check_fits(&format!("--input-len {} and a token generated", args.input_len), args.input_len + 1)?;
+    subject.check_fits(
+        &format!("--input-len {} and a token generated", args.input_len),
+        args.input_len.saturating_add(1),
+    )?;
     let decode_len = args.output_len.saturating_add(args.decode_after).saturating_add(1);
     subject.check_fits(
         &format!("--output-len {} after a prompt of {} and its first token", args.output_len, args.decode_after),
@@ -137,7 +140,7 @@ fn rate(count: u64, op: &OpTime) -> f64 {
 
 fn to_text(subject: &Subject, parts: &[Part]) -> String {
     let peaks = &subject.peaks;
-    let mut text = model_line(subject.info());
+    let mut text = model_line(subject.info(), false);
     for part in parts {
         let mut table = Table::default();
         table.row([&part.name, "ms", "share", "calls", "us each", "GB/s", "of DRAM", "GFLOP/s"]);

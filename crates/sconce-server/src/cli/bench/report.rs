@@ -53,8 +53,9 @@ pub(super) fn figure(value: f64) -> String {
 }
 
 /// What was measured, in one line.
-pub(super) fn model_line(info: &ModelInfo) -> String {
-    format!("{} on {}, without a prefix cache\n", info.id, info.device)
+pub(super) fn model_line(info: &ModelInfo, finds_prompts: bool) -> String {
+    let cache = if finds_prompts { "with" } else { "without" };
+    format!("{} on {}, {cache} a prefix cache\n", info.id, info.device)
 }
 
 /// The model and the machine, for programs.

@@ -111,15 +111,24 @@ fn measure_peaks(engine: &Engine, num_threads: Option<usize>) -> Result<Peaks, F
     })
 }
 
-/// Checks that an answer is as long as was asked: only then do the figures mean what they say.
+/// Checks that an answer is as long as was asked, and its prompt computed, or where `least_found` is given so many tokens of it found in
+/// the cache: only then do the figures mean what they say.
 pub(super) fn check_answer(
     output: &GenerationOutput,
     input_len: usize,
     output_len: usize,
-    may_be_found: bool,
+    least_found: Option<usize>,
 ) -> Result<(), Failure> {
     let usage = output.usage;
-    let is_computed = usage.cached_tokens == 0 || may_be_found;
+    if let Some(least) = least_found.filter(|&least| usage.cached_tokens < least) {
+        let found = usage.cached_tokens;
+        let message = format!(
+            "{found} of a prompt's tokens were found in the cache, and not {least}: it does not hold all prompts; \
+             set a greater --kv-cache-bytes"
+        );
+        return Err(message.into());
+    }
+    let is_computed = usage.cached_tokens == 0 || least_found.is_some();
     if (usage.prompt_tokens, usage.completion_tokens) == (input_len, output_len) && is_computed {
         return Ok(());
     }

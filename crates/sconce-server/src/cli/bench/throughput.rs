@@ -34,7 +34,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = parse_count, conflicts_with = "n")]
     pub(super) beam_width: Option<usize>,
     /// Compute the prompts once before, so that what is measured is decoding.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "no_prefix_cache")]
     pub(super) cached_prompts: bool,
     /// Compute the first request once more, alone, and say whether its tokens are the same.
     #[arg(long)]
@@ -146,7 +146,10 @@ fn measure(
     let (seconds, after) = (start.elapsed().as_secs_f64(), counts());
     let num_sequences = args.num_sequences();
     for (output, &(input_len, output_len)) in outputs.iter().zip(lengths) {
-        check_answer(output, input_len, num_sequences * output_len, args.cached_prompts)?;
+        // Whole blocks are found, and the last token is computed.
+        let least_found = (input_len - 1) / subject.info().block_size * subject.info().block_size;
+        let least_found = args.cached_prompts.then_some(least_found);
+        check_answer(output, input_len, num_sequences * output_len, least_found)?;
     }
     let sum = |of: fn(&(usize, usize)) -> usize| lengths.iter().map(of).sum::<usize>();
     let (prompt_tokens, sequence_tokens) = (sum(|lens| lens.0), sum(|lens| lens.1));
@@ -205,7 +208,7 @@ fn to_text(subject: &Subject, args: &Args, measured: &Measured) -> String {
         "{}{num_prompts} requests of {input_len} tokens and {output_len} generated{sequences}{lengths}{prompts}\n\n{table}\n\
          multiplying with weights: {}\n\
          reading weights, if once a step: {}\n\n{}",
-        model_line(subject.info()),
+        model_line(subject.info(), args.cached_prompts),
         measured.multiplying(subject).text(&subject.peaks),
         measured.reading(subject).text(&subject.peaks),
         peaks_text(subject.info(), &subject.peaks),

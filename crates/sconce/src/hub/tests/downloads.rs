@@ -119,6 +119,16 @@ fn ggufs_are_chosen_by_name_or_by_being_alone() {
 }
 
 #[test]
+fn a_gguf_in_a_folder_is_found_again_and_odd_names_are_passed_over() {
+    let hub = Hub::with_repo(Repo::new(&[("sub/only.gguf", b"one"), ("samples/12:30.wav", b""), ("README.md", b"")]));
+    let dir = tempfile::tempdir().unwrap();
+    assert!(fetch_tiny(&hub, dir.path()).unwrap().ends_with("sub/only.gguf"));
+    let before = hub.requests().len();
+    assert!(fetch_tiny(&hub, dir.path()).unwrap().ends_with("sub/only.gguf"));
+    assert_eq!(hub.requests().len(), before);
+}
+
+#[test]
 fn redirects_are_followed_and_keep_the_token_at_the_hub() {
     let body = b"large content".to_vec();
     let cdn = {
@@ -191,8 +201,13 @@ fn a_later_run_takes_up_what_an_earlier_one_left() {
 
 #[test]
 fn many_at_once_bring_one_good_copy() {
+    [true, false].into_iter().for_each(check_many_at_once);
+}
+
+/// `has_blobs`: the listing tells names of blobs, so that those who wait know what to look for.
+fn check_many_at_once(has_blobs: bool) {
     let body: Vec<u8> = (0..500_000u32).flat_map(u32::to_le_bytes).collect();
-    let mut repo = Repo::tiny();
+    let mut repo = Repo { has_blobs, ..Repo::tiny() };
     repo.files.insert("model.safetensors".to_owned(), body.clone());
     let hub = Arc::new(Hub::with_repo(repo));
     let dir = tempfile::tempdir().unwrap();

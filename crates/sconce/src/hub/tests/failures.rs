@@ -86,14 +86,27 @@ fn a_file_longer_than_announced_is_refused() {
     assert!(error.contains("model.safetensors: the hub sends more"), "{error}");
 }
 
+/// Half of one could not be told from the whole.
+#[test]
+fn a_file_whose_end_is_not_told_is_refused() {
+    let repo = Repo { has_blobs: false, ..Repo::tiny() };
+    let hub = Hub::start(move |request| match request.path.ends_with("/model.safetensors") {
+        true => Answer::new(200, "weights").without_length(),
+        false => repo.answer(request),
+    });
+    let error = failure(&hub, None);
+    assert!(error.contains("model.safetensors: the hub does not say where the file ends"), "{error}");
+}
+
 #[test]
 fn broken_listings_are_refused() {
     for (listing, expected) in [
         ("<html>", "is not JSON"),
         ("[]", "has no `sha`"),
         (r#"{"sha": "../x", "siblings": []}"#, "has no `sha`"),
-        (r#"{"sha": "ab", "siblings": [{"rfilename": "../../evil"}]}"#, "without a proper `rfilename`"),
-        (r#"{"sha": "ab", "siblings": [{"rfilename": "/etc/evil"}]}"#, "without a proper `rfilename`"),
+        // Files whose names lead out of the cache are none.
+        (r#"{"sha": "ab", "siblings": [{"rfilename": "../../evil.gguf"}]}"#, "holds neither config.json with"),
+        (r#"{"sha": "ab", "siblings": [{"rfilename": "/etc/evil.gguf"}]}"#, "holds neither config.json with"),
         (r#"{"sha": "ab", "siblings": [{"rfilename": "pytorch_model.bin"}]}"#, "holds neither config.json with"),
     ] {
         let hub = Hub::start(move |_| Answer::new(200, listing));

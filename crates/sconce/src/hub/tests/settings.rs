@@ -27,6 +27,7 @@ fn caches_are_where_the_environment_says() {
         (None, &[("HOME", "/h")][..], "/h/.cache/sconce", &["/h/.cache/huggingface/hub"][..]),
         (None, &[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")], "/x/sconce", &["/x/huggingface/hub"]),
         (None, &[("HOME", "/h"), ("HF_HOME", "/f")], "/h/.cache/sconce", &["/f/hub"]),
+        (None, &[("HOME", "/h"), ("HF_HOME", "~/f"), ("SCONCE_CACHE", "~")], "/h", &["/h/hub", "/h/f/hub"]),
         (None, &[("HOME", "/h"), ("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")], "/h/.cache/sconce", &["/c"]),
         (None, &[("HOME", "/h"), ("SCONCE_CACHE", "/s")], "/s", &["/s/hub", "/h/.cache/huggingface/hub"]),
         (Some("/given"), &[("SCONCE_CACHE", "/s"), ("HF_HUB_CACHE", "/c")], "/given", &["/given/hub", "/c"]),

@@ -33,13 +33,14 @@ pub(super) struct Answer {
     headers: Vec<(String, String)>,
     body: Vec<u8>,
     sent: usize,
+    has_length: bool,
     silence: Duration,
 }
 
 impl Answer {
     pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         let body = body.into();
-        Self { status, headers: Vec::new(), sent: body.len(), body, silence: Duration::ZERO }
+        Self { status, headers: Vec::new(), sent: body.len(), body, has_length: true, silence: Duration::ZERO }
     }
 
     pub(super) fn status(status: u16) -> Self {
@@ -69,6 +70,12 @@ impl Answer {
         self
     }
 
+    /// Ends with the connection alone.
+    pub(super) fn without_length(mut self) -> Self {
+        self.has_length = false;
+        self
+    }
+
     /// Keeps the connection open for so long after the last byte.
     pub(super) fn then_silence(mut self, silence: Duration) -> Self {
         self.silence = silence;
@@ -77,11 +84,8 @@ impl Answer {
 
     fn send(&self, stream: &mut TcpStream) {
         let headers: String = self.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let head = format!(
-            "HTTP/1.1 {} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
-            self.status,
-            self.body.len()
-        );
+        let length = if self.has_length { format!("content-length: {}\r\n", self.body.len()) } else { String::new() };
+        let head = format!("HTTP/1.1 {} X\r\nconnection: close\r\n{length}{headers}\r\n", self.status);
         // A client that has seen enough may have gone.
         let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&self.body[..self.sent]));
         thread::sleep(self.silence);
