@@ -150,12 +150,12 @@ fn say(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Lines of stdin. The thread that waits for them must not keep the program from ending.
+/// Lines of stdin; what is not UTF-8 shows as U+FFFD. The thread that waits must not keep the program from ending.
 fn read_lines() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
-        for line in io::stdin().lock().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
+        for line in io::stdin().lock().split(b'\n').map_while(Result::ok) {
+            if sender.blocking_send(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned()).is_err() {
                 return;
             }
         }

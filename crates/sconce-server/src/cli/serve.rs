@@ -119,6 +119,9 @@ async fn run_async(args: Arc<Args>) -> Result<ExitCode, Failure> {
     let listener = bind(&args.host, args.port).await?;
     let address = listener.local_addr()?;
     let state = Arc::new(State::new(args.settings()));
+    if args.http.api_key.as_ref().is_some_and(ApiKey::is_empty) {
+        tracing::warn!("the API key is empty: clients need none");
+    }
     let (stop, stopped) = oneshot::channel();
     spawn_signals(stop)?;
     tracing::info!("listening on http://{address}; loading");

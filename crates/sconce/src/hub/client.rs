@@ -107,9 +107,9 @@ impl Client {
         Ok(RepoInfo { commit: commit.to_owned(), files })
     }
 
-    /// The content of a file of `main`, from byte `offset` on if the hub can do that.
+    /// The content of a file of `commit`, from byte `offset` on if the hub can do that.
     pub(super) fn open(&self, id: &RepoId, commit: &str, name: &str, offset: u64) -> Result<FileAnswer> {
-        let url = format!("{}/{}/resolve/main/{}", self.endpoint, id.repo, percent_encode(name));
+        let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, id.repo, percent_encode(name));
         let (hub_headers, answer) = self.get(&url, offset)?;
         let status = answer.status().as_u16();
         if !matches!(status, 200 | 206 | 416) {

@@ -31,7 +31,7 @@ pub(super) struct Rules {
 
 /// The names that [`rules`] knows.
 pub(super) const KNOWN: &str =
-    "default, gpt-2, phi-2, smollm, starcoder, llama-bpe, llama3, llama-v3, qwen2, deepseek-r1-qwen";
+    "default, gpt-2, phi-2, smollm, starcoder, llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen";
 
 /// The rules that go by `name`; None if there are none.
 pub(super) fn rules(name: &str) -> tokenizers::Result<Option<Rules>> {
@@ -41,7 +41,8 @@ pub(super) fn rules(name: &str) -> tokenizers::Result<Option<Rules>> {
         "gpt-2" | "phi-2" => (gpt2(), None),
         // Digits one by one, then as GPT-2.
         "smollm" | "starcoder" => (sequence(vec![Digits::new(true).into(), gpt2()]), None),
-        "llama-bpe" | "llama3" | "llama-v3" => (splits(&[LLAMA3])?, None),
+        // Phi-4 goes by the name of dbrx.
+        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" => (splits(&[LLAMA3])?, None),
         "qwen2" | "deepseek-r1-qwen" => (splits(&[QWEN2])?, Some(NFC.into())),
         "default" => (splits(&DEFAULT)?, None),
         _ => return Ok(None),

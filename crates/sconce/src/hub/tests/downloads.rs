@@ -140,7 +140,9 @@ fn redirects_are_followed_and_keep_the_token_at_the_hub() {
     let hash = sha256(&body);
     let (expected_hash, size) = (hash.clone(), body.len().to_string());
     let hub = Hub::start(move |request| match request.path.as_str() {
-        "/org/tiny/resolve/main/model.safetensors" => Answer::status(307).with("location", "/moved/model.safetensors"),
+        "/org/tiny/resolve/0123456789abcdef0123456789abcdef01234567/model.safetensors" => {
+            Answer::status(307).with("location", "/moved/model.safetensors")
+        }
         "/moved/model.safetensors" => Answer::status(302)
             .with("location", &target)
             .with("x-linked-etag", format!("\"{hash}\""))

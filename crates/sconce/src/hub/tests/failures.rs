@@ -44,7 +44,9 @@ fn refusals_say_what_to_do() {
 fn a_file_that_is_gated_or_gone_is_named() {
     let repo = Repo::tiny();
     let hub = Hub::start(move |request| match request.path.as_str() {
-        "/org/tiny/resolve/main/config.json" => Answer::status(404).with("x-error-code", "EntryNotFound"),
+        "/org/tiny/resolve/0123456789abcdef0123456789abcdef01234567/config.json" => {
+            Answer::status(404).with("x-error-code", "EntryNotFound")
+        }
         _ => repo.answer(request),
     });
     let error = failure(&hub, None);

@@ -176,7 +176,9 @@ impl Repo {
         if path == "/api/models/org/tiny/revision/main" {
             return Answer::new(200, self.listing());
         }
-        let name = path.strip_prefix("/org/tiny/resolve/main/").and_then(|name| self.files.get_key_value(name));
+        let name =
+            path.strip_prefix("/org/tiny/resolve/").and_then(|path| path.strip_prefix(COMMIT)?.strip_prefix('/'));
+        let name = name.and_then(|name| self.files.get_key_value(name));
         let Some((name, body)) = name else { return Answer::status(404).with("x-error-code", "RepoNotFound") };
         Answer::range(request, body)
             .with("etag", format!("\"{}\"", blob_name(name, body)))

@@ -159,7 +159,7 @@ fn every_byte_has_its_own_spelling() {
 fn words_are_split_as_the_pre_tokenizer_says() {
     let ids = |pre: &str, text: &str| from_gguf(small(pre)).unwrap().encode(text, false).unwrap();
     let digits = ["1", "2"].map(|c| u32::from(c.as_bytes()[0]));
-    for pre in ["gpt-2", "phi-2", "llama-bpe", "llama3", "llama-v3", "default"] {
+    for pre in ["gpt-2", "phi-2", "llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "default"] {
         assert_eq!(ids(pre, "12"), [257], "{pre}");
     }
     for pre in ["smollm", "starcoder", "qwen2", "deepseek-r1-qwen"] {
@@ -176,6 +176,7 @@ fn bos_and_eos_are_added_as_the_file_says() {
         from_gguf(values).unwrap().encode("ab", true).unwrap()
     };
     assert_eq!(from_gguf(small("gpt-2")).unwrap().encode("ab", true).unwrap(), [256]);
+    assert_eq!(from_gguf(small("dbrx")).unwrap().encode("ab", true).unwrap(), [256]);
     assert_eq!(from_gguf(small("llama-bpe")).unwrap().encode("ab", true).unwrap(), [258, 256]);
     assert_eq!(with("tokenizer.ggml.add_bos_token"), [258, 256]);
     assert_eq!(with("tokenizer.ggml.add_eos_token"), [256, 259]);
