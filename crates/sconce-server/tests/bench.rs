@@ -161,6 +161,8 @@ fn what_cannot_be_measured_is_named() {
     refused(&["latency", "--input-len", "8", "--output-len", "96"], "--output-len 96 after a prompt of 32");
     let args = ["throughput", "--input-len", "100", "--output-len", "29"];
     refused(&args, "--input-len 100 and --output-len 29: 129 tokens are beyond the context of 128 tokens");
+    let args = ["ops", "--batch-size", "3", "--max-num-seqs", "2"];
+    refused(&args, "--batch-size 3 is more than --max-num-seqs 2");
     check_refused(&["serve", "--base-url", "https://localhost"], 1, "https is not supported");
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("http://127.0.0.1:{port}");

@@ -40,8 +40,12 @@ impl SubjectArgs {
         self.load_as(self.engine.clone().measured(num_requests, finds_prompts))
     }
 
-    /// The same with each operation timed.
+    /// The same with each operation timed, for as many sequences in one step.
     pub(super) fn load_profiled(&self, num_requests: usize) -> Result<Subject, Failure> {
+        let most = self.engine.config().max_num_seqs;
+        if num_requests > most {
+            return Err(format!("--batch-size {num_requests} is more than --max-num-seqs {most}").into());
+        }
         self.load_as(self.engine.clone().measured(num_requests, false).profiled())
     }
 
