@@ -118,6 +118,17 @@ fn dropped_streams_free_their_blocks() {
 }
 
 #[test]
+fn a_stream_outlives_the_handle_it_is_from() {
+    let stream = {
+        let engine = tiny_engine(|_| {});
+        let params = SamplingParams { ignore_eos: true, max_tokens: Some(50), ..Default::default() };
+        engine.submit(GenerationRequest::tokens([1, 2, 3]).with_params(params)).unwrap()
+    };
+    let output = stream.blocking_collect().unwrap().outputs.remove(0);
+    assert_eq!((output.token_ids.len(), output.finish.unwrap().reason), (50, FinishReason::Length));
+}
+
+#[test]
 fn a_sequence_does_not_depend_on_n() {
     let engine = tiny_engine(|c| c.max_num_seqs = 3);
     let run = |n: usize| {

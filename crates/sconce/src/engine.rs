@@ -9,7 +9,8 @@ use sconce_core::{Error, Result};
 
 use crate::hub;
 
-/// A loaded model, ready for requests. Cheap to clone; the engine stops when the last clone, handle and stream is gone.
+/// A loaded model, ready for requests. Cheap to clone; the engine stops when the last clone and handle is gone, and the
+/// last stream that is not at its end.
 #[derive(Clone)]
 pub struct Engine {
     handle: EngineHandle,

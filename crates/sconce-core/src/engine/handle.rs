@@ -17,7 +17,8 @@ use crate::config::SamplingParams;
 use crate::error::{Error, Result};
 use crate::text::{ChatTemplate, Tokenizer};
 
-/// The caller's side of a running engine. Cheap to clone; the engine stops when the last one is gone.
+/// The caller's side of a running engine. Cheap to clone; the engine stops when the last one is gone, and the
+/// last stream that is not at its end.
 #[derive(Clone)]
 pub struct EngineHandle {
     inner: Arc<HandleInner>,
@@ -132,7 +133,7 @@ impl EngineHandle {
             return Err(Error::Overloaded { message });
         }
         let (events, receiver) = unbounded_channel();
-        let stream = TokenStream::new(receiver, prompt, params.n);
+        let stream = TokenStream::new(receiver, prompt, params.n).keeping(inner.inbox.clone());
         let caller = Caller { events, gate: stream.gate() };
         let request = QueuedRequest { prompt: stream.prompt(), params, caller };
         if inner.inbox.send(Inbox::Request(Box::new(request))).is_err() {

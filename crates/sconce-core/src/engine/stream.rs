@@ -1,11 +1,12 @@
 //! [`TokenStream`]: how the engine answers one request.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::Inbox;
 use super::output::{GenerationOutput, StreamEvent};
 use super::running::SnapshotGate;
 use crate::error::{Error, Result};
@@ -25,6 +26,8 @@ pub struct TokenStream {
     gate: Arc<SnapshotGate>,
     num_sequences: usize,
     is_done: bool,
+    /// The engine runs for as long as it has one.
+    inbox: Option<mpsc::Sender<Inbox>>,
 }
 
 impl TokenStream {
@@ -33,7 +36,12 @@ impl TokenStream {
         prompt: PromptInfo,
         num_sequences: usize,
     ) -> Self {
-        Self { events, prompt: Arc::new(prompt), gate: Arc::default(), num_sequences, is_done: false }
+        Self { events, prompt: Arc::new(prompt), gate: Arc::default(), num_sequences, is_done: false, inbox: None }
+    }
+
+    /// Keeps the engine running until the answer is there.
+    pub(super) fn keeping(self, inbox: mpsc::Sender<Inbox>) -> Self {
+        Self { inbox: Some(inbox), ..self }
     }
 
     pub(super) fn prompt(&self) -> Arc<PromptInfo> {
@@ -111,6 +119,9 @@ impl TokenStream {
         let ended = || Err(Error::Unavailable { message: "the engine has stopped".into() });
         let event = event.unwrap_or_else(ended);
         self.is_done = matches!(event, Ok(StreamEvent::Done(_)) | Err(_));
+        if self.is_done {
+            self.inbox = None;
+        }
         if matches!(event, Ok(StreamEvent::Best(_))) {
             self.gate.arrived();
         }

@@ -50,9 +50,25 @@ pub(super) fn of_row(
     token_id: u32,
     num_top: usize,
 ) -> TokenLogprobs {
+    let top = top_of_row(selector, row, softmax, num_top);
+    of_token(row, softmax, token_id, None, top)
+}
+
+/// The `num_top` best tokens of a row.
+pub(super) fn top_of_row(selector: &mut Selector, row: &[f32], softmax: Softmax, num_top: usize) -> Vec<Logprob> {
+    list(selector.top(row, num_top), softmax)
+}
+
+/// [`of_row`], where the row's best are known, and perhaps the token's rank.
+pub(super) fn of_token(
+    row: &[f32],
+    softmax: Softmax,
+    token_id: u32,
+    rank: Option<usize>,
+    top: Vec<Logprob>,
+) -> TokenLogprobs {
     let logit = row.get(token_id as usize).map_or(f32::NEG_INFINITY, |&logit| clean(logit));
-    let top = list(selector.top(row, num_top), softmax);
-    let rank = rank_in(&top, token_id).unwrap_or_else(|| rank_in_row(row, token_id, logit));
+    let rank = rank.or_else(|| rank_in(&top, token_id)).unwrap_or_else(|| rank_in_row(row, token_id, logit));
     TokenLogprobs { chosen: Logprob { token_id, logprob: softmax.logprob(logit), rank }, top }
 }
 

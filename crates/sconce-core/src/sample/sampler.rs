@@ -133,12 +133,14 @@ impl Sampler {
             logprobs: None,
         }));
         if let Some(num_top) = input.params.logprobs {
-            let (row, softmax) = match input.params.logprobs_mode {
-                LogprobsMode::Raw => (logits, raw),
-                LogprobsMode::Processed => (row, softmax),
-            };
-            for sampled in out.range_mut(begin..) {
-                sampled.logprobs = Some(logprobs::of_row(selector, row, softmax, sampled.token_id, num_top));
+            let is_raw = input.params.logprobs_mode == LogprobsMode::Raw;
+            let is_own_order = !is_raw || processor.is_neutral();
+            let (row, softmax) = if is_raw { (logits, raw) } else { (row, softmax) };
+            let top = logprobs::top_of_row(selector, row, softmax, num_top);
+            for (idx, sampled) in out.range_mut(begin..).enumerate() {
+                let rank = is_own_order.then_some(idx + 1);
+                let report = logprobs::of_token(row, softmax, sampled.token_id, rank, top.clone());
+                sampled.logprobs = Some(report);
             }
         }
     }

@@ -106,6 +106,10 @@ impl Selector {
     /// The best `k` tokens of any row, best first, equals by lowest id. Tokens at NaN or -inf are never among them, so
     /// that there may be fewer.
     pub(super) fn top(&mut self, row: &[f32], k: usize) -> &[Candidate] {
+        if k == 0 {
+            self.candidates.clear();
+            return &self.candidates;
+        }
         self.scan(row);
         self.gather_at_least(row, k);
         keep_best(&mut self.candidates, k);

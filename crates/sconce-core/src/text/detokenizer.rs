@@ -22,6 +22,8 @@ pub struct Detokenizer {
     window: Vec<u32>,
     /// How many tokens of `window` are context.
     num_context: usize,
+    /// Whether the window is the end of a longer prompt, as it was cut off.
+    is_cut: bool,
     skip_special_tokens: bool,
     spaces_between_special_tokens: bool,
 }
@@ -34,12 +36,15 @@ impl Detokenizer {
     /// some vocabularies write before a stretch's first word is dropped: `<s>Hello`, not `<s> Hello`.
     pub fn new(prompt_ids: &[u32], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> Self {
         let window = prompt_ids[prompt_ids.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
-        let num_context = window.len();
-        Self { window, num_context, skip_special_tokens, spaces_between_special_tokens }
+        let (num_context, is_cut) = (window.len(), window.len() < prompt_ids.len());
+        Self { window, num_context, is_cut, skip_special_tokens, spaces_between_special_tokens }
     }
 
     /// Adds one token and returns the text that became certain: whole characters only, never taken back.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        if std::mem::take(&mut self.is_cut) {
+            self.begin_at_a_character(tokenizer);
+        }
         if self.skip_special_tokens && tokenizer.is_special(id) || !tokenizer.has_text(id) {
             return String::new();
         }
@@ -71,6 +76,15 @@ impl Detokenizer {
         let text = self.added_text(tokenizer, self.window.len());
         self.release(self.window.len());
         text
+    }
+
+    /// Drops the bytes with which a character ends that the window does not have: half a character would spoil all of
+    /// the run of bytes that it stands in.
+    fn begin_at_a_character(&mut self, tokenizer: &Tokenizer) {
+        let ends_a_character = |&&id: &&u32| matches!(tokenizer.token_bytes(id)[..], [0x80..=0xbf]);
+        let num_cut = self.window.iter().take_while(ends_a_character).count();
+        self.window.drain(..num_cut);
+        self.num_context -= num_cut;
     }
 
     /// What the held tokens before `end` add to the text of the context.

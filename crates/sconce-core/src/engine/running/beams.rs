@@ -89,8 +89,19 @@ impl Beams {
             let at = candidates.iter().position(|c| c.parent == parent && c.token_id == token_id);
             sampled[at.expect("invariant: a beam goes on with one of its candidates")].clone()
         };
+        let parents =
+            || step.finished.iter().map(|ended| ended.parent).chain(step.beams.iter().map(|beam| beam.parent));
+        let mut num_children = vec![0; running.len()];
+        parents().for_each(|parent| num_children[parent] += 1);
+        let mut running: Vec<_> = std::mem::take(running).into_iter().map(Some).collect();
+        // The last one that goes on from a beam has what it was; the others copy it.
+        let mut child_of = |parent: usize| {
+            num_children[parent] -= 1;
+            let beam = if num_children[parent] == 0 { running[parent].take() } else { running[parent].clone() };
+            beam.expect("invariant: a beam is left until its last child")
+        };
         for ended in &step.finished {
-            let Beam { mut state, mut output } = running[ended.parent].clone();
+            let Beam { mut state, mut output } = child_of(ended.parent);
             output.push(match ended.token_id {
                 Some(token_id) => state.push(context, tokenizer, find(ended.parent, token_id)),
                 None => state.end(context, tokenizer, FinishReason::Length),
@@ -102,7 +113,7 @@ impl Beams {
         }
         let mut next = Vec::with_capacity(step.beams.len());
         for (index, &beam) in step.beams.iter().enumerate() {
-            let Beam { mut state, mut output } = running[beam.parent].clone();
+            let Beam { mut state, mut output } = child_of(beam.parent);
             output.push(state.push(context, tokenizer, find(beam.parent, beam.token_id)));
             next.push(Beam { state, output });
             growth.tokens.push(NewToken { index, token_id: beam.token_id, is_last: false });

@@ -81,6 +81,29 @@ fn random_tokens_stream_to_what_they_decode_to() {
     }
 }
 
+/// A window that began within a character would spoil those after it.
+#[test]
+fn characters_of_bytes_go_on_after_a_prompt_of_them() {
+    for name in TOKENIZERS {
+        let Some(tokenizer) = shared_tokenizer(name) else { return };
+        for text in ["so funny 😂😂😂 haha", "🦖🦖🦖🦖!", "x ๛๛๛๛๛๛ y"] {
+            let ids = tokenizer.encode(text, false).unwrap();
+            if tokenizer.decode(&ids, true) != text {
+                continue; // a vocabulary without bytes
+            }
+            for at in 0..ids.len() {
+                let (prompt, tail) = ids.split_at(at);
+                let head = tokenizer.decode(prompt, true);
+                if head.contains('\u{fffd}') {
+                    continue;
+                }
+                let (chunks, rest) = stream(&tokenizer, prompt, tail, true);
+                assert_eq!(head + &chunks.concat() + &rest, text, "{name}, {at} tokens of {ids:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn invalid_bytes_are_not_held_for_ever() {
     for name in ["tokenizers/llama-3.1-8b-instruct", "tokenizers/mistral-7b-instruct-v0.2"] {
