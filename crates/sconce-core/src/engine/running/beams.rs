@@ -89,10 +89,9 @@ impl Beams {
             let at = candidates.iter().position(|c| c.parent == parent && c.token_id == token_id);
             sampled[at.expect("invariant: a beam goes on with one of its candidates")].clone()
         };
-        let parents =
-            || step.finished.iter().map(|ended| ended.parent).chain(step.beams.iter().map(|beam| beam.parent));
         let mut num_children = vec![0; running.len()];
-        parents().for_each(|parent| num_children[parent] += 1);
+        step.finished.iter().for_each(|ended| num_children[ended.parent] += 1);
+        step.beams.iter().for_each(|beam| num_children[beam.parent] += 1);
         let mut running: Vec<_> = std::mem::take(running).into_iter().map(Some).collect();
         // The last one that goes on from a beam has what it was; the others copy it.
         let mut child_of = |parent: usize| {

@@ -35,17 +35,18 @@ pub(super) struct Subject {
 }
 
 impl SubjectArgs {
+    /// The most sequences of one step.
+    pub(super) fn max_num_seqs(&self) -> usize {
+        self.engine.config().max_num_seqs
+    }
+
     /// Loads the model, for so many requests at once, without a prefix cache where every token is to be computed.
     pub(super) fn load(&self, num_requests: usize, finds_prompts: bool) -> Result<Subject, Failure> {
         self.load_as(self.engine.clone().measured(num_requests, finds_prompts))
     }
 
-    /// The same with each operation timed, for as many sequences in one step.
+    /// The same with each operation timed.
     pub(super) fn load_profiled(&self, num_requests: usize) -> Result<Subject, Failure> {
-        let most = self.engine.config().max_num_seqs;
-        if num_requests > most {
-            return Err(format!("--batch-size {num_requests} is more than --max-num-seqs {most}").into());
-        }
         self.load_as(self.engine.clone().measured(num_requests, false).profiled())
     }
 
