@@ -13,7 +13,7 @@
 // [num_blocks, num_kv_heads, block_size, head_stride] of one layer, head_stride a multiple of 16 up to DIM, padded with zeros.
 // sequences [num_seqs, 4]: first row, queries, keys (those of the queries are the last), where its block table begins in
 // tables. prompts [num_prompts]: the sequences with more than one query. out [num_tokens, num_heads, head_dim]. partials and
-// num_slots are attention_decode.cu's.
+// num_slots are attention_decode.cu's. A cache of 8 bits is expanded first (expand_kv.cu).
 //
 // A block has one key head and as many queries with all their heads as its rows allow: 16 a warp, row r being query r / group,
 // head r % group. K and V tiles pass through two buffers of shared memory and serve all its warps. Grid (tiles of all prompts *
@@ -24,6 +24,7 @@
 // Bounded by FLOPs, 4 * head_dim a query head and key.
 #include "lib/platform.h"
 #include "lib/softmax.h"
+#include "lib/kv_int8.h"
 #include "lib/attention_tile.h"
 #include "lib/attention.h"
 
@@ -38,7 +39,7 @@ struct Work {
 
 // The work of a block that has some queries of a prompt, those with most keys first.
 template <typename T>
-DEVICE bool take_prompt(const Call<T>& call, const u32* prompts, u32 num_prompts, Work& work) {
+DEVICE bool take_prompt(const Call<T, T>& call, const u32* prompts, u32 num_prompts, Work& work) {
     const u32 most = blockDim.x / 2 / (call.num_heads / call.num_kv_heads), tile = blockIdx.x / call.num_kv_heads;
     u32 idx, first;
     if (!find_prompt(call.sequences, prompts, num_prompts, most, tile, idx, first)) return false;
@@ -53,14 +54,14 @@ DEVICE bool take_prompt(const Call<T>& call, const u32* prompts, u32 num_prompts
     return true;
 }
 
-#define ATTENTION(T, DIM)                                                                                              \
+#define ATTENTION(C_NAME, T, C, DIM)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        attention_##T##_##DIM(CALL_ARGUMENTS(T), const u32* prompts, u32 num_prompts) {                                \
+        attention##C_NAME##_##T##_##DIM(CALL_ARGUMENTS(T, C), const u32* prompts, u32 num_prompts) {                   \
         wait_for_kernel_before();                                                                                      \
-        const Call<T> call = CALL(T);                                                                                  \
+        const Call<T, C> call = CALL(T);                                                                               \
         Work work;                                                                                                     \
-        if (take_prompt(call, prompts, num_prompts, work)) Core<T, DIM, Work>::run(call, work);                        \
+        if (take_prompt(call, prompts, num_prompts, work)) Core<T, DIM, C, Work>::run(call, work);                     \
     }                                                                                                                  \
-    EXPORT_KERNEL(attention_##T##_##DIM)
-EACH_WIDTH(ATTENTION, bf16)
-EACH_WIDTH(ATTENTION, f16)
+    EXPORT_KERNEL(attention##C_NAME##_##T##_##DIM)
+EACH_WIDTH(ATTENTION, , bf16, bf16)
+EACH_WIDTH(ATTENTION, , f16, f16)

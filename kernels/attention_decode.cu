@@ -17,13 +17,17 @@
 // quarter of the dimensions of all four tiles' values. The next round's copies begin when a tile has been left: its keys' after its
 // scores, its values' at the end of the round.
 //
-// 128 threads. Shared memory: 16 * tile * (DIM + 8) bytes of keys and values, of 32 keys a tile or, beyond DIM 128, 16; 128 * tile
+// attention_decode_int8: the same of a cache of 8 bits, whose numbers become T on their way from shared memory to a product, once for
+// each warp that multiplies them.
+//
+// 128 threads. Shared memory: eight tiles of keys and values (lib/attention_tile.h), of 32 keys each or, beyond DIM 128, 16; 128 * tile
 // bytes of weights; 272 bytes of maxima and arrivals. That leaves a multiprocessor room for the next product's weights.
 //
 // Bounded by memory, 4 * head_dim bytes a key and key head: up to 68 KiB a block are on their way, three blocks to an H100's
-// multiprocessor.
+// multiprocessor. Of 8 bits half of that, and 2 * head_dim + 4 bytes.
 #include "lib/platform.h"
 #include "lib/softmax.h"
+#include "lib/kv_int8.h"
 #include "lib/attention_tile.h"
 
 static constexpr u32 WARPS = 4, ROWS = 16;
@@ -36,8 +40,8 @@ struct Work {
 };
 
 // Returns whether there is work. All that it reads is the step's, uploaded before its first kernel.
-template <typename T>
-DEVICE bool take_decode(const Call<T>& call, const u32* shared_splits, Work& work) {
+template <typename T, typename C>
+DEVICE bool take_decode(const Call<T, C>& call, const u32* shared_splits, Work& work) {
     const u32* seq = call.sequences + 4 * blockIdx.z;
     work.num_rows = 0;
     if (seq[1] != 1) return false;
@@ -66,15 +70,15 @@ DEVICE bool take_decode(const Call<T>& call, const u32* shared_splits, Work& wor
 }
 
 // Zeros, of a sequence of no key.
-template <typename T>
-DEVICE void clear_rows(const Call<T>& call, const Work& work) {
+template <typename T, typename C>
+DEVICE void clear_rows(const Call<T, C>& call, const Work& work) {
     T* out = call.out + ((u64)work.token * call.num_heads + work.first_head) * call.head_dim;
     for (u32 i = threadIdx.x; i < work.num_rows * call.head_dim; i += 32 * WARPS) out[i] = from_float<T>(0.0f);
 }
 
-template <typename T, int DIM>
+template <typename T, int DIM, typename C>
 struct Decode {
-    using Tiles = Tile<T, DIM>;
+    using Tiles = Tile<T, DIM, C>;
     static constexpr u32 TILE = Tiles::KEYS, ROUND = WARPS * TILE;
     static constexpr int Q_STEPS = Tiles::Q_STEPS, STEPS = TILE / 16;
     // Of 16 dimensions; a warp has every WARPS-th.
@@ -82,29 +86,28 @@ struct Decode {
     static_assert(SPLIT % ROUND == 0, "a split is whole rounds");
 
     struct Shared {
-        T keys[WARPS][Tiles::LEN], values[WARPS][Tiles::LEN];
+        C keys[WARPS][Tiles::LEN], values[WARPS][Tiles::LEN];
         // What warps tell one another: weights, as products want them of each lane, and rows' greatest scores.
         uint4 weights[WARPS][STEPS][32];
         float greatest[ROWS][WARPS];
         u32 arrived;
     };
 
-    // Starts the copies of a tile of keys, or of values; `row` as Tiles::cache_row gives it. What is not there becomes zeros: it is
-    // masked, and leaves sums and outputs as they are.
-    DEVICE void copy_tile(const Call<T>& call, T* tile, const T* cache, u32 row) {
+    // Starts the copies of the warp's tile of a round, of keys or of values; `row` as Tiles::cache_row gives it.
+    DEVICE void copy_tile(const Call<T, C>& call, const Work& work, C* tile, const C* cache, u32 row, u32 round) {
 #pragma unroll 4
         for (u32 i = threadIdx.x % 32; i < TILE * Tiles::PIECES; i += 32) {
-            const u32 key = i / Tiles::PIECES, d = i % Tiles::PIECES * 8, from = __shfl_sync(FULL_WARP, row, (int)key);
-            const bool is_there = from != NO_ROW && d < call.head_stride;
-            copy_async(tile + key * Tiles::ROW_LEN + d, cache + (is_there ? (u64)from * call.head_stride + d : 0), is_there);
+            const u32 key = i / Tiles::PIECES, d = i % Tiles::PIECES * Tiles::PIECE;
+            Tiles::copy_piece(call, tile + key * Tiles::ROW_LEN + d, cache, __shfl_sync(FULL_WARP, row, (int)key), d);
         }
+        Tiles::copy_scales(call, tile, cache, row, work.low, round * WARPS + threadIdx.x / 32);
     }
 
     // Whether there is the warp's `i`th pair.
     DEVICE bool has_pair(u32 i) { return PAIRS % WARPS == 0 || threadIdx.x / 32 + WARPS * i < PAIRS; }
 
     // Writes a pair of dimensions of a row.
-    DEVICE void write(const Call<T>& call, const Work& work, u32 row, u32 d, float x, float y, float sum) {
+    DEVICE void write(const Call<T, C>& call, const Work& work, u32 row, u32 d, float x, float y, float sum) {
         if (d >= call.head_dim) return;
         const float inverse = __frcp_rn(sum);
         T* out = call.out + ((u64)work.token * call.num_heads + work.first_head + row) * call.head_dim;
@@ -112,7 +115,7 @@ struct Decode {
     }
 
     // The last of a sequence's blocks to arrive puts the splits together.
-    DEVICE void merge_splits(const Call<T>& call, const Work& work, Shared& shared, u32* arrivals) {
+    DEVICE void merge_splits(const Call<T, C>& call, const Work& work, Shared& shared, u32* arrivals) {
         // What this block's threads have written can be read by others before its arrival is; and theirs is read after it.
         __threadfence();
         __syncthreads();
@@ -142,7 +145,7 @@ struct Decode {
         }
     }
 
-    DEVICE void run(const Call<T>& call, const Work& work, u32* arrivals) {
+    DEVICE void run(const Call<T, C>& call, const Work& work, u32* arrivals) {
         DYNAMIC_SHARED(memory);
         Shared& shared = *(Shared*)memory;
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -158,9 +161,9 @@ struct Decode {
         const bool is_early = (first_round * WARPS + warp + 1) * TILE < work.num_keys;
         if (!is_early) wait_for_kernel_before();
         u32 row = row_of(first_round, find(first_round));
-        copy_tile(call, shared.keys[warp], call.keys, row);
+        copy_tile(call, work, shared.keys[warp], call.keys, row, first_round);
         copy_commit();
-        copy_tile(call, shared.values[warp], call.values, row);
+        copy_tile(call, work, shared.values[warp], call.values, row, first_round);
         copy_commit();
         u32 block = find(first_round + 1);
         if (is_early) wait_for_kernel_before();
@@ -198,8 +201,9 @@ struct Decode {
             __syncwarp();
             float s[TILE / 8][4];
             Tiles::begin_scores(s);
+            const auto scales = Tiles::key_scales(shared.keys[warp]);
 #pragma unroll
-            for (int k = 0; k < Q_STEPS; k++) Tiles::score(s, q[k], shared.keys[warp], k);
+            for (int k = 0; k < Q_STEPS; k++) Tiles::score(s, q[k], shared.keys[warp], scales, k);
             Tiles::cap_and_mask(call, rows, s, own_key, own_key < rows.low[0] || own_key + TILE - 1 > rows.high[0]);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
@@ -208,7 +212,7 @@ struct Decode {
             }
             __syncwarp();
             row = row_of(round + 1, block);
-            if (!is_last) copy_tile(call, shared.keys[warp], call.keys, row);
+            if (!is_last) copy_tile(call, work, shared.keys[warp], call.keys, row, round + 1);
             copy_commit();
             __syncthreads();
             // What each tile's sums and outputs before it are to be multiplied by.
@@ -251,7 +255,7 @@ struct Decode {
                 }
             }
             __syncthreads();
-            if (!is_last) copy_tile(call, shared.values[warp], call.values, row);
+            if (!is_last) copy_tile(call, work, shared.values[warp], call.values, row, round + 1);
             copy_commit();
             block = find(round + 2);
             if (!is_last && (first_key + ROUND) % SPLIT != 0) continue;
@@ -300,18 +304,20 @@ struct Decode {
     }
 };
 
-#define ATTENTION(T, DIM)                                                                                              \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, DIM > 128 ? 2 : 3) attention_decode_##T##_##DIM(          \
-        CALL_ARGUMENTS(T), const u32* shared_splits, u32* arrivals) {                                                  \
-        const Call<T> call = CALL(T);                                                                                  \
+#define ATTENTION(C_NAME, T, C, DIM)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, DIM > 128 ? 2 : 3) attention_decode##C_NAME##_##T##_##DIM( \
+        CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals) {                                               \
+        const Call<T, C> call = CALL(T);                                                                               \
         Work work;                                                                                                     \
         if (take_decode(call, shared_splits, work)) {                                                                  \
-            Decode<T, DIM>::run(call, work, arrivals + blockIdx.z * gridDim.y + blockIdx.y);                           \
+            Decode<T, DIM, C>::run(call, work, arrivals + blockIdx.z * gridDim.y + blockIdx.y);                           \
         } else {                                                                                                       \
             wait_for_kernel_before();                                                                                  \
             if (work.num_rows > 0 && work.num_keys == 0 && blockIdx.x == 0) clear_rows(call, work);                    \
         }                                                                                                              \
     }                                                                                                                  \
-    EXPORT_KERNEL(attention_decode_##T##_##DIM)
-EACH_WIDTH(ATTENTION, bf16)
-EACH_WIDTH(ATTENTION, f16)
+    EXPORT_KERNEL(attention_decode##C_NAME##_##T##_##DIM)
+EACH_WIDTH(ATTENTION, , bf16, bf16)
+EACH_WIDTH(ATTENTION, , f16, f16)
+EACH_WIDTH(ATTENTION, _int8, bf16, i8)
+EACH_WIDTH(ATTENTION, _int8, f16, i8)

@@ -2,7 +2,7 @@
 // answers to one, requests behind one system prompt (cascade attention; Juravsky et al. 2024, Hydragen; Ye et al. 2025,
 // FlashInfer). The keys of a split that is whole and the same for all of them are read once for many sequences.
 //
-// Arguments are attention.cu's, but for prompts. items [grid.x, 4]: neighbouring sequences, the first of them and how many; splits,
+// attention_shared_int8: the same of a cache of 8 bits. Arguments are attention.cu's, but for prompts. items [grid.x, 4]: neighbouring sequences, the first of them and how many; splits,
 // the first of them and how many, none of which is the last of any of the sequences. No sequences: nothing to do.
 // ops/attention/shared.rs makes them, and attention_decode's shared_splits with them.
 //
@@ -18,6 +18,7 @@
 // split come to it, which attention_decode has as well.
 #include "lib/platform.h"
 #include "lib/softmax.h"
+#include "lib/kv_int8.h"
 #include "lib/attention_tile.h"
 #include "lib/attention.h"
 
@@ -34,8 +35,8 @@ struct SharedWork {
 };
 
 // Returns whether there is work. All that it reads is the step's, uploaded before its first kernel.
-template <typename T>
-DEVICE bool take_item(const Call<T>& call, const u32* items, SharedWork& work) {
+template <typename T, typename C>
+DEVICE bool take_item(const Call<T, C>& call, const u32* items, SharedWork& work) {
     const u32* item = items + 4 * blockIdx.x;
     work.first_seq = item[0];
     work.num_queries = item[1];
@@ -51,17 +52,19 @@ DEVICE bool take_item(const Call<T>& call, const u32* items, SharedWork& work) {
     return work.low <= work.high;
 }
 
-#define ATTENTION(T, DIM)                                                                                              \
+#define ATTENTION(C_NAME, T, C, DIM)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
-        attention_shared_##T##_##DIM(CALL_ARGUMENTS(T), const u32* items) {                                            \
-        const Call<T> call = CALL(T);                                                                                  \
+        attention_shared##C_NAME##_##T##_##DIM(CALL_ARGUMENTS(T, C), const u32* items) {                               \
+        const Call<T, C> call = CALL(T);                                                                               \
         SharedWork work;                                                                                               \
         if (take_item(call, items, work)) {                                                                            \
-            Core<T, DIM, SharedWork>::run(call, work);                                                                 \
+            Core<T, DIM, C, SharedWork>::run(call, work);                                                              \
         } else {                                                                                                       \
             wait_for_kernel_before();                                                                                  \
         }                                                                                                              \
     }                                                                                                                  \
-    EXPORT_KERNEL(attention_shared_##T##_##DIM)
-EACH_WIDTH(ATTENTION, bf16)
-EACH_WIDTH(ATTENTION, f16)
+    EXPORT_KERNEL(attention_shared##C_NAME##_##T##_##DIM)
+EACH_WIDTH(ATTENTION, , bf16, bf16)
+EACH_WIDTH(ATTENTION, , f16, f16)
+EACH_WIDTH(ATTENTION, _int8, bf16, i8)
+EACH_WIDTH(ATTENTION, _int8, f16, i8)

@@ -264,6 +264,13 @@ def steps():
     for batch_size in [4, 8, 16, 64]:
         lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
         yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
+    # Keys and values of 8 bits: half of what decodes of many users read beside the weights.
+    yield test("keys and values in int8", 60, "int8", "expand_kv")
+    int8 = ["--kv-cache-dtype", "int8"]
+    for batch_size in [64, 256]:
+        yield together(f"decode of {batch_size}, int8 keys", batch_size, 1024, 64, "--cached-prompts", *int8, limit_s=40)
+    yield together("offline 1000/1000, int8 keys", 256, 1000, 1000, *int8, limit_s=90)
+    yield bench("one user after 8k, int8 keys", 60, "latency", "--input-len", "1024", "--decode-after", "8000", *long, *int8)
     # Inputs in e4m3 too.
     yield test("inputs in e4m3", 60, *of_fast)
     fast = ["--quantization", "fp8", "--matmul-precision", "fast"]

@@ -288,10 +288,11 @@ u32 pack(float low, float high) {
 }
 
 static inline u32 and_or(u32 a, u32 b, u32 c) { return (a & b) | c; }
-static inline u32 fma_pairs(u32 a, u32 b, u32 c) {
-    auto half_of = [](u32 pair, int shift) { return to_float(bf16{(u16)(pair >> shift)}); };
+template <typename T>
+u32 fma_pairs(u32 a, u32 b, u32 c) {
+    auto half_of = [](u32 pair, int shift) { return to_float(T{(u16)(pair >> shift)}); };
     auto sum = [&](int shift) { return __builtin_fmaf(half_of(a, shift), half_of(b, shift), half_of(c, shift)); };
-    return pack<bf16>(sum(0), sum(16));
+    return pack<T>(sum(0), sum(16));
 }
 
 DEVICE uint4 load_streaming(const uint4* at) { return *at; }
@@ -321,11 +322,12 @@ void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     shim::warp_barrier(0xffffffffu);
 }
 
-DEVICE void load_matrix_x4_any(u32 (&out)[4], const void* row, bool trans) {
+template <unsigned N>
+void load_matrices(u32 (&out)[N], const void* row, bool trans) {
     const unsigned l = shim::lane(), r = l / 4, c = 2 * (l % 4);
     *shim::slots()[l] = (u64)(uintptr_t)row;
     shim::warp_barrier(0xffffffffu);
-    for (unsigned i = 0; i < 4; i++) {
+    for (unsigned i = 0; i < N; i++) {
         auto at = [&](unsigned row, unsigned col) {
             return (u32)((const u16*)(uintptr_t)*shim::slots()[8 * i + row])[col];
         };
@@ -333,8 +335,10 @@ DEVICE void load_matrix_x4_any(u32 (&out)[4], const void* row, bool trans) {
     }
     shim::warp_barrier(0xffffffffu);
 }
-DEVICE void load_matrix_x4(u32 (&out)[4], const void* row) { load_matrix_x4_any(out, row, false); }
-DEVICE void load_matrix_x4_trans(u32 (&out)[4], const void* row) { load_matrix_x4_any(out, row, true); }
+DEVICE void load_matrix_x4(u32 (&out)[4], const void* row) { load_matrices(out, row, false); }
+DEVICE void load_matrix_x4_trans(u32 (&out)[4], const void* row) { load_matrices(out, row, true); }
+DEVICE void load_matrix_x2(u32 (&out)[2], const void* row) { load_matrices(out, row, false); }
+DEVICE void load_matrix_x2_trans(u32 (&out)[2], const void* row) { load_matrices(out, row, true); }
 
 DEVICE void copy_async(void* shared, const void* global, bool is_there = true) {
     shim::copy_async(shared, global, is_there);

@@ -7,9 +7,9 @@
 // What is shared waits for the kernel before by itself.
 #pragma once
 
-template <typename T, int DIM, typename Work>
+template <typename T, int DIM, typename C, typename Work>
 struct Core {
-    using Tiles = Tile<T, DIM>;
+    using Tiles = Tile<T, DIM, C>;
     static constexpr u32 TILE = Tiles::KEYS, STAGE_LEN = 2 * Tiles::LEN;
     static constexpr bool KEEPS_Q = DIM <= 128;
     static constexpr int Q_STEPS = Tiles::Q_STEPS;
@@ -17,30 +17,34 @@ struct Core {
     static constexpr u32 STAGES = Work::IS_SHARED ? 3 : 2;
 
     // Starts the copies of a tile; `row` as Tiles::cache_row gives it.
-    DEVICE void copy_tile(const Call<T>& call, T* stage, u32 row) {
+    DEVICE void copy_tile(const Call<T, C>& call, const Work& work, C* stage, u32 row, u32 tile) {
         for (u32 i = threadIdx.x; i < TILE * Tiles::PIECES; i += blockDim.x) {
-            const u32 key = i / Tiles::PIECES, d = i % Tiles::PIECES * 8, from = __shfl_sync(FULL_WARP, row, (int)key);
-            const bool is_there = from != NO_ROW && d < call.head_stride;
-            const u64 offset = is_there ? (u64)from * call.head_stride + d : 0;
-            copy_async(stage + key * Tiles::ROW_LEN + d, call.keys + offset, is_there);
-            copy_async(stage + (TILE + key) * Tiles::ROW_LEN + d, call.values + offset, is_there);
+            const u32 key = i / Tiles::PIECES, d = i % Tiles::PIECES * Tiles::PIECE;
+            const u32 from = __shfl_sync(FULL_WARP, row, (int)key);
+            C* to = stage + key * Tiles::ROW_LEN + d;
+            Tiles::copy_piece(call, to, call.keys, from, d);
+            Tiles::copy_piece(call, to + Tiles::LEN, call.values, from, d);
         }
+        if (threadIdx.x >= 32) return;
+        Tiles::copy_scales(call, stage, call.keys, row, work.low, tile);
+        Tiles::copy_scales(call, stage + Tiles::LEN, call.values, row, work.low, tile);
     }
 
     // One tile: scores become weights, and o += weights . V.
-    DEVICE void attend(const Call<T>& call, const Rows& rows, const u32 (&q)[Q_STEPS][4], const uint4* q_shared,
-                       float (&o)[DIM / 8][4], float (&max)[2], float (&sum)[4], const T* keys, u32 first_key,
+    DEVICE void attend(const Call<T, C>& call, const Rows& rows, const u32 (&q)[Q_STEPS][4], const uint4* q_shared,
+                       float (&o)[DIM / 8][4], float (&max)[2], float (&sum)[4], const C* keys, u32 first_key,
                        bool is_masked) {
         float s[TILE / 8][4], base[2], factors[2];
         Tiles::begin_scores(s);
+        const auto scales = Tiles::key_scales(keys);
 #pragma unroll
         for (int k = 0; k < Q_STEPS; k++) {
             if constexpr (KEEPS_Q) {
-                Tiles::score(s, q[k], keys, k);
+                Tiles::score(s, q[k], keys, scales, k);
             } else {
                 const uint4 kept = q_shared[k * blockDim.x];
                 const u32 a[4] = {kept.x, kept.y, kept.z, kept.w};
-                Tiles::score(s, a, keys, k);
+                Tiles::score(s, a, keys, scales, k);
             }
         }
         Tiles::cap_and_mask(call, rows, s, first_key, is_masked);
@@ -58,7 +62,7 @@ struct Core {
                 for (int n = 0; n < DIM / 8; n++) o[n][i] = __fmul_rn(o[n][i], factors[i / 2]);
             }
         }
-        const T* values = keys + Tiles::LEN;
+        const C* values = keys + Tiles::LEN;
 #pragma unroll
         for (int k = 0; k < (int)TILE / 16; k++) {
             u32 a[4];
@@ -70,7 +74,7 @@ struct Core {
     }
 
     // A split's result goes to the memory of partial results.
-    DEVICE void save(const Call<T>& call, const Work& work, const Rows& rows, const float (&o)[DIM / 8][4],
+    DEVICE void save(const Call<T, C>& call, const Work& work, const Rows& rows, const float (&o)[DIM / 8][4],
                      const float (&max)[2], const float (&sum)[2], u32 split) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -87,7 +91,7 @@ struct Core {
 
     // A split's result is put together with those before it, which `total` has unless it is the first, and with `is_last`
     // goes to out.
-    DEVICE void add_split(const Call<T>& call, const Work& work, const Rows& rows, const float (&o)[DIM / 8][4],
+    DEVICE void add_split(const Call<T, C>& call, const Work& work, const Rows& rows, const float (&o)[DIM / 8][4],
                           const float (&max)[2], const float (&sum)[2], Softmax (&before)[2], float4* total, bool is_first,
                           bool is_last) {
         float factors[2][2];
@@ -115,7 +119,7 @@ struct Core {
         }
     }
 
-    DEVICE void load_q(const Call<T>& call, const Work& work, const Rows& rows, u32 (&q)[Q_STEPS][4], uint4* q_shared) {
+    DEVICE void load_q(const Call<T, C>& call, const Work& work, const Rows& rows, u32 (&q)[Q_STEPS][4], uint4* q_shared) {
         const u32 cols = (call.num_heads + 2 * call.num_kv_heads) * call.head_dim;
         const T* from[2];
 #pragma unroll
@@ -136,10 +140,10 @@ struct Core {
         }
     }
 
-    DEVICE void run(const Call<T>& call, const Work& work) {
+    DEVICE void run(const Call<T, C>& call, const Work& work) {
         DYNAMIC_SHARED(shared);
-        T* stages = (T*)shared;
-        uint4* q_shared = (uint4*)(shared + STAGES * STAGE_LEN * sizeof(T)) + threadIdx.x;
+        C* stages = (C*)shared;
+        uint4* q_shared = (uint4*)(shared + STAGES * STAGE_LEN * sizeof(C)) + threadIdx.x;
         // Behind all else, of prompts alone.
         float4* total = (float4*)(q_shared + (KEEPS_Q ? 0 : Q_STEPS * blockDim.x));
         const u32 first_row = threadIdx.x / 32 * 16, group = call.num_heads / call.num_kv_heads;
@@ -153,7 +157,7 @@ struct Core {
         const u32 first_tile = work.low / TILE, end_tile = work.high / TILE + 1;
         u32 copied = first_tile, copied_stage = 0, block = find(first_tile);
         for (u32 i = 1; i < STAGES; i++) {
-            if (copied < end_tile) copy_tile(call, stages + copied_stage * STAGE_LEN, row_of(copied, block));
+            if (copied < end_tile) copy_tile(call, work, stages + copied_stage * STAGE_LEN, row_of(copied, block), copied);
             copy_commit();
             block = find(++copied);
             copied_stage++;
@@ -187,11 +191,11 @@ struct Core {
             copy_wait<STAGES - 2>();
             // All have the tile, and have left the one before, whose place the next one takes.
             __syncthreads();
-            if (copied < end_tile) copy_tile(call, stages + copied_stage * STAGE_LEN, row_of(copied, block));
+            if (copied < end_tile) copy_tile(call, work, stages + copied_stage * STAGE_LEN, row_of(copied, block), copied);
             copy_commit();
             block = find(++copied);
             copied_stage = copied_stage + 1 == STAGES ? 0 : copied_stage + 1;
-            const T* keys = stages + stage * STAGE_LEN;
+            const C* keys = stages + stage * STAGE_LEN;
             stage = stage + 1 == STAGES ? 0 : stage + 1;
             if (is_idle) continue;
             if (begins) {

@@ -20,7 +20,7 @@ template <typename T>
 static constexpr float E4M3_FACTOR = IS_F16<T> ? 256.0f : 1.0f;
 
 // Two numbers of bf16 times 2^120, exactly and with their signs.
-DEVICE u32 times_2_to_120(u32 pair) { return fma_pairs(pair, 0x7b807b80, 0x80008000); }
+DEVICE u32 times_2_to_120(u32 pair) { return fma_pairs<bf16>(pair, 0x7b807b80, 0x80008000); }
 
 // Four e4m3 numbers as two pairs of 16-bit numbers: those of the even bytes, and those of the odd ones.
 template <typename T>

@@ -84,10 +84,19 @@ DEVICE u32 and_or(u32 a, u32 b, u32 c) {
     return y;
 }
 
-// Two numbers of bf16 at once: a * b + c, rounded once, subnormal ones too. The host shim rounds sums that f32 does not hold twice.
-DEVICE u32 fma_pairs(u32 a, u32 b, u32 c) {
+// Two numbers at once: a * b + c, rounded once, subnormal ones too. The host shim rounds sums that f32 does not hold twice.
+template <typename T>
+__device__ __forceinline__ u32 fma_pairs(u32 a, u32 b, u32 c);
+template <>
+__device__ __forceinline__ u32 fma_pairs<bf16>(u32 a, u32 b, u32 c) {
     u32 y;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+template <>
+__device__ __forceinline__ u32 fma_pairs<f16>(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
     return y;
 }
 
@@ -153,6 +162,20 @@ DEVICE void load_matrix_x4(u32 (&out)[4], const void* row) {
 DEVICE void load_matrix_x4_trans(u32 (&out)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// The first two alone, whose rows the first 16 lanes have.
+DEVICE void load_matrix_x2(u32 (&out)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(out[0]), "=r"(out[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void load_matrix_x2_trans(u32 (&out)[2], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(out[0]), "=r"(out[1])
                  : "r"(shared_address(row))
                  : "memory");
 }

@@ -163,8 +163,8 @@ struct Quant {
     DEVICE u32 weights_of(u32 pair, const Scale& scale, bool is_second) {
         if constexpr (IS_PAIR) {
             constexpr u32 ONE = 0x3f803f80;
-            const u32 q = fma_pairs(pair, ONE, scale.zero);
-            return fma_pairs(q, scale.high, fma_pairs(q, scale.low, 0));
+            const u32 q = fma_pairs<bf16>(pair, ONE, scale.zero);
+            return fma_pairs<bf16>(q, scale.high, fma_pairs<bf16>(q, scale.low, 0));
         } else {
             const float factor = is_second ? __fmul_rn(scale.scale, SECOND) : scale.scale;
             return pack<T>(__fmaf_rn(low_float<f16>(pair), factor, scale.base), __fmaf_rn(high_float<f16>(pair), factor, scale.base));

@@ -74,11 +74,13 @@ fn a_gpu_has_types_of_its_own() {
         (WeightDtype::Auto, KvCacheDtype::Auto, Dtype::BF16, KvDtype::Bf16),
         (WeightDtype::Bf16, KvCacheDtype::Bf16, Dtype::BF16, KvDtype::Bf16),
         (WeightDtype::F16, KvCacheDtype::Auto, Dtype::F16, KvDtype::F16),
+        (WeightDtype::Auto, KvCacheDtype::Int8, Dtype::BF16, KvDtype::Int8),
     ] {
         let report = tiny(json!({}), &gpu(dtype, kv_cache_dtype)).unwrap();
         assert!(report.problems.is_empty(), "{:?}", report.problems);
         assert_eq!((report.footprint.groups[0].dtype, report.kv_dtype), (in_memory, kv_dtype));
-        assert_eq!(report.kv_bytes_per_token, 2 * 2 * 2 * 16 * 2);
+        let head_bytes = if kv_dtype == KvDtype::Int8 { 16 + 2 } else { 16 * 2 };
+        assert_eq!(report.kv_bytes_per_token, 2 * 2 * 2 * head_bytes);
     }
     for (dtype, kv_cache_dtype, words) in [
         (WeightDtype::F32, KvCacheDtype::Auto, "dtype: f32 is for the CPU"),
@@ -89,6 +91,8 @@ fn a_gpu_has_types_of_its_own() {
         assert_eq!(report.problems.len(), 1, "{:?}", report.problems);
         assert!(report.problems[0].to_string().contains(words), "{}", report.problems[0]);
     }
+    let report = tiny(json!({}), &EngineConfig { kv_cache_dtype: KvCacheDtype::Int8, ..dummy() }).unwrap();
+    assert!(report.problems[0].to_string().contains("kv-cache-dtype: int8 is for a GPU"), "{:?}", report.problems);
 }
 
 #[test]

@@ -126,6 +126,7 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
             KvDtype::F32 => KvCacheDtype::F32,
             KvDtype::F16 => KvCacheDtype::F16,
             KvDtype::Bf16 => KvCacheDtype::Bf16,
+            KvDtype::Int8 => KvCacheDtype::Int8,
         })
     }
 

@@ -11,7 +11,12 @@ pub enum KvDtype {
     F16,
     /// 8 bits, with the range of f32.
     Bf16,
+    /// 8 bits, a sign among them: each token's key or value of a head has a scale of its own. On GPUs alone.
+    Int8,
 }
+
+/// Bytes of the scale of a head in [`KvDtype::Int8`].
+const SCALE_BYTES: usize = 2;
 
 impl KvDtype {
     /// Bytes of an element.
@@ -19,7 +24,14 @@ impl KvDtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
         }
+    }
+
+    /// Bytes of a token's key (or value) of one head, and of what belongs to it.
+    pub const fn head_bytes(self, head_dim: usize) -> usize {
+        let scale_bytes = if matches!(self, Self::Int8) { SCALE_BYTES } else { 0 };
+        head_dim * self.elem_bytes() + scale_bytes
     }
 
     /// The name that users see.
@@ -28,6 +40,7 @@ impl KvDtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -61,9 +74,14 @@ impl KvCacheShape {
         self.block_size * self.num_kv_heads * self.head_dim
     }
 
+    /// Bytes of one block of one layer's keys (or values).
+    pub fn block_bytes(&self) -> usize {
+        self.block_size * self.num_kv_heads * self.dtype.head_bytes(self.head_dim)
+    }
+
     /// Bytes of keys and values of all layers.
     pub fn num_bytes(&self) -> usize {
-        2 * self.num_layers * self.num_blocks * self.block_len() * self.dtype.elem_bytes()
+        2 * self.num_layers * self.num_blocks * self.block_bytes()
     }
 
     /// Where a head's keys or values of one block begin in its layer.

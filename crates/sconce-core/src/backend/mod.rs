@@ -88,6 +88,8 @@ pub struct StepLimits {
     pub max_model_len: usize,
     /// Tokens of a KV block.
     pub block_size: usize,
+    /// The type of keys and values.
+    pub kv_dtype: KvDtype,
 }
 
 /// A device that computes. Models are generic in it; buffers are [rows, cols] activations.

@@ -69,7 +69,13 @@ pub enum KvCacheDtype {
     Bf16,
     /// 11 bits of precision. Numbers beyond 65504 are kept as 65504.
     F16,
+    /// Integers of 8 bits, in half the memory of 16: each token's key or value of a head has a scale of its own, with which its greatest
+    /// number is 127. On a GPU alone.
+    Int8,
 }
+
+/// Tokens of the smallest block of [`KvCacheDtype::Int8`], whose scales are copied together.
+const LEAST_INT8_BLOCK: usize = 8;
 
 impl FromStr for KvCacheDtype {
     type Err = Error;
@@ -79,7 +85,12 @@ impl FromStr for KvCacheDtype {
             "f32" | "float32" => Ok(Self::F32),
             "bf16" | "bfloat16" => Ok(Self::Bf16),
             "f16" | "float16" => Ok(Self::F16),
-            _ => Err(Error::config("kv-cache-dtype", format!("expected auto, f32, bf16 or f16, found {s:?}"))),
+            "int8" => Ok(Self::Int8),
+            "fp8" | "fp8_e4m3" | "fp8_e5m2" => Err(Error::config(
+                "kv-cache-dtype",
+                format!("{s} is not offered: int8 takes as much memory, and is some three times as exact"),
+            )),
+            _ => Err(Error::config("kv-cache-dtype", format!("expected auto, f32, bf16, f16 or int8, found {s:?}"))),
         }
     }
 }
@@ -265,6 +276,11 @@ impl EngineConfig {
                 "block-size",
                 format!("must be a power of two up to 256, found {}", self.block_size),
             ));
+        }
+        if self.kv_cache_dtype == KvCacheDtype::Int8 && self.block_size < LEAST_INT8_BLOCK {
+            let message =
+                format!("must be at least {LEAST_INT8_BLOCK} with keys and values of int8, found {}", self.block_size);
+            return Err(Error::config("block-size", message));
         }
         if self.quantization.makes_blocks() && self.dtype != WeightDtype::Auto {
             let quantization = self.quantization.name();

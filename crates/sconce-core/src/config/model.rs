@@ -102,9 +102,9 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Bytes of K and V for one token over all layers, with `kv_elem_bytes` an element.
-    pub fn kv_bytes_per_token(&self, kv_elem_bytes: usize) -> usize {
-        2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * kv_elem_bytes
+    /// Bytes of K and V for one token over all layers, with `head_bytes` for each of one head.
+    pub fn kv_bytes_per_token(&self, head_bytes: usize) -> usize {
+        2 * self.num_hidden_layers * self.num_key_value_heads * head_bytes
     }
 
     /// The window that no layer sees beyond, in tokens; `None`: some layer sees every earlier token.

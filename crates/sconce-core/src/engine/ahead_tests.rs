@@ -14,7 +14,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
 use crate::backend::cuda::host::{HostDevice, Watch};
-use crate::backend::{Backend, StepLimits};
+use crate::backend::{Backend, KvDtype, StepLimits};
 use crate::config::{BeamParams, LogprobsMode, ModelConfig, SamplingParams, WeightDtype};
 use crate::error::{Error, Result};
 use crate::models::{Model, Step};
@@ -146,6 +146,7 @@ fn computing<B: Backend>(backend: B, sizes: Sizes, fault: Fault) -> super::compu
         max_logits: sizes.max_num_seqs + 3,
         max_model_len: MAX_MODEL_LEN,
         block_size: BLOCK_SIZE,
+        kv_dtype: KvDtype::Bf16,
     };
     let model = Box::new(Bigrams::new(&backend, fault));
     compute(backend, model, &limits, sizes.num_blocks)

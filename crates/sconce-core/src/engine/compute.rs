@@ -79,6 +79,7 @@ impl<B: Backend> Compute<B> {
             max_logits: config.max_num_seqs + MAX_PROMPT_LOGITS,
             max_model_len: wanted_len,
             block_size: config.block_size,
+            kv_dtype: shape.dtype,
         };
         let ws = Workspace::new(&backend, model_config, limits.max_tokens, limits.max_logits)?;
         let batch = backend.batch(model_config, &limits)?;

@@ -105,12 +105,13 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
     });
     let tokenizer = text.as_ref().map(|(tokenizer, _)| tokenizer);
     let template = text.as_ref().and_then(|(tokenizer, template)| Some((template.as_ref()?, tokenizer)));
+    let kv_bytes_per_token = model.kv_bytes_per_token(kv_dtype.head_bytes(model.head_dim)) as u64;
     Ok(ModelReport {
         path: raw.path().into(),
         footprint,
         max_model_len,
         kv_dtype,
-        kv_bytes_per_token: model.kv_bytes_per_token(kv_dtype.elem_bytes()) as u64,
+        kv_bytes_per_token,
         tokenizer: tokenizer.map(TokenizerReport::new),
         chat_template: template.map(|(template, tokenizer)| ChatTemplateReport::new(template, tokenizer)),
         end_tokens: end_tokens(&model, tokenizer),

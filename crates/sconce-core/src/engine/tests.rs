@@ -15,7 +15,7 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
 use crate::backend::cuda::host::{HostDevice, Watch};
-use crate::backend::{Backend, KvCacheShape, StepLimits, Workspace};
+use crate::backend::{Backend, KvCacheShape, KvDtype, StepLimits, Workspace};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
 use crate::error::{Error, ErrorKind, Result};
 use crate::models::{Model, Step};
@@ -123,7 +123,14 @@ pub(super) fn compute<B: Backend>(
 }
 
 fn small_compute<B: Backend>(backend: B, model: Box<dyn Model<B>>) -> Compute<B> {
-    let limits = StepLimits { max_tokens: 16, max_seqs: 4, max_logits: 8, max_model_len: 64, block_size: BLOCK_SIZE };
+    let limits = StepLimits {
+        max_tokens: 16,
+        max_seqs: 4,
+        max_logits: 8,
+        max_model_len: 64,
+        block_size: BLOCK_SIZE,
+        kv_dtype: KvDtype::Bf16,
+    };
     compute(backend, model, &limits, NUM_BLOCKS)
 }
 

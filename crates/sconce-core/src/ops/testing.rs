@@ -97,6 +97,8 @@ pub(crate) mod on_device {
     use crate::backend::cuda::batch::DeviceBatch;
     use crate::backend::cuda::kv_cache::KvCache;
     use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory, Vector};
+    use crate::backend::{KvCacheShape, KvDtype};
+    use crate::ops::expand_kv::tests as int8;
 
     /// Activations whose rows are all in use.
     pub(crate) fn buffer(device: &Arc<dyn Device>, data: &[f32], cols: usize, elem: ElemType) -> Buffer {
@@ -141,7 +143,8 @@ pub(crate) mod on_device {
 
     /// A cache of the same contents.
     pub(crate) fn kv_cache(device: &Arc<dyn Device>, cpu: &CpuKvCache) -> KvCache {
-        let kv = KvCache::new(device, cpu.shape).unwrap();
+        let elem = if cpu.shape.dtype == KvDtype::F16 { ElemType::F16 } else { ElemType::Bf16 };
+        let kv = KvCache::new(device, elem, cpu.shape).unwrap();
         let (dim, stride) = (cpu.shape.head_dim, kv.head_stride());
         for layer in 0..cpu.shape.num_layers {
             let (keys, values) = cpu_kv_rows(cpu, layer);
@@ -156,13 +159,38 @@ pub(crate) mod on_device {
         kv
     }
 
+    /// A cache of 8 bits of the same contents, to which the CPU's are rounded.
+    pub(crate) fn int8_kv_cache(device: &Arc<dyn Device>, cpu: &mut CpuKvCache) -> KvCache {
+        let elem = if cpu.shape.dtype == KvDtype::F16 { ElemType::F16 } else { ElemType::Bf16 };
+        let kv = KvCache::new(device, elem, KvCacheShape { dtype: KvDtype::Int8, ..cpu.shape }).unwrap();
+        let shape = cpu.shape;
+        for layer in 0..shape.num_layers {
+            let (keys, values) = cpu_kv_rows(cpu, layer);
+            for (start, rows, is_key) in [(kv.keys(layer), keys, true), (kv.values(layer), values, false)] {
+                let pages: Vec<u8> =
+                    rows.chunks(shape.block_size * shape.head_dim).flat_map(|rows| int8::page(rows, &kv)).collect();
+                kv.memory.write((start.0 - kv.memory.ptr().0) as usize, &pages).unwrap();
+                let rounded: Vec<f32> = rows.chunks(shape.head_dim).flat_map(|x| int8::round(x, elem)).collect();
+                let side = if is_key { &mut cpu.k[layer] } else { &mut cpu.v[layer] };
+                for (idx, &x) in rounded.iter().enumerate() {
+                    let (row, d) = (idx / shape.head_dim, idx % shape.head_dim);
+                    let tile = row / shape.block_size * shape.block_size * shape.head_dim;
+                    let offset = row % shape.block_size;
+                    let at = if is_key { shape.key_offset(offset, d) } else { shape.value_offset(offset, d) };
+                    side.set(tile + at, &[x]);
+                }
+            }
+        }
+        kv
+    }
+
     /// A layer's keys and values, [num_blocks, num_kv_heads, block_size, head_dim]. Dimensions that pad must be zero.
     pub(crate) fn kv_rows(kv: &KvCache, layer: usize) -> (Vec<f32>, Vec<f32>) {
         let (dim, stride) = (kv.shape.head_dim, kv.head_stride());
         let read = |start: u64| {
             let mut bytes = vec![0; kv.shape.num_blocks * kv.block_bytes()];
             kv.memory.read((start - kv.memory.ptr().0) as usize, &mut bytes).unwrap();
-            let padded = floats_of(&bytes, kv.elem());
+            let padded = if kv.is_int8() { int8::floats_of(&bytes, kv) } else { floats_of(&bytes, kv.elem()) };
             let mut rows = padded.chunks_exact(stride);
             assert!(rows.clone().all(|row| row[dim..].iter().all(|&x| x == 0.0)), "padding is not zero");
             rows.by_ref().flat_map(|row| &row[..dim]).copied().collect()

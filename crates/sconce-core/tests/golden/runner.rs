@@ -39,34 +39,46 @@ impl<B: Backend> Runner<B> {
         dtype: WeightDtype,
         backend: B,
     ) -> Self {
+        let loader = Loader {
+            backend: &backend,
+            store,
+            config: &config,
+            dtype,
+            max_model_len: BLOCK_SIZE * BLOCKS_PER_SEQ,
+            progress: &NoProgress,
+        };
+        let model = (models::find::<B>(raw).unwrap().load)(&loader).unwrap();
+        let ws = Workspace::new(&backend, &config, MAX_TOKENS, MAX_TOKENS).unwrap();
+        let (kv, device_batch) = Self::cache(&backend, &config, KvCacheDtype::Auto);
+        Self { backend, model, config, ws, kv, device_batch }
+    }
+
+    /// The same with an empty cache of another type.
+    #[allow(dead_code, reason = "of those who share this file one has caches of several types")]
+    pub(crate) fn with_kv(self, asked: KvCacheDtype) -> Self {
+        let (kv, device_batch) = Self::cache(&self.backend, &self.config, asked);
+        Self { kv, device_batch, ..self }
+    }
+
+    fn cache(backend: &B, config: &ModelConfig, asked: KvCacheDtype) -> (B::KvCache, B::Batch) {
+        let dtype = backend.kv_dtype(asked).unwrap();
         let limits = StepLimits {
             max_tokens: MAX_TOKENS,
             max_seqs: MAX_SEQS,
             max_logits: MAX_TOKENS,
             max_model_len: BLOCK_SIZE * BLOCKS_PER_SEQ,
             block_size: BLOCK_SIZE,
+            kv_dtype: dtype,
         };
-        let loader = Loader {
-            backend: &backend,
-            store,
-            config: &config,
-            dtype,
-            max_model_len: limits.max_model_len,
-            progress: &NoProgress,
-        };
-        let model = (models::find::<B>(raw).unwrap().load)(&loader).unwrap();
-        let ws = Workspace::new(&backend, &config, MAX_TOKENS, MAX_TOKENS).unwrap();
         let shape = KvCacheShape {
-            dtype: backend.kv_dtype(KvCacheDtype::Auto).unwrap(),
+            dtype,
             num_layers: config.num_hidden_layers,
             num_blocks: MAX_SEQS * BLOCKS_PER_SEQ,
             block_size: BLOCK_SIZE,
             num_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        let kv = backend.kv_cache(shape).unwrap();
-        let device_batch = backend.batch(&config, &limits).unwrap();
-        Self { backend, model, config, ws, kv, device_batch }
+        (backend.kv_cache(shape).unwrap(), backend.batch(config, &limits).unwrap())
     }
 
     /// Logits at every position of each sequence, [tokens, vocab], computed side by side in chunks of `chunk_len`.

@@ -113,10 +113,11 @@ fn attention(out: &mut impl io::Write, index: usize) -> Result<(), Failure> {
     for block_size in BLOCK_SIZES {
         for time in cuda::time_attention(index, block_size, &works)? {
             let AttentionWork { num_seqs, query_len, context_len } = time.work;
-            let what = format!("{num_seqs} x {query_len} of {context_len}, blocks of {block_size}");
+            let what =
+                format!("{num_seqs} x {query_len} of {context_len} in {}, blocks of {block_size}", time.kv_dtype);
             let kernel = if time.is_hopper { "Hopper" } else { "portable" };
             let (us, tflops, rate) = (time.microseconds, time.tflop_per_s, time.gb_per_s);
-            writeln!(out, "{what:<38} {kernel:<8} {us:>9.1} {tflops:>7.1} {rate:>7.0}")?;
+            writeln!(out, "{what:<46} {kernel:<8} {us:>9.1} {tflops:>7.1} {rate:>7.0}")?;
         }
     }
     Ok(())

@@ -24,7 +24,8 @@ pub(super) struct EngineArgs {
     /// memory of bf16), q8_0 (all, 8 bits with a scale for every 32), or q4_0 (the layers', 4 bits; the embedding and the head q8_0).
     #[arg(long, default_value = "none")]
     quantization: Quantization,
-    /// The type of keys and values in the cache: auto (f32; bf16 with `fast` where the machine has products of it; on a GPU as weights), f32, bf16 or f16.
+    /// The type of keys and values in the cache: auto (f32; bf16 with `fast` where the machine has products of it; on a GPU as weights),
+    /// f32, bf16, f16, or int8 (on a GPU; 8 bits with a scale for each token and head, half the memory of 16 bits).
     #[arg(long, default_value = "auto")]
     kv_cache_dtype: KvCacheDtype,
     /// How exactly inputs are multiplied with weights: exact (16 bits, f32), mixed (8 bits, 16 for outliers; bf16 for

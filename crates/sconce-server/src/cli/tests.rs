@@ -73,6 +73,17 @@ fn help_says_what_depends_on_the_device() {
 }
 
 #[test]
+fn keys_and_values_of_8_bits_need_blocks_of_8_tokens() {
+    let args = parse_serve("sconce serve --kv-cache-dtype int8");
+    assert_eq!(args.engine.config().kv_cache_dtype, KvCacheDtype::Int8);
+    let config = EngineConfig { block_size: 4, ..args.engine.config() };
+    let error = config.validate().unwrap_err().to_string();
+    assert_eq!(error, "block-size: must be at least 8 with keys and values of int8, found 4");
+    let error = parse("sconce serve --kv-cache-dtype fp8").unwrap_err().to_string();
+    assert!(error.contains("fp8 is not offered: int8 takes as much memory"), "{error}");
+}
+
+#[test]
 fn bad_flags_exit_with_2() {
     for line in [
         "sconce",

@@ -132,6 +132,12 @@ impl Backend for CpuBackend {
             KvCacheDtype::Auto | KvCacheDtype::F32 => KvDtype::F32,
             KvCacheDtype::F16 => KvDtype::F16,
             KvCacheDtype::Bf16 => KvDtype::Bf16,
+            KvCacheDtype::Int8 => {
+                return Err(Error::config(
+                    "kv-cache-dtype",
+                    "int8 is for a GPU; on the CPU use auto, f32, bf16 or f16",
+                ));
+            }
         })
     }
 

@@ -80,6 +80,7 @@ macro_rules! with_kv_elem {
                 type $elem = half::bf16;
                 $call
             }
+            $crate::backend::KvDtype::Int8 => unreachable!("invariant: the CPU has no cache of 8 bits"),
         }
     };
 }

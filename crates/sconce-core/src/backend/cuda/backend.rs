@@ -20,6 +20,7 @@ use crate::ops::{
     attention::hopper::EQUAL_DIMS,
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
+    expand_kv::ExpandSpace,
     linear::cuda::Products,
     linear::space::{LinearSpace, Settings},
     sample::cuda::{Answers, SampleSpace},
@@ -244,18 +245,21 @@ impl Backend for CudaBackend {
     }
 
     fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {
-        KvCache::new(&self.device, shape)
+        KvCache::new(&self.device, self.elem, shape)
     }
 
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<RopeTable> {
-        ops::rope_append_kv::table_cuda(&self.device, &ops::rope_append_kv::table(config, max_len))
+        ops::rope_append_kv::cuda::table(&self.device, &ops::rope_append_kv::table(config, max_len))
     }
 
     fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<DeviceBatch> {
         let spec = AttentionSpec::of_layer(config, 0);
         ops::attention::cuda::check(&spec)?;
         let mut scratch = self.scratch.borrow_mut();
-        let space = AttentionSpace::new(&self.device, limits.max_seqs, &spec, limits.max_model_len)?;
+        let mut space = AttentionSpace::new(&self.device, limits.max_seqs, &spec, limits.max_model_len)?;
+        if limits.kv_dtype == KvDtype::Int8 {
+            space = space.with_expanded(ExpandSpace::new(&self.device, self.elem, &spec, limits)?);
+        }
         scratch.attention = Some(space.with_hopper(match self.products {
             Products::Hopper => EQUAL_DIMS,
             Products::Library if self.uses_hopper => usize::MAX,
@@ -267,7 +271,7 @@ impl Backend for CudaBackend {
         scratch.linear.prepare(settings, config.vocab_size, limits)?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
-        let shared = SharedSplits::new(&spec, limits.block_size, self.device.num_sms());
+        let shared = SharedSplits::new(&spec, limits.kv_dtype, limits.block_size, self.device.num_sms());
         let max_words = max_words + shared.max_words(limits.max_seqs);
         let shared = shared.with_min_saved_bytes(self.min_saved_bytes);
         Ok(DeviceBatch::new(&self.device, max_words)?.with_shared_splits(shared))
@@ -355,7 +359,7 @@ impl Backend for CudaBackend {
         batch: &DeviceBatch,
         spec: &AttentionSpec,
     ) -> Result<()> {
-        ops::rope_append_kv::cuda(&*self.device, qkv, kv, rope, batch, spec)
+        ops::rope_append_kv::cuda::cuda(&*self.device, qkv, kv, rope, batch, spec)
     }
 
     fn attention(

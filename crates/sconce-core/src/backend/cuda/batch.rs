@@ -5,6 +5,7 @@
 //! padded to them; where splits are shared, also on the warps that blocks have for them. What has another length each time comes
 //! last: the prompts, of which such steps have none, and the block tables.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::device::{Device, DevicePtr};
@@ -158,9 +159,9 @@ impl DeviceBatch {
         self.word(self.shared_start() + self.num_seqs)
     }
 
-    /// [num_prompts]: the sequences that have more than one token in the step.
-    pub(crate) fn prompts(&self) -> DevicePtr {
-        self.word(self.prompts_start())
+    /// [num_prompts - first]: the sequences that have more than one token in the step, without the first so many.
+    pub(crate) fn prompts(&self, first: usize) -> DevicePtr {
+        self.word(self.prompts_start() + first)
     }
 
     /// The sequences' block tables, one after the other.
@@ -192,12 +193,22 @@ impl DeviceBatch {
         self.num_prompts
     }
 
-    /// How many tiles of so many neighbours the prompts' tokens make, none of two prompts.
-    pub(crate) fn num_prompt_tiles(&self, tile_len: usize) -> usize {
+    /// How many tiles of so many neighbours these prompts' tokens make, none of two prompts.
+    pub(crate) fn num_prompt_tiles(&self, prompts: Range<usize>, tile_len: usize) -> usize {
+        self.words_of_prompts(prompts).map(|seq| (seq[1] as usize).div_ceil(tile_len)).sum()
+    }
+
+    /// The tokens in the cache of these prompts.
+    pub(crate) fn prompt_contexts(&self, prompts: Range<usize>) -> impl Iterator<Item = usize> {
+        self.words_of_prompts(prompts).map(|seq| seq[2] as usize)
+    }
+
+    /// See `SEQUENCE_WORDS`.
+    fn words_of_prompts(&self, prompts: Range<usize>) -> impl Iterator<Item = &[u32]> {
         let (start, shared_start) = (self.prompts_start(), self.shared_start());
-        let prompts = &self.words[start..start + self.num_prompts];
         let sequences = &self.words[shared_start - SEQUENCE_WORDS * self.num_seqs..shared_start];
-        prompts.iter().map(|&idx| (sequences[SEQUENCE_WORDS * idx as usize + 1] as usize).div_ceil(tile_len)).sum()
+        let prompts = &self.words[start + prompts.start..start + prompts.end];
+        prompts.iter().map(|&idx| &sequences[SEQUENCE_WORDS * idx as usize..][..SEQUENCE_WORDS])
     }
 
     /// The most tokens in the cache of a sequence that has one in the step.

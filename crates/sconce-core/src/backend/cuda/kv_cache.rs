@@ -10,24 +10,33 @@ use crate::error::{Error, Result};
 
 /// Heads begin at multiples of so many elements, so that copies take 16 bytes at a time and products 16 columns.
 const HEAD_ALIGNMENT: usize = 16;
+/// Tokens whose scales are copied together, of [`KvDtype::Int8`].
+const SCALES_ALIGNMENT: usize = 8;
 
-/// The type of keys and values on a device: that of the weights. Errors: another one was asked for.
+/// The type of keys and values on a device, beside activations of type `elem`: the same, or 8 bits where they are asked for. Errors: another
+/// one was asked for.
 pub(super) fn dtype(elem: ElemType, asked: KvCacheDtype) -> Result<KvDtype> {
-    let (dtype, is_own) = match elem {
-        ElemType::F16 => (KvDtype::F16, asked == KvCacheDtype::F16),
-        _ => (KvDtype::Bf16, asked == KvCacheDtype::Bf16),
-    };
-    if asked == KvCacheDtype::Auto || is_own {
-        return Ok(dtype);
+    let own = if elem == ElemType::F16 { KvDtype::F16 } else { KvDtype::Bf16 };
+    match asked {
+        KvCacheDtype::Auto => Ok(own),
+        KvCacheDtype::Int8 => Ok(KvDtype::Int8),
+        KvCacheDtype::F16 if own == KvDtype::F16 => Ok(own),
+        KvCacheDtype::Bf16 if own == KvDtype::Bf16 => Ok(own),
+        _ => Err(Error::config(
+            "kv-cache-dtype",
+            format!("on a GPU keys and values have the weights' type, {own}, or int8; use auto or int8"),
+        )),
     }
-    Err(Error::config("kv-cache-dtype", format!("on a GPU keys and values have the weights' type, {dtype}; use auto")))
 }
 
 /// Keys and values: [num_layers, 2 (keys, values), num_blocks, num_kv_heads, block_size, head_stride]. Dimensions of a head
-/// from `head_dim` on are zero.
+/// from `head_dim` on are zero. Of 8 bits, `kernels/lib/kv_int8.h` says in which order they stand, and the scales of a block's tokens come
+/// behind those of each head: [.., num_kv_heads, (block_size, head_stride) and (block_size)].
 pub struct KvCache {
     pub(crate) memory: Memory,
     pub(crate) shape: KvCacheShape,
+    /// The type that numbers of it have in products.
+    elem: ElemType,
     /// Boxes of it, for kernels that copy such. None where the device has none, or they do not fit the cache.
     map: Option<TensorMap>,
 }
@@ -39,15 +48,17 @@ const BOX_COLS: usize = 64;
 const BOX_ROWS_ALIGNMENT: usize = 8;
 
 impl KvCache {
-    /// An empty cache. Errors: no memory, or a type that the device has no kernels for.
-    pub(crate) fn new(device: &Arc<dyn Device>, shape: KvCacheShape) -> Result<Self> {
+    /// An empty cache beside activations of type `elem`. Errors: no memory, or a type that the device has no kernels for.
+    pub(crate) fn new(device: &Arc<dyn Device>, elem: ElemType, shape: KvCacheShape) -> Result<Self> {
         if shape.dtype == KvDtype::F32 {
-            return Err(Error::config("kv-cache-dtype", "f32 is for the CPU; on a GPU use auto, bf16 or f16"));
+            return Err(Error::config("kv-cache-dtype", "f32 is for the CPU; on a GPU use auto, bf16, f16 or int8"));
         }
+        let has_whole_scales = shape.dtype != KvDtype::Int8 || shape.block_size.is_multiple_of(SCALES_ALIGNMENT);
+        assert!(has_whole_scales, "invariant: checked with the config");
         let memory = Memory::new(device, num_bytes(&shape))?;
         memory.clear()?;
-        let mut cache = Self { memory, shape, map: None };
-        if cache.fits_boxes() {
+        let mut cache = Self { memory, shape, elem, map: None };
+        if shape.dtype != KvDtype::Int8 && cache.fits_boxes() {
             cache.map = device.tensor_map(cache.memory.ptr(), &cache.box_shape())?;
         }
         Ok(cache)
@@ -89,7 +100,7 @@ impl KvCache {
 
     /// Bytes of one block of one layer's keys (or values).
     pub(crate) fn block_bytes(&self) -> usize {
-        self.shape.block_size * self.shape.num_kv_heads * self.head_stride() * self.shape.dtype.elem_bytes()
+        padded(&self.shape).block_bytes()
     }
 
     /// A layer's keys.
@@ -102,15 +113,25 @@ impl KvCache {
         self.keys(layer).offset(self.shape.num_blocks * self.block_bytes())
     }
 
-    /// Type of the elements.
+    /// The type that numbers of it have in products.
     pub(crate) fn elem(&self) -> ElemType {
-        if self.shape.dtype == KvDtype::F16 { ElemType::F16 } else { ElemType::Bf16 }
+        self.elem
+    }
+
+    /// Whether it has 8 bits.
+    pub(crate) fn is_int8(&self) -> bool {
+        self.shape.dtype == KvDtype::Int8
     }
 }
 
 /// Bytes of a cache of this shape, whose heads are padded.
 pub(crate) fn num_bytes(shape: &KvCacheShape) -> usize {
-    KvCacheShape { head_dim: head_stride(shape), ..*shape }.num_bytes()
+    padded(shape).num_bytes()
+}
+
+/// The shape with what pads heads.
+fn padded(shape: &KvCacheShape) -> KvCacheShape {
+    KvCacheShape { head_dim: head_stride(shape), ..*shape }
 }
 
 fn head_stride(shape: &KvCacheShape) -> usize {

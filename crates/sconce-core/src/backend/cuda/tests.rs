@@ -24,8 +24,8 @@ use super::device::{Device, ElemType};
 use super::host::HostDevice;
 use super::storage::Matrix;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, BufferRole, Checked, StepLimits};
-use crate::config::{Activation, MatmulPrecision, ModelConfig, Quantization, WeightDtype};
+use crate::backend::{Backend, BufferRole, Checked, KvDtype, StepLimits};
+use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, Quantization, WeightDtype};
 use crate::models::{self, RawConfig};
 use crate::ops::linear::hopper::adds_alike;
 use crate::ops::testing::{devices, random};
@@ -37,6 +37,8 @@ use crate::weights::{Dtype, StoredForm, TensorView, WeightStore};
 /// these fixtures, in f16 98.1 % and 6.4e-5.
 const BOUNDS: [(ElemType, &str, f64, f64); 2] =
     [(ElemType::Bf16, "cuda bf16", 0.92, 4e-3), (ElemType::F16, "cuda f16", 0.98, 7e-5)];
+
+const KV_DTYPES: [KvCacheDtype; 2] = [KvCacheDtype::Auto, KvCacheDtype::Int8];
 
 fn runners(fixture: &Fixture, elem: ElemType) -> Vec<Runner<CudaBackend>> {
     let new = |device| Runner::new(fixture, WeightDtype::Auto, CudaBackend::new(device, elem));
@@ -76,11 +78,34 @@ fn fp8_weights_keep_the_cpus_distribution() {
     }
 }
 
+/// Keys and values of 8 bits lose as much again as bf16 does.
+#[test]
+fn int8_keys_and_values_keep_the_distribution() {
+    for (elem, column, _, _) in BOUNDS {
+        let (min_agreement, max_divergence) = if elem == ElemType::F16 { (0.92, 4e-3) } else { (0.9, 9e-3) };
+        check_all(&format!("{column} int8 kv"), |fixture| {
+            let runners = runners(fixture, elem).into_iter().map(|runner| runner.with_kv(KvCacheDtype::Int8));
+            let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
+            Ok(runners.map(check).collect::<Vec<_>>().join("; "))
+        });
+    }
+}
+
 /// Single tokens run as graphs, and several as launches.
 #[test]
 fn chunks_batches_and_graphs_change_no_bit() {
-    check_all("cuda bits", |fixture| {
-        for (mut runner, device) in runners(fixture, ElemType::Bf16).into_iter().zip(devices()) {
+    check_bits("cuda bits", KvCacheDtype::Auto);
+}
+
+#[test]
+fn chunks_batches_and_graphs_change_no_bit_with_int8_keys_and_values() {
+    check_bits("cuda bits int8 kv", KvCacheDtype::Int8);
+}
+
+fn check_bits(column: &str, kv: KvCacheDtype) {
+    check_all(column, |fixture| {
+        for (runner, device) in runners(fixture, ElemType::Bf16).into_iter().zip(devices()) {
+            let mut runner = runner.with_kv(kv);
             let prompts = fixture.prompts();
             let ids: Vec<&[u32]> = prompts.iter().map(|p| p.input_ids.as_slice()).take(3).collect();
             let whole: Vec<_> = ids.iter().map(|ids| runner.logits(&[ids], ids.len()).remove(0)).collect();
@@ -94,7 +119,7 @@ fn chunks_batches_and_graphs_change_no_bit() {
             let alone = runner.logits(&[shortest], 1).remove(0);
             assert!(alone == *whole, "{} alone, token by token", fixture.name);
             let backend = CudaBackend::new(device, ElemType::Bf16).without_graphs();
-            let mut eager = Runner::new(fixture, WeightDtype::Auto, backend);
+            let mut eager = Runner::new(fixture, WeightDtype::Auto, backend).with_kv(kv);
             let found = eager.logits(&[shortest], 1).remove(0);
             assert_eq!(eager.backend.num_graphs(), 0);
             assert!(found == *whole, "{} without graphs", fixture.name);
@@ -151,7 +176,14 @@ fn weights_that_stay_in_blocks_change_no_bit() {
 #[test]
 fn inputs_follow_the_order_of_columns() {
     let (_, config) = wide_model(288, 320, true);
-    let limits = StepLimits { max_tokens: 64, max_logits: 8, max_seqs: 8, max_model_len: 64, block_size: BLOCK_SIZE };
+    let limits = StepLimits {
+        max_tokens: 64,
+        max_logits: 8,
+        max_seqs: 8,
+        max_model_len: 64,
+        block_size: BLOCK_SIZE,
+        kv_dtype: KvDtype::Bf16,
+    };
     let order: Vec<u32> = (0..128).map(|i| i * 5 % 128).collect();
     for device in devices() {
         let backend = CudaBackend::new(device, ElemType::Bf16);
@@ -279,9 +311,9 @@ fn inputs_in_e4m3_stay_near() {
 #[test]
 fn a_common_prompt_changes_no_bit() {
     check_all("cuda common prompt", |fixture| {
-        for device in devices() {
+        for (device, kv) in devices().into_iter().flat_map(|device| KV_DTYPES.map(|kv| (device.clone(), kv))) {
             let backend = CudaBackend::new(device, ElemType::Bf16).sharing_always();
-            let mut runner = Runner::new(fixture, WeightDtype::Auto, backend);
+            let mut runner = Runner::new(fixture, WeightDtype::Auto, backend).with_kv(kv);
             let prompt: Vec<u32> =
                 fixture.prompts()[0].input_ids.iter().copied().cycle().take(34 * BLOCK_SIZE).collect();
             let sequences = [&prompt[..3], &prompt[3..6], &prompt[1..4]];

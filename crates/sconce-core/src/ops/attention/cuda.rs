@@ -1,6 +1,8 @@
 //! Attention on a device: the launches for sequences of one query (`decode.rs`), and one for all prompts, of `kernels/attention.cu`
 //! or of the kernel for Hopper.
 
+use std::ops::Range;
+
 use super::decode::AttentionSpace;
 use super::hopper;
 use crate::backend::AttentionSpec;
@@ -50,42 +52,63 @@ pub(crate) fn cuda(
         "invariant: the cache has the type of the activations"
     );
     out.set_rows(qkv.rows());
-    let call = Call { device: &*space.device, out: out.ptr(), qkv, kv, batch, space, spec };
+    let (device, out, tables, prompts) = (&*space.device, out.ptr(), batch.block_tables(), 0..batch.num_prompts());
+    let call = Call { device, out, qkv, kv, tables, batch, prompts, space, spec: *spec };
     if batch.num_seqs() > batch.num_prompts() {
         call.decode()?;
     }
-    if batch.num_prompts() > 0 {
-        call.prompts()?;
+    if batch.num_prompts() == 0 {
+        return Ok(());
     }
-    Ok(())
+    if kv.is_int8() { call.expanded_prompts() } else { call.prompts() }
 }
 
 /// One call: what its launches have in common.
+#[derive(Clone)]
 pub(super) struct Call<'a> {
     pub(super) device: &'a dyn Device,
     pub(super) out: DevicePtr,
     pub(super) qkv: &'a Buffer,
     pub(super) kv: &'a KvCache,
+    /// The sequences' blocks of `kv`.
+    pub(super) tables: DevicePtr,
     pub(super) batch: &'a DeviceBatch,
+    /// Of the batch's prompts.
+    pub(super) prompts: Range<usize>,
     pub(super) space: &'a AttentionSpace,
-    pub(super) spec: &'a AttentionSpec,
+    pub(super) spec: AttentionSpec,
 }
 
 impl Call<'_> {
+    /// Sequences of several queries whose keys and values have 8 bits: as many at a time as can be expanded together.
+    fn expanded_prompts(&self) -> Result<()> {
+        let space = self.space.expanded.as_ref().expect("invariant: made with the space where the cache has 8 bits");
+        let mut next = 0;
+        while next < self.batch.num_prompts() {
+            let group = space.group(self.batch, next);
+            space.expand(self.device, self.kv, self.batch, &group, &self.spec)?;
+            next = group.prompts.end;
+            let (kv, tables, spec) = (space.kv(), space.tables(), AttentionSpec { layer: 0, ..self.spec });
+            Call { kv, tables, prompts: group.prompts, spec, ..self.clone() }.prompts()?;
+        }
+        Ok(())
+    }
+
     /// Sequences of several queries.
     fn prompts(&self) -> Result<()> {
-        let spec = self.spec;
+        let spec = &self.spec;
         if spec.head_dim <= self.space.hopper_dims
-            && let Some(kernel) = hopper::Kernel::choose(self.device, self.kv, self.batch, spec)
+            && let Some(kernel) = hopper::Kernel::choose(self.device, self.kv, self.batch, self.prompts.clone(), spec)
         {
             return kernel.launch(self);
         }
         let (dim, rows) = (padded_dim(spec.head_dim), most_rows(spec.head_dim));
-        let num_tiles = self.batch.num_prompt_tiles(rows / (spec.num_heads / spec.num_kv_heads));
+        let most_queries = rows / (spec.num_heads / spec.num_kv_heads);
+        let num_tiles = self.batch.num_prompt_tiles(self.prompts.clone(), most_queries);
         let threads = rows / WARP_ROWS * 32;
-        let shared_bytes = tile_bytes(dim, 2) + 2 * dim * threads + q_bytes(dim, threads);
+        let shared_bytes = tile_bytes(dim, 2, false) + 2 * dim * threads + q_bytes(dim, threads);
         let dims = Dims::linear(num_tiles * spec.num_kv_heads, threads).with_shared(shared_bytes);
-        let args = self.args(0).with(self.batch.prompts()).with(self.batch.num_prompts());
+        let args = self.args(0).with(self.batch.prompts(self.prompts.start)).with(self.prompts.len());
         // SAFETY: `cuda` compared the shapes, `check` the widths when the model was loaded; the batch's tables name blocks of
         // the cache.
         unsafe { self.device.launch(kernel_of!(self.qkv.elem(), dim, "attention"), &dims, &args) }
@@ -93,10 +116,10 @@ impl Call<'_> {
 
     /// What attention's kernels have in common. `num_slots`: for how many splits of a sequence there are partial results.
     pub(super) fn args(&self, num_slots: usize) -> Args {
-        let Self { qkv, kv, batch, spec, .. } = self;
+        let Self { qkv, kv, batch, ref spec, .. } = *self;
         let (factor, cap, cap_factor) = scales(spec);
         let args = Args::new().with(self.out).with(qkv.ptr()).with(kv.keys(spec.layer)).with(kv.values(spec.layer));
-        let args = args.with(batch.sequences()).with(batch.block_tables()).with(self.space.partials());
+        let args = args.with(batch.sequences()).with(self.tables).with(self.space.partials());
         let args = args.with(batch.num_seqs()).with(spec.num_heads).with(spec.num_kv_heads);
         let args = args.with(spec.head_dim).with(kv.head_stride()).with(kv.shape.block_size);
         let args = args.with(spec.window.unwrap_or(0)).with(num_slots);
@@ -109,9 +132,11 @@ pub(super) fn tile_len(dim: usize) -> usize {
     if dim > 128 { 16 } else { 32 }
 }
 
-/// Shared memory of so many tiles of keys and of their values.
-pub(super) fn tile_bytes(dim: usize, num_tiles: usize) -> usize {
-    num_tiles * 4 * tile_len(dim) * (dim + 8)
+/// Shared memory of so many tiles of keys and of their values, as `kernels/lib/attention_tile.h` has them.
+pub(super) fn tile_bytes(dim: usize, num_tiles: usize, is_int8: bool) -> usize {
+    let pieces = if is_int8 { dim / 16 } else { dim / 8 };
+    let row_bytes = (pieces + 1 + pieces % 2) * 16 + if is_int8 { 2 } else { 0 };
+    num_tiles * 2 * tile_len(dim) * row_bytes
 }
 
 /// Shared memory of the queries that registers have no room for.

@@ -9,6 +9,7 @@ use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Device, DevicePtr, Dims};
 use crate::backend::cuda::storage::Memory;
 use crate::error::Result;
+use crate::ops::expand_kv::ExpandSpace;
 
 /// Splits that one block goes through at most: a long sequence is not to be waited for.
 const MAX_SHARE: usize = 8;
@@ -28,6 +29,8 @@ pub(crate) struct AttentionSpace {
     arrivals: Memory,
     /// Prompts whose heads have at most so many dimensions are left to the kernel for Hopper, where it suits.
     pub(super) hopper_dims: usize,
+    /// Where prompts' keys and values become 16 bits, of a cache of 8 bits.
+    pub(super) expanded: Option<ExpandSpace>,
 }
 
 impl AttentionSpace {
@@ -41,12 +44,18 @@ impl AttentionSpace {
         let bytes = partials_bytes(max_seqs, split_bucket(max_context), spec).min(MAX_SPACE);
         let arrivals = Memory::new(device, arrivals_bytes(max_seqs, spec))?;
         arrivals.clear()?;
-        Ok(Self { device: Arc::clone(device), partials: Memory::new(device, bytes)?, arrivals, hopper_dims: 0 })
+        let (device, partials) = (Arc::clone(device), Memory::new(device, bytes)?);
+        Ok(Self { device, partials, arrivals, hopper_dims: 0, expanded: None })
     }
 
     /// The same, where prompts whose heads have at most so many dimensions are left to the kernel for Hopper.
     pub(crate) fn with_hopper(self, dims: usize) -> Self {
         Self { hopper_dims: dims, ..self }
+    }
+
+    /// The same, beside a cache of 8 bits.
+    pub(crate) fn with_expanded(self, space: ExpandSpace) -> Self {
+        Self { expanded: Some(space), ..self }
     }
 
     /// The memory of partial results.
@@ -83,7 +92,7 @@ impl DecodeShape {
 impl Call<'_> {
     /// Sequences of one query. The launches depend on the number of sequences and on the shape alone.
     pub(super) fn decode(&self) -> Result<()> {
-        let (spec, num_seqs, device) = (self.spec, self.batch.num_seqs(), self.device);
+        let (spec, num_seqs, device) = (&self.spec, self.batch.num_seqs(), self.device);
         let DecodeShape { num_slots, own_slots, shared_warps } = DecodeShape::of(self.batch);
         let blocks_of_seq = spec.num_kv_heads * row_tiles(spec);
         let wanted = (BLOCKS_PER_SM * device.num_sms()).div_ceil(num_seqs * blocks_of_seq);
@@ -97,10 +106,14 @@ impl Call<'_> {
         }
         let dim = padded_dim(spec.head_dim);
         let grid = [parts as u32, blocks_of_seq as u32, num_seqs as u32];
-        let dims = Dims { grid, ..Dims::linear(0, THREADS).with_shared(decode_bytes(dim)) };
+        let dims = Dims { grid, ..Dims::linear(0, THREADS).with_shared(decode_bytes(dim, self.kv.is_int8())) };
         let shared_splits = if are_shared { self.batch.shared_splits() } else { DevicePtr::NULL };
         let args = self.args(num_slots).with(shared_splits).with(self.space.arrivals.ptr());
-        let kernel = kernel_of!(self.qkv.elem(), dim, "attention_decode");
+        let kernel = if self.kv.is_int8() {
+            kernel_of!(self.qkv.elem(), dim, "attention_decode_int8")
+        } else {
+            kernel_of!(self.qkv.elem(), dim, "attention_decode")
+        };
         // SAFETY: `cuda` compared the shapes, `check` the widths when the model was loaded; partial results and arrivals fit
         // their memory where there are several parts; the batch's tables name blocks of the cache.
         unsafe { device.launch(kernel, &dims, &args) }
@@ -111,9 +124,13 @@ impl Call<'_> {
         let (dim, threads) = (padded_dim(self.spec.head_dim), 32 * num_warps);
         let args = self.args(num_slots).with(self.batch.shared_items());
         let grid = [self.batch.max_shared_items() as u32, self.spec.num_kv_heads as u32, 1];
-        let shared_bytes = tile_bytes(dim, 3) + q_bytes(dim, threads);
+        let shared_bytes = tile_bytes(dim, 3, self.kv.is_int8()) + q_bytes(dim, threads);
         let dims = Dims { grid, ..Dims::linear(0, threads).with_shared(shared_bytes) };
-        let kernel = kernel_of!(self.qkv.elem(), dim, "attention_shared");
+        let kernel = if self.kv.is_int8() {
+            kernel_of!(self.qkv.elem(), dim, "attention_shared_int8")
+        } else {
+            kernel_of!(self.qkv.elem(), dim, "attention_shared")
+        };
         // SAFETY: as `decode`'s; items name sequences of the batch, and splits that are all there.
         unsafe { self.device.launch(kernel, &dims, &args) }
     }
@@ -138,7 +155,7 @@ fn arrivals_bytes(num_seqs: usize, spec: &AttentionSpec) -> usize {
 }
 
 /// Shared memory of a block: a tile of keys and of values for each warp, and the weights and maxima that warps tell each other.
-fn decode_bytes(dim: usize) -> usize {
+fn decode_bytes(dim: usize, is_int8: bool) -> usize {
     let warps = THREADS / 32;
-    tile_bytes(dim, warps) + warps * 32 * tile_len(dim) + 4 * WARP_ROWS * warps + 16
+    tile_bytes(dim, warps, is_int8) + warps * 32 * tile_len(dim) + 4 * WARP_ROWS * warps + 16
 }

@@ -1,5 +1,7 @@
 //! The launch of `kernels/attention_hopper.cu`: prompts on a Hopper GPU, where their shape suits.
 
+use std::ops::Range;
+
 use super::cuda::{Call, scales};
 use crate::backend::AttentionSpec;
 use crate::backend::cuda::batch::DeviceBatch;
@@ -34,6 +36,7 @@ impl<'a> Kernel<'a> {
         device: &dyn Device,
         kv: &'a KvCache,
         batch: &DeviceBatch,
+        prompts: Range<usize>,
         spec: &AttentionSpec,
     ) -> Option<Self> {
         let map = kv.map()?;
@@ -42,7 +45,7 @@ impl<'a> Kernel<'a> {
         if !spec.head_dim.is_multiple_of(8) || group > ROWS {
             return None;
         }
-        let (num_tiles, num_queries) = (batch.num_prompt_tiles(ROWS / group), batch.num_prompt_tiles(1));
+        let [num_tiles, num_queries] = [ROWS / group, 1].map(|len| batch.num_prompt_tiles(prompts.clone(), len));
         if 2 * num_queries * group < num_tiles * ROWS {
             return None;
         }
@@ -54,10 +57,10 @@ impl<'a> Kernel<'a> {
     }
 
     pub(super) fn launch(&self, call: &Call<'_>) -> Result<()> {
-        let Call { device, out, qkv, kv, batch, spec, .. } = *call;
+        let Call { device, out, qkv, kv, batch, ref spec, .. } = *call;
         let (factor, cap, cap_factor) = scales(spec);
         let args = Args::new().with(out).with(qkv.ptr()).with_map(self.map).with(batch.sequences());
-        let args = args.with(batch.block_tables()).with(batch.prompts()).with(batch.num_prompts());
+        let args = args.with(call.tables).with(batch.prompts(call.prompts.start)).with(call.prompts.len());
         let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(spec.head_dim).with(kv.shape.block_size);
         let args = args.with(kv.num_rows()).with(spec.layer).with(spec.window.unwrap_or(0));
         let args = args.with(factor).with(cap).with(cap_factor);

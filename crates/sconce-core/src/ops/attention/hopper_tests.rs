@@ -28,7 +28,8 @@ fn hopper_devices() -> Vec<Arc<dyn Device>> {
 /// The kernel that a step's prompts are left to, if it is one for Hopper.
 fn kernel_of(case: &Case, batch: &Batch) -> Option<&'static str> {
     let inputs = case.upload(batch, None);
-    Kernel::choose(&*case.device, &case.kv, &inputs, &case.spec).map(|kernel| kernel.name)
+    let prompts = 0..inputs.num_prompts();
+    Kernel::choose(&*case.device, &case.kv, &inputs, prompts, &case.spec).map(|kernel| kernel.name)
 }
 
 /// What lies behind a sequence's keys in its last block is another's, and may be anything.

@@ -1,7 +1,7 @@
 //! Which splits of which sequences `kernels/attention_shared.cu` attends together: the plan of a step, made on the host.
 
 use super::cuda::{MAX_WARPS, SPLIT, WARP_ROWS, most_rows, padded_dim};
-use crate::backend::{AttentionSpec, Batch};
+use crate::backend::{AttentionSpec, Batch, KvDtype};
 
 /// What must be saved at least, for each layer: what an H100's memory moves in the 2 to 3 microseconds that another launch
 /// takes. An estimate: it was not measured.
@@ -51,11 +51,11 @@ pub(crate) struct SharedSplits {
 
 impl SharedSplits {
     /// For a model's layers, on a device of so many multiprocessors.
-    pub(crate) fn new(spec: &AttentionSpec, block_size: usize, num_sms: usize) -> Self {
+    pub(crate) fn new(spec: &AttentionSpec, kv_dtype: KvDtype, block_size: usize, num_sms: usize) -> Self {
         Self {
             group: spec.num_heads / spec.num_kv_heads,
             most_rows: most_rows(spec.head_dim),
-            token_bytes: 4 * spec.num_kv_heads * spec.head_dim,
+            token_bytes: 2 * spec.num_kv_heads * kv_dtype.head_bytes(spec.head_dim),
             partial_bytes: 2 * 4 * spec.num_heads * (padded_dim(spec.head_dim) + 2),
             block_size,
             wanted_blocks: (BLOCKS_PER_SM * num_sms).div_ceil(spec.num_kv_heads),
@@ -177,7 +177,7 @@ mod tests {
             softcap: None,
             window: None,
         };
-        SharedSplits::new(&spec, 16, num_sms)
+        SharedSplits::new(&spec, KvDtype::Bf16, 16, num_sms)
     }
 
     /// Runs of (sequences, common blocks, keys of each).

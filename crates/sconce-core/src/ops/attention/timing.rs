@@ -9,8 +9,9 @@ use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::kv_cache::KvCache;
 use crate::backend::cuda::storage::Buffer;
-use crate::backend::{AttentionSpec, Batch, KvCacheShape, KvDtype};
+use crate::backend::{AttentionSpec, Batch, KvCacheShape, KvDtype, StepLimits};
 use crate::error::Result;
+use crate::ops::expand_kv::ExpandSpace;
 use crate::ops::linear::hopper::adds_alike;
 use crate::ops::random;
 use crate::ops::timing::time;
@@ -33,6 +34,8 @@ pub struct AttentionTime {
     pub work: AttentionWork,
     /// Whether prompts were left to the kernel for Hopper, where it suits.
     pub is_hopper: bool,
+    /// The type of keys and values.
+    pub kv_dtype: KvDtype,
     /// Of one call among many.
     pub microseconds: f64,
     /// Two for each product of a number of a query with a key's, and of a weight with a value's.
@@ -45,9 +48,10 @@ pub struct AttentionTime {
 const CACHE_BYTES: usize = 256 << 20;
 const MAX_LAYERS: usize = 32;
 const ELEM: ElemType = ElemType::Bf16;
+const KV_DTYPES: [KvDtype; 2] = [KvDtype::Bf16, KvDtype::Int8];
 
-/// `device`'s kernels for query heads, key heads and dimensions, in bf16; prompts also by the portable kernel where they would have that
-/// for Hopper.
+/// `device`'s kernels for query heads, key heads and dimensions, in bf16, with keys and values of 16 bits and of 8; prompts also by the
+/// portable kernel where they would have that for Hopper.
 pub(crate) fn time_attention(
     device: &Arc<dyn Device>,
     [num_heads, num_kv_heads, head_dim]: [usize; 3],
@@ -59,9 +63,11 @@ pub(crate) fn time_attention(
     let has_hopper = adds_alike(device, ELEM)?;
     let mut times = Vec::new();
     for work in works {
-        times.push(time_work(device, &spec, block_size, work, has_hopper)?);
+        for kv_dtype in KV_DTYPES {
+            times.push(time_work(device, &spec, (kv_dtype, block_size), work, has_hopper)?);
+        }
         if has_hopper && work.query_len > 1 {
-            times.push(time_work(device, &spec, block_size, work, false)?);
+            times.push(time_work(device, &spec, (KvDtype::Bf16, block_size), work, false)?);
         }
     }
     Ok(times)
@@ -70,14 +76,14 @@ pub(crate) fn time_attention(
 fn time_work(
     device: &Arc<dyn Device>,
     spec: &AttentionSpec,
-    block_size: usize,
+    (kv_dtype, block_size): (KvDtype, usize),
     work: &AttentionWork,
     is_hopper: bool,
 ) -> Result<AttentionTime> {
     let AttentionWork { num_seqs, query_len, context_len } = *work;
     let blocks_of_one = context_len.div_ceil(block_size);
     let shape = KvCacheShape {
-        dtype: KvDtype::Bf16,
+        dtype: kv_dtype,
         num_layers: 1,
         num_blocks: num_seqs * blocks_of_one,
         block_size,
@@ -85,7 +91,7 @@ fn time_work(
         head_dim: spec.head_dim,
     };
     let shape = KvCacheShape { num_layers: (CACHE_BYTES / shape.num_bytes()).clamp(1, MAX_LAYERS), ..shape };
-    let kv = KvCache::new(device, shape)?;
+    let kv = KvCache::new(device, ELEM, shape)?;
     random::fill(&**device, kv.memory.ptr(), kv.memory.bytes() / ELEM.bytes(), ELEM, 1)?;
 
     let mut batch = Batch::default();
@@ -104,7 +110,12 @@ fn time_work(
     qkv.set_rows(num_tokens);
     random::fill(&**device, qkv.ptr(), num_tokens * spec.qkv_dim(), ELEM, 2)?;
     let space = AttentionSpace::new(device, num_seqs, spec, context_len)?;
-    let space = space.with_hopper(if is_hopper { EQUAL_DIMS } else { 0 });
+    let mut space = space.with_hopper(if is_hopper { EQUAL_DIMS } else { 0 });
+    if kv_dtype == KvDtype::Int8 {
+        let (max_tokens, max_seqs, max_logits, max_model_len) = (num_tokens, num_seqs, num_seqs, context_len);
+        let limits = StepLimits { max_tokens, max_seqs, max_logits, max_model_len, block_size, kv_dtype };
+        space = space.with_expanded(ExpandSpace::new(device, ELEM, spec, &limits)?);
+    }
 
     let microseconds = time(&**device, &mut |i| {
         let spec = AttentionSpec { layer: i % shape.num_layers, ..*spec };
@@ -113,9 +124,10 @@ fn time_work(
     // The last query sees all keys, each before one less.
     let seen = query_len * context_len - query_len * (query_len - 1) / 2;
     let flop = (4 * num_seqs * seen * spec.num_heads * spec.head_dim) as f64;
-    let bytes = (num_seqs * context_len * 2 * spec.num_kv_heads * spec.head_dim * ELEM.bytes()) as f64;
+    let bytes = (num_seqs * context_len * 2 * spec.num_kv_heads * kv_dtype.head_bytes(spec.head_dim)) as f64;
     let (tflop_per_s, gb_per_s) = (flop / microseconds / 1e6, bytes / microseconds / 1e3);
-    Ok(AttentionTime { work: *work, is_hopper: is_hopper && query_len > 1, microseconds, tflop_per_s, gb_per_s })
+    let is_hopper = is_hopper && query_len > 1;
+    Ok(AttentionTime { work: *work, is_hopper, kv_dtype, microseconds, tflop_per_s, gb_per_s })
 }
 
 #[cfg(test)]
@@ -133,12 +145,13 @@ mod tests {
                 context_len,
             });
             let times = time_attention(&device, [4, 1, 64], 16, &works).unwrap();
-            let found: Vec<_> = times.iter().map(|time| (time.work, time.is_hopper)).collect();
+            let found: Vec<_> = times.iter().map(|time| (time.work, time.is_hopper, time.kv_dtype)).collect();
             let mut expected = Vec::new();
             for work in works {
-                expected.push((work, has_hopper && work.query_len > 1));
-                if has_hopper && work.query_len > 1 {
-                    expected.push((work, false));
+                let is_hopper = has_hopper && work.query_len > 1;
+                expected.extend(KV_DTYPES.map(|kv_dtype| (work, is_hopper, kv_dtype)));
+                if is_hopper {
+                    expected.push((work, false, KvDtype::Bf16));
                 }
             }
             assert_eq!(found, expected);

@@ -7,10 +7,10 @@ use super::cuda::{self, Options, Products};
 use super::cuda_quant::{self, Expansion, kernel_of};
 use super::hopper::{self, Codes};
 use super::tuned::Tuned;
-use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::storage::{Buffer, Matrix};
 use crate::backend::cuda::weights;
+use crate::backend::{KvDtype, StepLimits};
 use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::random;
@@ -50,8 +50,14 @@ pub(crate) fn time_products(
     let expansion = matrices[0].is_quantized().then(|| Expansion::new(device, &[shape])).transpose()?;
     let options = Options { expansion: expansion.as_ref(), ..Options::new(products) };
     let most = tokens.iter().copied().max().unwrap_or(0);
-    let limits =
-        StepLimits { max_tokens: most, max_seqs: most, max_logits: most, max_model_len: most, block_size: most };
+    let limits = StepLimits {
+        max_tokens: most,
+        max_seqs: most,
+        max_logits: most,
+        max_model_len: most,
+        block_size: most,
+        kv_dtype: KvDtype::Bf16,
+    };
     let tuned = Tuned::new(device, &matrices[..1], 0, &limits, options)?;
     let options = Options { tuned: Some(&tuned), ..options };
     let times = tokens.iter().map(|&num_tokens| time_tokens(device, dtype, &matrices, options, num_tokens));

@@ -44,8 +44,8 @@ pub fn time_products(index: usize, shape: [usize; 2], dtype: Dtype, tokens: &[us
     linear::timing::time_products(&device, shape, dtype, tokens)
 }
 
-/// What attention of GPU `index` takes of each of the works, with 32 query heads, 8 key heads and 128 dimensions in bf16, and blocks of
-/// `block_size` tokens. Errors: the GPU cannot be used, or has no memory left.
+/// What attention of GPU `index` takes of each of the works, with 32 query heads, 8 key heads and 128 dimensions in bf16, keys and values
+/// of 16 bits and of 8, and blocks of `block_size` tokens. Errors: the GPU cannot be used, or has no memory left.
 pub fn time_attention(index: usize, block_size: usize, works: &[AttentionWork]) -> Result<Vec<AttentionTime>> {
     let device: Arc<dyn Device> = Arc::new(Gpu::open(index)?);
     attention::timing::time_attention(&device, [32, 8, 128], block_size, works)

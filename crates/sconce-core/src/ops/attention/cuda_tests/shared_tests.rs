@@ -41,7 +41,8 @@ impl Case {
     }
 
     fn inputs(&self, batch: &Batch, num_rows: Option<usize>) -> DeviceBatch {
-        let shared = SharedSplits::new(&self.spec, self.cpu_kv.shape.block_size, self.device.num_sms());
+        let shared =
+            SharedSplits::new(&self.spec, self.kv.shape.dtype, self.cpu_kv.shape.block_size, self.device.num_sms());
         let inputs = DeviceBatch::new(&self.device, 1 << 16).unwrap();
         let mut inputs = inputs.with_shared_splits(shared.with_min_saved_bytes(0));
         inputs.upload(batch, num_rows).unwrap();
@@ -62,6 +63,21 @@ impl Case {
         reference(&mut expected, &Buffer::from_vec(qkv, cols), &self.cpu_kv, &batch, &self.spec);
         let found = &found[..expected.data().len()];
         assert_device_close(found, expected.data(), if self.elem == ElemType::F16 { 2e-3 } else { 1e-2 });
+    }
+}
+
+impl Case {
+    /// Runs that are shared have the bits that they have in another case.
+    pub(super) fn check_shared_runs(&self, other: &Self) {
+        let batch = self.runs(&[Decodes(300, &[340, 301, 400]), Prompt(70, 20)]);
+        let qkv = self.queries(batch.num_tokens());
+        let [found, expected] = [self, other].map(|case| {
+            let inputs = case.inputs(&batch, None);
+            assert!(inputs.shared_warps() > 0, "nothing is shared");
+            case.run_inputs(&inputs, &qkv)
+        });
+        assert!(found == expected, "{:?}", self.spec);
+        assert!(found == self.run(&batch, &qkv, None), "{:?}", self.spec);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::super::cuda::tests::{Case, tolerance};
 use super::super::cuda::{self, Kernel as Plain, Options, Products};
 use super::*;
+use crate::backend::KvDtype;
 use crate::backend::cuda::storage::floats_of;
 use crate::backend::cuda::weights;
 use crate::config::Activation;
@@ -158,7 +159,14 @@ fn gate_and_up_have_the_bits_of_two_launches() {
 fn there_is_room_for_what_many_tokens_are_multiplied_with() {
     for device in devices() {
         let shapes = |shapes: &[[usize; 2]], max_tokens, max_logits| -> Vec<[usize; 2]> {
-            let limits = StepLimits { max_tokens, max_logits, max_seqs: 8, max_model_len: 64, block_size: 16 };
+            let limits = StepLimits {
+                max_tokens,
+                max_logits,
+                max_seqs: 8,
+                max_model_len: 64,
+                block_size: 16,
+                kv_dtype: KvDtype::Bf16,
+            };
             let needed = Expansion::needed(&device, shapes.to_vec(), 1000, &limits).unwrap();
             needed.map_or(Vec::new(), |found| found.matrices.iter().map(|matrix| [matrix.rows, matrix.cols]).collect())
         };

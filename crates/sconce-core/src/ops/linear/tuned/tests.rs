@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use super::super::cuda::{Kernel, Products};
 use super::super::cuda_quant::{Expansion, Kernel as BlockKernel};
 use super::*;
+use crate::backend::KvDtype;
 use crate::backend::cuda::host::HostDevice;
 use crate::backend::cuda::weights;
 use crate::ops::testing::{on_device, random};
@@ -22,7 +23,7 @@ fn device() -> (Arc<dyn Device>, Arc<Mutex<Vec<usize>>>) {
 }
 
 fn limits(max_tokens: usize, max_logits: usize) -> StepLimits {
-    StepLimits { max_tokens, max_seqs: 8, max_logits, max_model_len: 64, block_size: 16 }
+    StepLimits { max_tokens, max_seqs: 8, max_logits, max_model_len: 64, block_size: 16, kv_dtype: KvDtype::Bf16 }
 }
 
 fn floats(device: &Arc<dyn Device>, [rows, cols]: [usize; 2]) -> Matrix {

@@ -1,14 +1,11 @@
 //! `rope_append_kv`: turns q and k by their positions (RoPE, Su et al. 2021; the two-halves layout of Hugging Face's
 //! `rotate_half`) and writes k and v to the paged cache. Bounded by memory: each element of q, k, v is moved once.
 
+pub(crate) mod cuda;
+
 use crate::backend::cpu::{Buffer, Cpu, KvCache, KvElem, RopeTable, SharedSlice, multiversion, with_kv_elem};
-use crate::backend::cuda::batch::DeviceBatch;
-use crate::backend::cuda::device::{Args, Device, Dims, ElemType};
-use crate::backend::cuda::kv_cache::KvCache as CudaKvCache;
-use crate::backend::cuda::storage::{Buffer as CudaBuffer, Memory, RopeTable as CudaRopeTable};
 use crate::backend::{AttentionSpec, Batch, KvCacheShape};
 use crate::config::{RopeConfig, RopeScaling};
-use crate::error::Result;
 
 /// Tokens that one task turns.
 const TASK_TOKENS: usize = 16;
@@ -164,50 +161,12 @@ fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// Threads of a block, as the kernel's head has them.
-const THREADS: usize = 128;
-
-/// `kernels/rope_append_kv.cu`: the same in 16 bits, which the cache has too. It gets the bits of k that `qkv` gets.
-pub(crate) fn cuda(
-    device: &dyn Device,
-    qkv: &mut CudaBuffer,
-    kv: &mut CudaKvCache,
-    rope: &CudaRopeTable,
-    batch: &DeviceBatch,
-    spec: &AttentionSpec,
-) -> Result<()> {
-    assert_eq!((qkv.rows(), qkv.cols()), (batch.num_tokens(), spec.qkv_dim()), "invariant: q, k and v of all tokens");
-    assert_eq!(qkv.elem(), kv.elem(), "invariant: the cache has the type of the activations");
-    let (dim, half) = (spec.head_dim, rope.rotary_dim / 2);
-    let width = if dim.is_multiple_of(8) && half.is_multiple_of(8) { 8 } else { 1 };
-    let num_turning = spec.num_heads + spec.num_kv_heads;
-    let num_items = num_turning * ((dim - half) / width) + spec.num_kv_heads * (dim / width);
-    let grid = [qkv.rows() as u32, num_items.div_ceil(THREADS) as u32, 1];
-    let args = Args::new().with(qkv.ptr()).with(kv.keys(spec.layer)).with(kv.values(spec.layer));
-    let args = args.with(rope.memory.ptr()).with(batch.positions()).with(batch.slot_mapping());
-    let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(dim).with(rope.rotary_dim);
-    let args = args.with(kv.shape.block_size).with(kv.head_stride()).with(width);
-    let kernel = if qkv.elem() == ElemType::Bf16 { "rope_append_kv_bf16" } else { "rope_append_kv_f16" };
-    // SAFETY: the shapes were compared, positions are within the table, slots within the cache or NO_SLOT, and each
-    // item has a thread.
-    unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args) }
-}
-
-/// The table as the kernel reads it: of each position the cosines, then the sines.
-pub(crate) fn table_cuda(device: &std::sync::Arc<dyn Device>, table: &RopeTable) -> Result<CudaRopeTable> {
-    let half = (table.rotary_dim / 2).max(1);
-    let rows = table.cos.chunks(half).zip(table.sin.chunks(half));
-    let floats: Vec<f32> = rows.flat_map(|(cos, sin)| cos.iter().chain(sin).copied()).collect();
-    let memory = Memory::of_bytes(device, bytemuck::cast_slice(&floats))?;
-    Ok(CudaRopeTable { memory, rotary_dim: table.rotary_dim })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backend::KvDtype;
     use crate::backend::cpu::{Isa, KvLayer};
-    use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random, round};
+    use crate::ops::testing::{assert_close, random};
 
     #[test]
     fn llama3_keeps_high_and_stretches_low_frequencies() {
@@ -310,73 +269,6 @@ mod tests {
                 check::<f32>(tokens, &spec, rotary_dim);
                 check::<half::f16>(tokens, &spec, rotary_dim);
                 check::<half::bf16>(tokens, &spec, rotary_dim);
-            }
-        }
-    }
-
-    /// One device, one type: against the reference; padding tokens turn, and write nothing.
-    fn check_device(device: &std::sync::Arc<dyn Device>, dtype: KvDtype, spec: &AttentionSpec, rotary_dim: usize) {
-        let (num_kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
-        let shape = KvCacheShape { dtype, num_layers: 2, num_blocks: 9, block_size: 4, num_kv_heads, head_dim };
-        let table = table(&RopeConfig { rope_theta: 1e4, rotary_dim, scaling: RopeScaling::Default }, 64);
-        let rope = table_cuda(device, &table).unwrap();
-        let (elem, tolerance) = if dtype == KvDtype::F16 { (ElemType::F16, 1e-3) } else { (ElemType::Bf16, 8e-3) };
-        // One token of each sequence, padded; then prompts, of 0 tokens too.
-        for (lens, num_rows) in
-            [(vec![(3, 1), (9, 1), (17, 1)], Some(5)), (vec![(7, 4), (21, 21)], None), (vec![], None)]
-        {
-            let mut batch = Batch::default();
-            let mut free = (0..9).rev();
-            for &(context, query) in &lens {
-                let blocks: Vec<u32> = free.by_ref().take(usize::div_ceil(context, 4)).collect();
-                batch.push(&vec![7; query], &blocks, context - query, context, 4);
-            }
-            let rows = num_rows.unwrap_or(batch.num_tokens());
-            let data = round(&random(rows * spec.qkv_dim(), 5), elem);
-            let mut expected = Buffer::from_vec(data[..batch.num_tokens() * spec.qkv_dim()].to_vec(), spec.qkv_dim());
-            let mut cpu_kv = KvCache::new(shape);
-            reference(&mut expected, &mut cpu_kv, &table, &batch, spec);
-
-            let mut on_dev = DeviceBatch::new(device, 400).unwrap();
-            on_dev.upload(&batch, num_rows).unwrap();
-            let mut qkv = on_device::buffer(device, &data, spec.qkv_dim(), elem);
-            let mut kv = on_device::kv_cache(device, &KvCache::new(shape));
-            cuda(&**device, &mut qkv, &mut kv, &rope, &on_dev, spec).unwrap();
-            let found = qkv.to_f32().unwrap();
-            assert_device_close(&found[..expected.data().len()], expected.data(), tolerance);
-            for layer in 0..2 {
-                let (found, expected) = (on_device::kv_rows(&kv, layer), on_device::cpu_kv_rows(&cpu_kv, layer));
-                assert_device_close(&found.0, &expected.0, tolerance);
-                assert_eq!(found.1, expected.1, "values are moved as they are");
-            }
-            // The cache has the bits of the row.
-            let keys = on_device::kv_rows(&kv, spec.layer).0;
-            for (t, &slot) in batch.slot_mapping.iter().enumerate() {
-                for head in 0..num_kv_heads {
-                    let at = ((slot as usize / 4 * num_kv_heads + head) * 4 + slot as usize % 4) * head_dim;
-                    let in_row = t * spec.qkv_dim() + (spec.num_heads + head) * head_dim;
-                    assert_eq!(keys[at..at + head_dim], found[in_row..in_row + head_dim]);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn device_equals_reference() {
-        for device in devices() {
-            for (num_heads, num_kv_heads, head_dim, rotary_dim) in [
-                (2, 2, 4, 4),
-                (6, 2, 20, 8),
-                (3, 1, 10, 10),
-                (3, 1, 64, 64),
-                (9, 3, 80, 32),
-                (4, 2, 24, 8),
-                (2, 1, 256, 128),
-            ] {
-                let (scale, softcap, window) = (1.0, None, None);
-                let spec = AttentionSpec { layer: 1, num_heads, num_kv_heads, head_dim, scale, softcap, window };
-                check_device(&device, KvDtype::Bf16, &spec, rotary_dim);
-                check_device(&device, KvDtype::F16, &spec, rotary_dim);
             }
         }
     }

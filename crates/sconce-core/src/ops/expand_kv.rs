@@ -1,0 +1,194 @@
+//! `expand_kv`: keys and values of a step's prompts from a cache of 8 bits to one of 16 bits, where attention's kernels for prompts read
+//! them. 3 bytes an element.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::backend::cuda::batch::DeviceBatch;
+use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
+use crate::backend::cuda::kv_cache::KvCache;
+use crate::backend::cuda::storage::Memory;
+use crate::backend::{AttentionSpec, KvCacheShape, KvDtype, StepLimits};
+use crate::error::Result;
+
+/// Threads of a block, as the kernel has them.
+const THREADS: usize = 256;
+/// Room for so many times the tokens of a step: its prompts are expanded together where they are fresh, though the longest says how
+/// much each of them has.
+const SLACK: usize = 4;
+
+/// Where one layer's keys and values of some prompts are in 16 bits. Taken once, used by one layer after another.
+pub(crate) struct ExpandSpace {
+    /// Of one layer.
+    kv: KvCache,
+    /// Which of its blocks a sequence has, at the places of the batch's block tables.
+    tables: Memory,
+}
+
+/// Prompts that are expanded together, each to so many blocks.
+pub(crate) struct PromptGroup {
+    /// Of the batch's prompts.
+    pub(crate) prompts: Range<usize>,
+    blocks_of_one: usize,
+}
+
+impl ExpandSpace {
+    /// For the prompts of any step, whose heads are `spec`'s and whose numbers are to be `elem`.
+    pub(crate) fn new(
+        device: &Arc<dyn Device>,
+        elem: ElemType,
+        spec: &AttentionSpec,
+        limits: &StepLimits,
+    ) -> Result<Self> {
+        let shape = KvCacheShape {
+            dtype: if elem == ElemType::F16 { KvDtype::F16 } else { KvDtype::Bf16 },
+            num_layers: 1,
+            num_blocks: limits.max_model_len.max(SLACK * limits.max_tokens).div_ceil(limits.block_size),
+            block_size: limits.block_size,
+            num_kv_heads: spec.num_kv_heads,
+            head_dim: spec.head_dim,
+        };
+        let max_words = limits.max_seqs * limits.max_model_len.div_ceil(limits.block_size);
+        Ok(Self { kv: KvCache::new(device, elem, shape)?, tables: Memory::new(device, 4 * max_words)? })
+    }
+
+    /// What has been expanded.
+    pub(crate) fn kv(&self) -> &KvCache {
+        &self.kv
+    }
+
+    /// The expanded sequences' block tables.
+    pub(crate) fn tables(&self) -> DevicePtr {
+        self.tables.ptr()
+    }
+
+    /// As many of the batch's prompts from `first` on as there is room for together.
+    pub(crate) fn group(&self, batch: &DeviceBatch, first: usize) -> PromptGroup {
+        let (mut end, mut blocks_of_one) = (first, 0);
+        for context in batch.prompt_contexts(first..batch.num_prompts()) {
+            let most = blocks_of_one.max(context.div_ceil(self.kv.shape.block_size));
+            if end > first && most * (end + 1 - first) > self.kv.shape.num_blocks {
+                break;
+            }
+            (end, blocks_of_one) = (end + 1, most);
+        }
+        PromptGroup { prompts: first..end, blocks_of_one }
+    }
+
+    /// `kernels/expand_kv.cu`: the keys and values that a group's prompts see in `kv[spec.layer]`.
+    pub(crate) fn expand(
+        &self,
+        device: &dyn Device,
+        kv: &KvCache,
+        batch: &DeviceBatch,
+        group: &PromptGroup,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        assert!(
+            kv.is_int8() && kv.elem() == self.kv.elem(),
+            "invariant: a cache of 8 bits beside activations of one type"
+        );
+        let num_blocks = group.prompts.len() * group.blocks_of_one;
+        assert!(num_blocks <= self.kv.shape.num_blocks, "invariant: no sequence is longer than limits say");
+        let args = Args::new().with(self.kv.keys(0)).with(self.kv.values(0)).with(self.tables.ptr());
+        let args = args.with(kv.keys(spec.layer)).with(kv.values(spec.layer)).with(batch.sequences());
+        let args = args.with(batch.block_tables()).with(batch.prompts(group.prompts.start)).with(spec.num_kv_heads);
+        let args = args.with(kv.head_stride()).with(kv.shape.block_size).with(spec.window.unwrap_or(0));
+        let grid = [group.blocks_of_one as u32, group.prompts.len() as u32, 1];
+        let kernel = kv.elem().kernel("expand_kv_bf16", "expand_kv_f16");
+        // SAFETY: there is room for as many blocks as were counted, and for the tables of every step; the batch's tables name blocks of
+        // the cache.
+        unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args) }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    //! Pages as `kernels/lib/kv_int8.h` describes them, made and read by the host; and the kernel against them.
+
+    use super::*;
+    use crate::backend::cuda::storage;
+
+    fn scalar(x: f32, elem: ElemType) -> f32 {
+        storage::floats_of(&storage::bytes_of(&[x], elem), elem)[0]
+    }
+
+    /// The scale of a head's numbers, as `elem` has it.
+    fn scale(x: &[f32], elem: ElemType) -> f32 {
+        let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let greatest = if elem == ElemType::F16 { 63.96875 } else { 2.0f32.powi(119) };
+        scalar((most / 127.0).min(greatest), elem)
+    }
+
+    fn integer(x: f32, scale: f32) -> i32 {
+        if scale == 0.0 { 0 } else { (x / scale).clamp(-127.0, 127.0).round_ties_even() as i32 }
+    }
+
+    /// What a head's numbers become.
+    pub(crate) fn round(x: &[f32], elem: ElemType) -> Vec<f32> {
+        let scale = scale(x, elem);
+        x.iter().map(|&x| scalar(integer(x, scale) as f32 * scale, elem)).collect()
+    }
+
+    /// Of dimension `d`: the bytes where its 16 bits begin; and where its magnitude begins in them, and its sign is.
+    fn place(d: usize) -> (usize, u32, u32) {
+        let is_high = d % 16 >= 8;
+        (d / 16 * 16 + d % 8 * 2, if is_high { 8 } else { 0 }, if is_high { 7 } else { 15 })
+    }
+
+    /// The page of a block's rows of one head, [block_size, head_dim].
+    pub(crate) fn page(rows: &[f32], kv: &KvCache) -> Vec<u8> {
+        let (shape, stride) = (kv.shape, kv.head_stride());
+        let mut page = vec![0; shape.block_size * (stride + 2)];
+        let (numbers, scales) = page.split_at_mut(shape.block_size * stride);
+        for ((numbers, scale_bytes), row) in
+            numbers.chunks_mut(stride).zip(scales.chunks_mut(2)).zip(rows.chunks(shape.head_dim))
+        {
+            let scale = scale(row, kv.elem());
+            scale_bytes.copy_from_slice(&storage::bytes_of(&[scale], kv.elem()));
+            for (d, &x) in row.iter().enumerate() {
+                let (at, magnitude, sign) = place(d);
+                let q = integer(x, scale);
+                let bits = (q.unsigned_abs() << magnitude | u32::from(q < 0) << sign) as u16;
+                numbers[at..at + 2].iter_mut().zip(bits.to_le_bytes()).for_each(|(to, bits)| *to |= bits);
+            }
+        }
+        page
+    }
+
+    /// The numbers of pages, [.., block_size, head_stride].
+    pub(crate) fn floats_of(pages: &[u8], kv: &KvCache) -> Vec<f32> {
+        let (shape, stride) = (kv.shape, kv.head_stride());
+        let mut floats = Vec::new();
+        for page in pages.chunks(shape.block_size * (stride + 2)) {
+            let (numbers, scales) = page.split_at(shape.block_size * stride);
+            for (numbers, &scale) in numbers.chunks(stride).zip(&storage::floats_of(scales, kv.elem())) {
+                floats.extend((0..stride).map(|d| {
+                    let (at, magnitude, sign) = place(d);
+                    let bits = u16::from_le_bytes([numbers[at], numbers[at + 1]]);
+                    let q = f32::from(bits >> magnitude & 0x7f) * if bits >> sign & 1 == 1 { -1.0 } else { 1.0 };
+                    scalar(q * scale, kv.elem())
+                }));
+            }
+        }
+        floats
+    }
+
+    #[test]
+    fn numbers_are_127_parts_of_the_greatest() {
+        for elem in [ElemType::Bf16, ElemType::F16] {
+            for magnitude in [1e-3, 1.0, 300.0, 7e3] {
+                let x: Vec<f32> = crate::ops::testing::random(64, 1).iter().map(|x| x * magnitude).collect();
+                let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                for (x, rounded) in x.iter().zip(round(&x, elem)) {
+                    let bound = most / 254.0 + x.abs() / 128.0;
+                    assert!((x - rounded).abs() <= bound, "{x} {rounded}");
+                }
+            }
+            assert_eq!(round(&[0.0, -0.0], elem), [0.0, 0.0]);
+        }
+        // Beyond the range.
+        assert_eq!(round(&[6e4, -1.0, 500.0], ElemType::F16)[0], 8124.0);
+        assert!(round(&[3e38, 1e30], ElemType::Bf16).iter().all(|x| x.is_finite()));
+    }
+}
