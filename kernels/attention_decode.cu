@@ -31,6 +31,8 @@
 #include "lib/attention_tile.h"
 
 static constexpr u32 WARPS = 4, ROWS = 16;
+// A sequence's last keys, at most, that the step itself writes: the query's own, and where drafts are computed along those before it.
+static constexpr u32 STEP_KEYS = 16;
 
 // What a block does: keys low to high, some of those that its query sees, which are in num_splits splits. num_blocks: how many blocks
 // of the grid have work of this sequence and these heads.
@@ -156,9 +158,9 @@ struct Decode {
             return Tiles::cache_row(call, block, work.kv_head, work.low, work.high, round * WARPS + warp);
         };
 
-        // Copies first, then what can be done while they are on their way. Of the keys only the query's own are the kernel's before.
+        // Copies first, then what can be done while they are on their way. Of the keys only the last are the kernel's before.
         const u32 first_round = work.low / ROUND, end_round = work.high / ROUND + 1;
-        const bool is_early = (first_round * WARPS + warp + 1) * TILE < work.num_keys;
+        const bool is_early = (first_round * WARPS + warp + 1) * TILE + STEP_KEYS <= work.num_keys;
         if (!is_early) wait_for_kernel_before();
         u32 row = row_of(first_round, find(first_round));
         copy_tile(call, work, shared.keys[warp], call.keys, row, first_round);

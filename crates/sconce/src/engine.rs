@@ -103,6 +103,12 @@ impl EngineBuilder {
         self
     }
 
+    /// Tokens that are drafted in a step, at most ([`EngineConfig::num_speculative_tokens`]); by default none.
+    pub fn num_speculative_tokens(mut self, tokens: usize) -> Self {
+        self.config.num_speculative_tokens = tokens;
+        self
+    }
+
     /// The type that keys and values have in the cache; by default what the device does best.
     pub fn kv_cache_dtype(mut self, dtype: KvCacheDtype) -> Self {
         self.config.kv_cache_dtype = dtype;

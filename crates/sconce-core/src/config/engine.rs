@@ -217,6 +217,10 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: Option<usize>,
     /// Most sequences that run at once.
     pub max_num_seqs: usize,
+    /// Tokens that may follow a sequence and are computed along with its last, at most (speculative decoding): what followed where it
+    /// said the same before. Tokens, and what is told of them, are the same as without; 0: none. While few sequences run, up to
+    /// [`EngineConfig::MAX_SPECULATIVE_TOKENS`] in all.
+    pub num_speculative_tokens: usize,
     /// Most requests that wait in the inbox before submit answers `Overloaded`.
     pub max_waiting: usize,
     /// Whether the KV blocks of earlier prompts and answers are used again by requests that begin with the same tokens.
@@ -245,6 +249,7 @@ impl Default for EngineConfig {
             block_size: 16,
             max_num_batched_tokens: None,
             max_num_seqs: 128,
+            num_speculative_tokens: 0,
             max_waiting: 1024,
             prefix_cache: true,
             num_threads: None,
@@ -255,6 +260,9 @@ impl Default for EngineConfig {
 }
 
 impl EngineConfig {
+    /// The greatest [`EngineConfig::num_speculative_tokens`].
+    pub const MAX_SPECULATIVE_TOKENS: usize = 15;
+
     /// Checks each field by itself. What depends on the model is checked when it is loaded.
     pub fn validate(&self) -> Result<()> {
         let at_least_one = |field: &'static str, value: usize| {
@@ -270,6 +278,10 @@ impl EngineConfig {
         }
         if let Some(n) = self.num_threads {
             at_least_one("threads", n)?;
+        }
+        if self.num_speculative_tokens > Self::MAX_SPECULATIVE_TOKENS {
+            let (most, found) = (Self::MAX_SPECULATIVE_TOKENS, self.num_speculative_tokens);
+            return Err(Error::config("num-speculative-tokens", format!("must be at most {most}, found {found}")));
         }
         if !self.block_size.is_power_of_two() || self.block_size > 256 {
             return Err(Error::config(

@@ -1,5 +1,6 @@
 //! [`Compute`]: a model and all that its steps work on, on one device.
 
+use super::drafts::MAX_DRAFTING_ROWS;
 use super::footprint::Footprint;
 use super::load::{MAX_PROMPT_LOGITS, mebibytes};
 use super::progress::Progress;
@@ -73,10 +74,12 @@ impl<B: Backend> Compute<B> {
             Loader { backend: &backend, store, config: model_config, dtype, max_model_len: wanted_len, progress };
         let model = (models::find::<B>(raw)?.load)(&loader)?;
         progress.finish();
+        let drafting_rows = if config.num_speculative_tokens > 0 { MAX_DRAFTING_ROWS } else { 0 };
+        let max_seqs = config.max_num_seqs.max(drafting_rows);
         let limits = StepLimits {
             max_tokens: max_step_tokens,
-            max_seqs: config.max_num_seqs,
-            max_logits: config.max_num_seqs + MAX_PROMPT_LOGITS,
+            max_seqs,
+            max_logits: max_seqs + MAX_PROMPT_LOGITS,
             max_model_len: wanted_len,
             block_size: config.block_size,
             kv_dtype: shape.dtype,

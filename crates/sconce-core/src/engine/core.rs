@@ -41,6 +41,10 @@ pub(super) struct State {
     pub(super) requests: BTreeMap<GroupId, RunningRequest>,
     next_id: GroupId,
     pub(super) steps: Steps,
+    /// Drafts that a sequence has at most in a step; 0: none.
+    pub(super) num_speculative_tokens: usize,
+    /// Those of one sequence; kept for its memory.
+    pub(super) drafts: Vec<u32>,
 }
 
 /// The KV cache as the scheduler sees it.
@@ -67,7 +71,14 @@ impl State {
             requests: BTreeMap::new(),
             next_id: 0,
             steps: Steps::default(),
+            num_speculative_tokens: 0,
+            drafts: Vec::new(),
         }
+    }
+
+    /// The same, where so many tokens of a sequence are drafted in a step.
+    pub(super) fn with_drafts(self, num_speculative_tokens: usize) -> Self {
+        Self { num_speculative_tokens, ..self }
     }
 
     fn reset(&mut self) {

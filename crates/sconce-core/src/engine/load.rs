@@ -183,7 +183,7 @@ impl Launch<'_> {
             limits: Limits { eos_token_ids, max_model_len: info.max_model_len },
             status: Arc::clone(&status),
             inbox,
-            state: State::new(scheduler_config, cache_config),
+            state: State::new(scheduler_config, cache_config).with_drafts(config.num_speculative_tokens),
         };
         let thread = std::thread::Builder::new().name("sconce-engine".into()).spawn(move || engine.run());
         let thread = thread.map_err(|e| Error::internal(format!("the engine's thread could not be started: {e}")))?;

@@ -6,6 +6,7 @@ mod compute;
 mod core;
 #[cfg(test)]
 mod cuda_tests;
+mod drafts;
 mod files;
 mod footprint;
 mod handle;

@@ -61,6 +61,10 @@ pub struct EngineStatus {
     pub num_cached_prompt_tokens: AtomicUsize,
     /// Tokens generated; in a beam search, of all beams that go on.
     pub num_generated_tokens: AtomicUsize,
+    /// Drafts computed, of speculative decoding.
+    pub num_draft_tokens: AtomicUsize,
+    /// Of these, tokens that turned out to be the sequence's.
+    pub num_accepted_tokens: AtomicUsize,
     /// Requests ended, cancelled ones among them.
     pub num_finished_requests: AtomicUsize,
     /// Requests whose caller went away.
@@ -87,6 +91,8 @@ impl Default for EngineStatus {
             num_prompt_tokens: AtomicUsize::new(0),
             num_cached_prompt_tokens: AtomicUsize::new(0),
             num_generated_tokens: AtomicUsize::new(0),
+            num_draft_tokens: AtomicUsize::new(0),
+            num_accepted_tokens: AtomicUsize::new(0),
             num_finished_requests: AtomicUsize::new(0),
             num_cancelled_requests: AtomicUsize::new(0),
             is_alive: AtomicBool::new(true),

@@ -5,6 +5,8 @@
 //! and the device takes it from where it was sampled. A sequence that turns out to have ended has been computed once too
 //! often: that answer is passed over, and its blocks are free. Whoever gets them writes to them in a later step, and steps are
 //! carried out in order.
+//!
+//! Where drafts are looked for, each step is read first: what may follow is looked up by the last token.
 
 use std::sync::atomic::Ordering;
 
@@ -67,7 +69,11 @@ impl<B: Backend> Engine<B> {
             self.read(slot)?;
         }
         match launched? {
-            Some(slot) if self.compute.backend.can_run_ahead() && self.state.go_on_unread(slot) => {
+            Some(slot)
+                if self.compute.backend.can_run_ahead()
+                    && !self.state.is_drafting()
+                    && self.state.go_on_unread(slot) =>
+            {
                 self.state.steps.under_way = Some(slot);
                 Ok(())
             }
@@ -79,6 +85,9 @@ impl<B: Backend> Engine<B> {
     /// Plans the next step and launches it, and returns its slot. `before`: the step under way, without whose answers there
     /// may be nothing to compute.
     fn launch(&mut self, before: Option<usize>) -> Result<Option<usize>> {
+        if before.is_none() && self.state.is_drafting() {
+            self.state.draft();
+        }
         let State { scheduler, steps, .. } = &mut self.state;
         let slot = before.map_or(0, |before| (before + 1) % NUM_SLOTS);
         let (plan, batch) = (&mut steps.slots[slot].plan, &mut steps.batch);
@@ -160,15 +169,24 @@ impl State {
         let Self { scheduler, requests, steps: Steps { slots, growth, .. }, .. } = self;
         let LaunchedStep { plan, num_answers } = &slots[slot];
         for ((chunk, pos), &num_answers) in plan.logit_positions().zip(num_answers) {
-            if scheduler.live_sequence(chunk.group, chunk.index).is_none() {
-                // It has ended, or its caller has gone, since the step was launched.
+            // Otherwise it has ended, or its caller has gone, since the step was launched.
+            let is_live = scheduler.live_sequence(chunk.group, chunk.index).is_some();
+            let is_draft = pos >= chunk.end_of_own();
+            if !is_live || is_draft && !scheduler.accept_draft(chunk, pos) {
                 (0..num_answers).for_each(|_| drop(results.take_next()));
                 continue;
             }
+            add_to(&status.num_accepted_tokens, usize::from(is_draft));
             let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
             request.push_results(tokenizer, results, pos, chunk.index, growth);
             add_to(&status.num_generated_tokens, growth.tokens.len());
             grow(scheduler, chunk.group, growth);
+        }
+        for chunk in plan.chunks.iter().filter(|chunk| chunk.num_drafts > 0) {
+            add_to(&status.num_draft_tokens, chunk.num_drafts);
+            if scheduler.live_sequence(chunk.group, chunk.index).is_some() {
+                scheduler.clear_drafts(chunk.group, chunk.index);
+            }
         }
     }
 
@@ -209,9 +227,13 @@ fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler) {
     batch.clear();
     for chunk in &plan.chunks {
         let seq = &scheduler.group(chunk.group).sequences[chunk.index];
-        let tokens = &seq.token_ids[chunk.start..chunk.end()];
+        let (tokens, blocks) = (&seq.token_ids[chunk.start..chunk.end_of_own()], seq.block_table.blocks());
         let block_size = scheduler.pool().block_size();
-        batch.push(tokens, seq.block_table.blocks(), chunk.start, chunk.logits_from, block_size);
+        batch.push(tokens, blocks, chunk.start, chunk.logits_from, block_size);
+        // Each a sequence of its own, with the same blocks: so they are attended as decodes are.
+        for (pos, &draft) in (chunk.end_of_own()..).zip(&seq.drafts[..chunk.num_drafts]) {
+            batch.push(&[draft], blocks, pos, pos, block_size);
+        }
         if let Some(row) = seq.unread_row {
             batch.set_last_unread(row);
         }

@@ -14,6 +14,8 @@ pub struct ScheduledChunk {
     pub start: usize,
     /// Tokens in the chunk, at least 1.
     pub len: usize,
+    /// How many of them, the last ones, are drafts ([`Sequence::drafts`](super::Sequence::drafts)).
+    pub num_drafts: usize,
     /// Logits are wanted at positions `logits_from..start + len`; none if that range is empty.
     pub logits_from: usize,
 }
@@ -22,6 +24,11 @@ impl ScheduledChunk {
     /// One past the chunk's last position.
     pub fn end(&self) -> usize {
         self.start + self.len
+    }
+
+    /// One past the last position of a token that is the sequence's own.
+    pub fn end_of_own(&self) -> usize {
+        self.end() - self.num_drafts
     }
 
     /// Positions whose logits are wanted.

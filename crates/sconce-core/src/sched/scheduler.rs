@@ -138,7 +138,9 @@ impl Scheduler {
             let len = self.chunk_len(id, idx, pending.min(1 + extra), &mut prompt_logits);
             if self.make_room((id, idx), len, plan) {
                 extra -= len - 1;
-                self.push_chunk(plan, id, idx, len);
+                let num_drafts = if len == pending { self.make_room_for_drafts((id, idx), len, extra) } else { 0 };
+                extra -= num_drafts;
+                self.push_chunk(plan, id, idx, len + num_drafts, num_drafts);
             }
         }
         if plan.num_preempted == 0 {
@@ -164,7 +166,7 @@ impl Scheduler {
             let has_room = self.make_room((id, idx), len, plan);
             assert!(has_room, "invariant: admission found room");
             budget -= len;
-            self.push_chunk(plan, id, idx, len);
+            self.push_chunk(plan, id, idx, len, 0);
         }
     }
 
@@ -261,6 +263,23 @@ impl Scheduler {
         }
     }
 
+    /// Reserves blocks for a sequence's drafts behind `len` tokens, and returns how many they are: at most `most`, and none where that
+    /// would leave fewer free blocks than sequences run. Nobody gives way to a draft.
+    fn make_room_for_drafts(&mut self, (id, idx): (GroupId, usize), len: usize, most: usize) -> usize {
+        let (pool, num_running) = (&mut self.pool, self.num_running);
+        let seq = &mut self.groups.get_mut(&id).expect("invariant: listed").sequences[idx];
+        seq.drafts.truncate(most);
+        let (start, len) = (seq.num_computed_tokens, len + seq.drafts.len());
+        let num_missing = seq.block_table.num_missing(pool, start, len);
+        if num_missing > 0 && num_missing + num_running > pool.num_free() {
+            seq.drafts.clear();
+            return 0;
+        }
+        let copy = seq.block_table.reserve(pool, start, len);
+        debug_assert_eq!(copy, None, "invariant: there is room for the tokens before the drafts");
+        seq.drafts.len()
+    }
+
     fn youngest_running(&self) -> Option<(GroupId, usize)> {
         let last = |g: &SequenceGroup| g.sequences.iter().rposition(|s| s.status == SequenceStatus::Running);
         self.groups.iter().rev().find_map(|(&id, g)| last(g).map(|idx| (id, idx)))
@@ -271,16 +290,16 @@ impl Scheduler {
         self.leave_running(id, idx, if is_computed { SequenceStatus::Parked } else { SequenceStatus::Waiting });
     }
 
-    fn push_chunk(&self, plan: &mut StepPlan, id: GroupId, idx: usize, len: usize) {
+    fn push_chunk(&self, plan: &mut StepPlan, id: GroupId, idx: usize, len: usize, num_drafts: usize) {
         let group = &self.groups[&id];
         let seq = &group.sequences[idx];
         let (start, end) = (seq.num_computed_tokens, seq.num_computed_tokens + len);
-        let is_last = end == seq.token_ids.len();
-        let mut logits_from = if is_last { end - 1 } else { end };
+        // From the last token on.
+        let mut logits_from = end.min(seq.token_ids.len() - 1);
         if let Some(from) = group.wanted_prompt_logits() {
             logits_from = logits_from.min(from.max(start));
         }
-        plan.chunks.push(ScheduledChunk { group: id, index: idx, start, len, logits_from });
+        plan.chunks.push(ScheduledChunk { group: id, index: idx, start, len, num_drafts, logits_from });
     }
 
     /// Counts the plan's tokens as computed, lets full blocks be found by others, and gives back those that no later
@@ -293,9 +312,9 @@ impl Scheduler {
                 *from = (*from).max(chunk.end());
             }
             let seq = &mut group.sequences[chunk.index];
-            seq.num_computed_tokens = chunk.end();
+            seq.num_computed_tokens = chunk.end_of_own();
             // A block is found by its tokens: one with an unread token is held until that is read.
-            let num_known = chunk.end().min(seq.num_read());
+            let num_known = chunk.end_of_own().min(seq.num_read());
             seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..num_known]);
             seq.block_table.release_before(&mut self.pool, self.config.first_visible(num_known));
         }
@@ -318,6 +337,37 @@ impl Scheduler {
         *seq.token_ids.last_mut().expect("invariant: it has an unread token") = token_id;
         // The step that computes it may be under way: later ones can begin with the block that it fills.
         seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..seq.num_computed_tokens]);
+    }
+
+    /// Says which tokens may follow a sequence whose last token alone is to be computed: the next step computes as many of them as
+    /// there is room for.
+    pub fn set_drafts(&mut self, id: GroupId, idx: usize, drafts: &[u32]) {
+        let seq = self.sequence_mut(id, idx);
+        debug_assert!(
+            seq.num_pending() == 1 && seq.unread_row.is_none(),
+            "invariant: all that a draft follows is known"
+        );
+        seq.drafts.clear();
+        seq.drafts.extend_from_slice(drafts);
+    }
+
+    /// Forgets a sequence's drafts: the step that computed them has been read.
+    pub fn clear_drafts(&mut self, id: GroupId, idx: usize) {
+        self.sequence_mut(id, idx).drafts.clear();
+    }
+
+    /// Whether the draft of `chunk` that was computed at `pos` is the token that its sequence has there: then it counts as computed.
+    pub fn accept_draft(&mut self, chunk: &ScheduledChunk, pos: usize) -> bool {
+        let group = self.groups.get_mut(&chunk.group).expect("invariant: the group has not been removed");
+        let seq = &mut group.sequences[chunk.index];
+        let draft = seq.drafts[pos - chunk.end_of_own()];
+        if seq.num_computed_tokens != pos || seq.token_ids.get(pos) != Some(&draft) {
+            return false;
+        }
+        seq.num_computed_tokens = pos + 1;
+        seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..pos + 1]);
+        seq.block_table.release_before(&mut self.pool, self.config.first_visible(pos + 1));
+        true
     }
 
     /// Replaces the group's sequences: the i-th continues what `parents[i]` was. It has its tokens, and shares its blocks
@@ -360,6 +410,7 @@ impl Scheduler {
         let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
         self.num_running -= usize::from(seq.status == SequenceStatus::Running);
         seq.block_table.release(&mut self.pool);
+        seq.drafts.clear();
         seq.num_computed_tokens = 0;
         seq.status = status;
     }

@@ -29,6 +29,9 @@ pub struct Sequence {
     pub token_ids: Vec<u32>,
     /// Where the last token is unread, the row of the logits that it was sampled from, in the step under way.
     pub unread_row: Option<usize>,
+    /// Tokens that may follow, and are computed along with the last (speculative decoding; Leviathan et al. 2023): until the step is
+    /// read that computes them. Nothing of them counts as computed before it is known to be the sequence's.
+    pub drafts: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     pub num_computed_tokens: usize,
     /// Where they are.
@@ -43,6 +46,7 @@ impl Sequence {
         Self {
             token_ids,
             unread_row: None,
+            drafts: Vec::new(),
             num_computed_tokens: 0,
             block_table: BlockTable::default(),
             status: SequenceStatus::Waiting,

@@ -56,6 +56,9 @@ struct Simulation {
     said: Vec<Vec<u32>>,
     num_ahead: usize,
     num_in_vain: usize,
+    /// Most drafts of a sequence in a step, some of which are right.
+    drafts: usize,
+    num_accepted: usize,
 }
 
 const BLOCK_SIZE: usize = 4;
@@ -83,6 +86,8 @@ impl Simulation {
             said: Vec::new(),
             num_ahead: 0,
             num_in_vain: 0,
+            drafts: 0,
+            num_accepted: 0,
         }
     }
 
@@ -122,6 +127,9 @@ impl Simulation {
     /// Plans a step and carries it out: whatever is launched later comes after it.
     fn launch(&mut self, before: Option<&StepPlan>) -> StepPlan {
         let mut plan = StepPlan::default();
+        if before.is_none() {
+            self.draft();
+        }
         match before {
             Some(_) => self.scheduler.schedule_ahead(&mut plan),
             None => self.scheduler.schedule(&mut plan),
@@ -143,11 +151,45 @@ impl Simulation {
     /// Takes what a step has sampled.
     fn read(&mut self, plan: &StepPlan) {
         for chunk in &plan.chunks {
-            match self.scheduler.live_sequence(chunk.group, chunk.index) {
-                Some(_) => self.sample(chunk),
-                None => self.num_in_vain += 1,
+            let is_live = |sim: &Self| sim.scheduler.live_sequence(chunk.group, chunk.index).is_some();
+            if !is_live(self) {
+                self.num_in_vain += 1;
+                continue;
+            }
+            self.sample(chunk);
+            for pos in chunk.end_of_own()..chunk.end() {
+                if is_live(self) && self.scheduler.accept_draft(chunk, pos) {
+                    self.num_accepted += 1;
+                    self.sample(chunk);
+                }
+            }
+            if chunk.num_drafts > 0 && is_live(self) {
+                self.scheduler.clear_drafts(chunk.group, chunk.index);
             }
         }
+    }
+
+    /// Drafts for sequences with one token to compute: right ones, and perhaps a wrong one behind them, which no sequence has.
+    fn draft(&mut self) {
+        if self.drafts == 0 {
+            return;
+        }
+        let mut found = Vec::new();
+        for (&id, request) in &self.requests {
+            for (idx, seq) in self.scheduler.group(id).sequences.iter().enumerate() {
+                let (len, is_sampled) = (seq.token_ids.len(), matches!(request.kind, Kind::Sampled(_)));
+                let can = seq.status == SequenceStatus::Running && seq.num_pending() == 1;
+                if !can || !is_sampled || !request.forked {
+                    continue;
+                }
+                let most = (request.prompt.len() + max_tokens(request, idx)).saturating_sub(len + 1).min(self.drafts);
+                let num_right = self.rng.below(most + 1);
+                let right = (len..len + num_right).map(|pos| generated_token(id, idx, pos));
+                let drafts: Vec<u32> = right.chain([UNREAD - 1]).take(most).collect();
+                found.push((id, idx, drafts));
+            }
+        }
+        found.iter().for_each(|(id, idx, drafts)| self.scheduler.set_drafts(*id, *idx, drafts));
     }
 
     /// Lets the sequences of a step go on with tokens that are not read, if all of them can.
@@ -172,7 +214,8 @@ impl Simulation {
 
     /// The token that stands at a position, whether the scheduler knows it or not.
     fn token(&self, id: GroupId, idx: usize, pos: usize) -> u32 {
-        let token = self.scheduler.group(id).sequences[idx].token_ids[pos];
+        let seq = &self.scheduler.group(id).sequences[idx];
+        let token = seq.token_ids.iter().chain(&seq.drafts).nth(pos).copied().unwrap();
         if token == UNREAD { generated_token(id, idx, pos) } else { token }
     }
 
@@ -216,7 +259,8 @@ impl Simulation {
             for seq in &self.scheduler.group(id).sequences {
                 let live = &seq.block_table.blocks()[seq.block_table.num_released()..];
                 if let Some(window) = self.config.window {
-                    assert!(live.len() <= (window + BLOCK_SIZE - 1).div_ceil(BLOCK_SIZE), "request {id}: {live:?}");
+                    let most = (window + self.drafts + BLOCK_SIZE - 1).div_ceil(BLOCK_SIZE);
+                    assert!(live.len() <= most, "request {id}: {live:?}");
                 }
                 held.extend(live);
             }

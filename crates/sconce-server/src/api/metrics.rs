@@ -22,6 +22,8 @@ const ENGINE: &[(&str, &str, &str, Figure)] = &[
     ("sconce_kv_blocks_peak", "gauge", "Most KV blocks that have been in use at once.", |s| get(&s.peak_used_blocks)),
     ("sconce_kv_blocks_total", "gauge", "KV blocks in the pool.", |s| get(&s.num_total_blocks)),
     ("sconce_steps_total", "counter", "Steps run.", |s| get(&s.num_steps)),
+    ("sconce_draft_tokens_total", "counter", "Drafts computed by speculative decoding.", |s| get(&s.num_draft_tokens)),
+    ("sconce_accepted_tokens_total", "counter", "Drafts that turned out to be right.", |s| get(&s.num_accepted_tokens)),
     ("sconce_steps_ahead_total", "counter", "Steps launched before the one before was read.", |s| get(&s.num_steps_ahead)),
     ("sconce_preemptions_total", "counter", "Sequences that lost their KV blocks to others.", |s| get(&s.num_preemptions)),
     ("sconce_prompt_tokens_total", "counter", "Prompt tokens of the requests taken up.", |s| get(&s.num_prompt_tokens)),

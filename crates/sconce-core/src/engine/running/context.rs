@@ -62,6 +62,11 @@ impl RequestContext {
         pos + 2 >= self.max_len
     }
 
+    /// Tokens that can follow a sequence of so many, but for the last that it may have.
+    pub(super) fn max_drafts(&self, len: usize) -> usize {
+        self.max_len.saturating_sub(len + 1)
+    }
+
     /// How a token ends a sequence, if it does.
     pub(super) fn end_kind(&self, token_id: u32) -> Option<FinishKind> {
         let at = self.end_token_ids.iter().position(|&id| id == token_id)?;

@@ -156,6 +156,13 @@ impl RunningRequest {
         }
     }
 
+    /// How many drafts may follow a sequence of so many tokens: none where what comes next is chosen by the token before it.
+    pub(super) fn max_drafts(&self, len: usize) -> usize {
+        let is_sampled = matches!(self.decoding, Decoding::Sampling(_));
+        let has_begun = len > self.prompt_ids().len();
+        if is_sampled && has_begun && !self.context.params.has_penalties() { self.context.max_drafts(len) } else { 0 }
+    }
+
     /// Takes from `results` what [`RunningRequest::ask`] asked for of the same place, and says how the group grows. It
     /// does not while its prompt is computed, nor where the beams of a search have to wait for one another.
     pub(super) fn push_results(

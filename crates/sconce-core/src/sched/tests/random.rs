@@ -8,11 +8,12 @@ struct Run {
     seed: u64,
     window: Option<usize>,
     runs_ahead: bool,
+    drafts: usize,
 }
 
-/// Returns how many steps were planned ahead, and how many sequences were computed once too often.
-fn check_random(run: Run) -> (usize, usize) {
-    let Run { seed, window, runs_ahead } = run;
+/// Returns how many steps were planned ahead, how many sequences were computed once too often, and how many drafts were right.
+fn check_random(run: Run) -> [usize; 3] {
+    let Run { seed, window, runs_ahead, drafts } = run;
     let mut rng = Lcg(seed);
     let max_num_seqs = 1 + rng.below(8);
     let config = SchedulerConfig {
@@ -27,7 +28,8 @@ fn check_random(run: Run) -> (usize, usize) {
         pool = pool.with_prefix_cache();
     }
     let mut sim = Simulation::with_pool(pool, config);
-    (sim.runs_ahead, sim.ends) = (runs_ahead, if runs_ahead { 8 } else { 0 });
+    (sim.runs_ahead, sim.ends) = (runs_ahead, if runs_ahead || seed % 4 == 0 && drafts > 0 { 8 } else { 0 });
+    sim.drafts = drafts;
     // Beams keep every step that they are in from being followed: some runs have none.
     let has_beams = !runs_ahead || seed % 3 == 0;
     let mut next_id = 0;
@@ -60,21 +62,51 @@ fn check_random(run: Run) -> (usize, usize) {
     assert_eq!(sim.scheduler.pool().num_used(), 0, "{run:?}");
     assert_eq!((sim.scheduler.num_running(), sim.scheduler.num_waiting()), (0, 0), "{run:?}");
     assert!(seed % 2 == 1 || sim.num_cached_tokens == 0, "{run:?}: there is no prefix cache");
-    (sim.num_ahead, sim.num_in_vain)
+    [sim.num_ahead, sim.num_in_vain, sim.num_accepted]
 }
 
 #[test]
 fn random_requests_end_and_never_read_a_wrong_slot() {
     for seed in 0..300 {
-        assert_eq!(check_random(Run { seed, window: None, runs_ahead: false }), (0, 0));
+        assert_eq!(check_random(Run { seed, window: None, runs_ahead: false, drafts: 0 }), [0; 3]);
     }
 }
 
 #[test]
 fn with_a_window_too() {
     for seed in 0..300 {
-        check_random(Run { seed, window: Some(1 + seed as usize % 24), runs_ahead: false });
+        check_random(Run { seed, window: Some(1 + seed as usize % 24), runs_ahead: false, drafts: 0 });
     }
+}
+
+#[test]
+fn drafts_change_nothing() {
+    for window in [false, true] {
+        let mut num_accepted = 0;
+        for seed in 0..300 {
+            let window = window.then_some(1 + seed as usize % 24);
+            num_accepted += check_random(Run { seed, window, runs_ahead: false, drafts: 1 + seed as usize % 9 })[2];
+        }
+        assert!(num_accepted > 5000, "{num_accepted} drafts were right");
+    }
+}
+
+/// Each right draft saves a step, and the block that drafts fill is found once they are known to be right.
+#[test]
+fn right_drafts_save_steps() {
+    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
+    sim.drafts = 6;
+    sim.add(0, 10, 1, 40);
+    while !sim.requests.is_empty() {
+        assert!(sim.step());
+    }
+    assert!(sim.num_accepted > 10, "{} drafts were right", sim.num_accepted);
+    assert_eq!((sim.num_steps + sim.num_accepted, sim.scheduler.pool().num_used()), (40, 0));
+    let said = sim.said[0].clone();
+    sim.add_prompt(1, said, Kind::Sampled(1), 1);
+    assert!(sim.step());
+    assert_eq!(sim.num_cached_tokens, 48, "all but the last token were computed");
 }
 
 #[test]
@@ -83,8 +115,8 @@ fn steps_planned_before_the_last_is_read_change_nothing() {
         let (mut num_ahead, mut num_in_vain) = (0, 0);
         for seed in 0..300 {
             let window = window.then_some(1 + seed as usize % 24);
-            let counts = check_random(Run { seed, window, runs_ahead: true });
-            (num_ahead, num_in_vain) = (num_ahead + counts.0, num_in_vain + counts.1);
+            let counts = check_random(Run { seed, window, runs_ahead: true, drafts: 0 });
+            (num_ahead, num_in_vain) = (num_ahead + counts[0], num_in_vain + counts[1]);
         }
         assert!(num_ahead > 1000 && num_in_vain > 1000, "{num_ahead} steps ahead, {num_in_vain} sequences in vain");
     }
