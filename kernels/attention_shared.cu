@@ -2,7 +2,9 @@
 // answers to one, requests behind one system prompt (cascade attention; Juravsky et al. 2024, Hydragen; Ye et al. 2025,
 // FlashInfer). The keys of a split that is whole and the same for all of them are read once for many sequences.
 //
-// attention_shared_int8: the same of a cache of 8 bits. Arguments are attention.cu's, but for prompts. items [grid.x, 4]: neighbouring sequences, the first of them and how many; splits,
+// attention_shared_int8: the same of a cache of 8 bits.
+//
+// Arguments are attention.cu's, but for prompts. items [grid.x, 4]: neighbouring sequences, the first of them and how many; splits,
 // the first of them and how many, none of which is the last of any of the sequences. No sequences: nothing to do.
 // ops/attention/shared.rs makes them, and attention_decode's shared_splits with them.
 //
@@ -14,7 +16,7 @@
 // Grid (items, num_kv_heads), as many items as there are at most for a step of its shape; 32 to 256 threads, 16 rows a warp.
 // Shared memory: attention's with three buffers, without what the splits before have come to.
 //
-// Bounded by memory, 4 * head_dim bytes a key, key head and item, up to some 128 rows; 8 * DIM bytes of partial results a row and
+// Bounded by memory, 4 * head_dim bytes a key, key head and item, or of 8 bits 2 * head_dim + 4, up to some 128 rows; 8 * DIM bytes of partial results a row and
 // split come to it, which attention_decode has as well.
 #include "lib/platform.h"
 #include "lib/softmax.h"

@@ -2,9 +2,9 @@
 // kernels for prompts read them: they would expand a key once for each 16 queries.
 //
 // keys, values [num_blocks, num_kv_heads] pages of one layer; out_keys, out_values [pages, num_kv_heads, block_size,
-// head_stride], 16 bits; sequences and tables are attention.cu's, prompts [grid.y] of it. Page i of the grid's prompt p becomes page
-// p * grid.x + i of the output, whole, and out_tables says so where tables has the page. Pages that no query of the prompt sees are
-// left as they are; tables may name none there.
+// head_stride], 16 bits; sequences and tables are attention.cu's, prompts [grid.y] of it. The prompts' pages become those of the
+// output, one prompt after another, whole, and out_tables says which where tables has the page. Pages that no query of the prompt sees
+// are left as they are; tables may name none there.
 //
 // Grid (most pages of a prompt, prompts), 256 threads, each of which takes 16 numbers at a time; no shared memory. block_size a multiple
 // of 8, head_stride of 16.
@@ -19,6 +19,15 @@ static constexpr u32 THREADS = 256;
 struct Shape {
     u32 num_kv_heads, head_stride, block_size;
 };
+
+// Pages of the prompts before this block's, by whole warps.
+DEVICE u32 pages_before(const u32* sequences, const u32* prompts, u32 block_size) {
+    u32 sum = 0;
+    for (u32 i = threadIdx.x % 32; i < blockIdx.y; i += 32) sum += (sequences[4 * prompts[i] + 2] + block_size - 1) / block_size;
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+    return sum;
+}
 
 // The pages of all key heads of a block.
 template <typename T>
@@ -47,7 +56,8 @@ DEVICE void expand_block(T* out, const i8* cache, u32 to, u32 from, const Shape&
         const u32* seq = sequences + 4 * prompts[blockIdx.y];                                                          \
         const u32 first_key = blockIdx.x * block_size, low = low_of(seq[2] - seq[1], window);                          \
         if (first_key >= seq[2] || first_key + block_size <= low) return;                                              \
-        const u32 to = blockIdx.y * gridDim.x + blockIdx.x, from = tables[seq[3] + blockIdx.x];                        \
+        const u32 to = pages_before(sequences, prompts, block_size) + blockIdx.x;                                      \
+        const u32 from = tables[seq[3] + blockIdx.x];                                                                  \
         const Shape shape = {num_kv_heads, head_stride, block_size};                                                   \
         expand_block(out_keys, keys, to, from, shape);                                                                 \
         expand_block(out_values, values, to, from, shape);                                                             \

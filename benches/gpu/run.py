@@ -196,7 +196,7 @@ def steps():
     skipped = [part for name in of_fast for part in ("--skip", name)]
     yield test("linear on Hopper", 60, "linear::hopper", "kernels_for_hopper", "--nocapture", *skipped, fallback=WITHOUT_HOPPER)
     yield test("attention on Hopper", 60, "attention::hopper", "--nocapture", fallback=WITHOUT_HOPPER)
-    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "--skip", "kernels_for_hopper", *skipped)
+    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "--skip", "kernels_for_hopper", "--skip", "int8", *skipped)
     long = ["--max-model-len", "9216", "--max-num-batched-tokens", "8192", "--num-iters", "3"]
     # The log says which algorithms are chosen by trial.
     yield bench("one user", 90, "latency", "--input-len", "128,2048,8192", "--output-len", "128", *long, env=CHOICES, fallback=WITHOUT_TRIALS)
@@ -265,7 +265,7 @@ def steps():
         lengths = ["--num-prompts", batch_size, "--max-num-seqs", batch_size, "--input-len", 32, "--output-len", 256]
         yield bench(f"{batch_size} at once, fp8", 40, "throughput", *lengths, *fp8)
     # Keys and values of 8 bits: half of what decodes of many users read beside the weights.
-    yield test("keys and values in int8", 60, "int8", "expand_kv")
+    yield test("keys and values in int8", 60, "int8", "expand_kv", "rope_append_kv")
     int8 = ["--kv-cache-dtype", "int8"]
     for batch_size in [64, 256]:
         yield together(f"decode of {batch_size}, int8 keys", batch_size, 1024, 64, "--cached-prompts", *int8, limit_s=40)
@@ -303,6 +303,7 @@ def steps():
         for tool in ["memcheck", "racecheck"]:
             before = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-regex", "kernel_substring=_"]
             yield test(f"{tool} of the golden models", 60, "cuda::tests::models_keep", before=before)
+            yield test(f"{tool} of keys and values in int8", 60, "int8_keys", before=before)
     else:
         yield Step("compute-sanitizer", ["compute-sanitizer"], 1)
 
@@ -342,10 +343,12 @@ def table(result):
     return "\n".join(lines) + "\n"
 
 
-def kv_bytes_per_token():
+def kv_bytes_per_token(step):
     config = json.loads((BUILT / "models" / MODEL / "config.json").read_text(encoding="utf-8"))
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
+    # Of 8 bits, and a scale of 16.
+    head_bytes = head_dim + 2 if "--kv-cache-dtype int8" in step["command"] else 2 * head_dim
+    return 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_bytes
 
 
 def figures(step):
@@ -372,7 +375,7 @@ def figures(step):
         steps_per_s = report["num_steps"] / report["elapsed_s"]
         num_rows = report["num_prompts"] * report["n"]
         context = report["input_len"] + report["output_len"] / 2
-        gb = (report["weight_bytes_read_per_token"] + num_rows * context * kv_bytes_per_token()) / 1e9
+        gb = (report["weight_bytes_read_per_token"] + num_rows * context * kv_bytes_per_token(step)) / 1e9
         yield row(f"a step of {num_rows} rows in {1e3 / steps_per_s:.2f} ms", steps_per_s * num_rows,
                   gb * steps_per_s / peaks["dram_read_gb_per_s"], f"{memory}, weights and keys and values")
     if report.get("beam_width") or report.get("spread"):

@@ -97,10 +97,12 @@ struct Tile {
             const u32 lane = threadIdx.x % 32, key = idx * KEYS + lane;
             const bool is_there = row != NO_ROW, is_first = key % 8 == 0;
             // Of a first that is not there another one may be.
-            if (lane >= KEYS || !(is_there ? is_first || key == low : is_first && (key > low || key + 8 <= low))) return;
-            const u32 of_block = key % call.block_size;
-            const u64 piece = (u64)row + (call.block_size - of_block) * (call.head_stride / PIECE) + of_block / 8;
-            copy_async(tile + SCALES + lane / 8 * PIECE, cache + (is_there ? piece * PIECE : 0), is_there);
+            if (lane < KEYS && (is_there ? is_first || key == low : is_first && (key > low || key + 8 <= low))) {
+                const u32 of_block = key % call.block_size;
+                const u64 piece = (u64)row + (call.block_size - of_block) * (call.head_stride / PIECE) + of_block / 8;
+                copy_async(tile + SCALES + lane / 8 * PIECE, cache + (is_there ? piece * PIECE : 0), is_there);
+            }
+            __syncwarp();
         }
     }
 

@@ -13,7 +13,7 @@ static constexpr u32 BIAS_PAIR = IS_F16<T> ? 0x64006400 : 0x43004300;
 // Less BIAS.
 template <typename T>
 static constexpr u32 MINUS_BIAS_PAIR = BIAS_PAIR<T> | 0x80008000;
-// The greatest scale: BIAS times it is a number still. 64 less one unit in the last place, and 2^119.
+// A bound of scales, so that BIAS times one is a number still: 64 less one unit in the last place, and 2^119.
 template <typename T>
 static constexpr float GREATEST_SCALE = IS_F16<T> ? 63.96875f : 6.646139978924579e35f;
 

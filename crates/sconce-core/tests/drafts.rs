@@ -39,6 +39,9 @@ fn requests() -> Vec<GenerationRequest> {
         SamplingParams { repetition_penalty: 1.2, ..plain(0) },
         SamplingParams { prompt_logprobs: Some(1), ..plain(0) },
         SamplingParams { max_tokens: Some(2), ..plain(0) },
+        SamplingParams { stop: vec!["b".into(), "\u{1f}".into()], min_tokens: 10, ..plain(0) },
+        SamplingParams { stop_token_ids: (0..40).step_by(3).take(16).collect(), min_tokens: 10, ..plain(0) },
+        SamplingParams { best_of: Some(3), ..plain(1) },
         SamplingParams { beam: Some(BeamParams::new(2)), max_tokens: Some(12), ..plain(0) },
     ];
     let params = (0..6).map(plain).chain(others).enumerate();
@@ -91,8 +94,10 @@ fn drafts_change_no_answer() {
 fn whatever_there_is_little_of() {
     let requests = requests();
     let expected = run_alone(&engine(None, |_| {}), &requests);
-    let changes: [&dyn Fn(&mut EngineConfig); 4] = [
+    let changes: [&dyn Fn(&mut EngineConfig); 5] = [
         &|config| config.max_num_seqs = 1,
+        // Rows of drafts beside those of a prompt.
+        &|config| (config.max_num_seqs, config.num_speculative_tokens) = (2, 15),
         &|config| (config.max_num_seqs, config.max_num_batched_tokens) = (2, Some(3)),
         // 16 blocks hold one sequence of the whole context.
         &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES),

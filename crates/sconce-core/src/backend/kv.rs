@@ -11,7 +11,7 @@ pub enum KvDtype {
     F16,
     /// 8 bits, with the range of f32.
     Bf16,
-    /// 8 bits, a sign among them: each token's key or value of a head has a scale of its own. On GPUs alone.
+    /// 8 bits, a sign among them: each token's key or value of a head has a scale of its own, a 16-bit number. On GPUs alone.
     Int8,
 }
 

@@ -63,14 +63,14 @@ pub enum KvCacheDtype {
     /// The exact one on the CPU: f32. On a GPU that of the weights.
     #[default]
     Auto,
-    /// As they are computed. Takes twice the memory of the others.
+    /// As they are computed.
     F32,
     /// 8 bits of precision, with the range of f32.
     Bf16,
     /// 11 bits of precision. Numbers beyond 65504 are kept as 65504.
     F16,
     /// Integers of 8 bits, in half the memory of 16: each token's key or value of a head has a scale of its own, with which its greatest
-    /// number is 127. On a GPU alone.
+    /// number is 127. Beside activations in f16 numbers beyond 8124 are kept as 8124. On a GPU alone.
     Int8,
 }
 
@@ -88,7 +88,7 @@ impl FromStr for KvCacheDtype {
             "int8" => Ok(Self::Int8),
             "fp8" | "fp8_e4m3" | "fp8_e5m2" => Err(Error::config(
                 "kv-cache-dtype",
-                format!("{s} is not offered: int8 takes as much memory, and is some three times as exact"),
+                format!("{s} is not offered: int8, on a GPU, takes as much memory and is some three times as exact"),
             )),
             _ => Err(Error::config("kv-cache-dtype", format!("expected auto, f32, bf16, f16 or int8, found {s:?}"))),
         }
@@ -299,6 +299,9 @@ impl EngineConfig {
             let message =
                 format!("weights that become {quantization} stay in it with auto alone: leave one of both out");
             return Err(Error::config("dtype", message));
+        }
+        if self.check_ops && self.kv_cache_dtype == KvCacheDtype::Int8 {
+            return Err(Error::config("check-ops", "compares with the CPU, which has no keys and values of int8"));
         }
         if self.check_ops && self.profile_ops {
             return Err(Error::config("profile-ops", "operations that are checked cannot be timed: use one of both"));

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::Inbox;
 use super::compute::Compute;
+use super::drafts::Drafting;
 use super::running::{Limits, RunningRequest};
 use super::status::EngineStatus;
 use super::step::Steps;
@@ -41,10 +42,7 @@ pub(super) struct State {
     pub(super) requests: BTreeMap<GroupId, RunningRequest>,
     next_id: GroupId,
     pub(super) steps: Steps,
-    /// Drafts that a sequence has at most in a step; 0: none.
-    pub(super) num_speculative_tokens: usize,
-    /// Those of one sequence; kept for its memory.
-    pub(super) drafts: Vec<u32>,
+    pub(super) drafting: Drafting,
 }
 
 /// The KV cache as the scheduler sees it.
@@ -71,14 +69,13 @@ impl State {
             requests: BTreeMap::new(),
             next_id: 0,
             steps: Steps::default(),
-            num_speculative_tokens: 0,
-            drafts: Vec::new(),
+            drafting: Drafting::default(),
         }
     }
 
-    /// The same, where so many tokens of a sequence are drafted in a step.
+    /// The same, where so many tokens of a sequence are drafted in a step, at most.
     pub(super) fn with_drafts(self, num_speculative_tokens: usize) -> Self {
-        Self { num_speculative_tokens, ..self }
+        Self { drafting: Drafting::new(num_speculative_tokens), ..self }
     }
 
     fn reset(&mut self) {

@@ -13,11 +13,14 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
 use crate::backend::cuda::host::HostDevice;
-use crate::config::{BeamParams, EngineConfig, LoadFormat, SamplingParams, WeightDtype};
+use crate::config::{BeamParams, EngineConfig, KvCacheDtype, LoadFormat, SamplingParams, WeightDtype};
 use crate::ops::testing::devices;
 
 /// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in bf16.
 const BLOCK_BYTES: usize = 16 * 2 * 2 * 16 * 2 * 2;
+
+/// The same with keys and values of 8 bits: 16 numbers and a scale of 16 bits.
+const INT8_BLOCK_BYTES: usize = 16 * 2 * 2 * (16 + 2) * 2;
 
 /// How steps follow one another.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -129,7 +132,56 @@ fn device_steps_give_each_request_what_it_gets_alone() {
     }
 }
 
-/// Speculative decoding: with few requests most steps have drafts, with many none.
+/// Pages with their scales are shared, copied, given up and found again as others are.
+#[test]
+fn int8_keys_and_values_give_each_request_what_it_gets_alone() {
+    let requests = requests();
+    let new = |order, num_blocks| {
+        engine(order, |config| {
+            config.kv_cache_dtype = KvCacheDtype::Int8;
+            config.kv_cache_bytes = Some(num_blocks * INT8_BLOCK_BYTES);
+        })
+    };
+    let lone = new(Order::ReadFirst, 256);
+    let alone: Vec<_> =
+        requests.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
+    let small = new(Order::Ahead, 16);
+    assert_eq!(small.info().num_kv_blocks, 16);
+    assert_eq!(run_together(&small, &requests), alone);
+    assert!(EngineStatus::get(&small.status().num_preemptions) > 0, "the pool was meant to be too small");
+}
+
+/// A step that has drafts and takes up so many others that the next would be launched before it is read, or would have more rows than
+/// drafts leave room for.
+#[test]
+fn drafts_beside_requests_that_arrive_change_no_answer() {
+    let params = |max_tokens| SamplingParams {
+        max_tokens: Some(max_tokens),
+        temperature: 0.0,
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let looping = GenerationRequest::tokens([prompt(20, 1), prompt(20, 1)].concat()).with_params(params(100));
+    let others: Vec<_> = (0..15).map(|i| GenerationRequest::tokens(prompt(9 + i, i)).with_params(params(6))).collect();
+    let mut logprobs = GenerationRequest::tokens(prompt(60, 3)).with_params(params(3));
+    logprobs.params.prompt_logprobs = Some(1);
+    let lone = engine(Order::ReadFirst, |_| {});
+    let all: Vec<_> = [&looping, &logprobs].into_iter().chain(&others).cloned().collect();
+    let alone: Vec<_> = all.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
+    for max_num_seqs in [2, 24] {
+        let engine = engine(Order::Ahead, |config| {
+            (config.num_speculative_tokens, config.max_num_seqs) = (15, max_num_seqs);
+        });
+        let mut stream = engine.submit(looping.clone()).unwrap();
+        while EngineStatus::get(&engine.status().num_accepted_tokens) == 0 {
+            assert!(stream.blocking_next().is_some(), "nothing was drafted before its end");
+        }
+        assert_eq!(run_together(&engine, &all), alone, "{max_num_seqs} at once");
+        assert!(EngineStatus::get(&engine.status().num_steps_ahead) > 0 || max_num_seqs == 2);
+    }
+}
+
+/// Speculative decoding: whatever the requests are.
 #[test]
 fn drafts_change_no_answer() {
     let greedy = |i: usize| {

@@ -69,11 +69,7 @@ impl<B: Backend> Engine<B> {
             self.read(slot)?;
         }
         match launched? {
-            Some(slot)
-                if self.compute.backend.can_run_ahead()
-                    && !self.state.is_drafting()
-                    && self.state.go_on_unread(slot) =>
-            {
+            Some(slot) if self.compute.backend.can_run_ahead() && self.state.go_on_unread(slot) => {
                 self.state.steps.under_way = Some(slot);
                 Ok(())
             }
@@ -85,15 +81,15 @@ impl<B: Backend> Engine<B> {
     /// Plans the next step and launches it, and returns its slot. `before`: the step under way, without whose answers there
     /// may be nothing to compute.
     fn launch(&mut self, before: Option<usize>) -> Result<Option<usize>> {
-        if before.is_none() && self.state.is_drafting() {
-            self.state.draft();
-        }
-        let State { scheduler, steps, .. } = &mut self.state;
+        let State { scheduler, requests, steps, drafting, .. } = &mut self.state;
         let slot = before.map_or(0, |before| (before + 1) % NUM_SLOTS);
         let (plan, batch) = (&mut steps.slots[slot].plan, &mut steps.batch);
         match before {
             Some(_) => scheduler.schedule_ahead(plan),
-            None => scheduler.schedule(plan),
+            None => {
+                scheduler.schedule(plan);
+                drafting.draft(plan, scheduler, requests);
+            }
         }
         self.status.peak_used_blocks.fetch_max(scheduler.pool().num_used(), Ordering::Relaxed);
         add_to(&self.status.num_preemptions, plan.num_preempted);
@@ -193,9 +189,15 @@ impl State {
     /// Lets the sequences of a step that has been launched go on with tokens that are not read. False if one cannot: then the
     /// step is to be read before the next is planned, for all.
     fn go_on_unread(&mut self, slot: usize) -> bool {
-        let Self { scheduler, requests, steps: Steps { slots, unread, .. }, .. } = self;
+        let Self { scheduler, requests, steps: Steps { slots, unread, .. }, drafting, .. } = self;
+        let plan = &slots[slot].plan;
+        // Whether a plan may have drafts was decided by as many running sequences, or more.
+        if drafting.is_wanted(scheduler) {
+            return false;
+        }
+        debug_assert!(plan.chunks.iter().all(|chunk| chunk.num_drafts == 0), "invariant: drafts are read first");
         unread.clear();
-        for (row, (chunk, pos)) in slots[slot].plan.logit_positions().enumerate() {
+        for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
             if scheduler.live_sequence(chunk.group, chunk.index).is_none() {
                 continue;
             }

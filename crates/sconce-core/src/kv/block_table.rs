@@ -97,6 +97,12 @@ impl BlockTable {
         }
     }
 
+    /// Gives back the blocks behind those of the first `num_tokens` tokens.
+    pub fn release_behind(&mut self, pool: &mut BlockPool, num_tokens: usize) {
+        let end = pool.blocks_for(num_tokens).min(self.blocks.len());
+        self.blocks.drain(end..).rev().for_each(|id| pool.release(id));
+    }
+
     /// Gives all blocks back.
     pub fn release(&mut self, pool: &mut BlockPool) {
         self.blocks[self.num_released..].iter().rev().for_each(|&id| pool.release(id));

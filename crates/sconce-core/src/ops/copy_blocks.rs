@@ -76,6 +76,29 @@ mod tests {
         }
     }
 
+    /// Pages are copied with their scales.
+    #[test]
+    fn device_equals_reference_in_int8() {
+        for device in devices() {
+            let space = CopySpace::new(&device).unwrap();
+            for (block_size, num_kv_heads, head_dim) in [(8, 1, 16), (8, 3, 20), (16, 2, 128)] {
+                let (dtype, num_blocks) = (KvDtype::Bf16, 5);
+                let shape = KvCacheShape { dtype, num_layers: 2, num_blocks, block_size, num_kv_heads, head_dim };
+                let mut cpu = KvCache::new(shape);
+                for (seed, layer) in cpu.k.iter_mut().chain(&mut cpu.v).enumerate() {
+                    layer.set(0, &random(layer.len(), seed as u64 + 1));
+                }
+                let mut kv = on_device::int8_kv_cache(&device, &mut cpu);
+                let copies = [BlockCopy { src: 4, dst: 0 }, BlockCopy { src: 0, dst: 2 }, BlockCopy { src: 1, dst: 4 }];
+                reference(&mut cpu, &copies);
+                cuda(&*device, &space, &mut kv, &copies).unwrap();
+                for layer in 0..2 {
+                    assert!(on_device::kv_rows(&kv, layer) == on_device::cpu_kv_rows(&cpu, layer), "{shape:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn device_equals_reference() {
         for device in devices() {

@@ -13,9 +13,8 @@ use crate::error::Result;
 
 /// Threads of a block, as the kernel has them.
 const THREADS: usize = 256;
-/// Room for so many times the tokens of a step: its prompts are expanded together where they are fresh, though the longest says how
-/// much each of them has.
-const SLACK: usize = 4;
+/// Room for at least so many bytes, as far as sequences can have them: contexts with few new tokens each are expanded together.
+const LEAST_BYTES: usize = 64 << 20;
 
 /// Where one layer's keys and values of some prompts are in 16 bits. Taken once, used by one layer after another.
 pub(crate) struct ExpandSpace {
@@ -25,11 +24,13 @@ pub(crate) struct ExpandSpace {
     tables: Memory,
 }
 
-/// Prompts that are expanded together, each to so many blocks.
+/// Prompts that are expanded together.
 pub(crate) struct PromptGroup {
     /// Of the batch's prompts.
     pub(crate) prompts: Range<usize>,
-    blocks_of_one: usize,
+    /// Blocks of the longest, and of all.
+    most_blocks: usize,
+    num_blocks: usize,
 }
 
 impl ExpandSpace {
@@ -40,16 +41,29 @@ impl ExpandSpace {
         spec: &AttentionSpec,
         limits: &StepLimits,
     ) -> Result<Self> {
-        let shape = KvCacheShape {
+        let blocks_of_one = limits.max_model_len.div_ceil(limits.block_size);
+        let one = Self::shape(elem, spec, limits.block_size);
+        let num_blocks = blocks_of_one.max(LEAST_BYTES / one.num_bytes()).min(limits.max_seqs * blocks_of_one);
+        let space = Self::with_room(device, elem, KvCacheShape { num_blocks, ..one }, limits.max_seqs * blocks_of_one)?;
+        tracing::debug!("{} MiB for a layer's keys and values of prompts in 16 bits", space.kv.memory.bytes() >> 20);
+        Ok(space)
+    }
+
+    /// For so many blocks at a time, of steps whose block tables have at most so many words.
+    fn with_room(device: &Arc<dyn Device>, elem: ElemType, shape: KvCacheShape, max_words: usize) -> Result<Self> {
+        Ok(Self { kv: KvCache::new(device, elem, shape)?, tables: Memory::new(device, 4 * max_words)? })
+    }
+
+    /// A layer of one block, in 16 bits.
+    fn shape(elem: ElemType, spec: &AttentionSpec, block_size: usize) -> KvCacheShape {
+        KvCacheShape {
             dtype: if elem == ElemType::F16 { KvDtype::F16 } else { KvDtype::Bf16 },
             num_layers: 1,
-            num_blocks: limits.max_model_len.max(SLACK * limits.max_tokens).div_ceil(limits.block_size),
-            block_size: limits.block_size,
+            num_blocks: 1,
+            block_size,
             num_kv_heads: spec.num_kv_heads,
             head_dim: spec.head_dim,
-        };
-        let max_words = limits.max_seqs * limits.max_model_len.div_ceil(limits.block_size);
-        Ok(Self { kv: KvCache::new(device, elem, shape)?, tables: Memory::new(device, 4 * max_words)? })
+        }
     }
 
     /// What has been expanded.
@@ -64,15 +78,17 @@ impl ExpandSpace {
 
     /// As many of the batch's prompts from `first` on as there is room for together.
     pub(crate) fn group(&self, batch: &DeviceBatch, first: usize) -> PromptGroup {
-        let (mut end, mut blocks_of_one) = (first, 0);
+        let mut group = PromptGroup { prompts: first..first, most_blocks: 0, num_blocks: 0 };
         for context in batch.prompt_contexts(first..batch.num_prompts()) {
-            let most = blocks_of_one.max(context.div_ceil(self.kv.shape.block_size));
-            if end > first && most * (end + 1 - first) > self.kv.shape.num_blocks {
+            let blocks = context.div_ceil(self.kv.shape.block_size);
+            if !group.prompts.is_empty() && group.num_blocks + blocks > self.kv.shape.num_blocks {
                 break;
             }
-            (end, blocks_of_one) = (end + 1, most);
+            group.prompts.end += 1;
+            group.most_blocks = group.most_blocks.max(blocks);
+            group.num_blocks += blocks;
         }
-        PromptGroup { prompts: first..end, blocks_of_one }
+        group
     }
 
     /// `kernels/expand_kv.cu`: the keys and values that a group's prompts see in `kv[spec.layer]`.
@@ -88,13 +104,13 @@ impl ExpandSpace {
             kv.is_int8() && kv.elem() == self.kv.elem(),
             "invariant: a cache of 8 bits beside activations of one type"
         );
-        let num_blocks = group.prompts.len() * group.blocks_of_one;
-        assert!(num_blocks <= self.kv.shape.num_blocks, "invariant: no sequence is longer than limits say");
+        assert!(group.num_blocks <= self.kv.shape.num_blocks, "invariant: no sequence is longer than limits say");
+        assert!(4 * batch.num_table_words() <= self.tables.bytes(), "invariant: no more sequences than limits say");
         let args = Args::new().with(self.kv.keys(0)).with(self.kv.values(0)).with(self.tables.ptr());
         let args = args.with(kv.keys(spec.layer)).with(kv.values(spec.layer)).with(batch.sequences());
         let args = args.with(batch.block_tables()).with(batch.prompts(group.prompts.start)).with(spec.num_kv_heads);
         let args = args.with(kv.head_stride()).with(kv.shape.block_size).with(spec.window.unwrap_or(0));
-        let grid = [group.blocks_of_one as u32, group.prompts.len() as u32, 1];
+        let grid = [group.most_blocks as u32, group.prompts.len() as u32, 1];
         let kernel = kv.elem().kernel("expand_kv_bf16", "expand_kv_f16");
         // SAFETY: there is room for as many blocks as were counted, and for the tables of every step; the batch's tables name blocks of
         // the cache.
@@ -172,6 +188,19 @@ pub(crate) mod tests {
             }
         }
         floats
+    }
+
+    /// Room for so many tokens at a time, whatever there is at most otherwise.
+    pub(crate) fn space(
+        device: &Arc<dyn Device>,
+        elem: ElemType,
+        spec: &AttentionSpec,
+        block_size: usize,
+        num_tokens: usize,
+    ) -> ExpandSpace {
+        let num_blocks = num_tokens.div_ceil(block_size);
+        let shape = KvCacheShape { num_blocks, ..ExpandSpace::shape(elem, spec, block_size) };
+        ExpandSpace::with_room(device, elem, shape, 1 << 12).unwrap()
     }
 
     #[test]

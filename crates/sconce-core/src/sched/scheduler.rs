@@ -138,9 +138,7 @@ impl Scheduler {
             let len = self.chunk_len(id, idx, pending.min(1 + extra), &mut prompt_logits);
             if self.make_room((id, idx), len, plan) {
                 extra -= len - 1;
-                let num_drafts = if len == pending { self.make_room_for_drafts((id, idx), len, extra) } else { 0 };
-                extra -= num_drafts;
-                self.push_chunk(plan, id, idx, len + num_drafts, num_drafts);
+                self.push_chunk(plan, id, idx, len);
             }
         }
         if plan.num_preempted == 0 {
@@ -166,7 +164,7 @@ impl Scheduler {
             let has_room = self.make_room((id, idx), len, plan);
             assert!(has_room, "invariant: admission found room");
             budget -= len;
-            self.push_chunk(plan, id, idx, len, 0);
+            self.push_chunk(plan, id, idx, len);
         }
     }
 
@@ -263,23 +261,6 @@ impl Scheduler {
         }
     }
 
-    /// Reserves blocks for a sequence's drafts behind `len` tokens, and returns how many they are: at most `most`, and none where that
-    /// would leave fewer free blocks than sequences run. Nobody gives way to a draft.
-    fn make_room_for_drafts(&mut self, (id, idx): (GroupId, usize), len: usize, most: usize) -> usize {
-        let (pool, num_running) = (&mut self.pool, self.num_running);
-        let seq = &mut self.groups.get_mut(&id).expect("invariant: listed").sequences[idx];
-        seq.drafts.truncate(most);
-        let (start, len) = (seq.num_computed_tokens, len + seq.drafts.len());
-        let num_missing = seq.block_table.num_missing(pool, start, len);
-        if num_missing > 0 && num_missing + num_running > pool.num_free() {
-            seq.drafts.clear();
-            return 0;
-        }
-        let copy = seq.block_table.reserve(pool, start, len);
-        debug_assert_eq!(copy, None, "invariant: there is room for the tokens before the drafts");
-        seq.drafts.len()
-    }
-
     fn youngest_running(&self) -> Option<(GroupId, usize)> {
         let last = |g: &SequenceGroup| g.sequences.iter().rposition(|s| s.status == SequenceStatus::Running);
         self.groups.iter().rev().find_map(|(&id, g)| last(g).map(|idx| (id, idx)))
@@ -290,16 +271,16 @@ impl Scheduler {
         self.leave_running(id, idx, if is_computed { SequenceStatus::Parked } else { SequenceStatus::Waiting });
     }
 
-    fn push_chunk(&self, plan: &mut StepPlan, id: GroupId, idx: usize, len: usize, num_drafts: usize) {
+    fn push_chunk(&self, plan: &mut StepPlan, id: GroupId, idx: usize, len: usize) {
         let group = &self.groups[&id];
         let seq = &group.sequences[idx];
         let (start, end) = (seq.num_computed_tokens, seq.num_computed_tokens + len);
-        // From the last token on.
-        let mut logits_from = end.min(seq.token_ids.len() - 1);
+        let is_last = end == seq.token_ids.len();
+        let mut logits_from = if is_last { end - 1 } else { end };
         if let Some(from) = group.wanted_prompt_logits() {
             logits_from = logits_from.min(from.max(start));
         }
-        plan.chunks.push(ScheduledChunk { group: id, index: idx, start, len, num_drafts, logits_from });
+        plan.chunks.push(ScheduledChunk { group: id, index: idx, start, len, num_drafts: 0, logits_from });
     }
 
     /// Counts the plan's tokens as computed, lets full blocks be found by others, and gives back those that no later
@@ -339,21 +320,31 @@ impl Scheduler {
         seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..seq.num_computed_tokens]);
     }
 
-    /// Says which tokens may follow a sequence whose last token alone is to be computed: the next step computes as many of them as
-    /// there is room for.
-    pub fn set_drafts(&mut self, id: GroupId, idx: usize, drafts: &[u32]) {
-        let seq = self.sequence_mut(id, idx);
+    /// Adds drafts to chunk `at` of a plan, which is complete and has there the last token of a sequence alone. As many as there are
+    /// tokens left in the step, and blocks that are free. Nobody gives way to a draft: its blocks are given back before the next plan.
+    pub fn add_drafts(&mut self, plan: &mut StepPlan, at: usize, drafts: &[u32]) {
+        let num_left = self.config.max_num_batched_tokens - plan.num_tokens();
+        let chunk = &mut plan.chunks[at];
+        let seq = &mut self.groups.get_mut(&chunk.group).expect("invariant: a plan's groups are there").sequences
+            [chunk.index];
         debug_assert!(
-            seq.num_pending() == 1 && seq.unread_row.is_none(),
-            "invariant: all that a draft follows is known"
+            chunk.len == 1 && chunk.end() == seq.token_ids.len() && seq.unread_row.is_none(),
+            "invariant: drafts follow what is known"
         );
+        let most_tokens = (seq.block_table.blocks().len() + self.pool.num_free()) * self.pool.block_size();
+        let num_drafts = drafts.len().min(num_left).min(most_tokens - chunk.end());
         seq.drafts.clear();
-        seq.drafts.extend_from_slice(drafts);
+        seq.drafts.extend_from_slice(&drafts[..num_drafts]);
+        let copy = seq.block_table.reserve(&mut self.pool, chunk.start, chunk.len + num_drafts);
+        debug_assert_eq!(copy, None, "invariant: the chunk's own tokens have their blocks");
+        (chunk.len, chunk.num_drafts) = (chunk.len + num_drafts, num_drafts);
     }
 
-    /// Forgets a sequence's drafts: the step that computed them has been read.
+    /// Forgets a sequence's drafts, and gives back the blocks that were for them alone: the step that computed them has been read.
     pub fn clear_drafts(&mut self, id: GroupId, idx: usize) {
-        self.sequence_mut(id, idx).drafts.clear();
+        let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
+        seq.drafts.clear();
+        seq.block_table.release_behind(&mut self.pool, seq.num_computed_tokens);
     }
 
     /// Whether the draft of `chunk` that was computed at `pos` is the token that its sequence has there: then it counts as computed.

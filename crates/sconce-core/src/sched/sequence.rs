@@ -29,8 +29,8 @@ pub struct Sequence {
     pub token_ids: Vec<u32>,
     /// Where the last token is unread, the row of the logits that it was sampled from, in the step under way.
     pub unread_row: Option<usize>,
-    /// Tokens that may follow, and are computed along with the last (speculative decoding; Leviathan et al. 2023): until the step is
-    /// read that computes them. Nothing of them counts as computed before it is known to be the sequence's.
+    /// Tokens that may follow, and are computed along with the last (speculative decoding; Leviathan et al. 2023), until that step is
+    /// read. None of them counts as computed before it is known to be the sequence's.
     pub drafts: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     pub num_computed_tokens: usize,

@@ -127,12 +127,12 @@ impl Simulation {
     /// Plans a step and carries it out: whatever is launched later comes after it.
     fn launch(&mut self, before: Option<&StepPlan>) -> StepPlan {
         let mut plan = StepPlan::default();
-        if before.is_none() {
-            self.draft();
-        }
         match before {
             Some(_) => self.scheduler.schedule_ahead(&mut plan),
-            None => self.scheduler.schedule(&mut plan),
+            None => {
+                self.scheduler.schedule(&mut plan);
+                self.draft(&mut plan);
+            }
         }
         assert!(plan.num_tokens() <= self.config.max_num_batched_tokens);
         assert!(self.scheduler.num_running() <= self.config.max_num_seqs);
@@ -169,27 +169,22 @@ impl Simulation {
         }
     }
 
-    /// Drafts for sequences with one token to compute: right ones, and perhaps a wrong one behind them, which no sequence has.
-    fn draft(&mut self) {
-        if self.drafts == 0 {
-            return;
-        }
-        let mut found = Vec::new();
-        for (&id, request) in &self.requests {
-            for (idx, seq) in self.scheduler.group(id).sequences.iter().enumerate() {
-                let (len, is_sampled) = (seq.token_ids.len(), matches!(request.kind, Kind::Sampled(_)));
-                let can = seq.status == SequenceStatus::Running && seq.num_pending() == 1;
-                if !can || !is_sampled || !request.forked {
-                    continue;
-                }
-                let most = (request.prompt.len() + max_tokens(request, idx)).saturating_sub(len + 1).min(self.drafts);
-                let num_right = self.rng.below(most + 1);
-                let right = (len..len + num_right).map(|pos| generated_token(id, idx, pos));
-                let drafts: Vec<u32> = right.chain([UNREAD - 1]).take(most).collect();
-                found.push((id, idx, drafts));
+    /// Drafts for sequences whose last token is computed: right ones, and perhaps a wrong one behind them, which no sequence has.
+    fn draft(&mut self, plan: &mut StepPlan) {
+        for at in 0..plan.chunks.len() {
+            let chunk = plan.chunks[at];
+            let (id, idx, request) = (chunk.group, chunk.index, &self.requests[&chunk.group]);
+            let len = self.scheduler.group(id).sequences[idx].token_ids.len();
+            let is_sampled = matches!(request.kind, Kind::Sampled(_)) && request.forked;
+            if self.drafts == 0 || !is_sampled || chunk.len != 1 || chunk.end() != len {
+                continue;
             }
+            let most = (request.prompt.len() + max_tokens(request, idx)).saturating_sub(len + 1).min(self.drafts);
+            let num_right = self.rng.below(most + 1);
+            let right = (len..len + num_right).map(|pos| generated_token(id, idx, pos));
+            let drafts: Vec<u32> = right.chain([UNREAD - 1]).take(most).collect();
+            self.scheduler.add_drafts(plan, at, &drafts);
         }
-        found.iter().for_each(|(id, idx, drafts)| self.scheduler.set_drafts(*id, *idx, drafts));
     }
 
     /// Lets the sequences of a step go on with tokens that are not read, if all of them can.
@@ -259,8 +254,7 @@ impl Simulation {
             for seq in &self.scheduler.group(id).sequences {
                 let live = &seq.block_table.blocks()[seq.block_table.num_released()..];
                 if let Some(window) = self.config.window {
-                    let most = (window + self.drafts + BLOCK_SIZE - 1).div_ceil(BLOCK_SIZE);
-                    assert!(live.len() <= most, "request {id}: {live:?}");
+                    assert!(live.len() <= (window + BLOCK_SIZE - 1).div_ceil(BLOCK_SIZE), "request {id}: {live:?}");
                 }
                 held.extend(live);
             }

@@ -80,7 +80,9 @@ fn keys_and_values_of_8_bits_need_blocks_of_8_tokens() {
     let error = config.validate().unwrap_err().to_string();
     assert_eq!(error, "block-size: must be at least 8 with keys and values of int8, found 4");
     let error = parse("sconce serve --kv-cache-dtype fp8").unwrap_err().to_string();
-    assert!(error.contains("fp8 is not offered: int8 takes as much memory"), "{error}");
+    assert!(error.contains("fp8 is not offered: int8, on a GPU, takes as much memory"), "{error}");
+    let config = EngineConfig { check_ops: true, ..args.engine.config() };
+    assert!(config.validate().unwrap_err().to_string().starts_with("check-ops: compares with the CPU"));
 }
 
 #[test]

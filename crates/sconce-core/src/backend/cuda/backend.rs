@@ -37,7 +37,7 @@ const STEP_TOKENS: usize = 2048;
 pub struct CudaBackend {
     device: Arc<dyn Device>,
     index: usize,
-    /// Of weights, activations, keys and values.
+    /// Of weights, activations, and of keys and values where they have 16 bits.
     elem: ElemType,
     /// Whether weights stay in their block formats, where there are kernels.
     keeps_blocks: bool,

@@ -193,6 +193,11 @@ impl DeviceBatch {
         self.num_prompts
     }
 
+    /// Words of [`DeviceBatch::block_tables`].
+    pub(crate) fn num_table_words(&self) -> usize {
+        self.words.len() - self.prompts_start() - self.num_prompts
+    }
+
     /// How many tiles of so many neighbours these prompts' tokens make, none of two prompts.
     pub(crate) fn num_prompt_tiles(&self, prompts: Range<usize>, tile_len: usize) -> usize {
         self.words_of_prompts(prompts).map(|seq| (seq[1] as usize).div_ceil(tile_len)).sum()

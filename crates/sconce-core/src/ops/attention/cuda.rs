@@ -1,5 +1,5 @@
 //! Attention on a device: the launches for sequences of one query (`decode.rs`), and one for all prompts, of `kernels/attention.cu`
-//! or of the kernel for Hopper.
+//! or of the kernel for Hopper; from a cache of 8 bits one for as many as can be expanded together.
 
 use std::ops::Range;
 

@@ -217,7 +217,7 @@ mod tests {
     fn the_last_split_is_never_shared() {
         let mut planner = planner(132).with_min_saved_bytes(0);
         for (context, num_splits) in [(512usize, 1), (513, 2), (768, 2)] {
-            // The same blocks throughout, which no engine does.
+            // The same blocks throughout, as drafts have them.
             planner.plan(&batch(&[(2, context.div_ceil(16), context)]), 2);
             assert_eq!(planner.of_sequences(), [num_splits; 2], "{context}");
         }

@@ -28,7 +28,7 @@ fn check_random(run: Run) -> [usize; 3] {
         pool = pool.with_prefix_cache();
     }
     let mut sim = Simulation::with_pool(pool, config);
-    (sim.runs_ahead, sim.ends) = (runs_ahead, if runs_ahead || seed % 4 == 0 && drafts > 0 { 8 } else { 0 });
+    (sim.runs_ahead, sim.ends) = (runs_ahead, if runs_ahead || seed % 4 < 2 && drafts > 0 { 8 } else { 0 });
     sim.drafts = drafts;
     // Beams keep every step that they are in from being followed: some runs have none.
     let has_beams = !runs_ahead || seed % 3 == 0;
@@ -42,7 +42,7 @@ fn check_random(run: Run) -> [usize; 3] {
             let (prompt_len, max_tokens) = (1 + rng.below(40), 1 + rng.below(20));
             match sim.said.get(rng.below(20)) {
                 // A conversation that goes on.
-                Some(said) if runs_ahead => {
+                Some(said) if runs_ahead || drafts > 0 => {
                     sim.add_prompt(next_id, said[..said.len().min(40)].to_vec(), kind, max_tokens);
                 }
                 _ => sim.add_kind(next_id, prompt_len, kind, max_tokens),

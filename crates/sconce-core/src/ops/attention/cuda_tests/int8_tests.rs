@@ -1,10 +1,9 @@
 //! A cache of 8 bits has the bits of one of 16 bits with the same numbers.
 
 use super::*;
-use crate::backend::StepLimits;
-use crate::ops::expand_kv::ExpandSpace;
+use crate::ops::expand_kv::tests as expand_kv;
 
-/// One with a cache of 8 bits, and one with the same numbers in 16 bits. `max_tokens`: for how many there is room in 16 bits, at least.
+/// One with a cache of 8 bits, and one with the same numbers in 16 bits. `max_tokens`: for how many there is room in 16 bits.
 fn cases(
     device: &Arc<dyn Device>,
     spec: AttentionSpec,
@@ -16,15 +15,7 @@ fn cases(
     let new = || Case::new(device, spec, dtype, block_size, max_keys);
     let (mut plain, mut case) = (new(), new());
     case.kv = on_device::int8_kv_cache(device, &mut case.cpu_kv);
-    let limits = StepLimits {
-        max_tokens: 1,
-        max_seqs: max_keys,
-        max_logits: 1,
-        max_model_len: max_tokens,
-        block_size,
-        kv_dtype: KvDtype::Int8,
-    };
-    case.space = case.space.with_expanded(ExpandSpace::new(device, case.elem, &spec, &limits).unwrap());
+    case.space = case.space.with_expanded(expand_kv::space(device, case.elem, &spec, block_size, max_tokens));
     plain.kv = on_device::kv_cache(device, &case.cpu_kv);
     [case, plain]
 }
@@ -68,12 +59,12 @@ fn groups_windows_caps_and_blocks() {
     }
 }
 
-/// There is room for the longest of them alone, or for many of the others.
+/// There is room for the longest of them alone, or for it and some of the others.
 #[test]
 fn prompts_that_do_not_fit_together_are_expanded_in_turn() {
     for device in devices() {
         let lens = [(20, 5), (30, 1), (16, 16), (200, 40), (48, 2), (9, 9), (17, 3)];
-        for max_tokens in [200, 208, 400, 3000] {
+        for max_tokens in [200, 208, 240, 300, 3000] {
             check(&cases(&device, spec(4, 2, 32), KvDtype::Bf16, 16, 400, max_tokens), &lens);
         }
     }
