@@ -161,8 +161,8 @@ fn drafts_beside_requests_that_arrive_change_no_answer() {
         ignore_eos: true,
         ..Default::default()
     };
-    let looping = GenerationRequest::tokens([prompt(20, 1), prompt(20, 1)].concat()).with_params(params(100));
-    let others: Vec<_> = (0..15).map(|i| GenerationRequest::tokens(prompt(9 + i, i)).with_params(params(6))).collect();
+    let looping = GenerationRequest::tokens([prompt(20, 1), prompt(20, 1)].concat()).with_params(params(60));
+    let others: Vec<_> = (0..15).map(|i| GenerationRequest::tokens(prompt(9 + i, i)).with_params(params(3))).collect();
     let mut logprobs = GenerationRequest::tokens(prompt(60, 3)).with_params(params(3));
     logprobs.params.prompt_logprobs = Some(1);
     let lone = engine(Order::ReadFirst, |_| {});
@@ -186,7 +186,7 @@ fn drafts_beside_requests_that_arrive_change_no_answer() {
 fn drafts_change_no_answer() {
     let greedy = |i: usize| {
         let params = SamplingParams {
-            max_tokens: Some(40),
+            max_tokens: Some(30),
             temperature: 0.0,
             logprobs: Some(2),
             n: 1 + i,
@@ -195,27 +195,24 @@ fn drafts_change_no_answer() {
         };
         GenerationRequest::tokens([prompt(20, i), prompt(20, i)].concat()).with_params(params)
     };
-    let requests: Vec<_> = requests().into_iter().chain([greedy(0), greedy(1)]).collect();
+    let requests: Vec<_> = requests().into_iter().skip(2).chain([greedy(0), greedy(1)]).collect();
     let lone = engine(Order::ReadFirst, |_| {});
     let alone: Vec<_> =
         requests.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
-    for (order, num_blocks) in [(Order::ReadFirst, 256), (Order::Ahead, 16)] {
-        let engine = engine(order, |config| {
-            config.num_speculative_tokens = 5;
-            config.kv_cache_bytes = Some(num_blocks * BLOCK_BYTES);
-        });
-        let drafted =
-            || [&engine.status().num_draft_tokens, &engine.status().num_accepted_tokens].map(EngineStatus::get);
-        assert_eq!(run_together(&engine, &requests), alone, "{order:?}, {num_blocks} blocks");
-        let [_, num_accepted] = drafted();
-        for (request, expected) in requests.iter().zip(&alone).skip(requests.len() - 2) {
-            let found = run_together(&engine, std::slice::from_ref(request));
-            assert_eq!(found, std::slice::from_ref(expected), "{order:?}, {num_blocks} blocks");
-        }
-        let [num_drafts, accepted_in_all] = drafted();
-        assert!(accepted_in_all > num_accepted + 10, "{accepted_in_all} of {num_drafts} drafts were right");
-        assert!(num_drafts > accepted_in_all, "some were meant to be wrong");
+    let engine = engine(Order::Ahead, |config| {
+        config.num_speculative_tokens = 5;
+        config.kv_cache_bytes = Some(16 * BLOCK_BYTES);
+    });
+    let drafted = || [&engine.status().num_draft_tokens, &engine.status().num_accepted_tokens].map(EngineStatus::get);
+    assert_eq!(run_together(&engine, &requests), alone);
+    let [_, num_accepted] = drafted();
+    for (request, expected) in requests.iter().zip(&alone).skip(requests.len() - 2) {
+        let found = run_together(&engine, std::slice::from_ref(request));
+        assert_eq!(found, std::slice::from_ref(expected));
     }
+    let [num_drafts, accepted_in_all] = drafted();
+    assert!(accepted_in_all > num_accepted + 5, "{accepted_in_all} of {num_drafts} drafts were right");
+    assert!(num_drafts > accepted_in_all, "some were meant to be wrong");
 }
 
 /// What was computed before it was read is found in the prefix cache, with what belongs there.

@@ -120,7 +120,7 @@ impl ExpandSpace {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    //! Pages as `kernels/lib/kv_int8.h` describes them, made and read by the host; and the kernel against them.
+    //! Pages as `kernels/lib/kv_int8.h` describes them, made and read by the host. Attention's tests have the kernel.
 
     use super::*;
     use crate::backend::cuda::storage;
