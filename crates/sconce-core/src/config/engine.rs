@@ -218,8 +218,8 @@ pub struct EngineConfig {
     /// Most sequences that run at once.
     pub max_num_seqs: usize,
     /// Tokens that may follow a sequence and are computed along with its last, at most (speculative decoding): what followed where it
-    /// said the same before. Tokens, and what is told of them, are the same as without; 0: none. While few sequences run, up to
-    /// [`EngineConfig::MAX_SPECULATIVE_TOKENS`] in all.
+    /// said the same before. Tokens, and what is told of them, are the same as without, but for [`MatmulPrecision::Fast`] on a GPU; 0: none.
+    /// While few sequences run, up to [`EngineConfig::MAX_SPECULATIVE_TOKENS`] in all.
     pub num_speculative_tokens: usize,
     /// Most requests that wait in the inbox before submit answers `Overloaded`.
     pub max_waiting: usize,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims, ElemType};
-use crate::backend::cuda::kv_cache::KvCache;
+use crate::backend::cuda::kv_cache::{KvCache, own_dtype};
 use crate::backend::cuda::storage::Memory;
-use crate::backend::{AttentionSpec, KvCacheShape, KvDtype, StepLimits};
+use crate::backend::{AttentionSpec, KvCacheShape, StepLimits};
 use crate::error::Result;
 
 /// Threads of a block, as the kernel has them.
@@ -57,7 +57,7 @@ impl ExpandSpace {
     /// A layer of one block, in 16 bits.
     fn shape(elem: ElemType, spec: &AttentionSpec, block_size: usize) -> KvCacheShape {
         KvCacheShape {
-            dtype: if elem == ElemType::F16 { KvDtype::F16 } else { KvDtype::Bf16 },
+            dtype: own_dtype(elem),
             num_layers: 1,
             num_blocks: 1,
             block_size,

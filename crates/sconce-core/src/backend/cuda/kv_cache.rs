@@ -13,10 +13,15 @@ const HEAD_ALIGNMENT: usize = 16;
 /// Tokens whose scales are copied together, of [`KvDtype::Int8`].
 const SCALES_ALIGNMENT: usize = 8;
 
+/// Keys and values of 16 bits beside activations of type `elem`.
+pub(crate) fn own_dtype(elem: ElemType) -> KvDtype {
+    if elem == ElemType::F16 { KvDtype::F16 } else { KvDtype::Bf16 }
+}
+
 /// The type of keys and values on a device, beside activations of type `elem`: the same, or 8 bits where they are asked for. Errors: another
 /// one was asked for.
 pub(super) fn dtype(elem: ElemType, asked: KvCacheDtype) -> Result<KvDtype> {
-    let own = if elem == ElemType::F16 { KvDtype::F16 } else { KvDtype::Bf16 };
+    let own = own_dtype(elem);
     match asked {
         KvCacheDtype::Auto => Ok(own),
         KvCacheDtype::Int8 => Ok(KvDtype::Int8),
