@@ -29,8 +29,7 @@
 #include "lib/prompt.h"
 
 static constexpr u32 TILE = 64, GROUP_ROWS = 64, GROUP_THREADS = 128, CONSUMERS = 2;
-// Bytes of 64 rows of 64 dimensions; of 16 of them.
-static constexpr u32 CHUNK_BYTES = 64 * 128, STEP_BYTES = 16 * 128;
+static constexpr u32 CHUNK_BYTES = 64 * 128, STEP_BYTES = 16 * 128; // Of 64, and of 16, rows of 64 dimensions.
 
 template <typename T, int DIM>
 struct Core {
@@ -122,7 +121,8 @@ struct Core {
         if (within == 0 || tile != work.num_keys / TILE) return;
         const u32 first = work.num_keys % TILE, num_pieces = (box_keys - within) * 8;
         for (u32 i = threadIdx.x % GROUP_THREADS; i < CHUNKS * num_pieces; i += GROUP_THREADS) {
-            *(uint4*)(values + i / num_pieces * CHUNK_BYTES + first * 128 + i % num_pieces * 16) = make_uint4(0, 0, 0, 0);
+            u8* to = values + i / num_pieces * CHUNK_BYTES + first * 128 + i % num_pieces * 16;
+            store_alike((uint4*)to, make_uint4(0, 0, 0, 0));
         }
         publish_shared();
         named_barrier_wait(1 + CONSUMERS + consumer, GROUP_THREADS);

@@ -38,7 +38,7 @@ DEVICE void expand_block(T* out, const i8* cache, u32 to, u32 from, const Shape&
         const u32 head = i / pieces, in_page = i % pieces;
         const uint4* page = (const uint4*)cache + ((u64)from * shape.num_kv_heads + head) * page_pieces;
         const uint4 words = page[in_page];
-        const ScalePair scale = scale_pair<T>(0x10001 * ((const u16*)(page + pieces))[in_page / pieces_of_key]);
+        const ScalePair scale = scale_pair<T>(0x10001u * ((const u16*)(page + pieces))[in_page / pieces_of_key]);
         const uint2 a = expand_int8<T>(words.x, scale), b = expand_int8<T>(words.y, scale);
         const uint2 c = expand_int8<T>(words.z, scale), d = expand_int8<T>(words.w, scale);
         uint4* own = (uint4*)out + 2 * (((u64)to * shape.num_kv_heads + head) * pieces + in_page);

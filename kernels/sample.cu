@@ -107,8 +107,9 @@ DEVICE void penalize_repetition(float* logit, float penalty) {
 // Edits tokens start..end of a row: min_tokens mask, biases, penalties, each after the one before.
 DEVICE void apply_edits(float* logits, const Row& row, const u32* edits, u32 start, u32 end) {
     const u32* masked = edits + row.masked_start;
+    // A token may be among them twice.
     for (u32 i = threadIdx.x; i < row.num_masked; i += blockDim.x) {
-        if (is_within(masked[i], start, end)) logits[masked[i]] = -__int_as_float(0x7f800000);
+        if (is_within(masked[i], start, end)) store_alike(&logits[masked[i]], -__int_as_float(0x7f800000));
     }
     __syncthreads();
     const u32* biases = edits + row.bias_start;
@@ -477,6 +478,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     choose(out, head, views, row, mass + at, num_chunks, s);
     __syncthreads();
     if (threadIdx.x < HEAD_LEN) out[threadIdx.x] = reinterpret_cast<const u32*>(&head)[threadIdx.x];
-    if (threadIdx.x == 0 && row.kind == TOKEN) sampled[row.logits_row] = head.token_id;
+    // Where a row of logits is sampled several times, any one is left: nobody runs ahead of it.
+    if (threadIdx.x == 0 && row.kind == TOKEN) atomicExch(&sampled[row.logits_row], head.token_id);
 }
 EXPORT_KERNEL(sample_choose)

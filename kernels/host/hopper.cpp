@@ -47,7 +47,7 @@ State& state() {
 // The bytes at an address of a block's shared memory.
 u8* at_address(u8* memory, u32 address, u32 len) {
     const u32 offset = address - SHARED_START;
-    if (offset > place.shared_bytes || len > place.shared_bytes - offset) give_up("an address is beyond shared memory");
+    if (offset > place().shared_bytes || len > place().shared_bytes - offset) give_up("an address is beyond shared memory");
     return memory + offset;
 }
 
@@ -75,34 +75,40 @@ void store(CopyBarrier* barrier, Phase phase) {
     if (phase.num_missing == 0 && phase.bytes == 0) {
         phase.parity ^= 1;
         phase.num_missing = phase.num_arrivals;
+        check::barrier_flipped(barrier);
         progressed();
     }
     memcpy(barrier, &phase, sizeof phase);
 }
 
-// Eight neighbours of an array from (x, y, z) on; zeros beyond it.
-void copy_piece(u8* to, const Map& map, i32 x, i32 y, i32 z) {
-    const bool has_row = y >= 0 && (u64)y < map.dims[1] && z >= 0 && (u64)z < map.dims[2];
-    const u8* row = (const u8*)(uintptr_t)(map.address + (u64)y * map.strides[0] + (u64)z * map.strides[1]);
-    for (i32 i = 0; i < 8; i++) {
-        const bool is_there = has_row && x + i >= 0 && (u64)(x + i) < map.dims[0];
-        ((u16*)to)[i] = is_there ? ((const u16*)row)[x + i] : 0;
+// Calls f(to, from, len) for each piece of 16 bytes: where it goes, where it comes from, and how many of its numbers lie within the
+// array. The others are zeros.
+template <typename F>
+void for_pieces(const BoxCopy& copy, F f) {
+    const Map& map = copy.map;
+    u32 to = copy.shared;
+    for (u32 dz = 0; dz < map.box[2]; dz++) {
+        for (u32 dy = 0; dy < map.box[1]; dy++) {
+            for (u32 dx = 0; dx < map.box[0]; dx += 8, to += 16) {
+                const i64 x = copy.at[0] + (i64)dx, y = copy.at[1] + (i64)dy, z = copy.at[2] + (i64)dz;
+                const bool has_row = y >= 0 && (u64)y < map.dims[1] && z >= 0 && (u64)z < map.dims[2];
+                const i64 len = has_row && x >= 0 ? std::clamp((i64)map.dims[0] - x, (i64)0, (i64)8) : 0;
+                const u64 from = map.address + (u64)y * map.strides[0] + (u64)z * map.strides[1] + 2 * (u64)x;
+                f(at_address(copy.memory, swizzled(to), 16), (const u16*)(uintptr_t)from, (u32)len);
+            }
+        }
     }
 }
 
 void carry_out(const BoxCopy& copy) {
-    const Map& map = copy.map;
-    u32 to = copy.shared;
-    for (u32 z = 0; z < map.box[2]; z++) {
-        for (u32 y = 0; y < map.box[1]; y++) {
-            for (u32 x = 0; x < map.box[0]; x += 8, to += 16) {
-                u8* piece = at_address(copy.memory, swizzled(to), 16);
-                copy_piece(piece, map, copy.at[0] + (i32)x, copy.at[1] + (i32)y, copy.at[2] + (i32)z);
-            }
-        }
-    }
+    u32 bytes = 0;
+    for_pieces(copy, [&](u8* to, const u16* from, u32 len) {
+        memset(to, 0, 16);
+        memcpy(to, from, 2 * len);
+        bytes += 16;
+    });
     Phase phase = load(copy.barrier);
-    phase.bytes -= to - copy.shared;
+    phase.bytes -= bytes;
     store(copy.barrier, phase);
 }
 
@@ -110,18 +116,36 @@ void carry_out(const BoxCopy& copy) {
 u16 at_matrix(u32 matrix, u32 row, u32 col) {
     const u32 start = (matrix & 0x3fff) << 4, next = (matrix >> 16 & 0x3fff) << 4;
     const u32 address = start + row / 8 * 1024 + row % 8 * 128 + col / 64 * next + col % 64 * 2;
-    return *(const u16*)at_address(place.shared, swizzled(address), 2);
+    return *(const u16*)at_address(place().shared, swizzled(address), 2);
 }
 
 // The neighbours of a row from column 0 on that a product takes: two pieces of 16 bytes, which lie together.
 void row_of_matrix(double (&out)[32], const Product& product, u32 matrix, u32 row) {
     for (u32 piece = 0; piece < 2; piece++) {
         const u32 address = ((matrix & 0x3fff) << 4) + row / 8 * 1024 + row % 8 * 128 + piece * 16;
-        const u8* at = at_address(place.shared, swizzled(address), 16);
+        const u8* at = at_address(place().shared, swizzled(address), 16);
         if (product.is_e4m3) {
             for (u32 k = 0; k < 16; k++) out[16 * piece + k] = product.widen(at[k]);
         } else {
             for (u32 k = 0; k < 8; k++) out[8 * piece + k] = product.widen(((const u16*)at)[k]);
+        }
+    }
+}
+
+// Tells the checker of what a product reads. Each thread does so of its share, as all of a warpgroup's do the same.
+void note_reads(const Product& product) {
+    const unsigned thread = thread_of_block() % 128;
+    const auto note = [](u32 matrix, u32 row, u32 bytes) {
+        const u32 address = ((matrix & 0x3fff) << 4) + row / 8 * 1024 + row % 8 * 128 + bytes;
+        check::product_reads(at_address(place().shared, swizzled(address), 16), 16);
+    };
+    if (product.a_registers == nullptr) note(product.a, thread / 2, thread % 2 * 16);
+    for (u32 piece = thread; piece < 2 * (u32)product.num_cols; piece += 128) {
+        if (product.b_is_row_after_row) {
+            const u32 row = piece % 16, col = piece / 16 * 8, next = (product.b >> 16 & 0x3fff) << 4;
+            note(product.b, row, col / 64 * next + col % 64 * 2);
+        } else {
+            note(product.b, piece / 2, piece % 2 * 16);
         }
     }
 }
@@ -169,10 +193,12 @@ void carry_out(const Product& product) {
 void barrier_init(CopyBarrier* barrier, u32 num_arrivals) {
     const Phase phase = {0, num_arrivals, num_arrivals, 0};
     memcpy(barrier, &phase, sizeof phase);
+    check::barrier_made(barrier);
 }
 
 void barrier_arrive(CopyBarrier* barrier, u32 bytes) {
     Phase phase = load(barrier);
+    check::barrier_arrived(barrier);
     phase.num_missing--;
     phase.bytes += bytes;
     store(barrier, phase);
@@ -193,13 +219,16 @@ void barrier_wait(CopyBarrier* barrier, u32 parity) {
         copies = std::move(others);
         if (!has_copied) yield();
     }
+    check::barrier_passed(barrier);
 }
 
 void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i32 (&at)[3]) {
-    BoxCopy copy = {place.shared, shared_address(shared), {}, barrier, {at[0], at[1], at[2]}};
+    BoxCopy copy = {place().shared, shared_address(shared), {}, barrier, {at[0], at[1], at[2]}};
     memcpy(&copy.map, map, sizeof copy.map);
     if (copy.shared % 128 != 0) give_up("a box does not go to a multiple of 128 bytes");
     if (copy.map.box[0] != 64) give_up("a box that is swizzled has rows of 128 bytes");
+    check::begin_box(barrier);
+    for_pieces(copy, [&](u8* to, const u16* from, u32 len) { check::box_piece(barrier, to, len > 0 ? from : nullptr, 2 * len); });
     if (block_number() / 2 % 2 == 0) {
         carry_out(copy);
     } else {
@@ -207,7 +236,10 @@ void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, const i3
     }
 }
 
-void start_product(const Product& product) { state().queues[thread_number()].open.push_back(product); }
+void start_product(const Product& product) {
+    note_reads(product);
+    state().queues[thread_number()].open.push_back(product);
+}
 
 void products_commit() {
     Queue& own = state().queues[thread_number()];
@@ -221,7 +253,10 @@ void products_wait(unsigned num_pending) {
     while (state().queues[thread_number()].groups.size() > num_pending) {
         std::vector<Product> group = std::move(state().queues[thread_number()].groups.front());
         state().queues[thread_number()].groups.erase(state().queues[thread_number()].groups.begin());
-        for (const Product& product : group) carry_out(product);
+        for (const Product& product : group) {
+            note_reads(product);
+            carry_out(product);
+        }
     }
 }
 

@@ -35,7 +35,7 @@ float widen(u16 bits) {
 template <>
 inline float widen<e4m3>(u16 bits) {
     const u32 magnitude = bits & 0x7f;
-    const float x = magnitude < 8 ? (float)magnitude / 512.0f : __uint_as_float(magnitude + (120 << 3) << 20);
+    const float x = magnitude < 8 ? (float)magnitude / 512.0f : __uint_as_float((magnitude + (120 << 3)) << 20);
     if (magnitude == 0x7f) return NAN;
     return bits & 0x80 ? -x : x;
 }
@@ -44,10 +44,10 @@ inline float widen<e4m3>(u16 bits) {
 
 // Addresses of the block's dynamic shared memory, which begins as no kernel may rely on: at no multiple of 1024.
 static constexpr u32 SHARED_START = 512;
-DEVICE u32 shared_address(const void* at) { return (u32)((const u8*)at - shim::place.shared) + SHARED_START; }
+DEVICE u32 shared_address(const void* at) { return (u32)((const u8*)at - shim::place().shared) + SHARED_START; }
 
 DEVICE void barrier_init(CopyBarrier* barrier, u32 num_arrivals) { shim::barrier_init(barrier, num_arrivals); }
-DEVICE void barrier_init_done() {}
+DEVICE void barrier_init_done() { shim::check::barriers_published(); }
 DEVICE void barrier_arrive(CopyBarrier* barrier) { shim::barrier_arrive(barrier, 0); }
 DEVICE void barrier_arrive_expecting(CopyBarrier* barrier, u32 bytes) { shim::barrier_arrive(barrier, bytes); }
 DEVICE void barrier_wait(CopyBarrier* barrier, u32 parity) { shim::barrier_wait(barrier, parity); }
@@ -56,12 +56,14 @@ DEVICE void prefetch_map(const TensorMap*) {}
 DEVICE void copy_box(void* shared, const TensorMap* map, CopyBarrier* barrier, u32 x, u32 y, u32 z) {
     shim::copy_box(shared, map, barrier, {(i32)x, (i32)y, (i32)z});
 }
-DEVICE void publish_shared() {}
+DEVICE void publish_shared() { shim::check::publish(); }
 
 DEVICE u32 cluster_rank() { return shim::cluster_rank(); }
 DEVICE void cluster_barrier() { shim::cluster_barrier(); }
-DEVICE float4 load_of_cluster(const float4* at, u32 rank) {
-    return *(const float4*)(shim::shared_of(rank) + ((const u8*)at - shim::place.shared));
+UNCHECKED DEVICE float4 load_of_cluster(const float4* at, u32 rank) {
+    const u8* there = shim::shared_of(rank) + ((const u8*)at - shim::place().shared);
+    shim::check::remote_reads(there, sizeof(float4));
+    return *(const float4*)there;
 }
 
 DEVICE void named_barrier_wait(u32 id, u32 num_threads) { shim::named_barrier_wait(id, num_threads); }

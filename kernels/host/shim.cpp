@@ -7,15 +7,13 @@
 
 namespace shim {
 
-thread_local Place place;
-
 namespace {
 
-constexpr std::size_t STACK_BYTES = 256 << 10;
 constexpr unsigned MAX_THREADS = 1024, MAX_FIBERS = 4096;
 
 struct Barrier {
     unsigned arrived = 0, generation = 0;
+    check::Meeting meeting;
 };
 
 struct Copy {
@@ -26,7 +24,6 @@ struct Copy {
 
 struct Fiber {
     void* stack_pointer = nullptr;
-    Place place;
     bool is_done = false, has_waited = false;
     std::vector<Copy> open;
     std::vector<std::vector<Copy>> groups;
@@ -43,13 +40,19 @@ struct Block {
     Barrier barrier, named[16], warpgroups[MAX_THREADS / 128];
 };
 
+
+} // namespace
+
 // Blocks that run together; mostly one.
 struct Cluster {
+    ~Cluster() {
+        if (memory != MAP_FAILED) munmap(memory, (MAX_FIBERS + 1) * STACK_BYTES);
+    }
     void (*kernel)(void**) = nullptr;
     void** args = nullptr;
     // Of all blocks, and of one.
     unsigned num_threads = 0, block_threads = 0;
-    unsigned num_alive = 0, current = 0, num_stalled = 0;
+    unsigned num_alive = 0, num_stalled = 0;
     bool backwards = false;
     // Counts clusters, so that what belongs to one is not taken for another's.
     u64 number = 0;
@@ -58,12 +61,17 @@ struct Cluster {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     void* main = nullptr;
+    void* memory = MAP_FAILED;
     u8* stacks = nullptr;
+
+    Place& place_of(unsigned number) { return *reinterpret_cast<Place*>(stacks + number * STACK_BYTES); }
 };
 
-thread_local Cluster cluster;
+namespace {
 
-Block& own_block() { return cluster.blocks[cluster.current / cluster.block_threads]; }
+Cluster& cluster() { return *place().cluster; }
+
+Block& own_block() { return cluster().blocks[place().number / cluster().block_threads]; }
 
 extern "C" void shim_switch(void** from, void* to);
 #if defined(__x86_64__)
@@ -129,37 +137,36 @@ shim_switch:
 #error "the host shim switches fibers on x86-64 and AArch64"
 #endif
 
-void switch_to(void** from, unsigned next) {
-    cluster.current = next;
-    place = cluster.fibers[next].place;
-    shim_switch(from, cluster.fibers[next].stack_pointer);
-}
+void switch_to(void** from, unsigned next) { shim_switch(from, cluster().fibers[next].stack_pointer); }
 
 // The next fiber that has not ended; the number of fibers if there is none.
 unsigned next_fiber() {
-    const unsigned n = cluster.num_threads;
+    const unsigned n = cluster().num_threads;
     for (unsigned step = 1; step <= n; step++) {
-        const unsigned next = (cluster.current + (cluster.backwards ? n - step : step)) % n;
-        if (!cluster.fibers[next].is_done) return next;
+        const unsigned next = (place().number + (cluster().backwards ? n - step : step)) % n;
+        if (!cluster().fibers[next].is_done) return next;
     }
     return n;
 }
 
-void release(Barrier& barrier) {
+void release(Barrier& barrier, bool orders_memory = true) {
     barrier.arrived = 0;
     barrier.generation++;
+    if (orders_memory) barrier.meeting.all_there();
     progressed();
 }
 
-void wait(Barrier& barrier, unsigned expected) {
+void wait(Barrier& barrier, unsigned expected, bool orders_memory = true) {
     const unsigned generation = barrier.generation;
-    if (++barrier.arrived >= expected) return release(barrier);
+    if (orders_memory) barrier.meeting.arrive();
+    if (++barrier.arrived >= expected) release(barrier, orders_memory);
     while (barrier.generation == generation) yield();
+    if (orders_memory) barrier.meeting.leave();
 }
 
 void fiber_main() {
-    cluster.kernel(cluster.args);
-    Fiber& self = cluster.fibers[cluster.current];
+    cluster().kernel(cluster().args);
+    Fiber& self = cluster().fibers[place().number];
     // Legal, but what nobody waits for is a mistake.
     if (!self.open.empty() || !self.groups.empty()) give_up("the thread ends and has not waited for its copies");
     if (has_products()) give_up("the thread ends and has not waited for its products");
@@ -168,11 +175,11 @@ void fiber_main() {
     progressed();
     Block& block = own_block();
     if (--block.num_alive > 0 && block.barrier.arrived >= block.num_alive) release(block.barrier);
-    if (--cluster.num_alive > 0 && cluster.barrier.arrived >= cluster.num_alive) release(cluster.barrier);
+    if (--cluster().num_alive > 0 && cluster().barrier.arrived >= cluster().num_alive) release(cluster().barrier);
     void* dead;
     const unsigned next = next_fiber();
-    if (next == cluster.num_threads) {
-        shim_switch(&dead, cluster.main);
+    if (next == cluster().num_threads) {
+        shim_switch(&dead, cluster().main);
     } else {
         switch_to(&dead, next);
     }
@@ -192,64 +199,73 @@ void* new_stack(u8* low) {
     return top;
 }
 
-// The blocks from `place.block` on, each with its own of `memories`.
-void run_cluster(unsigned num_blocks, u8* const* memories) {
-    const dim3 dim = place.block_dim;
-    cluster.num_threads = num_blocks * cluster.block_threads;
-    cluster.num_alive = cluster.num_threads;
-    cluster.num_stalled = 0;
-    cluster.number++;
-    cluster.barrier = {};
-    cluster.blocks.assign(num_blocks, Block{});
-    for (Block& block : cluster.blocks) block.num_alive = cluster.block_threads;
-    cluster.warps.assign(cluster.num_threads / 32, Warp{});
-    for (unsigned i = 0; i < cluster.num_threads; i++) {
-        Fiber& fiber = cluster.fibers[i];
-        const unsigned block = i / cluster.block_threads, thread = i % cluster.block_threads;
+// The blocks from `first.block` on, each with its own of `memories`.
+void run_cluster(Cluster& own, const Place& first, unsigned num_blocks, u8* const* memories) {
+    const dim3 dim = first.block_dim;
+    own.num_threads = num_blocks * own.block_threads;
+    own.num_alive = own.num_threads;
+    own.num_stalled = 0;
+    own.number++;
+    own.barrier = {};
+    own.blocks.assign(num_blocks, Block{});
+    for (Block& block : own.blocks) block.num_alive = own.block_threads;
+    own.warps.assign(own.num_threads / 32, Warp{});
+    const std::size_t pitch = num_blocks > 1 ? memories[1] - memories[0] : first.shared_bytes + 1;
+    Checker* checker = check::begin_cluster(own.number, own.num_threads, own.block_threads, memories[0], pitch, first.shared_bytes);
+    check::ignore(own.stacks, MAX_FIBERS * STACK_BYTES, 0);
+    check::ignore(own.warps.data(), own.warps.size() * sizeof(Warp), 1);
+    for (unsigned i = 0; i < own.num_threads; i++) {
+        Fiber& fiber = own.fibers[i];
+        const unsigned block = i / own.block_threads, thread = i % own.block_threads;
         fiber.is_done = fiber.has_waited = false;
         fiber.open.clear();
         fiber.groups.clear();
-        fiber.place = place;
-        fiber.place.block.x += block;
-        fiber.place.shared = memories[block];
-        fiber.place.thread = {thread % dim.x, thread / dim.x % dim.y, thread / dim.x / dim.y};
-        fiber.stack_pointer = new_stack(cluster.stacks + i * STACK_BYTES);
+        fiber.stack_pointer = new_stack(own.stacks + i * STACK_BYTES);
+        Place& place = own.place_of(i);
+        place = first;
+        place.block.x += block;
+        place.shared = memories[block];
+        place.thread = {thread % dim.x, thread / dim.x % dim.y, thread / dim.x / dim.y};
+        place.number = i;
+        place.cluster = &own;
+        place.checker = checker;
     }
-    switch_to(&cluster.main, cluster.backwards ? cluster.num_threads - 1 : 0);
+    shim_switch(&own.main, own.fibers[own.backwards ? own.num_threads - 1 : 0].stack_pointer);
 }
 
 } // namespace
 
 void give_up(const char* what) {
-    fprintf(stderr, "host shim: block (%u, %u, %u), thread %u: %s\n", place.block.x, place.block.y, place.block.z,
-            thread_of_block(), what);
+    const dim3 block = place().block;
+    fprintf(stderr, "host shim: block (%u, %u, %u), thread %u: %s\n", block.x, block.y, block.z, thread_of_block(), what);
     abort();
 }
 
-void progressed() { cluster.num_stalled = 0; }
+void progressed() { cluster().num_stalled = 0; }
 
 void yield() {
-    if (++cluster.num_stalled > 4 * cluster.num_threads) give_up("the block waits for threads that do not come");
-    const unsigned next = next_fiber(), self = cluster.current;
-    if (next != self) switch_to(&cluster.fibers[self].stack_pointer, next);
+    if (++cluster().num_stalled > 4 * cluster().num_threads) give_up("the block waits for threads that do not come");
+    const unsigned next = next_fiber(), self = place().number;
+    if (next != self) switch_to(&cluster().fibers[self].stack_pointer, next);
 }
 
-u64 block_number() { return cluster.number; }
+u64 block_number() { return cluster().number; }
 
-unsigned thread_number() { return cluster.current; }
+unsigned thread_number() { return place().number; }
 
-unsigned num_threads() { return cluster.num_threads; }
+unsigned num_threads() { return cluster().num_threads; }
 
-unsigned thread_of_block() { return cluster.current % cluster.block_threads; }
+unsigned thread_of_block() { return place().number % cluster().block_threads; }
 
 u8* shared_of(unsigned rank) {
-    if (rank >= cluster.blocks.size()) give_up("the cluster has no such block");
-    return cluster.fibers[rank * cluster.block_threads].place.shared;
+    if (rank >= cluster().blocks.size()) give_up("the cluster has no such block");
+    if (cluster().blocks[rank].num_alive == 0) give_up("the block whose shared memory is read has ended");
+    return cluster().place_of(rank * cluster().block_threads).shared;
 }
 
-unsigned cluster_rank() { return cluster.current / cluster.block_threads; }
+unsigned cluster_rank() { return place().number / cluster().block_threads; }
 
-void cluster_barrier() { wait(cluster.barrier, cluster.num_alive); }
+void cluster_barrier() { wait(cluster().barrier, cluster().num_alive); }
 
 void warpgroup_barrier() { wait(own_block().warpgroups[thread_of_block() / 128], 128); }
 
@@ -257,35 +273,38 @@ void named_barrier_wait(u32 id, u32 num_threads) { wait(own_block().named[id], n
 
 void named_barrier_arrive(u32 id, u32 num_threads) {
     Barrier& barrier = own_block().named[id];
+    barrier.meeting.arrive();
     if (++barrier.arrived >= num_threads) release(barrier);
 }
 
 void block_barrier() { wait(own_block().barrier, own_block().num_alive); }
 
-void warp_barrier(u32 mask) {
+void warp_barrier(u32 mask, bool orders_memory) {
     if (!(mask >> lane() & 1)) give_up("a lane waits for others and is not in the mask");
-    wait(cluster.warps[cluster.current / 32].barrier, (unsigned)__builtin_popcount(mask));
+    wait(cluster().warps[place().number / 32].barrier, (unsigned)__builtin_popcount(mask), orders_memory);
 }
 
-unsigned lane() { return cluster.current % 32; }
+unsigned lane() { return place().number % 32; }
 
-u64 (*slots())[8] { return cluster.warps[cluster.current / 32].slots; }
+u64 (*slots())[8] { return cluster().warps[place().number / 32].slots; }
 
 void copy_async(void* shared, const void* global, bool is_there) {
     if (((uintptr_t)shared | (is_there ? (uintptr_t)global : 0)) % 16 != 0) give_up("a copy is not aligned to 16 bytes");
-    cluster.fibers[cluster.current].open.push_back({shared, global, is_there});
+    check::copy_asked(shared, global, is_there);
+    cluster().fibers[place().number].open.push_back({shared, global, is_there});
 }
 
 void copy_commit() {
-    Fiber& self = cluster.fibers[cluster.current];
+    Fiber& self = cluster().fibers[place().number];
     self.groups.push_back(std::move(self.open));
     self.open.clear();
 }
 
 void copy_wait(int num_pending) {
-    Fiber& self = cluster.fibers[cluster.current];
+    Fiber& self = cluster().fibers[place().number];
     while ((int)self.groups.size() > num_pending) {
         for (const Copy& copy : self.groups.front()) {
+            check::copy_done(copy.shared);
             if (copy.is_there) {
                 memcpy(copy.shared, copy.global, 16);
             } else {
@@ -296,7 +315,10 @@ void copy_wait(int num_pending) {
     }
 }
 
-void note_wait() { cluster.fibers[cluster.current].has_waited = true; }
+void note_wait() {
+    cluster().fibers[place().number].has_waited = true;
+    check::waited();
+}
 
 float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
 
@@ -327,44 +349,46 @@ u16 f16_from_float(float x) {
 
 } // namespace shim
 
-// Runs a kernel, cluster after cluster of `cluster_size` blocks. Returns whether it could be laid out.
+// Runs a kernel, cluster after cluster of `cluster_size` blocks. Returns 1, 0 if it could not be laid out, or 2 if the checker has
+// found faults.
 extern "C" int shim_launch(void (*kernel)(void**), const u32* grid, const u32* dim, u32 cluster_size, u32 shared_bytes,
                            void** args) {
     using namespace shim;
+    static thread_local Cluster own;
     const unsigned num_threads = dim[0] * dim[1] * dim[2];
     if (num_threads == 0 || num_threads > MAX_THREADS || num_threads % 32 != 0) return 0;
     if (cluster_size == 0 || grid[0] % cluster_size != 0 || cluster_size * num_threads > MAX_FIBERS) return 0;
     if (shared_bytes > (227u << 10)) return 0;
-    if (cluster.stacks == nullptr) {
-        // Pages are there once they are touched.
-        void* stacks = mmap(nullptr, MAX_FIBERS * STACK_BYTES, PROT_READ | PROT_WRITE,
-                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (stacks == MAP_FAILED) return 0;
-        cluster.stacks = static_cast<u8*>(stacks);
-        cluster.fibers.resize(MAX_FIBERS);
+    if (own.memory == MAP_FAILED) {
+        // Pages are there once they are touched. Stacks begin at multiples of their size.
+        own.memory = mmap(nullptr, (MAX_FIBERS + 1) * STACK_BYTES, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (own.memory == MAP_FAILED) return 0;
+        own.stacks = static_cast<u8*>(own.memory) + (STACK_BYTES - (uintptr_t)own.memory % STACK_BYTES);
+        own.fibers.resize(MAX_FIBERS);
     }
-    cluster.kernel = kernel;
-    cluster.args = args;
-    cluster.block_threads = num_threads;
+    own.kernel = kernel;
+    own.args = args;
+    own.block_threads = num_threads;
     const std::size_t pitch = (shared_bytes + 127) / 128 * 128;
     std::vector<u8> memory(cluster_size * pitch + 128);
     u8* first = memory.data() + (128 - (uintptr_t)memory.data() % 128) % 128;
     std::vector<u8*> memories;
     for (u32 rank = 0; rank < cluster_size; rank++) memories.push_back(first + rank * pitch);
+    Place place = {};
     place.shared_bytes = shared_bytes;
     place.grid_dim = {grid[0], grid[1], grid[2]};
     place.block_dim = {dim[0], dim[1], dim[2]};
+    check::begin_launch();
     for (unsigned z = 0; z < grid[2]; z++) {
         for (unsigned y = 0; y < grid[1]; y++) {
             for (unsigned x = 0; x < grid[0]; x += cluster_size) {
                 memset(first, 0xff, cluster_size * pitch);
                 place.block = {x, y, z};
-                const Place before = place;
-                run_cluster(cluster_size, memories.data());
-                place = before;
-                cluster.backwards = !cluster.backwards;
+                run_cluster(own, place, cluster_size, memories.data());
+                own.backwards = !own.backwards;
             }
         }
     }
-    return 1;
+    return check::end_launch() ? 1 : 2;
 }

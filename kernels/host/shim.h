@@ -27,6 +27,8 @@
 #define __shared__ static thread_local
 #define DEVICE static inline
 
+#include "check.h"
+
 struct dim3 {
     unsigned x, y, z;
 };
@@ -49,13 +51,20 @@ static inline float2 make_float2(float x, float y) { return {x, y}; }
 
 namespace shim {
 
-// Where the fiber that runs stands.
+// Where the fiber that runs stands, its number within its cluster, and what belongs to that.
 struct Place {
     dim3 thread, block, block_dim, grid_dim;
     u8* shared;
-    u32 shared_bytes;
+    u32 shared_bytes, number;
+    struct Cluster* cluster;
+    struct Checker* checker;
 };
-extern thread_local Place place;
+// It lies at the low end of the fiber's stack, to which every address of the stack leads: that is asked for all the time, and
+// variables of a thread of the machine take longer to find.
+constexpr std::size_t STACK_BYTES = 256 << 10;
+static inline Place& place() {
+    return *reinterpret_cast<Place*>((uintptr_t)__builtin_frame_address(0) & ~(uintptr_t)(STACK_BYTES - 1));
+}
 
 // Ends the process with a message.
 [[noreturn]] void give_up(const char* what);
@@ -81,8 +90,8 @@ void warpgroup_barrier();
 // Barriers that so many threads come to.
 void named_barrier_wait(u32 id, u32 num_threads);
 void named_barrier_arrive(u32 id, u32 num_threads);
-// Waits for the lanes of `mask`.
-void warp_barrier(u32 mask);
+// Waits for the lanes of `mask`. Shuffles and the like order no memory.
+void warp_barrier(u32 mask, bool orders_memory = false);
 // 64 bytes a lane that a warp exchanges values through.
 u64 (*slots())[8];
 unsigned lane();
@@ -108,7 +117,7 @@ T exchange(u32 mask, T value, unsigned from) {
 }
 
 template <typename... A, std::size_t... I>
-void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
+UNCHECKED void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_reference_t<A>*>(args[I])...);
 }
 template <typename... A>
@@ -120,17 +129,16 @@ void call(void (*kernel)(A...), void** args) {
 
 #define EXPORT_KERNEL(name)                                                                                            \
     extern "C" void name##__host(void** args) { shim::call(&name, args); }
-#define DYNAMIC_SHARED(name) u8* name = shim::place.shared
+#define DYNAMIC_SHARED(name) u8* name = shim::place().shared
 
-#define threadIdx (shim::place.thread)
-#define blockIdx (shim::place.block)
-#define blockDim (shim::place.block_dim)
-#define gridDim (shim::place.grid_dim)
+#define threadIdx (shim::place().thread)
+#define blockIdx (shim::place().block)
+#define blockDim (shim::place().block_dim)
+#define gridDim (shim::place().grid_dim)
 
 static inline void __syncthreads() { shim::block_barrier(); }
-static inline void __syncwarp(u32 mask = 0xffffffffu) { shim::warp_barrier(mask); }
-static inline void __threadfence() {}
-static inline void __threadfence_block() {}
+static inline void __syncwarp(u32 mask = 0xffffffffu) { shim::warp_barrier(mask, true); }
+static inline void __threadfence() { shim::check::fence(); }
 
 template <typename T>
 T __shfl_sync(u32 mask, T value, int from, int width = 32) {
@@ -172,37 +180,43 @@ static inline int __all_sync(u32 mask, int predicate) { return __ballot_sync(mas
 
 // Fibers do not interrupt one another.
 template <typename T>
-T atomicAdd(T* at, T value) {
+UNCHECKED T atomicAdd(T* at, T value) {
+    shim::check::atomic(at, sizeof(T));
     T old = *at;
     *at += value;
     return old;
 }
 template <typename T>
-T atomicMax(T* at, T value) {
+UNCHECKED T atomicMax(T* at, T value) {
+    shim::check::atomic(at, sizeof(T));
     T old = *at;
     *at = old < value ? value : old;
     return old;
 }
 template <typename T>
-T atomicMin(T* at, T value) {
+UNCHECKED T atomicMin(T* at, T value) {
+    shim::check::atomic(at, sizeof(T));
     T old = *at;
     *at = value < old ? value : old;
     return old;
 }
 template <typename T>
-T atomicOr(T* at, T value) {
+UNCHECKED T atomicOr(T* at, T value) {
+    shim::check::atomic(at, sizeof(T));
     T old = *at;
     *at |= value;
     return old;
 }
 template <typename T>
-T atomicExch(T* at, T value) {
+UNCHECKED T atomicExch(T* at, T value) {
+    shim::check::atomic(at, sizeof(T));
     T old = *at;
     *at = value;
     return old;
 }
 template <typename T>
-T atomicCAS(T* at, T expected, T value) {
+UNCHECKED T atomicCAS(T* at, T expected, T value) {
+    shim::check::atomic(at, sizeof(T));
     T old = *at;
     if (old == expected) *at = value;
     return old;
@@ -350,4 +364,13 @@ void copy_wait() {
 }
 DEVICE void prefetch_line(const void*) {}
 DEVICE void wait_for_writes() { shim::note_wait(); }
-DEVICE void let_next_begin() {}
+DEVICE void let_next_begin() { shim::check::let_next(); }
+UNCHECKED DEVICE u32 load_relaxed(const u32* at) {
+    shim::check::atomic(const_cast<u32*>(at), sizeof(u32));
+    return *at;
+}
+template <typename T>
+UNCHECKED DEVICE void store_alike(T* at, T value) {
+    shim::check::alike(at, sizeof(T));
+    *at = value;
+}

@@ -107,3 +107,86 @@ extern "C" __global__ void shim_test_warpgroup(float* out, const bf16* a, const 
     }
 }
 EXPORT_KERNEL(shim_test_warpgroup)
+
+// One fault a number, for the checker to find; 0 has none. Two warps of two blocks.
+extern "C" __global__ void shim_test_fault(u32* out, u32* arrivals, u32 fault) {
+    __shared__ u32 words[64];
+    __shared__ bool is_last;
+    DYNAMIC_SHARED(shared);
+    const u32 thread = threadIdx.x, other = (thread + 32) % 64, neighbour = thread ^ 1, own = blockIdx.x * 64 + thread;
+    const u32 early = fault == 1 ? out[own] : 0;
+    if (fault == 2) out[own] = 1;
+    if (fault == 12) let_next_begin();
+    wait_for_writes();
+    words[thread] = thread;
+    if (fault != 3) __syncthreads();
+    u32 sum = words[other];
+    __syncthreads();
+    words[thread] = sum;
+    if (fault == 4) sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+    if (fault != 4) __syncwarp();
+    sum += words[neighbour];
+    out[fault == 5 ? thread : own] = sum + early;
+    if (fault == 6) sum += *(volatile u32*)(shared + 512);
+    if (fault == 7) sum += *(volatile u32*)(out + 128 + thread);
+    if (fault == 8) sum += ((const uint4*)(out + 1))->x;
+    if (fault == 9) sum = sum << (thread + 32 - thread % 2);
+    // The last block adds what the others have left.
+    if (fault != 10) __threadfence();
+    __syncthreads();
+    if (thread == 0) is_last = atomicAdd(arrivals, 1u) == gridDim.x - 1;
+    __syncthreads();
+    if (is_last) {
+        if (fault != 11) __threadfence();
+        if (fault != 5) sum += out[(own + 64) % 128];
+        out[own] = sum;
+    }
+    if (fault != 12) let_next_begin();
+}
+EXPORT_KERNEL(shim_test_fault)
+
+// The same of copies to shared memory and of products of warpgroups. `map`: [1][64][64] bf16, in boxes of 64 rows. A warpgroup.
+extern "C" __global__ void shim_test_copy_fault(float* out, const bf16* a, const __grid_constant__ TensorMap map, u32 fault) {
+    DYNAMIC_SHARED(memory);
+    u8* shared = memory + (0 - shared_address(memory)) % 1024;
+    u8 *boxes = shared, *written = shared + 8192, *copied = shared + 16384;
+    CopyBarrier* has_boxes = (CopyBarrier*)(shared + 24576);
+    wait_for_kernel_before();
+    const u32 thread = threadIdx.x;
+    if (thread == 0) {
+        barrier_init(has_boxes, 1);
+        if (fault != 1) barrier_init_done();
+    }
+    __syncthreads();
+    if (thread == 0) {
+        barrier_arrive_expecting(has_boxes, 8192);
+        copy_box(boxes, &map, has_boxes, 0, 0, 0);
+    }
+    for (u32 i = 0; i < 4; i++) {
+        copy_async(copied + (thread * 4 + i) * 16, a + (thread * 4 + i) * 8);
+        *(uint4*)(written + (thread * 4 + i) * 16) = make_uint4(0, 0, 0, 0);
+    }
+    copy_commit();
+    copy_wait<0>();
+    if (fault != 2) publish_shared();
+    if (fault != 3) __syncthreads();
+    const u32 other = *(const u32*)(copied + (thread + 64) % 128 * 64);
+    if (fault != 4) barrier_wait(has_boxes, 0);
+    float d[32] = {};
+    products_begin();
+    const u32 x = matrix_at(shared_address(boxes), 0), y = matrix_at(shared_address(written), 0);
+    product_shared<bf16, 64>(d, x, y, false);
+    products_commit();
+    if (fault != 5) products_wait<0>();
+    // Another copy to the place that products have read.
+    if (fault != 6) __syncthreads();
+    if (thread == 0) {
+        barrier_arrive_expecting(has_boxes, 8192);
+        copy_box(boxes, &map, has_boxes, 0, 0, 0);
+    }
+    products_wait<0>();
+    keep(d);
+    barrier_wait(has_boxes, 1);
+    out[blockIdx.x * 128 + thread] = d[0] + (float)other;
+}
+EXPORT_KERNEL(shim_test_copy_fault)

@@ -115,7 +115,7 @@ struct Tile {
         if constexpr (IS_INT8) {
 #pragma unroll
             for (u32 n = 0; n < KEYS / 8; n++) {
-                scales.pairs[n] = scale_pair<T>(0x10001 * ((const u16*)(keys + SCALES))[n * 8 + threadIdx.x % 32 / 4]);
+                scales.pairs[n] = scale_pair<T>(0x10001u * ((const u16*)(keys + SCALES))[n * 8 + threadIdx.x % 32 / 4]);
             }
         }
         return scales;

@@ -198,6 +198,15 @@ __device__ __forceinline__ void copy_wait() {
 // Brings the 128 bytes around an address to the second cache.
 DEVICE void prefetch_line(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory"); }
 
+// What atomics write meanwhile, as it is now.
+DEVICE u32 load_relaxed(const u32* at) { return *(const volatile u32*)at; }
+
+// Writes what others write there too, with no barrier between: said to the host shim's checker.
+template <typename T>
+DEVICE void store_alike(T* at, T value) {
+    *at = value;
+}
+
 // Programmatic dependent launch (nothing before Hopper, nor where a launch does not ask for it). `wait_for_writes` waits until the
 // kernel before this one has ended and what it has written can be read. Every thread of every kernel waits, also one that has
 // nothing to do, and lets the next one begin no earlier: so all that came before the kernel before has ended when this one begins.

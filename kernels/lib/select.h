@@ -110,7 +110,8 @@ struct Cut {
 DEVICE void offer(const Goal& goal, Sum before, Sum own, u64 found, Scratch& s) {
     if (own.count == 0 || !is_reached(goal, before + own)) return;
     if (before.count > 0 && is_reached(goal, before)) return;
-    s.is_found = 1;
+    // Where it is known already others may be asking still.
+    if (s.is_found == 0) s.is_found = 1;
     s.found = found;
     s.before = before;
     s.until = before + own;
@@ -181,7 +182,7 @@ DEVICE void add_to_bin(u32 bin, u64 mass, Scratch& s) {
 
 DEVICE void list(u64 key, u64 mass, Scratch& s) {
     // Once it is full nobody need wait for a number.
-    if (*(volatile u32*)&s.num_listed > MAX_LIST) return;
+    if (load_relaxed(&s.num_listed) > MAX_LIST) return;
     const u32 slot = atomicAdd(&s.num_listed, 1u);
     if (slot >= MAX_LIST) return;
     s.keys[slot] = key;

@@ -3,6 +3,7 @@
 // This program talks to whoever runs it.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod check;
 mod ci;
 mod golden;
 mod kernels;
@@ -28,6 +29,11 @@ enum Task {
     Ci,
     /// Compare the golden fixtures with what transformers computed, as one table
     Golden,
+    /// Look for races and other faults of CUDA kernels without a GPU, as they run in the tests that use them
+    CheckKernels {
+        /// Tests, by parts of their names; all of the library without any, which takes half an hour
+        filters: Vec<String>,
+    },
     /// Compile every CUDA kernel for every device that matters (brings nvcc if need be); fail on unexplained spills
     Kernels,
     /// Bring nvcc to target/ unless there is one, and print its path: NVCC=$(cargo xtask nvcc) cargo build --release
@@ -46,6 +52,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&root),
         Task::Ci => ci::run(&root),
         Task::Golden => golden::run(&root),
+        Task::CheckKernels { filters } => check::run(&root, &filters),
         Task::Kernels => kernels::run(&root),
         Task::Nvcc => kernels::nvcc_path(&root).map(|path| println!("{}", path.display())),
         Task::PythonTests { args } => ci::python_tests(&root, &args),

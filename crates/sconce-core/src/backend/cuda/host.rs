@@ -5,18 +5,19 @@
 //! has not waited for finds it in the one, who changes what is still to be read in the other.
 
 #[cfg(test)]
+mod check_tests;
+mod library;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::c_void;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::device::{Args, BoxShape, Device, DevicePtr, Dims, Graph, Mailbox, Matmul, TensorMap};
 use super::storage::{bytes_of, floats_of};
 use crate::error::{Error, Result};
+use library::{Library, StreamCheck};
 
 /// Bytes after an allocation that nobody may write.
 const GUARD: usize = 256;
@@ -44,7 +45,8 @@ pub(crate) struct Watch {
 
 /// Calls in order.
 struct Stream {
-    library: Arc<libloading::Library>,
+    library: Arc<Library>,
+    check: Option<StreamCheck>,
     is_late: bool,
     calls: Mutex<Calls>,
     watch: Watch,
@@ -68,8 +70,6 @@ enum Call {
     Clear { dst: DevicePtr, bytes: usize },
 }
 
-type Launcher = unsafe extern "C" fn(*const c_void, *const u32, *const u32, u32, u32, *const *mut c_void) -> i32;
-
 impl HostDevice {
     /// What it calls itself.
     pub(crate) const NAME: &str = "host shim";
@@ -91,15 +91,18 @@ impl HostDevice {
         Arc::new(Self { choose: Some(Box::new(choose)), ..Self::new(false) })
     }
 
+    /// With the checker, for kernels of `kernels/host/tests.cu` alone.
+    pub(crate) fn checked() -> Arc<dyn Device> {
+        Arc::new(Self::with(&Library::of_checked_tests(), false))
+    }
+
     fn new(is_late: bool) -> Self {
-        static LIBRARY: OnceLock<Arc<libloading::Library>> = OnceLock::new();
-        let library = LIBRARY.get_or_init(|| {
-            let path = build();
-            // SAFETY: the library is our own kernels, and runs nothing when it is loaded.
-            Arc::new(unsafe { libloading::Library::new(&path) }.expect("invariant: the compiler made a library"))
-        });
-        let (calls, watch) = (Mutex::default(), Watch::default());
-        let stream = Stream { library: Arc::clone(library), is_late, calls, watch };
+        Self::with(&Library::of_all_kernels(), is_late)
+    }
+
+    fn with(library: &Arc<Library>, is_late: bool) -> Self {
+        let (calls, watch, check) = (Mutex::default(), Watch::default(), StreamCheck::new(library));
+        let stream = Stream { library: Arc::clone(library), check, is_late, calls, watch };
         Self { stream: Arc::new(stream), choose: None, allocations: Mutex::default() }
     }
 }
@@ -138,7 +141,16 @@ impl Stream {
 
     fn run(&self, call: &Call) -> Result<()> {
         if let Call::Launch { kernel, dims, args } = call {
-            return launch(&self.library, kernel, dims, args);
+            if dims.is_empty() {
+                return Ok(());
+            }
+            if let Some(check) = &self.check {
+                check.begin(kernel, dims.overlaps);
+            }
+            return self.library.launch(kernel, dims, args);
+        }
+        if let Some(check) = &self.check {
+            check.no_kernel();
         }
         // SAFETY: who made the call has promised that the memory is there.
         unsafe {
@@ -156,24 +168,6 @@ impl Stream {
         }
         Ok(())
     }
-}
-
-fn launch(library: &libloading::Library, kernel: &str, dims: &Dims, args: &Args) -> Result<()> {
-    if dims.is_empty() {
-        return Ok(());
-    }
-    // SAFETY: the symbols have these types in kernels/host.
-    let done = unsafe {
-        let launcher = library.get::<Launcher>(b"shim_launch\0").expect("invariant: the shim is in the library");
-        let name = format!("{kernel}__host\0");
-        let Ok(kernel) = library.get::<unsafe extern "C" fn(*mut *mut c_void)>(name.as_bytes()) else {
-            return Err(Error::internal(format!("there is no kernel {kernel}; does it have an EXPORT_KERNEL?")));
-        };
-        let (kernel, pointers) = ((*kernel as *const ()).cast(), args.pointers());
-        let Dims { grid, block, shared_bytes, cluster, .. } = dims;
-        launcher(kernel, grid.as_ptr(), block.as_ptr(), *cluster, *shared_bytes, pointers.as_ptr())
-    };
-    if done == 1 { Ok(()) } else { Err(Error::internal(format!("{kernel} cannot be laid out as {dims:?}"))) }
 }
 
 /// # Safety
@@ -226,6 +220,7 @@ impl Device for HostDevice {
         let ptr = data[start..].as_ptr() as u64;
         // Tests are short: their memory is left to the end of the process, so that late writes are seen by nobody else.
         std::mem::forget(memory);
+        self.stream.library.allocated(ptr, bytes);
         self.allocations.lock().expect("invariant: no test goes on after a panic").insert(ptr, bytes);
         Ok(DevicePtr(ptr))
     }
@@ -235,6 +230,7 @@ impl Device for HostDevice {
         assert!(done.is_ok() || std::thread::panicking(), "{done:?}");
         let bytes = self.allocations.lock().expect("invariant: no test goes on after a panic").remove(&ptr.0);
         let bytes = bytes.expect("invariant: what is freed was allocated");
+        self.stream.library.freed(ptr.0);
         // SAFETY: the guard was allocated with the memory.
         let guard = unsafe { std::slice::from_raw_parts((ptr.0 as usize + bytes) as *const u8, GUARD) };
         if guard.iter().any(|&byte| byte != GUARD_BYTE) && !std::thread::panicking() {
@@ -268,8 +264,7 @@ impl Device for HostDevice {
     }
 
     fn has_kernel(&self, kernel: &str) -> bool {
-        // SAFETY: the symbol is looked for, and nothing is done with it.
-        unsafe { self.stream.library.get::<*const ()>(format!("{kernel}__host\0").as_bytes()) }.is_ok()
+        self.stream.library.has_kernel(kernel)
     }
 
     /// As kernels/host/hopper.cpp reads it.
@@ -355,64 +350,4 @@ impl Mailbox for HostMailbox {
         // SAFETY: so much was allocated, and nobody writes it until the next `fetch`.
         Ok(unsafe { std::slice::from_raw_parts(self.memory.0 as *const u32, self.len) })
     }
-}
-
-/// Compiles all kernels into one library, unless that was done of the same sources.
-fn build() -> PathBuf {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
-    let mut sources = Vec::new();
-    let mut hasher = DefaultHasher::new();
-    for folder in ["", "lib", "host"] {
-        let entries = std::fs::read_dir(kernels.join(folder)).expect("invariant: the kernels are beside the crate");
-        let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("invariant: readable").path()).collect();
-        paths.sort();
-        for path in paths.into_iter().filter(|path| path.is_file()) {
-            std::fs::read(&path).expect("invariant: readable").hash(&mut hasher);
-            let is_source = path.extension().is_some_and(|e| e == "cu" || e == "cpp");
-            sources.extend(is_source.then_some(path));
-        }
-    }
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/host-kernels");
-    std::fs::create_dir_all(&dir).expect("invariant: target can be written");
-    let path = dir.join(format!("{:016x}.so", hasher.finish()));
-    if !path.exists() {
-        compile(&sources, &path);
-    }
-    path
-}
-
-/// One compiler a source, as many at once as there are cores; then one library.
-fn compile(sources: &[PathBuf], path: &Path) {
-    let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-    let run = |command: &mut Command| {
-        let output =
-            command.output().unwrap_or_else(|e| panic!("{compiler:?}: {e}: tests of kernels need a C++ compiler"));
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    let own = path.with_extension(std::process::id().to_string());
-    let objects: Vec<PathBuf> =
-        (0..sources.len()).map(|i| own.with_extension(format!("{}-{i}.o", std::process::id()))).collect();
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, Into::into).min(sources.len()) {
-            scope.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    let Some(source) = sources.get(i) else { break };
-                    run(Command::new(&compiler)
-                        .args(["-std=c++17", "-O2", "-g1", "-fPIC", "-DSCONCE_HOST", "-Wall", "-Wno-unknown-pragmas"])
-                        .arg("-ffp-contract=off")
-                        .args(["-x", "c++", "-c"])
-                        .arg(source)
-                        .arg("-o")
-                        .arg(&objects[i]));
-                }
-            });
-        }
-    });
-    run(Command::new(&compiler).args(["-shared", "-o"]).arg(&own).args(&objects));
-    // Another process may have been as quick: whichever is last, the library is whole.
-    std::fs::rename(&own, path).expect("invariant: target can be written");
-    objects.iter().for_each(|object| _ = std::fs::remove_file(object));
 }
