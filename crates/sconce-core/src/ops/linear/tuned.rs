@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::algorithm::{Algorithm, GatedAlgorithm, Product};
-use super::cuda::{MAX_ROWS, Options};
+use super::cuda::{self, Kernel, MAX_ROWS, Options};
 use crate::backend::StepLimits;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::storage::{Buffer, Form, Matrix, Memory, QuantPart};
@@ -17,9 +17,9 @@ use crate::config::Activation;
 use crate::error::Result;
 use crate::ops::{gate_act_mul, random};
 
-/// Before each launch that is timed so much memory is cleared, more than any second cache: in a step, too, weights come from
-/// memory.
+/// A matrix of so many bytes is more than any second cache has.
 const FLUSHED_BYTES: usize = 128 << 20;
+const FLUSHED_COLS: usize = 4096;
 /// More tokens are multiplied as so many are.
 const MAX_TOKENS: usize = 2048;
 /// One in so many bytes of the free memory is the most that a trial takes for inputs and outputs.
@@ -93,7 +93,7 @@ impl Tuned {
     ) -> Result<Self> {
         let begun = Instant::now();
         let mut tuned = Self::default();
-        let flushed = Memory::new(device, FLUSHED_BYTES)?;
+        let mut flush = Flush::new(device)?;
         // What weights are expanded to first: how that is multiplied is part of their own trials.
         let expansions = options.expansion.map_or(&[][..], |expansion| expansion.matrices());
         for weight in expansions.iter().chain(weights) {
@@ -102,7 +102,7 @@ impl Tuned {
             }
             let is_head = weight.rows == vocab_size;
             let most = if is_head { limits.max_logits } else { limits.max_tokens };
-            let trial = Trial::new(device, weight, is_head, most.min(MAX_TOKENS), &flushed)?;
+            let trial = Trial::new(device, weight, is_head, most.min(MAX_TOKENS), &mut flush)?;
             let Some(entry) = trial.run(Options { tuned: Some(&tuned), ..options })? else { break };
             tuned.entries.push(entry);
         }
@@ -146,12 +146,38 @@ fn tried_tokens(most: usize) -> Vec<usize> {
     tried
 }
 
+/// Reads a large matrix before each launch that is timed: as in a step, weights come from memory then, and the second cache has nothing
+/// that must be written back.
+struct Flush {
+    weight: Matrix,
+    x: Buffer,
+    out: Buffer,
+}
+
+impl Flush {
+    fn new(device: &Arc<dyn Device>) -> Result<Self> {
+        const ELEM: ElemType = ElemType::Bf16;
+        let shape = [FLUSHED_BYTES / ELEM.bytes() / FLUSHED_COLS, FLUSHED_COLS];
+        let weight = Matrix::new(Memory::new(device, FLUSHED_BYTES)?, shape, ELEM, Form::Scratch, None)?;
+        weight.memory.clear()?;
+        let (mut x, mut out) = (Buffer::new(device, 1, shape[1], ELEM)?, Buffer::new(device, 1, shape[0], ELEM)?);
+        random::fill(&**device, x.ptr(), shape[1], ELEM, 1)?;
+        x.set_rows(1);
+        out.set_rows(1);
+        Ok(Self { weight, x, out })
+    }
+
+    fn run(&mut self, device: &dyn Device) -> Result<()> {
+        cuda::launch(device, Kernel::Rows(8), &mut self.out, &self.x, &self.weight)
+    }
+}
+
 /// One matrix's trials.
 struct Trial<'a> {
     device: &'a dyn Device,
     weight: &'a Matrix,
     most: usize,
-    flushed: &'a Memory,
+    flush: &'a mut Flush,
     x: Buffer,
     out: Buffer,
     /// Of gate, up and their product, where the matrix may be theirs.
@@ -164,7 +190,7 @@ impl<'a> Trial<'a> {
         weight: &'a Matrix,
         is_head: bool,
         most: usize,
-        flushed: &'a Memory,
+        flush: &'a mut Flush,
     ) -> Result<Self> {
         let elem = weight.elem;
         let token_bytes = (weight.cols + 2 * weight.rows) * ElemType::F32.bytes();
@@ -179,7 +205,7 @@ impl<'a> Trial<'a> {
         let out = Buffer::new(device, most, weight.rows, out_elem)?;
         let may_be_gated = !is_head && weight.rows.is_multiple_of(2);
         let gated = may_be_gated.then(|| Buffer::new(device, most, weight.rows / 2, elem)).transpose()?;
-        Ok(Self { device: &**device, weight, most, flushed, x, out, gated })
+        Ok(Self { device: &**device, weight, most, flush, x, out, gated })
     }
 
     /// `None`: the device takes no times.
@@ -211,11 +237,11 @@ impl<'a> Trial<'a> {
     }
 
     fn fastest_product(&mut self, candidates: &[Algorithm], options: Options<'_>) -> Result<Option<Algorithm>> {
-        let Self { device, weight, flushed, x, out, .. } = self;
+        let Self { device, weight, flush, x, out, .. } = self;
         out.set_rows(x.rows());
         let product = Product { device: *device, x, weight, options };
         let mut work = |idx: usize| candidates[idx].launch(product, out);
-        Ok(device.fastest(candidates.len(), &mut || flushed.clear(), &mut work)?.map(|idx| candidates[idx]))
+        Ok(device.fastest(candidates.len(), &mut || flush.run(*device), &mut work)?.map(|idx| candidates[idx]))
     }
 
     /// `apart`: how gate and up are multiplied in two launches.
@@ -226,7 +252,7 @@ impl<'a> Trial<'a> {
         options: Options<'_>,
     ) -> Result<Option<GatedAlgorithm>> {
         const ACT: Activation = Activation::Silu;
-        let Self { device, weight, flushed, x, out, gated, .. } = self;
+        let Self { device, weight, flush, x, out, gated, .. } = self;
         let Some(gated) = gated else { return Ok(None) };
         gated.set_rows(x.rows());
         out.set_rows(x.rows());
@@ -238,6 +264,6 @@ impl<'a> Trial<'a> {
             apart.launch(product, out)?;
             gate_act_mul::cuda(*device, gated, out, ACT)
         };
-        Ok(device.fastest(candidates.len(), &mut || flushed.clear(), &mut work)?.map(|idx| candidates[idx]))
+        Ok(device.fastest(candidates.len(), &mut || flush.run(*device), &mut work)?.map(|idx| candidates[idx]))
     }
 }
