@@ -1,17 +1,19 @@
 #!/bin/sh
-# Builds what run.sh takes to a machine with a GPU, into target/gpu: the program with kernels compiled for every device, the
-# library's tests, what traces kernels, and models' configs and tokenizers.
+# Builds what run.sh takes to a machine with a GPU, into target/gpu and, packed, target/gpu.tgz: the program with kernels compiled for
+# every device, the library's tests, what traces kernels, and models' configs and tokenizers.
 #
-# prepare.sh MODELS: MODELS has one folder a model, with config.json and, if at hand, tokenizer.json; weights are random, and so
-# are prompts, for which any tokenizer does.
+# prepare.sh MODELS [TOKENIZERS]: MODELS has one folder a model, with config.json and, if at hand, tokenizer.json; weights are random,
+# and so are prompts, for which any tokenizer does. But for HTTP, where texts are sent: that is measured where TOKENIZERS has a folder
+# llama-3.1-8b-instruct with tokenizer.json.
 set -eu
-models=${1:?usage: prepare.sh MODELS}
-models=$(cd "$models" && pwd)
+usage='usage: prepare.sh MODELS [TOKENIZERS]'
+models=$(cd "${1:?$usage}" && pwd)
+tokenizers=${2:+$(cd "$2" && pwd)}
 cd "$(dirname "$0")/../.."
 NVCC=$(cargo run --quiet --package xtask -- nvcc)
 export NVCC
 out=target/gpu
-rm -rf "$out"
+rm -rf "$out" "$out.tgz"
 mkdir -p "$out/models"
 cargo build --release --locked
 strip -o "$out/sconce" target/release/sconce
@@ -29,12 +31,5 @@ cc -O2 -shared -fPIC -I"$cupti/include" -I"$(dirname "$NVCC")/../include" benche
     -L"$cupti/lib" -l:libcupti.so.13 -Wl,-rpath,'$ORIGIN'
 cp "$cupti/lib/libcupti.so.13" "$out/"
 rm -r "$out/cupti"
-for model in "$models"/*/; do
-    name=$(basename "$model")
-    mkdir "$out/models/$name"
-    for file in config.json tokenizer.json tokenizer_config.json chat_template.jinja generation_config.json special_tokens_map.json; do
-        [ ! -f "$model/$file" ] || cp "$model/$file" "$out/models/$name/"
-    done
-    [ -f "$out/models/$name/tokenizer.json" ] || cp tests/golden/llama/tokenizer.json "$out/models/$name/"
-done
-du -sh "$out"/* "$out"/models/*
+sh benches/gpu/models.sh "$models" "$tokenizers" "$out/models"
+sh benches/gpu/pack.sh

@@ -1,6 +1,7 @@
 """What a step's kernels take, from the lines that trace.c writes.
 
-    benches/gpu/timeline.py TRACE    a table of the kind of step that most time went to
+    benches/gpu/timeline.py TRACE                   a table of the kind of step that most time went to
+    benches/gpu/timeline.py TRACE --steps decodes   the same of steps in which every sequence decodes
 """
 
 import argparse
@@ -10,6 +11,14 @@ import statistics
 
 # The kernel with which each step begins.
 FIRST = "embed_"
+# Attention of decodes; a step with prompts has another.
+DECODE_ATTENTION = ("attention_decode", "attention_shared")
+
+
+def is_kind(step, kind):
+    attention = [name for *_, name in step if name.startswith("attention_")]
+    is_decode = bool(attention) and all(name.startswith(DECODE_ATTENTION) for name in attention)
+    return {"any": True, "decodes": is_decode, "prompts": bool(attention) and not is_decode}[kind]
 
 
 def steps_of(lines):
@@ -25,16 +34,18 @@ def steps_of(lines):
     return steps[:-1]
 
 
-def timeline(lines):
-    """Of the steps with the same kernels in which most time was spent, the one of median length. None where there is no step."""
-    kinds = collections.defaultdict(list)
+def timeline(lines, kind="any"):
+    """Of the steps of a kind (any, decodes, prompts), of those with the same kernels in which most time was spent, the one of median
+    length. None where there is no such step."""
+    alike = collections.defaultdict(list)
     for step in steps_of(lines):
-        kinds[tuple(kernel[2:] for kernel in step)].append(step)
-    if not kinds:
+        if is_kind(step, kind):
+            alike[tuple(kernel[2:] for kernel in step)].append(step)
+    if not alike:
         return None
     length = lambda step: step[-1][1] - step[0][0]
-    kind = max(kinds.values(), key=lambda kind: sum(map(length, kind)))
-    step = sorted(kind, key=length)[len(kind) // 2]
+    most = max(alike.values(), key=lambda steps: sum(map(length, steps)))
+    step = sorted(most, key=length)[len(most) // 2]
     by_kernel = collections.defaultdict(list)
     idle, busy_until = 0, step[0][0]
     for begin, end, blocks, name in step:
@@ -44,12 +55,13 @@ def timeline(lines):
     rows = [{"kernel": name, "blocks": blocks, "num": len(times), "mean_microseconds": round(statistics.mean(times), 2),
              "total_microseconds": round(sum(times), 1)} for (name, blocks), times in by_kernel.items()]
     rows.sort(key=lambda row: -row["total_microseconds"])
-    return {"num_steps": len(kind), "step_microseconds": length(step) / 1e3, "idle_microseconds": idle / 1e3, "kernels": rows}
+    return {"num_steps": len(most), "step_microseconds": length(step) / 1e3, "idle_microseconds": idle / 1e3, "kernels": rows}
 
 
 def table(result):
     """Lines of a table in Markdown."""
-    yield f"A step of {result['step_microseconds']:,.0f} µs, of which {result['idle_microseconds']:,.0f} between kernels; {result['num_steps']} like it"
+    yield (f"A step of {result['step_microseconds']:,.0f} µs, of which {result['idle_microseconds']:,.0f} between kernels; "
+           f"{result['num_steps']} like it")
     yield ""
     yield "| kernel | blocks | calls | µs each | µs | share |"
     yield "|---|---|---|---|---|---|"
@@ -62,8 +74,10 @@ def table(result):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=pathlib.Path)
-    with open(parser.parse_args().trace, encoding="utf-8") as lines:
-        result = timeline(lines)
+    parser.add_argument("--steps", choices=["any", "decodes", "prompts"], default="any", help="which steps (default: any)")
+    args = parser.parse_args()
+    with open(args.trace, encoding="utf-8") as lines:
+        result = timeline(lines, args.steps)
     print("\n".join(table(result)) if result else "no step")
 
 

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::parse_count;
 use super::percentiles::Summary;
-use super::report::{Multiplying, Reading, Table, figure, model_json, model_line, peaks_text};
+use super::report::{Multiplying, Reading, Table, figure, model_json, model_line, one_or_list};
+use super::roof::{EXPLANATION, Reached, Work};
 use super::subject::{Subject, SubjectArgs, check_answer};
 use crate::cli::{Failure, progress};
 
@@ -21,9 +22,9 @@ pub(super) struct Args {
     /// Tokens decoded.
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_count)]
     pub(super) output_len: usize,
-    /// Tokens of the prompt that is decoded from; with 32, attention costs little.
-    #[arg(long, value_name = "TOKENS", default_value = "32", value_parser = parse_count)]
-    pub(super) decode_after: usize,
+    /// Tokens of the prompt that is decoded from; with 32, attention costs little. Several lengths are measured each.
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "32", value_parser = parse_count)]
+    pub(super) decode_after: Vec<usize>,
     /// Rounds that are measured, after one that is not.
     #[arg(long, value_name = "N", default_value = "5", value_parser = parse_count)]
     pub(super) num_iters: usize,
@@ -35,7 +36,8 @@ pub(super) struct Args {
 struct Measured {
     /// For each input length.
     prompts: Vec<Vec<f64>>,
-    decode: Vec<f64>,
+    /// For each length that is decoded after.
+    decodes: Vec<Vec<f64>>,
 }
 
 /// Runs `sconce bench latency`.
@@ -44,11 +46,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     for &len in &args.input_len {
         subject.check_fits(&format!("--input-len {len} and a token generated"), len.saturating_add(1))?;
     }
-    let decode_len = args.output_len.saturating_add(args.decode_after).saturating_add(1);
-    subject.check_fits(
-        &format!("--output-len {} after a prompt of {} and its first token", args.output_len, args.decode_after),
-        decode_len,
-    )?;
+    for &len in &args.decode_after {
+        let flags = format!("--output-len {} after a prompt of {len} and its first token", args.output_len);
+        subject.check_fits(&flags, args.output_len.saturating_add(len).saturating_add(1))?;
+    }
     let measured = measure(&mut subject, &args)?;
     subject.measure_peaks_again()?;
     args.subject.print(&to_json(&subject, &args, &measured), &to_text(&subject, &args, &measured))?;
@@ -58,15 +59,18 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 /// Rounds in turn, so that what disturbs the machine for a while does not fall on one figure alone.
 fn measure(subject: &mut Subject, args: &Args) -> Result<Measured, Failure> {
     let counter = progress::counter("measuring rounds", args.num_iters + 1);
-    let mut measured = Measured { prompts: vec![Vec::new(); args.input_len.len()], decode: Vec::new() };
+    let [prompts, decodes] = [&args.input_len, &args.decode_after].map(|lens| vec![Vec::new(); lens.len()]);
+    let mut measured = Measured { prompts, decodes };
     for round in 0..=args.num_iters {
         let is_warm_up = round == 0;
         for (&len, seconds) in args.input_len.iter().zip(&mut measured.prompts) {
             let taken = prompt_seconds(subject, len)?;
             seconds.extend((!is_warm_up).then_some(taken));
         }
-        let taken = decode_seconds(subject, args)?;
-        measured.decode.extend((!is_warm_up).then_some(taken));
+        for (&len, seconds) in args.decode_after.iter().zip(&mut measured.decodes) {
+            let taken = decode_seconds(subject, len, args.output_len)?;
+            seconds.extend((!is_warm_up).then_some(taken));
+        }
         counter.advance();
     }
     Ok(measured)
@@ -83,8 +87,8 @@ fn prompt_seconds(subject: &mut Subject, input_len: usize) -> Result<f64, Failur
 }
 
 /// From the first token, which the prompt's step gives, over `output_len` more to the last.
-fn decode_seconds(subject: &mut Subject, args: &Args) -> Result<f64, Failure> {
-    let (input_len, num_tokens) = (args.decode_after, args.output_len + 1);
+fn decode_seconds(subject: &mut Subject, input_len: usize, output_len: usize) -> Result<f64, Failure> {
+    let num_tokens = output_len + 1;
     let request = subject.request(input_len, num_tokens);
     let mut stream = subject.engine.stream(request)?;
     let mut output = GenerationOutput::new(1);
@@ -115,6 +119,19 @@ fn multiplying(subject: &Subject, input_len: usize, tok_per_s: f64) -> Multiplyi
     Multiplying::new(subject.info(), input_len, 1, input_len as f64 / tok_per_s)
 }
 
+/// A whole prompt and its token.
+fn prompt_reached(subject: &Subject, len: usize, tok_per_s: f64) -> Reached {
+    let info = subject.info();
+    Reached::new(Work::weights(info, 1, len, 1) + Work::prompt(info, len), len as f64 / tok_per_s)
+}
+
+/// All of the tokens behind the first.
+fn decode_reached(subject: &Subject, input_len: usize, num: usize, tok_per_s: f64) -> Reached {
+    let info = subject.info();
+    let work = Work::weights(info, num, num, num) + Work::decoding(info, input_len, 1..num + 1, 1);
+    Reached::new(work, num as f64 / tok_per_s)
+}
+
 fn to_text(subject: &Subject, args: &Args, measured: &Measured) -> String {
     let mut table = Table::default();
     table.row(["tok/s", "median", "least", "most", "ms", "reached"]);
@@ -122,18 +139,24 @@ fn to_text(subject: &Subject, args: &Args, measured: &Measured) -> String {
     for (&len, seconds) in args.input_len.iter().zip(&measured.prompts) {
         let rates = rates(len, seconds);
         let [p50, min, max] = cells(rates);
-        let reached = multiplying(subject, len, rates.p50).text(&subject.peaks);
+        let peaks = &subject.peaks;
+        let (weights, all) = (multiplying(subject, len, rates.p50), prompt_reached(subject, len, rates.p50));
+        let reached = format!("{}; {}", weights.text(peaks), all.text(peaks));
         let ms = figure(1e3 * len as f64 / rates.p50);
         table.row([&format!("prompt of {len}"), &p50, &min, &max, &ms, &reached]);
     }
-    let rates = rates(args.output_len, &measured.decode);
-    let [p50, min, max] = cells(rates);
-    let reached = reading(subject, rates.p50).text(&subject.peaks);
-    let ms = format!("{}/token", figure(1e3 / rates.p50));
-    table.row([&format!("decode of {} after {}", args.output_len, args.decode_after), &p50, &min, &max, &ms, &reached]);
+    for (&len, seconds) in args.decode_after.iter().zip(&measured.decodes) {
+        let rates = rates(args.output_len, seconds);
+        let [p50, min, max] = cells(rates);
+        let peaks = &subject.peaks;
+        let (weights, all) = (reading(subject, rates.p50), decode_reached(subject, len, args.output_len, rates.p50));
+        let reached = format!("{}; {}", weights.text(peaks), all.text(peaks));
+        let ms = format!("{}/token", figure(1e3 / rates.p50));
+        table.row([&format!("decode of {} after {len}", args.output_len), &p50, &min, &max, &ms, &reached]);
+    }
     let rounds = if args.num_iters == 1 { "one round".to_owned() } else { format!("{} rounds", args.num_iters) };
-    let (info, peaks) = (subject.info(), peaks_text(subject.info(), &subject.peaks));
-    format!("{}{rounds} after a warm-up\n\n{table}\n{peaks}", model_line(info, false))
+    let (model, peaks) = (model_line(subject.info(), false), subject.peaks_text());
+    format!("{model}{rounds} after a warm-up\n\n{table}\n{peaks}{EXPLANATION}")
 }
 
 fn to_json(subject: &Subject, args: &Args, measured: &Measured) -> Value {
@@ -150,17 +173,23 @@ fn to_json(subject: &Subject, args: &Args, measured: &Measured) -> Value {
         report["input_len"] = json!(len);
         report["ms"] = json!(1e3 * len as f64 / rates.p50);
         multiplying(subject, len, rates.p50).add_to(&mut report, &subject.peaks);
+        report["roof"] = prompt_reached(subject, len, rates.p50).to_json(&subject.peaks);
         report
     };
-    let rates = rates(args.output_len, &measured.decode);
-    let mut decode = of_rates(rates);
-    decode["input_len"] = json!(args.decode_after);
-    decode["output_len"] = json!(args.output_len);
-    decode["ms_per_token"] = json!(1e3 / rates.p50);
-    reading(subject, rates.p50).add_to(&mut decode, &subject.peaks);
+    let decode = |(&len, seconds): (&usize, &Vec<f64>)| {
+        let rates = rates(args.output_len, seconds);
+        let mut report = of_rates(rates);
+        report["input_len"] = json!(len);
+        report["output_len"] = json!(args.output_len);
+        report["ms_per_token"] = json!(1e3 / rates.p50);
+        reading(subject, rates.p50).add_to(&mut report, &subject.peaks);
+        report["roof"] = decode_reached(subject, len, args.output_len, rates.p50).to_json(&subject.peaks);
+        report
+    };
+    let decodes = args.decode_after.iter().zip(&measured.decodes).map(decode).collect();
     let mut report = model_json("latency", subject.info(), &subject.peaks);
     report.insert("num_iters".into(), json!(args.num_iters));
     report.insert("prompt".into(), args.input_len.iter().zip(&measured.prompts).map(prompt).collect());
-    report.insert("decode".into(), decode);
+    report.insert("decode".into(), one_or_list(decodes));
     report.into()
 }

@@ -3,14 +3,17 @@
 mod answer;
 mod client;
 mod latency;
+mod lengths;
 mod load;
 mod ops;
 mod percentiles;
 mod random;
 mod report;
+mod roof;
 mod serve;
 mod subject;
 mod throughput;
+mod together;
 
 #[cfg(test)]
 mod tests;

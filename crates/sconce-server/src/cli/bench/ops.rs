@@ -6,7 +6,7 @@ use sconce::{OpProfile, OpTime, StepShape, StreamEvent, TokenStream};
 use serde_json::{Value, json};
 
 use super::parse_count;
-use super::report::{Table, figure, model_json, model_line, peaks_text, percent};
+use super::report::{Table, figure, model_json, model_line, percent};
 use super::subject::{Subject, SubjectArgs};
 use crate::cli::{Failure, progress};
 
@@ -164,7 +164,7 @@ fn to_text(subject: &Subject, parts: &[Part]) -> String {
         table.row(["all", &figure(part.ms(part.seconds())), "100 %", "-", "-", "-", "-", "-"]);
         text += &format!("\n{table}");
     }
-    format!("{text}\n{}", peaks_text(subject.info(), peaks))
+    format!("{text}\n{}", subject.peaks_text())
 }
 
 fn to_json(subject: &Subject, parts: &[Part]) -> Value {

@@ -60,8 +60,13 @@ impl Random {
     }
 
     /// A normal number, of mean 0 and deviation 1.
-    pub(super) fn normal(&mut self) -> f64 {
+    fn normal(&mut self) -> f64 {
         (-2.0 * self.share().ln()).sqrt() * (std::f64::consts::TAU * self.share()).cos()
+    }
+
+    /// A number whose logarithm is normal with that deviation, and whose mean is `mean`.
+    pub(super) fn log_normal(&mut self, mean: f64, deviation: f64) -> f64 {
+        (mean.ln() - deviation * deviation / 2.0 + deviation * self.normal()).exp()
     }
 
     /// The pause until the next of events that come at random, so many a second on average: none where that is

@@ -6,6 +6,7 @@ use sconce::{ModelInfo, Peaks};
 use serde_json::{Map, Value, json};
 
 use super::percentiles::Summary;
+use super::roof::Work;
 
 /// Rows of cells, printed in columns: all to the right but the first, and but a last one of words.
 #[derive(Debug, Default)]
@@ -81,8 +82,13 @@ pub(super) fn model_json(command: &str, info: &ModelInfo, peaks: &Peaks) -> Map<
     report
 }
 
+/// What was asked for as a list is one, and what was not is not.
+pub(super) fn one_or_list(mut reports: Vec<Value>) -> Value {
+    if reports.len() == 1 { reports.remove(0) } else { reports.into() }
+}
+
 /// What the machine does at most, and what the model's figures are compared by.
-pub(super) fn peaks_text(info: &ModelInfo, peaks: &Peaks) -> String {
+pub(super) fn peaks_text(info: &ModelInfo, peaks: &Peaks, source: &str) -> String {
     let mut table = Table::default();
     table.row(["DRAM read", &figure(peaks.dram_read_gb_per_s), "GB/s"]);
     if let Some(peak) = peaks.f32_gflop_per_s {
@@ -96,12 +102,13 @@ pub(super) fn peaks_text(info: &ModelInfo, peaks: &Peaks) -> String {
     }
     let cost = info.token_cost;
     let device = match peaks.num_threads {
-        0 => "This GPU at most".to_owned(),
+        _ if info.gpu.is_some() => "This GPU at most".to_owned(),
+        0 => "This machine at most".to_owned(),
         1 => "This machine at most, 1 thread".to_owned(),
         threads => format!("This machine at most, {threads} threads"),
     };
     format!(
-        "{device}, measured before and after:\n{table}\
+        "{device}, {source}:\n{table}\
          GB/s counts the {} MB of weights that decoding a token reads, and nothing else;\n\
          GFLOP/s two for each of the {} M weights that a token is multiplied with, and the head's {} M where a token \
          is sampled.\n",
@@ -131,16 +138,13 @@ impl Reading {
 /// Multiplying with weights, beside the peaks of arithmetic.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Multiplying {
-    pub(super) gflop_per_s: f64,
+    gflop_per_s: f64,
 }
 
 impl Multiplying {
     /// `num_tokens` through the layers, of which so many through the head.
     pub(super) fn new(info: &ModelInfo, num_tokens: usize, num_sampled: usize, seconds: f64) -> Self {
-        let cost = info.token_cost;
-        let num_products =
-            cost.layer_weights as f64 * num_tokens as f64 + cost.head_weights as f64 * num_sampled as f64;
-        Self { gflop_per_s: 2.0 * num_products / seconds / 1e9 }
+        Self { gflop_per_s: Work::weights(info, 1, num_tokens, num_sampled).flop / seconds / 1e9 }
     }
 
     pub(super) fn text(self, peaks: &Peaks) -> String {

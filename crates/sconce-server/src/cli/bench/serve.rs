@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::answer::Answer;
 use super::client::Client;
+use super::lengths::LengthArgs;
 use super::load::{Load, Outcome};
 use super::parse_count;
 use super::percentiles::Summary;
@@ -27,12 +28,14 @@ pub(super) struct Args {
     /// Requests that are sent, beside a first one that is not measured.
     #[arg(long, value_name = "N", default_value = "100", value_parser = parse_count)]
     pub(super) num_prompts: usize,
-    /// Words of each prompt, about as many tokens: common English words at random.
+    /// Words of each prompt on average, about as many tokens: common English words at random.
     #[arg(long, value_name = "WORDS", default_value = "256", value_parser = parse_count)]
     pub(super) input_len: usize,
-    /// Most tokens that each request generates.
+    /// Most tokens that each request generates, on average.
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = parse_count)]
     pub(super) output_len: usize,
+    #[command(flatten)]
+    pub(super) lengths: LengthArgs,
     /// Send ignore_eos, so that every answer has its full length. Not every server knows it.
     #[arg(long)]
     pub(super) ignore_eos: bool,
@@ -42,7 +45,7 @@ pub(super) struct Args {
     /// Requests a second on average, at random times (a Poisson process); inf sends all at once.
     #[arg(long, value_name = "R", default_value = "inf", value_parser = parse_rate)]
     pub(super) request_rate: f64,
-    /// Makes prompts and times [default: another one each time, so that no prompt is in a server's cache].
+    /// Makes prompts, lengths and times [default: another one each time, so that no prompt is in a server's cache].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// The key that the server asks for.
@@ -75,9 +78,11 @@ async fn measure(args: &Args, client: &Client) -> Result<ExitCode, Failure> {
     let seed = args.seed.unwrap_or_else(fresh_seed);
     let mut random = Random::new(seed);
     // Before the load, so that what every request would fail with is said at once.
-    let first = Answer::fetch(client, body(args, &model, &mut random)).await;
+    let means = [args.input_len, args.output_len];
+    let first = Answer::fetch(client, body(args, &model, means, &mut random)).await;
     first.map_err(|error| format!("the first request failed: {error}"))?;
-    let bodies = (0..args.num_prompts).map(|_| body(args, &model, &mut random)).collect();
+    let lengths = args.lengths.lengths(seed, args.num_prompts, means, usize::MAX);
+    let bodies = lengths.into_iter().map(|lengths| body(args, &model, lengths, &mut random)).collect();
     let load = Load { request_rate: args.request_rate, max_concurrency: args.max_concurrency };
     let counter = progress::counter("requests", args.num_prompts);
     let outcome = load.run(client, bodies, &mut random, &counter).await;
@@ -94,11 +99,11 @@ async fn first_model(client: &Client) -> Result<String, String> {
     id.map(str::to_owned).ok_or_else(|| "/v1/models names no model: set --model".into())
 }
 
-fn body(args: &Args, model: &str, random: &mut Random) -> Bytes {
+fn body(args: &Args, model: &str, [input_len, output_len]: [usize; 2], random: &mut Random) -> Bytes {
     let mut body = json!({
         "model": model,
-        "prompt": random.words(args.input_len),
-        "max_tokens": args.output_len,
+        "prompt": random.words(input_len),
+        "max_tokens": output_len,
         "temperature": 0,
         "stream": true,
         "stream_options": {"include_usage": true},
@@ -174,6 +179,7 @@ impl Report<'_> {
             "num_prompts": args.num_prompts,
             "input_len": args.input_len,
             "output_len": args.output_len,
+            "spread": args.lengths.spread,
             "max_concurrency": args.max_concurrency,
             // JSON has no infinity.
             "request_rate": if args.request_rate.is_finite() { json!(args.request_rate) } else { json!("inf") },

@@ -6,6 +6,7 @@ use sconce::{Engine, GenerationOutput, GenerationRequest, ModelInfo, Peaks, Samp
 use serde_json::Value;
 
 use super::random::Random;
+use super::report::peaks_text;
 use crate::cli::engine::EngineArgs;
 use crate::cli::{Failure, progress};
 
@@ -17,7 +18,11 @@ pub(super) struct SubjectArgs {
     model: Option<String>,
     /// Makes the prompts' random tokens.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    pub(super) seed: u64,
+    /// What the machine does at most, measured before: 10^9 bytes a second of memory and 10^9 operations a second of products (bf16 on a
+    /// GPU, else f32) [default: both are measured].
+    #[arg(long, value_name = "GB_PER_S,GFLOP_PER_S", value_parser = parse_peaks)]
+    pub(super) peaks: Option<GivenPeaks>,
     /// Print one JSON object.
     #[arg(long)]
     pub(super) json: bool,
@@ -25,12 +30,23 @@ pub(super) struct SubjectArgs {
     engine: EngineArgs,
 }
 
+/// Peaks of memory and of products.
+pub(super) type GivenPeaks = [f64; 2];
+
+fn parse_peaks(text: &str) -> Result<GivenPeaks, String> {
+    let number = |text: &str| text.parse().ok().filter(|peak: &f64| peak.is_finite() && *peak > 0.0);
+    let peaks = text.split_once(',').and_then(|(memory, products)| Some([number(memory)?, number(products)?]));
+    peaks.ok_or_else(|| "expected two numbers above 0, with a comma between them".into())
+}
+
 /// A loaded model that is measured.
 pub(super) struct Subject {
     pub(super) engine: Engine,
     /// What the machine does at most with the engine's number of threads.
     pub(super) peaks: Peaks,
+    given_peaks: Option<GivenPeaks>,
     num_threads: Option<usize>,
+    seed: u64,
     random: Random,
 }
 
@@ -53,8 +69,12 @@ impl SubjectArgs {
     fn load_as(&self, args: EngineArgs) -> Result<Subject, Failure> {
         let num_threads = args.config().num_threads;
         let engine = args.load(self.model.as_deref(), progress::progress())?;
-        let peaks = measure_peaks(&engine, num_threads)?;
-        Ok(Subject { engine, peaks, num_threads, random: Random::new(self.seed) })
+        let peaks = match self.peaks {
+            Some(peaks) => given_peaks(&engine, num_threads, peaks),
+            None => measure_peaks(&engine, num_threads)?,
+        };
+        let random = Random::new(self.seed);
+        Ok(Subject { engine, peaks, given_peaks: self.peaks, num_threads, seed: self.seed, random })
     }
 
     /// Prints the results, for programs or for people.
@@ -96,15 +116,23 @@ impl Subject {
         GenerationRequest::tokens(self.random.token_ids(input_len, vocab_size)).with_params(params)
     }
 
-    /// A number whose logarithm is normal with that deviation, and whose mean is `mean`.
-    pub(super) fn log_normal(&mut self, mean: f64, deviation: f64) -> f64 {
-        (mean.ln() - deviation * deviation / 2.0 + deviation * self.random.normal()).exp()
+    /// Makes the same prompts once more.
+    pub(super) fn begin_anew(&mut self) {
+        self.random = Random::new(self.seed);
     }
 
     /// Measures the machine again, now that the model has been: the better of both is the peak.
     pub(super) fn measure_peaks_again(&mut self) -> Result<(), Failure> {
-        self.peaks = self.peaks.best(measure_peaks(&self.engine, self.num_threads)?);
+        if self.given_peaks.is_none() {
+            self.peaks = self.peaks.best(measure_peaks(&self.engine, self.num_threads)?);
+        }
         Ok(())
+    }
+
+    /// What the machine does at most, for people.
+    pub(super) fn peaks_text(&self) -> String {
+        let source = if self.given_peaks.is_some() { "as given" } else { "measured before and after" };
+        peaks_text(self.info(), &self.peaks, source)
     }
 }
 
@@ -114,6 +142,17 @@ fn measure_peaks(engine: &Engine, num_threads: Option<usize>) -> Result<Peaks, F
         Some(index) => Peaks::of_gpu(index)?,
         None => Peaks::of_cpu(num_threads),
     })
+}
+
+fn given_peaks(engine: &Engine, num_threads: Option<usize>, [memory, products]: GivenPeaks) -> Peaks {
+    let is_gpu = engine.handle().info().gpu.is_some();
+    Peaks {
+        num_threads: num_threads.filter(|_| !is_gpu).unwrap_or(0),
+        dram_read_gb_per_s: memory,
+        f32_gflop_per_s: (!is_gpu).then_some(products),
+        int8_gop_per_s: None,
+        bf16_gflop_per_s: is_gpu.then_some(products),
+    }
 }
 
 /// Checks that an answer is as long as was asked, and its prompt computed, or where `least_found` is given so many tokens of it found in
