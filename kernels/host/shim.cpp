@@ -9,7 +9,7 @@ namespace shim {
 
 namespace {
 
-constexpr unsigned MAX_THREADS = 1024, MAX_FIBERS = 4096;
+constexpr unsigned MAX_THREADS = 1024, MAX_CLUSTER = 8, MAX_FIBERS = MAX_CLUSTER * MAX_THREADS;
 
 struct Barrier {
     unsigned arrived = 0, generation = 0;
@@ -357,7 +357,8 @@ extern "C" int shim_launch(void (*kernel)(void**), const u32* grid, const u32* d
     static thread_local Cluster own;
     const unsigned num_threads = dim[0] * dim[1] * dim[2];
     if (num_threads == 0 || num_threads > MAX_THREADS || num_threads % 32 != 0) return 0;
-    if (cluster_size == 0 || grid[0] % cluster_size != 0 || cluster_size * num_threads > MAX_FIBERS) return 0;
+    if (grid[0] > 0x7fffffff || grid[1] > 0xffff || grid[2] > 0xffff || dim[2] > 64) return 0;
+    if (cluster_size == 0 || cluster_size > MAX_CLUSTER || grid[0] % cluster_size != 0) return 0;
     if (shared_bytes > (227u << 10)) return 0;
     if (own.memory == MAP_FAILED) {
         // Pages are there once they are touched. Stacks begin at multiples of their size.

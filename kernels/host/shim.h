@@ -150,11 +150,6 @@ T __shfl_xor_sync(u32 mask, T value, int lane_mask, int width = 32) {
     return shim::exchange(mask, value, from / width == shim::lane() / width ? from : shim::lane());
 }
 template <typename T>
-T __shfl_down_sync(u32 mask, T value, unsigned delta, int width = 32) {
-    unsigned from = shim::lane() + delta;
-    return shim::exchange(mask, value, from / width == shim::lane() / width ? from : shim::lane());
-}
-template <typename T>
 T __shfl_up_sync(u32 mask, T value, unsigned delta, int width = 32) {
     unsigned at = shim::lane();
     return shim::exchange(mask, value, at % width >= delta ? at - delta : at);
@@ -175,7 +170,6 @@ static inline u32 __reduce_max_sync(u32 mask, u32 value) {
     for (int i = 1; i < 32; i *= 2) value = std::max(value, __shfl_xor_sync(mask, value, i));
     return value;
 }
-static inline int __any_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 static inline int __all_sync(u32 mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
 // Fibers do not interrupt one another.
@@ -201,24 +195,10 @@ UNCHECKED T atomicMin(T* at, T value) {
     return old;
 }
 template <typename T>
-UNCHECKED T atomicOr(T* at, T value) {
-    shim::check::atomic(at, sizeof(T));
-    T old = *at;
-    *at |= value;
-    return old;
-}
-template <typename T>
 UNCHECKED T atomicExch(T* at, T value) {
     shim::check::atomic(at, sizeof(T));
     T old = *at;
     *at = value;
-    return old;
-}
-template <typename T>
-UNCHECKED T atomicCAS(T* at, T expected, T value) {
-    shim::check::atomic(at, sizeof(T));
-    T old = *at;
-    if (old == expected) *at = value;
     return old;
 }
 
@@ -257,26 +237,14 @@ static inline float __uint_as_float(u32 bits) {
     memcpy(&x, &bits, 4);
     return x;
 }
-static inline i32 __float_as_int(float x) { return (i32)__float_as_uint(x); }
 static inline float __int_as_float(i32 bits) { return __uint_as_float((u32)bits); }
 static inline int __popc(u32 x) { return __builtin_popcount(x); }
-static inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz((u32)x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
-static inline u32 __brev(u32 x) {
-    u32 y = 0;
-    for (int i = 0; i < 32; i++) y |= (x >> i & 1) << (31 - i);
-    return y;
-}
 static inline u32 __byte_perm(u32 low, u32 high, u32 selector) {
     const u64 bytes = low | (u64)high << 32;
     u32 y = 0;
     for (int i = 0; i < 4; i++) y |= (u32)(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
     return y;
-}
-static inline u32 __umulhi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
-template <typename T>
-T __ldg(const T* at) {
-    return *at;
 }
 
 DEVICE float to_float(float x) { return x; }
@@ -308,9 +276,6 @@ u32 fma_pairs(u32 a, u32 b, u32 c) {
     auto sum = [&](int shift) { return __builtin_fmaf(half_of(a, shift), half_of(b, shift), half_of(c, shift)); };
     return pack<T>(sum(0), sum(16));
 }
-
-DEVICE uint4 load_streaming(const uint4* at) { return *at; }
-DEVICE uint4 load_streaming_or_zero(const uint4* at, bool is_there) { return is_there ? *at : uint4{0, 0, 0, 0}; }
 
 // The sum of a product is rounded once, as if it had been taken in no order, which is how tensor cores are thought to add.
 template <typename T>

@@ -109,26 +109,6 @@ DEVICE float fast_exp2(float x) {
 }
 DEVICE float fast_log(float x) { return __logf(x); }
 
-// 16 bytes that are read once: they are not kept in the first cache.
-DEVICE uint4 load_streaming(const uint4* at) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(at));
-    return v;
-}
-
-// The same, or zeros where `is_there` is false.
-DEVICE uint4 load_streaming_or_zero(const uint4* at, bool is_there) {
-    uint4 v;
-    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.u32 there, %5, 0;\n\t"
-                 "mov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
-                 "@there ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
-                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-                 : "l"(at), "r"((u32)is_there));
-    return v;
-}
-
 // d += a * b for one warp: a is 16 x 16, row after row; b 16 x 8, column after column; d 16 x 8 in f32. In lane l, with
 // g = l / 4 and c = 2 * (l % 4), two numbers a register:
 //   a[0]: row g, columns c..; a[1]: row g + 8; a[2]: row g, columns c + 8..; a[3]: row g + 8, columns c + 8..

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{kernels, tidy};
+use crate::{check, kernels, tidy};
 
 /// Everything.
 pub(crate) fn run(root: &Path) -> Result<(), String> {
@@ -14,6 +14,7 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     step("cargo xtask tidy", || tidy::run(root))?;
     step("cargo xtask kernels", || kernels::run(root))?;
     cargo(root, &["test", "--workspace", "--locked"])?;
+    step("cargo xtask check-kernels, the quick part", || check::run(root, check::QUICK))?;
     python_tests(root, &[])?;
     println!("\nci: all passed in {} s", begun.elapsed().as_secs());
     Ok(())

@@ -29,9 +29,10 @@ enum Task {
     Ci,
     /// Compare the golden fixtures with what transformers computed, as one table
     Golden,
-    /// Look for races and other faults of CUDA kernels without a GPU, as they run in the tests that use them
+    /// Look for races and other faults of CUDA kernels without a GPU, in the tests that run them
     CheckKernels {
         /// Tests, by parts of their names; all of the library without any, which takes half an hour
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filters: Vec<String>,
     },
     /// Compile every CUDA kernel for every device that matters (brings nvcc if need be); fail on unexplained spills

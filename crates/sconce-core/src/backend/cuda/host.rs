@@ -267,10 +267,15 @@ impl Device for HostDevice {
         self.stream.library.has_kernel(kernel)
     }
 
-    /// As kernels/host/hopper.cpp reads it.
+    /// As kernels/host/hopper.cpp reads it; `None` where a driver refuses.
     fn tensor_map(&self, at: DevicePtr, shape: &BoxShape) -> Result<Option<TensorMap>> {
         let [cols, rows, arrays] = shape.dims.map(|dim| dim as u64);
         let row_bytes = cols * shape.elem.bytes() as u64;
+        let are_within = shape.dims.iter().all(|&dim| (1..=1 << 32).contains(&dim)) && rows * row_bytes < 1 << 40;
+        let is_aligned = at.0.is_multiple_of(16) && row_bytes.is_multiple_of(16);
+        if !are_within || !is_aligned || shape.box_dims.iter().any(|dim| !(1..=256).contains(dim)) {
+            return Ok(None);
+        }
         let [box_cols, box_rows, box_arrays] = shape.box_dims.map(u64::from);
         let words = [at.0, cols, rows, arrays, row_bytes, rows * row_bytes, box_cols, box_rows, box_arrays];
         let mut map = TensorMap::default();
