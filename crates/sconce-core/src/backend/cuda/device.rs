@@ -291,7 +291,8 @@ pub(crate) trait Device: Send + Sync {
     /// There is so much memory as the shapes say.
     unsafe fn matmul(&self, call: &Matmul) -> Result<()>;
 
-    /// Which of `num_candidates` takes the least time, each of which `work` does after what `before` does, whose time does not count.
+    /// Which of `num_candidates` takes the least time, each of which `work` does after what `before` does, whose time does not count;
+    /// what overlaps with it does not either.
     /// `None`: `work` refuses all, or the device takes no times. Nothing may be captured.
     fn fastest(
         &self,

@@ -146,8 +146,8 @@ fn tried_tokens(most: usize) -> Vec<usize> {
     tried
 }
 
-/// Reads a large matrix before each launch that is timed: as in a step, weights come from memory then, and the second cache has nothing
-/// that must be written back.
+/// Multiplies with a large matrix before each launch that is timed: as in a step, weights come from memory then, the second cache has
+/// nothing that must be written back, and the kernel before lets this one begin when its own weights are there.
 struct Flush {
     weight: Matrix,
     x: Buffer,

@@ -40,8 +40,9 @@ impl Drop for Event<'_> {
     }
 }
 
-/// The fastest of `num_candidates`, each of which `work` puts on the stream after what `before` does, and the milliseconds that it takes.
-/// Those that `work` refuses are passed over; none where it refuses all. The stream must not be captured.
+/// The fastest of `num_candidates`, each of which `work` puts on the stream after what `before` does, and the milliseconds that it adds
+/// to that: as in a step, what a kernel does while the one before it ends costs nothing. Those that `work` refuses are passed over; none
+/// where it refuses all. The stream must not be captured.
 pub(super) fn fastest(
     context: &Context,
     num_candidates: usize,
@@ -50,20 +51,28 @@ pub(super) fn fastest(
 ) -> Result<Option<(usize, f32)>> {
     let event = || Event::new(context);
     let spans = (0..REPEATS).map(|_| Ok((event()?, event()?))).collect::<Result<Vec<_>>>()?;
+    let least_ms = |work: &mut dyn FnMut() -> Result<()>| -> Result<f32> {
+        for (start, end) in &spans {
+            start.record()?;
+            work()?;
+            end.record()?;
+        }
+        let ms = spans.iter().map(|(start, end)| ms_between(context, start, end)).collect::<Result<Vec<f32>>>()?;
+        Ok(ms.into_iter().fold(f32::INFINITY, f32::min))
+    };
+    before()?;
+    let before_ms = least_ms(before)?;
     let mut best = None;
     for idx in 0..num_candidates {
         if let Err(error) = work(idx) {
             tracing::debug!("candidate {idx}: {error}");
             continue;
         }
-        for (start, end) in &spans {
+        let ms = least_ms(&mut || {
             before()?;
-            start.record()?;
-            work(idx)?;
-            end.record()?;
-        }
-        let ms = spans.iter().map(|(start, end)| ms_between(context, start, end)).collect::<Result<Vec<f32>>>()?;
-        let ms = ms.into_iter().fold(f32::INFINITY, f32::min);
+            work(idx)
+        })?;
+        let ms = (ms - before_ms).max(0.0);
         if best.is_none_or(|(_, least)| ms < MIN_GAIN * least) {
             best = Some((idx, ms));
         }
