@@ -78,3 +78,19 @@ def test_errors_are_the_clients_own(client, model_id):
     with pytest.raises(openai.BadRequestError) as bad_request:
         client.chat.completions.create(model=model_id, messages=QUESTION, temperature=-1)
     assert bad_request.value.param == "temperature"
+
+
+def test_a_prediction_changes_no_answer(client, model_id, start_server):
+    drafting = start_server("--num-speculative-tokens", "8")
+    drafting_client = openai.OpenAI(base_url=f"{drafting.url}/v1", api_key="none", max_retries=0, timeout=300)
+    request = {"model": model_id, "messages": QUESTION, "max_tokens": 40, "temperature": 0}
+    whole = client.chat.completions.create(**request)
+    prediction = {"type": "content", "content": whole.choices[0].message.content}
+    answer = drafting_client.chat.completions.create(**request, prediction=prediction)
+    assert answer.choices[0].message.content == whole.choices[0].message.content
+    details = answer.usage.completion_tokens_details
+    assert 0 < details.accepted_prediction_tokens < answer.usage.completion_tokens
+    assert details.rejected_prediction_tokens >= 0
+    with pytest.raises(openai.BadRequestError) as bad_request:
+        client.chat.completions.create(**request, prediction=prediction)
+    assert bad_request.value.param == "prediction"

@@ -6,7 +6,7 @@ mod common;
 
 use common::{BLOCK_BYTES, prompt, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
 use sconce_core::config::{BeamParams, EngineConfig, SamplingParams};
-use sconce_core::engine::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest};
+use sconce_core::engine::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, PredictionUsage};
 use serde_json::{Value, json};
 
 /// The tiny model, with a window in every layer if one is asked for.
@@ -112,4 +112,57 @@ fn whatever_there_is_little_of() {
         assert!(counts(&engine)[0] > 0, "change {i}: nothing was drafted");
         wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
     }
+}
+
+/// Answers of 60 capital letters, so that they are text.
+fn letters(params: SamplingParams) -> GenerationRequest {
+    let logit_bias = (65..91).map(|id| (id, 60.0)).collect();
+    let params = SamplingParams { max_tokens: Some(60), ignore_eos: true, seed: Some(1), logit_bias, ..params };
+    GenerationRequest::tokens(prompt(20, 1)).with_params(params)
+}
+
+#[test]
+fn predictions_save_steps_and_change_no_answer() {
+    let engine = engine(None, |config| config.num_speculative_tokens = 8);
+    let num_steps = || counts(&engine)[2];
+    for n in [1, 2] {
+        let request = letters(SamplingParams { n, ..Default::default() });
+        let expected = run(&engine, std::slice::from_ref(&request)).remove(0);
+        assert_eq!(expected.usage.prediction, None);
+        let text = expected.outputs[0].text.clone();
+        let predict = |prediction: &str| {
+            let before = num_steps();
+            let found = run(&engine, &[request.clone().with_prediction(prediction)]).remove(0);
+            assert_eq!(found.outputs, expected.outputs, "{prediction}");
+            let PredictionUsage { accepted_tokens, rejected_tokens } = found.usage.prediction.unwrap();
+            (accepted_tokens, rejected_tokens, num_steps() - before)
+        };
+        // A prompt's step, and then nine tokens at a time.
+        let (accepted, rejected, steps) = predict(&text);
+        assert!(accepted >= 50, "{accepted} accepted, {rejected} rejected");
+        assert!(n > 1 || (rejected, steps) == (0, 8), "{accepted} accepted, {rejected} rejected, {steps} steps");
+        // Another letter in the middle, and a text that goes on.
+        let edited = format!("{}{}{}more", &text[..30], if &text[30..31] == "A" { "B" } else { "A" }, &text[31..]);
+        let (accepted, rejected, steps) = predict(&edited);
+        assert!(accepted >= 35 && rejected > 0, "{accepted} accepted, {rejected} rejected");
+        assert!(n > 1 || steps <= 20, "{steps} steps");
+        assert_eq!(predict("nothing of it").0, 0);
+        assert_eq!(predict("").0, 0);
+    }
+    wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
+}
+
+#[test]
+fn predictions_that_cannot_be_followed_are_refused() {
+    let refused = |engine: &EngineHandle, request: GenerationRequest, words: &str| {
+        let error = engine.submit(request).unwrap_err().to_string();
+        assert!(error.contains("prediction: ") && error.contains(words), "{error}");
+    };
+    let plain = SamplingParams::default;
+    refused(&engine(None, |_| {}), letters(plain()).with_prediction("A"), "--num-speculative-tokens");
+    let engine = engine(None, |config| config.num_speculative_tokens = 1);
+    let beams = SamplingParams { beam: Some(BeamParams::new(2)), temperature: 0.0, ..plain() };
+    refused(&engine, letters(beams).with_prediction("A"), "a beam search");
+    refused(&engine, letters(SamplingParams { presence_penalty: 1.0, ..plain() }).with_prediction("A"), "penalties");
+    refused(&engine, letters(plain()).with_prediction("A".repeat(257)), "has 257 tokens, more than the context of 256");
 }

@@ -27,8 +27,9 @@ pub use sconce_core::config::{
 };
 pub use sconce_core::engine::{
     ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,
-    GenerationOutput, GenerationRequest, Logprob, ModelInfo, ModelReport, NoProgress, Progress, Prompt, StopReason,
-    StreamEvent, TokenCost, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage, WeightGroup, inspect,
+    GenerationOutput, GenerationRequest, Logprob, ModelInfo, ModelReport, NoProgress, PredictionUsage, Progress,
+    Prompt, StopReason, StreamEvent, TokenCost, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage,
+    WeightGroup, inspect,
 };
 pub use sconce_core::text::{ChatInput, ChatTemplate, Tokenizer};
 pub use sconce_core::weights::Dtype;

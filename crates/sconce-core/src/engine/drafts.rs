@@ -1,5 +1,5 @@
-//! Drafts for speculative decoding: tokens that may follow a sequence, and are computed along with its last. They come from the
-//! sequence itself, so that there is no second model.
+//! Drafts for speculative decoding: tokens that may follow a sequence, and are computed along with its last. They come from what the
+//! caller has predicted, or from the sequence itself, so that there is no second model.
 //!
 //! A row of logits has the same bits whatever is computed beside it, and what is drawn depends on its position alone: so a draft is
 //! right where it is the token that is sampled in its place, greedy or not, and answers are those without drafts.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::running::RunningRequest;
 use crate::config::EngineConfig;
-use crate::sched::{GroupId, Scheduler, StepPlan};
+use crate::sched::{GroupId, ScheduledChunk, Scheduler, StepPlan};
 
 /// Rows of a step with drafts, at most: a GPU's kernels for few tokens take so many in about the time of one. Attention's kernel for
 /// decodes counts on it (`STEP_KEYS` in `kernels/attention_decode.cu`), and that drafts follow one token.
@@ -26,11 +26,13 @@ pub(super) struct Drafting {
     num_speculative_tokens: usize,
     /// Those of one sequence; kept for its memory.
     drafts: Vec<u32>,
+    /// The sequences, by group and index, whose drafts in the latest plan are from predictions.
+    predicted: Vec<(GroupId, usize)>,
 }
 
 impl Drafting {
     pub(super) fn new(num_speculative_tokens: usize) -> Self {
-        Self { num_speculative_tokens, drafts: Vec::new() }
+        Self { num_speculative_tokens, ..Self::default() }
     }
 
     /// Whether steps are to be read before the next is planned, so that it can have drafts: where there is room for one of each
@@ -46,6 +48,7 @@ impl Drafting {
         scheduler: &mut Scheduler,
         requests: &BTreeMap<GroupId, RunningRequest>,
     ) {
+        self.predicted.clear();
         if !self.is_wanted(scheduler) {
             return;
         }
@@ -53,15 +56,40 @@ impl Drafting {
         for at in 0..plan.chunks.len() {
             let chunk = plan.chunks[at];
             let token_ids = &scheduler.group(chunk.group).sequences[chunk.index].token_ids;
-            let most =
-                requests[&chunk.group].max_drafts(token_ids.len()).min(self.num_speculative_tokens).min(num_left);
+            let request = &requests[&chunk.group];
+            let most = request.max_drafts(token_ids.len()).min(self.num_speculative_tokens).min(num_left);
             if most == 0 || chunk.len != 1 || chunk.end() != token_ids.len() {
                 continue;
             }
-            prompt_lookup(token_ids, most, &mut self.drafts);
+            let generated = &token_ids[request.prompt_ids().len()..];
+            let prediction = request.prediction().unwrap_or_default();
+            follow_prediction(prediction, generated, most, &mut self.drafts);
+            if self.drafts.is_empty() {
+                prompt_lookup(token_ids, most, &mut self.drafts);
+            } else {
+                self.predicted.push((chunk.group, chunk.index));
+            }
             scheduler.add_drafts(plan, at, &self.drafts);
             num_left -= plan.chunks[at].num_drafts;
         }
+    }
+
+    /// Whether the drafts of a chunk of the latest plan are from a prediction.
+    pub(super) fn is_predicted(&self, chunk: &ScheduledChunk) -> bool {
+        self.predicted.contains(&(chunk.group, chunk.index))
+    }
+}
+
+/// What follows in a prediction: from its begin for as long as all that was generated is as predicted, else behind the longest match
+/// of what was generated last, of those the one that is nearest to as many tokens as were generated. At most `most` tokens, and behind a
+/// match twice as many as match.
+fn follow_prediction(prediction: &[u32], generated: &[u32], most: usize, drafts: &mut Vec<u32>) {
+    drafts.clear();
+    let num_generated = generated.len();
+    if prediction.starts_with(generated) {
+        drafts.extend(prediction[num_generated..].iter().take(most));
+    } else if let Some((end, matching)) = longest_match(prediction, generated, num_generated) {
+        drafts.extend(prediction[end..].iter().take(most.min(2 * matching)));
     }
 }
 
@@ -70,27 +98,58 @@ impl Drafting {
 /// Where it said so just before, it goes round.
 fn prompt_lookup(token_ids: &[u32], most: usize, drafts: &mut Vec<u32>) {
     drafts.clear();
-    let len = token_ids.len();
-    let Some(&last) = token_ids.last() else { return };
-    let (mut best, mut best_len) = (len, MIN_MATCH - 1);
-    for end in (MIN_MATCH..len).rev().filter(|end| token_ids[end - 1] == last) {
-        let pairs = token_ids[..end].iter().rev().zip(token_ids.iter().rev());
+    let Some((_, before)) = token_ids.split_last() else { return };
+    if let Some((end, matching)) = longest_match(before, token_ids, before.len()) {
+        drafts.extend(token_ids[end..].iter().cycle().take(most.min(matching)));
+    }
+}
+
+/// Where in `text` the longest match of how `other` ends has its own end, and its length; of several the one that is nearest to `near`.
+fn longest_match(text: &[u32], other: &[u32], near: usize) -> Option<(usize, usize)> {
+    let last = other.last()?;
+    let near = near.min(text.len());
+    let ends = (0..=text.len()).flat_map(|far| [near.checked_sub(far), (far > 0).then_some(near + far)]).flatten();
+    let (mut best, mut best_len) = (None, MIN_MATCH - 1);
+    for end in ends.filter(|&end| (MIN_MATCH..=text.len()).contains(&end) && text[end - 1] == *last) {
+        let pairs = text[..end].iter().rev().zip(other.iter().rev());
         let matching = pairs.take(MAX_MATCH).take_while(|(a, b)| a == b).count();
         if matching > best_len {
-            (best, best_len) = (end, matching);
+            (best, best_len) = (Some((end, matching)), matching);
             if matching == MAX_MATCH {
                 break;
             }
         }
     }
-    if best < len {
-        drafts.extend(token_ids[best..].iter().cycle().take(most.min(best_len)));
-    }
+    best
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prediction_is_followed_from_its_begin_and_where_it_matches_again() {
+        let (prediction, mut drafts) = ([1, 2, 3, 4, 5, 2, 3, 9], vec![7; 3]);
+        for (generated, most, expected) in [
+            (&[1][..], 3, &[2, 3, 4][..]),
+            (&[1, 2, 3, 4, 5], 9, &[2, 3, 9]),
+            (&prediction, 9, &[]),
+            // One token is no match; two are, for twice as many.
+            (&[8, 4], 2, &[]),
+            (&[8, 3, 4], 2, &[5, 2]),
+            (&[8, 4, 5, 8, 1, 2], 9, &[3, 4, 5, 2]),
+            // The nearest of two, but for a longer one.
+            (&[8, 2, 3], 2, &[4, 5]),
+            (&[8, 8, 8, 8, 8, 2, 3], 2, &[9]),
+            (&[8, 8, 8, 8, 8, 1, 2, 3], 2, &[4, 5]),
+            (&[8, 3, 9], 2, &[]),
+        ] {
+            follow_prediction(&prediction, generated, most, &mut drafts);
+            assert_eq!(drafts, expected, "{generated:?}");
+        }
+        follow_prediction(&[], &[1, 2], 2, &mut drafts);
+        assert!(drafts.is_empty());
+    }
 
     #[test]
     fn the_longest_match_is_followed_and_the_last_of_several() {

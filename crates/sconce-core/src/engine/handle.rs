@@ -33,6 +33,8 @@ pub(super) struct HandleInner {
     pub(super) chat_template: Option<ChatTemplate>,
     /// Most requests that run or wait.
     pub(super) max_requests: usize,
+    /// Whether a sequence may have drafts.
+    pub(super) makes_drafts: bool,
     pub(super) is_closed: AtomicBool,
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
     pub(super) profile: Option<Arc<OpProfile>>,
@@ -47,7 +49,7 @@ impl EngineHandle {
     /// `Overloaded` when too many requests wait; `Unavailable` when the engine has stopped.
     pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
         let inner = &*self.inner;
-        let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens } = request;
+        let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens, prediction } = request;
         params.validate(inner.info.config.vocab_size)?;
         let param = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let mut prompt = self.tokenize(prompt, add_special_tokens)?;
@@ -64,16 +66,18 @@ impl EngineHandle {
         }
         self.check_prompt(param, &prompt.token_ids)?;
         self.check_min_tokens(&params, prompt.token_ids.len())?;
+        prompt.prediction = prediction.map(|text| self.predicted_tokens(&text, &params)).transpose()?;
         self.enqueue(prompt, params)
     }
 
     fn tokenize(&self, prompt: Prompt, add_special_tokens: bool) -> Result<PromptInfo> {
         let tokenizer = &self.inner.tokenizer;
         match prompt {
-            Prompt::Tokens(token_ids) => Ok(PromptInfo { token_ids, text: None }),
+            Prompt::Tokens(token_ids) => Ok(PromptInfo { token_ids, text: None, prediction: None }),
             Prompt::Text(text) if text.is_empty() => Err(Error::invalid("prompt", "prompt: must not be empty")),
             Prompt::Text(text) => {
-                Ok(PromptInfo { token_ids: tokenizer.encode(&text, add_special_tokens)?, text: Some(text) })
+                let token_ids = tokenizer.encode(&text, add_special_tokens)?;
+                Ok(PromptInfo { token_ids, text: Some(text), prediction: None })
             }
             Prompt::Chat(chat) => {
                 let no_template = || {
@@ -83,7 +87,7 @@ impl EngineHandle {
                 };
                 let rendered = self.chat_template().ok_or_else(no_template)?.render(&chat, tokenizer)?;
                 let token_ids = tokenizer.encode_chat(&rendered)?;
-                Ok(PromptInfo { token_ids, text: Some(rendered.text().into()) })
+                Ok(PromptInfo { token_ids, text: Some(rendered.text().into()), prediction: None })
             }
         }
     }
@@ -117,6 +121,25 @@ impl EngineHandle {
             params.min_tokens, self.inner.info.max_model_len
         );
         Err(Error::invalid("min_tokens", message))
+    }
+
+    /// The tokens of a prediction, where drafts can be taken from it.
+    fn predicted_tokens(&self, text: &str, params: &SamplingParams) -> Result<Vec<u32>> {
+        let refuse = |what: &str| Err(Error::invalid("prediction", format!("prediction: {what}")));
+        if !self.inner.makes_drafts {
+            return refuse("needs an engine that makes drafts (--num-speculative-tokens), which this one does not");
+        }
+        if params.beam.is_some() {
+            return refuse("cannot stand beside a beam search, which makes no drafts");
+        }
+        if params.has_penalties() {
+            return refuse("cannot stand beside penalties, by which a token depends on the one before it");
+        }
+        let (token_ids, most) = (self.inner.tokenizer.encode(text, false)?, self.inner.info.max_model_len);
+        if token_ids.len() > most {
+            return refuse(&format!("has {} tokens, more than the context of {most}", token_ids.len()));
+        }
+        Ok(token_ids)
     }
 
     fn enqueue(&self, prompt: PromptInfo, params: SamplingParams) -> Result<TokenStream> {

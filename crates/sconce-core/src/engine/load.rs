@@ -194,6 +194,7 @@ impl Launch<'_> {
             tokenizer,
             chat_template,
             max_requests: config.max_num_seqs + config.max_waiting,
+            makes_drafts: config.num_speculative_tokens > 0,
             is_closed: AtomicBool::new(false),
             thread: Mutex::new(Some(thread)),
             profile: self.profile.clone(),

@@ -27,7 +27,8 @@ pub use handle::EngineHandle;
 pub use inspect::{ChatTemplateReport, ModelReport, TokenizerReport, inspect};
 pub use load::load;
 pub use output::{
-    CompletionOutput, Finish, FinishReason, GenerationOutput, StopReason, StreamEvent, TokenEvent, Usage,
+    CompletionOutput, Finish, FinishReason, GenerationOutput, PredictionUsage, StopReason, StreamEvent, TokenEvent,
+    Usage,
 };
 pub use progress::{NoProgress, Progress};
 pub use request::{GenerationRequest, Prompt};

@@ -70,6 +70,17 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Tokens of the prompt that were found in the prefix cache.
     pub cached_tokens: usize,
+    /// What has become of the request's prediction, if it has one.
+    pub prediction: Option<PredictionUsage>,
+}
+
+/// Tokens of a prediction that were computed as drafts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PredictionUsage {
+    /// Those that became part of the answer.
+    pub accepted_tokens: usize,
+    /// Those that did not, and were computed in vain.
+    pub rejected_tokens: usize,
 }
 
 /// What a [`TokenStream`](super::TokenStream) yields. The last one is `Done`.

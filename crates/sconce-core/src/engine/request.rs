@@ -25,12 +25,21 @@ pub struct GenerationRequest {
     pub truncate_prompt_tokens: Option<usize>,
     /// Whether special tokens such as BOS are added to a text prompt, where the tokenizer adds them.
     pub add_special_tokens: bool,
+    /// What the answer will be for the most part, such as a file in which little is to be changed: drafts are taken from it
+    /// ([`EngineConfig::num_speculative_tokens`](crate::config::EngineConfig::num_speculative_tokens)). It changes no answer.
+    pub prediction: Option<String>,
 }
 
 impl GenerationRequest {
     /// A request with default parameters.
     pub fn new(prompt: Prompt) -> Self {
-        Self { prompt, params: SamplingParams::default(), truncate_prompt_tokens: None, add_special_tokens: true }
+        Self {
+            prompt,
+            params: SamplingParams::default(),
+            truncate_prompt_tokens: None,
+            add_special_tokens: true,
+            prediction: None,
+        }
     }
 
     /// A request to continue `text`.
@@ -51,6 +60,12 @@ impl GenerationRequest {
     /// The same request with other parameters.
     pub fn with_params(mut self, params: SamplingParams) -> Self {
         self.params = params;
+        self
+    }
+
+    /// The same request with what its answer will be for the most part.
+    pub fn with_prediction(mut self, prediction: impl Into<String>) -> Self {
+        self.prediction = Some(prediction.into());
         self
     }
 }

@@ -162,7 +162,7 @@ impl<B: Backend> Engine<B> {
 impl State {
     /// Hands each request its results, in the order in which they were asked for.
     fn push_results(&mut self, slot: usize, results: &mut SampleResults, tokenizer: &Tokenizer, status: &EngineStatus) {
-        let Self { scheduler, requests, steps: Steps { slots, growth, .. }, .. } = self;
+        let Self { scheduler, requests, steps: Steps { slots, growth, .. }, drafting, .. } = self;
         let LaunchedStep { plan, num_answers } = &slots[slot];
         for ((chunk, pos), &num_answers) in plan.logit_positions().zip(num_answers) {
             // Otherwise it has ended, or its caller has gone, since the step was launched.
@@ -174,12 +174,18 @@ impl State {
             }
             add_to(&status.num_accepted_tokens, usize::from(is_draft));
             let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
+            if is_draft && drafting.is_predicted(chunk) {
+                request.accept_predicted();
+            }
             request.push_results(tokenizer, results, pos, chunk.index, growth);
             add_to(&status.num_generated_tokens, growth.tokens.len());
             grow(scheduler, chunk.group, growth);
         }
         for chunk in plan.chunks.iter().filter(|chunk| chunk.num_drafts > 0) {
             add_to(&status.num_draft_tokens, chunk.num_drafts);
+            if let Some(request) = requests.get_mut(&chunk.group).filter(|_| drafting.is_predicted(chunk)) {
+                request.count_predicted(chunk.num_drafts);
+            }
             if scheduler.live_sequence(chunk.group, chunk.index).is_some() {
                 scheduler.clear_drafts(chunk.group, chunk.index);
             }

@@ -11,11 +11,12 @@ use super::output::{GenerationOutput, StreamEvent};
 use super::running::SnapshotGate;
 use crate::error::{Error, Result};
 
-/// A prompt's tokens, and its text where it was given as text.
+/// A prompt's tokens, its text where it was given as text, and the tokens that are expected to follow, where the caller has said so.
 #[derive(Debug)]
 pub(super) struct PromptInfo {
     pub(super) token_ids: Vec<u32>,
     pub(super) text: Option<String>,
+    pub(super) prediction: Option<Vec<u32>>,
 }
 
 /// Answers to one request. Dropping it cancels the request: its KV blocks are free on the next step.

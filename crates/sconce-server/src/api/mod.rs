@@ -64,12 +64,19 @@ impl Head {
 
 /// Token counts in OpenAI's form.
 fn usage_json(usage: Usage) -> Value {
-    json!({
+    let mut json = json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    })
+    });
+    if let Some(prediction) = usage.prediction {
+        json["completion_tokens_details"] = json!({
+            "accepted_prediction_tokens": prediction.accepted_tokens,
+            "rejected_prediction_tokens": prediction.rejected_tokens,
+        });
+    }
+    json
 }
 
 /// The counts of several prompts together.
@@ -78,5 +85,7 @@ fn add_usage(sum: Usage, usage: Usage) -> Usage {
         prompt_tokens: sum.prompt_tokens + usage.prompt_tokens,
         completion_tokens: sum.completion_tokens + usage.completion_tokens,
         cached_tokens: sum.cached_tokens + usage.cached_tokens,
+        // Conversations alone have one, and stand alone.
+        prediction: sum.prediction.or(usage.prediction),
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use futures_util::stream::{StreamExt, iter};
 use sconce::{
-    CompletionOutput, Error, Finish, FinishReason, GenerationOutput, Logprob, StopReason, StreamEvent, TokenEvent,
-    TokenLogprobs, Usage,
+    CompletionOutput, Error, Finish, FinishReason, GenerationOutput, Logprob, PredictionUsage, StopReason, StreamEvent,
+    TokenEvent, TokenLogprobs, Usage,
 };
 use serde_json::{Value, json};
 
@@ -29,7 +29,7 @@ fn last(index: usize, text: &str, reason: FinishReason, cumulative_logprob: f64)
 }
 
 fn done(completion_tokens: usize) -> Event {
-    Ok(StreamEvent::Done(Usage { prompt_tokens: 3, completion_tokens, cached_tokens: 1 }))
+    Ok(StreamEvent::Done(Usage { prompt_tokens: 3, completion_tokens, cached_tokens: 1, prediction: None }))
 }
 
 /// Events that come one at a time, as from an engine that is slower than the client.
@@ -167,8 +167,19 @@ async fn chat_streams_role_text_finish_usage_done() {
     assert!(events[..4].iter().all(|e| e["object"] == "chat.completion.chunk" && e["usage"].is_null()));
     assert_eq!(events[4]["choices"], json!([]));
     assert_eq!(events[4]["usage"]["completion_tokens"], 3);
+    assert_eq!(events[4]["usage"].get("completion_tokens_details"), None);
     assert_eq!(events[5], "[DONE]");
     assert_eq!(events.len(), 6);
+}
+
+#[tokio::test]
+async fn usage_says_what_became_of_a_prediction() {
+    let prediction = Some(PredictionUsage { accepted_tokens: 2, rejected_tokens: 5 });
+    let usage = Usage { prompt_tokens: 3, completion_tokens: 3, cached_tokens: 0, prediction };
+    let events = vec![last(0, "a", FinishReason::Length, 0.0), Ok(StreamEvent::Done(usage))];
+    let events = sse(&body(vec![slow(events)], chat_chunks(1, true)).await);
+    let details = &events[events.len() - 2]["usage"]["completion_tokens_details"];
+    assert_eq!(details, &json!({"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 5}));
 }
 
 #[tokio::test]

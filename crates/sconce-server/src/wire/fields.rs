@@ -2,7 +2,7 @@
 
 use sconce::{BeamLength, EarlyStopping};
 
-use super::messages::{messages, no_tools, only_text_format, tool_choice};
+use super::messages::{messages, no_tools, only_text_format, prediction, tool_choice};
 use super::prompt::{one_prompt, prompts};
 use super::request::WireRequest;
 use super::value::{FieldValue, FromField};
@@ -70,6 +70,7 @@ pub static FIELDS: &[Field] = &[
     field("add_generation_prompt", TEMPLATED, |r, v| v.store(&mut r.add_generation_prompt)),
     field("continue_final_message", TEMPLATED, |r, v| v.store(&mut r.continue_final_message)),
     field("add_special_tokens", COMPLETIONS | TOKENIZE, |r, v| v.store(&mut r.add_special_tokens)),
+    field("prediction", CHAT, |r, v| prediction(v).map(|text| r.prediction = Some(text))),
     field("truncate_prompt_tokens", SAMPLED, |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n))),
     // How long.
     field("max_tokens", SAMPLED, |r, v| v.store(&mut r.params.max_tokens)),

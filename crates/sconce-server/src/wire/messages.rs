@@ -71,6 +71,29 @@ fn part(v: FieldValue) -> Result<Value, ApiError> {
     if part.len() == 2 { Ok(Value::Object(part)) } else { Err(no_text) }
 }
 
+/// `prediction`: the text that the answer will be for the most part.
+pub(super) fn prediction(v: FieldValue) -> Result<String, ApiError> {
+    let (no_type, no_content) = (v.refuse("has no type"), v.refuse("has no content"));
+    let (mut has_type, mut text) = (false, None);
+    for (key, value) in v.members("an object with type and content")? {
+        match key.as_str() {
+            "type" if value.value == "content" => has_type = true,
+            "type" => return Err(value.expected("\"content\"")),
+            "content" => text = Some(text_of(&content(value)?)),
+            _ => return Err(value.refuse("unknown field")),
+        }
+    }
+    if has_type { text.ok_or(no_content) } else { Err(no_type) }
+}
+
+/// All of a message's text.
+fn text_of(content: &Value) -> String {
+    match content {
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
+        content => content.as_str().unwrap_or_default().to_owned(),
+    }
+}
+
 /// `tools`: none.
 pub(super) fn no_tools(v: FieldValue) -> Result<(), ApiError> {
     match &v.value {

@@ -32,6 +32,7 @@ pub struct WireRequest {
     pub(super) continue_final_message: bool,
     pub(super) add_special_tokens: Option<bool>,
     pub(super) truncate_prompt_tokens: Option<usize>,
+    pub(super) prediction: Option<String>,
     pub(super) max_completion_tokens: Option<usize>,
     pub(super) chat_logprobs: bool,
     pub(super) top_logprobs: Option<usize>,
@@ -59,6 +60,7 @@ impl WireRequest {
             continue_final_message: false,
             add_special_tokens: None,
             truncate_prompt_tokens: None,
+            prediction: None,
             max_completion_tokens: None,
             chat_logprobs: false,
             top_logprobs: None,
@@ -243,6 +245,7 @@ impl WireRequest {
             params: self.params.clone(),
             truncate_prompt_tokens: self.truncate_prompt_tokens,
             add_special_tokens: self.add_special_tokens.unwrap_or(true),
+            prediction: self.prediction.clone(),
         })
     }
 }

@@ -232,6 +232,28 @@ fn errors_name_the_field_that_was_sent() {
 }
 
 #[test]
+fn a_prediction_is_text_in_either_form() {
+    let chat = |prediction: &str| {
+        format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], "prediction": {prediction}}}"#)
+    };
+    for (content, expected) in
+        [(r#""ab""#, "ab"), (r#""""#, ""), (r#"[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]"#, "ab")]
+    {
+        let body = chat(&format!(r#"{{"type": "content", "content": {content}}}"#));
+        let request = accept(Endpoint::Chat, &body).take_request().unwrap();
+        assert_eq!(request.prediction.as_deref(), Some(expected), "{content}");
+    }
+    let refused = |prediction: &str, message: &str| check_refused_by(Endpoint::Chat, &chat(prediction), message);
+    refused(r#""ab""#, "prediction: expected an object");
+    refused(r#"{"content": "ab"}"#, "prediction: has no type");
+    refused(r#"{"type": "content"}"#, "prediction: has no content");
+    refused(r#"{"type": "text", "content": "ab"}"#, "prediction.type: expected \"content\"");
+    refused(r#"{"type": "content", "content": 1}"#, "prediction.content: expected a string or a list");
+    refused(r#"{"type": "content", "content": "a", "more": 1}"#, "prediction.more: unknown field");
+    check_refused_by(Endpoint::Completions, r#"{"prompt": "a", "prediction": {}}"#, "prediction: unknown field");
+}
+
+#[test]
 fn messages_are_checked() {
     let refused = [
         (r#""a""#, "messages: expected a list of messages"),

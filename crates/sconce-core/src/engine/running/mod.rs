@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(super) use caller::{Caller, SnapshotGate};
 pub(super) use context::{Limits, RequestContext};
 
-use super::output::{StreamEvent, Usage};
+use super::output::{PredictionUsage, StreamEvent, Usage};
 use super::stream::PromptInfo;
 use crate::config::SamplingParams;
 use crate::error::Error;
@@ -34,6 +34,9 @@ pub(super) struct RunningRequest {
     caller: Caller,
     decoding: Decoding,
     prompt_logprobs: Vec<Option<TokenLogprobs>>,
+    /// Drafts that came from its prediction, and those of them that were right.
+    num_predicted: usize,
+    num_accepted: usize,
 }
 
 /// How a request goes on.
@@ -90,11 +93,26 @@ impl RunningRequest {
             None => Decoding::Sampling(Sampling::new(&context)),
         };
         let prompt_logprobs = context.params.prompt_logprobs.map_or(Vec::new(), |_| vec![None]);
-        Self { context, caller, decoding, prompt_logprobs }
+        Self { context, caller, decoding, prompt_logprobs, num_predicted: 0, num_accepted: 0 }
     }
 
     pub(super) fn prompt_ids(&self) -> &[u32] {
         &self.context.prompt.token_ids
+    }
+
+    /// What the caller expects to follow.
+    pub(super) fn prediction(&self) -> Option<&[u32]> {
+        self.context.prompt.prediction.as_deref()
+    }
+
+    /// A step had so many drafts from the prediction.
+    pub(super) fn count_predicted(&mut self, num_drafts: usize) {
+        self.num_predicted += num_drafts;
+    }
+
+    /// One of them was right.
+    pub(super) fn accept_predicted(&mut self) {
+        self.num_accepted += 1;
     }
 
     pub(super) fn wants_prompt_logprobs(&self) -> bool {
@@ -233,6 +251,10 @@ impl RunningRequest {
             prompt_tokens,
             completion_tokens,
             cached_tokens: num_cached_tokens,
+            prediction: self.prediction().map(|_| PredictionUsage {
+                accepted_tokens: self.num_accepted,
+                rejected_tokens: self.num_predicted - self.num_accepted,
+            }),
         }));
     }
 
