@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
-/// What CI checks: a minute's worth of every kernel. Tests of whole models, and of every shape, take half an hour.
+/// What CI checks: a minute's worth of every kernel. Tests of whole models, and of every shape, take six more.
 pub(crate) const QUICK: &[&str] = &[
     "ops::",
     "--skip=a_graph_is_good_for_steps_of_its_bucket",

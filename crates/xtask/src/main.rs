@@ -31,7 +31,7 @@ enum Task {
     Golden,
     /// Look for races and other faults of CUDA kernels without a GPU, in the tests that run them
     CheckKernels {
-        /// Tests, by parts of their names; all of the library without any, which takes half an hour
+        /// Tests, by parts of their names; without any all, in some seven minutes of two cores
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filters: Vec<String>,
     },
