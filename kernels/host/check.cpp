@@ -209,6 +209,7 @@ void begin_launch() {
 bool end_launch() {
     Checker& own = of_thread();
     if (own.stream == nullptr) return own.faults.empty();
+    const std::lock_guard<std::mutex> lock(own.stream->lock);
     auto& ran = own.stream->ran;
     if (!own.overlaps) ran.clear();
     // Those that may run when this one begins: the one before it, and as long as they let the next one begin at once the ones before.
@@ -373,7 +374,11 @@ extern "C" void shim_check_launch(const char* kernel, void* stream, u32 overlaps
 extern "C" const char* shim_check_faults() { return of_thread().faults.c_str(); }
 extern "C" void* shim_check_stream() { return new Stream; }
 // Something that is no kernel is next on a stream: it waits for all before it, and is waited for.
-extern "C" void shim_check_no_kernel(void* stream) { static_cast<Stream*>(stream)->ran.clear(); }
+extern "C" void shim_check_no_kernel(void* stream) {
+    Stream& own = *static_cast<Stream*>(stream);
+    const std::lock_guard<std::mutex> lock(own.lock);
+    own.ran.clear();
+}
 extern "C" void shim_check_stream_ended(void* stream) { delete static_cast<Stream*>(stream); }
 
 // What the compiler puts before loads and stores.

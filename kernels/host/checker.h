@@ -5,6 +5,7 @@
 #include "shadow.h"
 
 #ifdef SCONCE_CHECKED
+#include <mutex>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -37,8 +38,9 @@ struct Ran {
     bool is_early;
 };
 
-// Kernels in order, the latest last.
+// Kernels in order, the latest last. Whichever thread carries out a call takes the lock.
 struct Stream {
+    std::mutex lock;
     std::vector<Ran> ran;
 };
 

@@ -217,8 +217,9 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: Option<usize>,
     /// Most sequences that run at once.
     pub max_num_seqs: usize,
-    /// Tokens that may follow a sequence and are computed along with its last, at most (speculative decoding): what followed where it
-    /// said the same before. Tokens, and what is told of them, are the same as without, but for [`MatmulPrecision::Fast`] on a GPU; 0: none.
+    /// Tokens that may follow a sequence and are computed along with its last, at most (speculative decoding): what its request
+    /// predicts ([`GenerationRequest::prediction`](crate::engine::GenerationRequest::prediction)), or what followed where it said the same
+    /// before. Tokens, and what is told of them, are the same as without, but for [`MatmulPrecision::Fast`] on a GPU; 0: none.
     /// While few sequences run, up to [`EngineConfig::MAX_SPECULATIVE_TOKENS`] in all.
     pub num_speculative_tokens: usize,
     /// Most requests that wait in the inbox before submit answers `Overloaded`.

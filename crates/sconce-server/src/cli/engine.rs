@@ -50,8 +50,8 @@ pub(super) struct EngineArgs {
     /// Most sequences that run at once.
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs)]
     max_num_seqs: usize,
-    /// Tokens that may follow and are computed along with a sequence's last, looked up where it said the same before: up to 15, while few
-    /// sequences run. Answers are the same; texts that repeat their prompt come faster.
+    /// Tokens that may follow and are computed along with a sequence's last, looked up in the request's prediction, or where the sequence
+    /// said the same before: up to 15, while few sequences run. Answers are the same; texts that repeat their prompt come faster.
     #[arg(long, value_name = "N", default_value_t = 0)]
     num_speculative_tokens: usize,
     /// Most requests that wait before new ones are refused.

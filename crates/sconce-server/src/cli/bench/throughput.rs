@@ -32,7 +32,7 @@ pub(super) struct Args {
     /// Sequences that are sampled of each prompt.
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_count)]
     pub(super) n: usize,
-    /// What sequences are drawn with, from 0 to 2; 0: the likeliest tokens are taken [default: 0; with --n 1].
+    /// What sequences are drawn with, from 0 to 2; 0: the likeliest tokens are taken [default: 0, or 1 where --n is above 1].
     #[arg(long, value_name = "T", value_parser = parse_temperature, conflicts_with = "beam_width")]
     pub(super) temperature: Option<f32>,
     /// Beams of each prompt, in place of sampling.
