@@ -113,7 +113,7 @@ bool is_in(u64 address, std::pair<u64, u64> bounds) { return address >= bounds.f
 // A use of `len` bytes, by the thread that runs or by a copier for it.
 void use(u64 address, u64 len, u8 how, const void* pc, u32 who, u32 time, bool is_remote = false) {
     Checker& own = checker();
-    if (len == 0) return;
+    if (len == 0 || own.counts) return;
     for (const auto& bounds : own.ignored) {
         if (is_in(address, bounds)) return;
     }
@@ -165,6 +165,27 @@ void use(const void* at, u64 len, u8 how, const void* pc) {
     use((u64)(uintptr_t)at, len, how, pc, thread_number(), self().time);
 }
 
+// Where accesses are counted: those of shared and of device memory.
+void count(u64 address, u64 len, bool is_write, const void* pc) {
+    Checker& own = checker();
+    for (const auto& bounds : own.ignored) {
+        if (is_in(address, bounds)) return;
+    }
+    const u64 first = (u64)(uintptr_t)own.first;
+    const bool is_shared = is_in(address, {first, first + own.num_blocks * own.pitch}) || is_in(address, own.thread_locals);
+    if (!is_shared && allocation_of(address).second == 0) return;
+    for (u64 done = 0; done < len; done += 16) {
+        const Instruction at = {pc, is_shared, is_write, (u8)(done / 16)};
+        own.accesses.count(address + done, (u32)std::min<u64>(len - done, 16), at, thread_number());
+    }
+}
+
+// A load or a store of the thread that runs, as a program has them.
+void load_or_store(const void* address, u64 len, u8 how, const void* pc) {
+    if (!checker().counts) return use(address, len, how, pc);
+    count((u64)(uintptr_t)address, len, how & WRITE, pc);
+}
+
 CopyOrder& order_of(const void* barrier, const void* pc) {
     const auto found = checker().copies.find(barrier);
     if (found == checker().copies.end()) give_up("the checker does not know the barrier");
@@ -197,6 +218,7 @@ void Meeting::leave() const { learn(self().order, done); }
 void begin_launch() {
     Checker& own = of_thread();
     own.faults.clear();
+    own.counts = counts_accesses();
     own.told.clear();
     own.is_early = false;
     own.of_device.forget();
@@ -208,6 +230,7 @@ void begin_launch() {
 
 bool end_launch() {
     Checker& own = of_thread();
+    if (own.counts) own.accesses.end_launch(own.kernel);
     if (own.stream == nullptr) return own.faults.empty();
     const std::lock_guard<std::mutex> lock(own.stream->lock);
     auto& ran = own.stream->ran;
@@ -233,6 +256,7 @@ bool end_launch() {
 
 Checker* begin_cluster(u64 number, unsigned num_threads, unsigned block_threads, u8* first, std::size_t pitch, u32 shared_bytes) {
     Checker& own = of_thread();
+    own.accesses.end_cluster();
     own.cluster = number;
     own.block_threads = block_threads;
     own.num_blocks = num_threads / block_threads;
@@ -283,13 +307,22 @@ void atomic(void* at, u32 len) {
     learn(told, {nullptr, order.fenced.others});
 }
 
-void alike(void* at, u32 len) { use(at, len, WRITE | ALIKE, __builtin_return_address(0)); }
+void alike(void* at, u32 len, const void* pc) { load_or_store(at, len, WRITE | ALIKE, pc); }
 
-void copy_asked(void* shared, const void* global, bool is_there) {
-    const void* pc = __builtin_return_address(0);
-    if (is_there) use(global, 16, READ, pc);
-    use(shared, 16, WRITE, pc);
+void copy_asked(void* shared, const void* global, bool is_there, const void* pc) {
+    if (is_there) load_or_store(global, 16, READ, pc);
+    load_or_store(shared, 16, WRITE, pc);
 }
+
+void matrix_row(const void* row, const void* pc) {
+    if (checker().counts) count((u64)(uintptr_t)row, 16, false, pc);
+}
+
+void matrix_reads(const void* at, u32 len, const void* pc) { use(at, len, READ, pc); }
+
+void vector_reads(const void* at, u32 len, const void* pc) { load_or_store(at, len, READ, pc); }
+
+void vector_writes(const void* at, u32 len, const void* pc) { load_or_store(at, len, WRITE, pc); }
 
 void copy_done(void* shared) { use(shared, 16, WRITE, __builtin_return_address(0)); }
 
@@ -340,8 +373,9 @@ void product_reads(const void* shared, u32 len) {
     use((u64)(uintptr_t)shared, len, READ | ASYNC, __builtin_return_address(0), who, checker().threads[who].time);
 }
 
-void remote_reads(const void* at, u32 len) {
-    use((u64)(uintptr_t)at, len, READ, __builtin_return_address(0), thread_number(), self().time, true);
+void remote_reads(const void* at, u32 len, const void* pc) {
+    if (checker().counts) return count((u64)(uintptr_t)at, len, false, pc);
+    use((u64)(uintptr_t)at, len, READ, pc, thread_number(), self().time, true);
 }
 
 namespace {
@@ -383,17 +417,17 @@ extern "C" void shim_check_stream_ended(void* stream) { delete static_cast<Strea
 
 // What the compiler puts before loads and stores.
 #define USES(LEN)                                                                                                      \
-    extern "C" void __tsan_read##LEN(void* at) { use(at, LEN, READ, __builtin_return_address(0)); }                    \
-    extern "C" void __tsan_write##LEN(void* at) { use(at, LEN, WRITE, __builtin_return_address(0)); }                  \
-    extern "C" void __tsan_unaligned_read##LEN(void* at) { use(at, LEN, READ, __builtin_return_address(0)); }          \
-    extern "C" void __tsan_unaligned_write##LEN(void* at) { use(at, LEN, WRITE, __builtin_return_address(0)); }
+    extern "C" void __tsan_read##LEN(void* at) { load_or_store(at, LEN, READ, __builtin_return_address(0)); }                    \
+    extern "C" void __tsan_write##LEN(void* at) { load_or_store(at, LEN, WRITE, __builtin_return_address(0)); }                  \
+    extern "C" void __tsan_unaligned_read##LEN(void* at) { load_or_store(at, LEN, READ, __builtin_return_address(0)); }          \
+    extern "C" void __tsan_unaligned_write##LEN(void* at) { load_or_store(at, LEN, WRITE, __builtin_return_address(0)); }
 USES(1)
 USES(2)
 USES(4)
 USES(8)
 USES(16)
-extern "C" void __tsan_read_range(void* at, std::size_t len) { use(at, len, READ, __builtin_return_address(0)); }
-extern "C" void __tsan_write_range(void* at, std::size_t len) { use(at, len, WRITE, __builtin_return_address(0)); }
+extern "C" void __tsan_read_range(void* at, std::size_t len) { load_or_store(at, len, READ, __builtin_return_address(0)); }
+extern "C" void __tsan_write_range(void* at, std::size_t len) { load_or_store(at, len, WRITE, __builtin_return_address(0)); }
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}

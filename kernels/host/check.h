@@ -15,7 +15,8 @@
 #include <map>
 #include <memory>
 #include <vector>
-#define UNCHECKED __attribute__((no_sanitize("thread")))
+// Without marks, and called: what it returns to is the place in the program.
+#define UNCHECKED __attribute__((no_sanitize("thread"), noinline))
 #else
 #define UNCHECKED
 #endif
@@ -72,9 +73,12 @@ void fence();
 void publish();
 void atomic(void* at, u32 len);
 // A store of what others store there too.
-void alike(void* at, u32 len);
+void alike(void* at, u32 len, const void* pc);
+// A load or a store of a vector as a whole, by an instruction at `pc`.
+void vector_reads(const void* at, u32 len, const void* pc);
+void vector_writes(const void* at, u32 len, const void* pc);
 // A copy of 16 bytes is asked for, and is there.
-void copy_asked(void* shared, const void* global, bool is_there);
+void copy_asked(void* shared, const void* global, bool is_there, const void* pc);
 void copy_done(void* shared);
 // A barrier that counts bytes is made; a thread arrives; its phase is over; a thread has waited for that.
 void barrier_made(const void* barrier);
@@ -85,10 +89,13 @@ void barrier_passed(const void* barrier);
 // A box's piece is asked for, which that barrier counts. `global` is null where it is zeros.
 void begin_box(const void* barrier);
 void box_piece(const void* barrier, void* shared, const void* global, u32 global_bytes);
+// `ldmatrix`: the address that a thread gives, and what it gets.
+void matrix_row(const void* row, const void* pc);
+void matrix_reads(const void* at, u32 len, const void* pc);
 // A product of warpgroups reads.
 void product_reads(const void* shared, u32 len);
 // A thread reads another block's shared memory.
-void remote_reads(const void* at, u32 len);
+void remote_reads(const void* at, u32 len, const void* pc);
 
 #else
 
@@ -106,8 +113,8 @@ inline void let_next() {}
 inline void fence() {}
 inline void publish() {}
 inline void atomic(void*, u32) {}
-inline void alike(void*, u32) {}
-inline void copy_asked(void*, const void*, bool) {}
+inline void alike(void*, u32, const void*) {}
+inline void copy_asked(void*, const void*, bool, const void*) {}
 inline void copy_done(void*) {}
 inline void barrier_made(const void*) {}
 inline void barriers_published() {}
@@ -116,8 +123,10 @@ inline void barrier_flipped(const void*) {}
 inline void barrier_passed(const void*) {}
 inline void begin_box(const void*) {}
 inline void box_piece(const void*, void*, const void*, u32) {}
+inline void matrix_row(const void*, const void*) {}
+inline void matrix_reads(const void*, u32, const void*) {}
 inline void product_reads(const void*, u32) {}
-inline void remote_reads(const void*, u32) {}
+inline void remote_reads(const void*, u32, const void*) {}
 
 #endif
 

@@ -1,6 +1,7 @@
 // What the checker knows of a launch: check.h.
 #pragma once
 
+#include "accesses.h"
 #include "clocks.h"
 #include "shadow.h"
 
@@ -51,6 +52,8 @@ struct Checker {
     std::string kernel = "a kernel";
     check::Stream* stream = nullptr;
     bool overlaps = false;
+    // Whether accesses are counted, and nothing is checked.
+    bool counts = false;
     // Whether some thread let the next kernel begin ahead of its wait.
     bool is_early = false;
     unsigned block_threads = 0, num_blocks = 0;
@@ -71,6 +74,7 @@ struct Checker {
     check::Shadow of_blocks, of_device;
     // Words of device memory that were written, and that were read ahead of a wait.
     std::vector<u64> written, early;
+    check::Accesses accesses;
 };
 
 } // namespace shim

@@ -62,8 +62,10 @@ DEVICE u32 cluster_rank() { return shim::cluster_rank(); }
 DEVICE void cluster_barrier() { shim::cluster_barrier(); }
 UNCHECKED DEVICE float4 load_of_cluster(const float4* at, u32 rank) {
     const u8* there = shim::shared_of(rank) + ((const u8*)at - shim::place().shared);
-    shim::check::remote_reads(there, sizeof(float4));
-    return *(const float4*)there;
+    shim::check::remote_reads(there, sizeof(float4), __builtin_return_address(0));
+    float4 value;
+    memcpy(&value, there, sizeof(float4));
+    return value;
 }
 
 DEVICE void named_barrier_wait(u32 id, u32 num_threads) { shim::named_barrier_wait(id, num_threads); }

@@ -290,7 +290,7 @@ u64 (*slots())[8] { return cluster().warps[place().number / 32].slots; }
 
 void copy_async(void* shared, const void* global, bool is_there) {
     if (((uintptr_t)shared | (is_there ? (uintptr_t)global : 0)) % 16 != 0) give_up("a copy is not aligned to 16 bytes");
-    check::copy_asked(shared, global, is_there);
+    check::copy_asked(shared, global, is_there, __builtin_return_address(0));
     cluster().fibers[place().number].open.push_back({shared, global, is_there});
 }
 

@@ -32,22 +32,41 @@
 struct dim3 {
     unsigned x, y, z;
 };
-struct alignas(16) uint4 {
-    unsigned x, y, z, w;
+
+template <typename T>
+struct Four {
+    T x, y, z, w;
 };
-struct alignas(8) uint2 {
-    unsigned x, y;
+template <typename T>
+struct Two {
+    T x, y;
 };
-struct alignas(16) float4 {
-    float x, y, z, w;
+// A vector is loaded and stored as a whole: the compiler's own marks would be of what is left of that when it has looked at it.
+template <typename N>
+struct alignas(sizeof(N)) Vector : N {
+    Vector(const N& numbers) : N(numbers) {}
+#ifndef SCONCE_CHECKED
+    Vector() = default;
+#else
+    // As constants are, so that nothing is to be written where shared memory has vectors.
+    constexpr Vector() : N() {}
+    UNCHECKED Vector(const Vector& from) : N((shim::check::vector_reads(&from, sizeof(N), __builtin_return_address(0)), from)) {}
+    UNCHECKED Vector& operator=(const Vector& from) {
+        shim::check::vector_reads(&from, sizeof(N), __builtin_return_address(0));
+        shim::check::vector_writes(this, sizeof(N), __builtin_return_address(0));
+        N::operator=(from);
+        return *this;
+    }
+#endif
 };
-struct alignas(8) float2 {
-    float x, y;
-};
-static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-static inline float2 make_float2(float x, float y) { return {x, y}; }
+typedef Vector<Four<unsigned>> uint4;
+typedef Vector<Two<unsigned>> uint2;
+typedef Vector<Four<float>> float4;
+typedef Vector<Two<float>> float2;
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return Four<unsigned>{x, y, z, w}; }
+static inline uint2 make_uint2(unsigned x, unsigned y) { return Two<unsigned>{x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return Four<float>{x, y, z, w}; }
+static inline float2 make_float2(float x, float y) { return Two<float>{x, y}; }
 
 namespace shim {
 
@@ -302,13 +321,17 @@ void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 }
 
 template <unsigned N>
-void load_matrices(u32 (&out)[N], const void* row, bool trans) {
+UNCHECKED void load_matrices(u32 (&out)[N], const void* row, bool trans) {
     const unsigned l = shim::lane(), r = l / 4, c = 2 * (l % 4);
+    const void* pc = __builtin_return_address(0);
+    if (l < 8 * N) shim::check::matrix_row(row, pc);
     *shim::slots()[l] = (u64)(uintptr_t)row;
     shim::warp_barrier(0xffffffffu);
     for (unsigned i = 0; i < N; i++) {
-        auto at = [&](unsigned row, unsigned col) {
-            return (u32)((const u16*)(uintptr_t)*shim::slots()[8 * i + row])[col];
+        auto at = [&](unsigned row, unsigned col) UNCHECKED {
+            const u16* number = (const u16*)(uintptr_t)*shim::slots()[8 * i + row] + col;
+            shim::check::matrix_reads(number, sizeof(u16), pc);
+            return (u32)*number;
         };
         out[i] = trans ? at(c, r) | at(c + 1, r) << 16 : at(r, c) | at(r, c + 1) << 16;
     }
@@ -336,6 +359,6 @@ UNCHECKED DEVICE u32 load_relaxed(const u32* at) {
 }
 template <typename T>
 UNCHECKED DEVICE void store_alike(T* at, T value) {
-    shim::check::alike(at, sizeof(T));
-    *at = value;
+    shim::check::alike(at, sizeof(T), __builtin_return_address(0));
+    memcpy(at, &value, sizeof(T));
 }

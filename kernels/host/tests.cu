@@ -145,6 +145,32 @@ extern "C" __global__ void shim_test_fault(u32* out, u32* arrivals, u32 fault) {
 }
 EXPORT_KERNEL(shim_test_fault)
 
+// Loads and stores of a block of 64 threads, of which is known what they take. 4 KB of shared memory.
+extern "C" __global__ void shim_test_accesses(float* out, const float* x) {
+    __shared__ uint4 words[256];
+    wait_for_kernel_before();
+    const u32 thread = threadIdx.x, lane = thread % 32;
+    // A warp's 512 bytes, of 16 sectors, at 4 wavefronts; then their words once more.
+    for (u32 i = 0; i < 4; i++) copy_async(words + i * 64 + thread, x + 4 * (i * 64 + thread));
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+    const float* floats = (const float*)words;
+    // One wavefront; 2 in place of 1, and 8.
+    float sum = floats[thread] + floats[2 * thread] + floats[8 * lane];
+    // 4; 8 in place of 4; one that all lanes have.
+    const float4* vectors = (const float4*)words;
+    const float4 next = vectors[thread], other = vectors[2 * thread], same = vectors[0];
+    sum += next.x + other.x + same.x;
+    // Rows that are 64 bytes apart: 4 matrices at 4 in place of 1.
+    u32 matrices[4];
+    load_matrix_x4(matrices, words + 4 * lane);
+    sum += __uint_as_float(matrices[0] ^ matrices[1] ^ matrices[2] ^ matrices[3]);
+    // 32 sectors in place of 4, and then 4; of the second warp a half.
+    if (thread < 48) out[thread] = sum + x[8 * lane];
+}
+EXPORT_KERNEL(shim_test_accesses)
+
 // The same of copies to shared memory and of products of warpgroups. `map`: [1][64][64] bf16, in boxes of 64 rows. A warpgroup.
 extern "C" __global__ void shim_test_copy_fault(float* out, const bf16* a, const __grid_constant__ TensorMap map, u32 fault) {
     DYNAMIC_SHARED(memory);

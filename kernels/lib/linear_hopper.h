@@ -242,22 +242,25 @@ struct SplitSums {
         if (call.scale != nullptr) load_vector<float, WIDTH>(scale, call.scale + row);
         if (call.bias != nullptr) load_vector<float, WIDTH>(bias, call.bias + row);
         const float4* from = (const float4*)(own + token * PITCH + at);
-        float4 low[MAX_SPLITS], high[MAX_SPLITS];
+        const u32 half = first_half();
+        float4 first[MAX_SPLITS], second[MAX_SPLITS];
 #pragma unroll
         for (u32 s = 0; s < MAX_SPLITS; s++) {
             if (s >= num_segments) break;
-            low[s] = load_of_cluster(from, s);
-            high[s] = load_of_cluster(from + 1, s);
+            first[s] = load_of_cluster(from + half, s);
+            second[s] = load_of_cluster(from + 1 - half, s);
         }
 #pragma unroll
         for (u32 j = 0; j < WIDTH; j++) totals[j] = 0.0f;
 #pragma unroll
         for (u32 s = 0; s < MAX_SPLITS; s++) {
             if (s >= num_segments) break;
-            const float sums[WIDTH] = {low[s].x, low[s].y, low[s].z, low[s].w, high[s].x, high[s].y, high[s].z, high[s].w};
+            const float sums[WIDTH] = {first[s].x,  first[s].y,  first[s].z,  first[s].w,
+                                       second[s].x, second[s].y, second[s].z, second[s].w};
 #pragma unroll
             for (u32 j = 0; j < WIDTH; j++) totals[j] += sums[j];
         }
+        order_halves(totals);
         if (call.scale != nullptr) {
 #pragma unroll
             for (u32 j = 0; j < WIDTH; j++) totals[j] = __fmul_rn(__fmul_rn(totals[j], factor), scale[j]);

@@ -128,7 +128,11 @@ DEVICE void write_tile(Out* out, const Product<W>& p, const float* results, u32 
         const u32 token = idx / (S::TILE_FEATURES / WIDTH), at = idx % (S::TILE_FEATURES / WIDTH) * WIDTH;
         if (first_token + token >= p.tokens) break;
         float values[WIDTH], scale[WIDTH], bias[WIDTH];
-        load_vector<float, WIDTH>(values, results + token * S::PITCH + at);
+        const float4* from = (const float4*)(results + token * S::PITCH + at);
+        const float4 first = from[first_half()], second = from[1 - first_half()];
+        values[0] = first.x, values[1] = first.y, values[2] = first.z, values[3] = first.w;
+        values[4] = second.x, values[5] = second.y, values[6] = second.z, values[7] = second.w;
+        order_halves(values);
         if (W::HAS_SCALE) {
             load_part<float, WIDTH>(scale, p.scale, first_feature + at, p.features, is_aligned);
 #pragma unroll

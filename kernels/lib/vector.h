@@ -41,6 +41,21 @@ DEVICE void load_vector(float (&out)[N], const T* at) {
     }
 }
 
+// Eight floats of each thread side by side in shared memory: were all threads to ask for their first 16 bytes at once, those of two would
+// lie in the same banks. Every other four threads ask for their second ones first.
+DEVICE u32 first_half() { return threadIdx.x / 4 % 2; }
+
+// Puts the eight in order that came so.
+DEVICE void order_halves(float (&x)[8]) {
+    const bool is_turned = first_half() != 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const float came_first = x[i];
+        x[i] = is_turned ? x[i + 4] : came_first;
+        x[i + 4] = is_turned ? came_first : x[i + 4];
+    }
+}
+
 template <typename T, int N>
 DEVICE void store_vector(T* at, const float (&x)[N]) {
     constexpr int WORDS = N * (int)sizeof(T) / 4, PER_WORD = 4 / (int)sizeof(T);

@@ -19,12 +19,18 @@ pub(crate) const QUICK: &[&str] = &[
 
 /// Runs the libraries' tests as the test runner's arguments say; an error if the checker finds a fault.
 pub(crate) fn run<S: AsRef<OsStr>>(root: &Path, args: &[S]) -> Result<(), String> {
+    run_tests(root, args, &[("SCONCE_HOST_CHECK", "1".as_ref())])
+        .map_err(|error| format!("the checker has found faults, or {error}"))
+}
+
+/// Runs them with variables of the environment.
+pub(crate) fn run_tests<S: AsRef<OsStr>>(root: &Path, args: &[S], variables: &[(&str, &OsStr)]) -> Result<(), String> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // As CI has built them: one package by itself would be built anew.
     command.args(["test", "--workspace", "--locked", "--lib", "--"]).args(args);
-    let status = command.env("SCONCE_HOST_CHECK", "1").current_dir(root).status();
+    let status = command.envs(variables.iter().copied()).current_dir(root).status();
     match status.map_err(|e| format!("cargo test: {e}"))? {
         status if status.success() => Ok(()),
-        _ => Err("the checker has found faults, or tests have failed".into()),
+        _ => Err("tests have failed".into()),
     }
 }

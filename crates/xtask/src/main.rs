@@ -3,6 +3,7 @@
 // This program talks to whoever runs it.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod accesses;
 mod check;
 mod ci;
 mod golden;
@@ -35,6 +36,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filters: Vec<String>,
     },
+    /// Count, without a GPU, the wavefronts of shared memory and the sectors of device memory that CUDA kernels take, in the tests that run them
+    CountAccesses {
+        /// Tests, by parts of their names
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        filters: Vec<String>,
+    },
     /// Compile every CUDA kernel for every device that matters (brings nvcc if need be); fail on unexplained spills
     Kernels,
     /// Bring nvcc to target/ unless there is one, and print its path: NVCC=$(cargo xtask nvcc) cargo build --release
@@ -54,6 +61,7 @@ fn main() -> ExitCode {
         Task::Ci => ci::run(&root),
         Task::Golden => golden::run(&root),
         Task::CheckKernels { filters } => check::run(&root, &filters),
+        Task::CountAccesses { filters } => accesses::run(&root, &filters),
         Task::Kernels => kernels::run(&root),
         Task::Nvcc => kernels::nvcc_path(&root).map(|path| println!("{}", path.display())),
         Task::PythonTests { args } => ci::python_tests(&root, &args),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::HostDevice;
+use super::{HostDevice, Library};
 use crate::backend::cuda::device::{Args, BoxShape, Device, Dims, ElemType};
 use crate::backend::cuda::storage::{Memory, bytes_of};
 use crate::error::Result;
@@ -95,4 +95,24 @@ fn each_fault_of_copies_and_products_is_found() {
         let error = error.to_string();
         assert!(error.contains(expected), "fault {fault}: {error}");
     }
+}
+
+#[test]
+fn wavefronts_and_sectors_are_counted() {
+    let (device, library) = (HostDevice::checked(), Library::of_checked_tests());
+    let x = Memory::of_bytes(&device, &bytes_of(&random(1024, 1), ElemType::F32)).unwrap();
+    let out = Memory::new(&device, 64 * 4).unwrap();
+    library.count_accesses(true);
+    let args = Args::new().with(out.ptr()).with(x.ptr());
+    // SAFETY: as kernels/host/tests.cu has it.
+    unsafe { device.launch("shim_test_accesses", &Dims::linear(1, 64), &args) }.unwrap();
+    library.count_accesses(false);
+    let accesses = |is_shared, is_write| library.accesses("shim_test_accesses", is_shared, is_write);
+    // Requests, what they took and needed; of both warps, unless said.
+    assert_eq!(accesses(true, true), [8, 2 * 4 * 4, 2 * 4 * 4], "copies to shared memory");
+    let taken = 1 + 2 + 8 + 4 + 8 + 1 + 16;
+    let needed = 1 + 1 + 1 + 4 + 4 + 1 + 4;
+    assert_eq!(accesses(true, false), [2 * 7, 2 * taken, 2 * needed], "reads of shared memory");
+    assert_eq!(accesses(false, false), [8 + 2, 128 + 32 + 16, 128 + 4 + 2], "reads of device memory");
+    assert_eq!(accesses(false, true), [2, 4 + 2, 4 + 2], "writes of device memory");
 }

@@ -38,7 +38,7 @@ impl Library {
     /// Compiled once a process, and again only when a source has changed.
     pub(super) fn of_all_kernels() -> Arc<Self> {
         static LIBRARY: OnceLock<Arc<Library>> = OnceLock::new();
-        let is_checked = std::env::var_os("SCONCE_HOST_CHECK").is_some_and(|value| value == "1");
+        let is_checked = std::env::var_os("SCONCE_HOST_CHECK").is_some_and(|value| value == "1" || value == "accesses");
         Arc::clone(LIBRARY.get_or_init(|| Self::load(&["", "lib", "host"], is_checked)))
     }
 
@@ -88,6 +88,26 @@ impl Library {
         let faults = self.function::<Faults>("shim_check_faults").expect("invariant: it has a checker");
         // SAFETY: the type is that in kernels/host/check.cpp; the text is this thread's until its next launch.
         unsafe { std::ffi::CStr::from_ptr(faults()) }.to_string_lossy().into_owned()
+    }
+
+    /// Whether this thread's launches have their accesses counted, in place of being checked.
+    #[cfg(test)]
+    pub(super) fn count_accesses(&self, counts: bool) {
+        let count = self.function::<unsafe extern "C" fn(u32)>("shim_count_accesses");
+        // SAFETY: the type is that in kernels/host/accesses.cpp.
+        unsafe { count.expect("invariant: it has a checker")(u32::from(counts)) };
+    }
+
+    /// Of a kernel's reads or writes of shared or of device memory: the requests that were counted, and what they took and needed.
+    #[cfg(test)]
+    pub(super) fn accesses(&self, kernel: &str, is_shared: bool, is_write: bool) -> [u64; 3] {
+        type Accesses = unsafe extern "C" fn(*const std::ffi::c_char, u32, u32, *mut u64);
+        let accesses = self.function::<Accesses>("shim_accesses").expect("invariant: it has a checker");
+        let kernel = CString::new(kernel).expect("invariant: names are without zeros");
+        let mut counts = [0; 3];
+        // SAFETY: the type is that in kernels/host/accesses.cpp, which writes three counts.
+        unsafe { accesses(kernel.as_ptr(), u32::from(is_shared), u32::from(is_write), counts.as_mut_ptr()) };
+        counts
     }
 
     /// Tells the checker of memory that kernels may use.
