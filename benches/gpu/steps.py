@@ -92,8 +92,9 @@ def goals():
         # Start to ready: 16 GB from the page cache.
         load = ["--num-prompts", 1, "--input-len", 32, "--output-len", 2, "--ignore-eos"]
         yield Served("start with a checkpoint", BUILT / "models" / HTTP_MODEL, slots(256, 4096), [load], 75, has_checkpoint=True)
-    for prompts, input_len, output_len in [(1000, 128, 128), (256, 1000, 1000), (256, 2048, 128)]:
-        yield together(f"offline {input_len}/{output_len}", prompts, input_len, output_len, limit_s=100)
+    yield together("offline 128/128", 1000, 128, 128, limit_s=100, limits=slots(512, 4096))
+    for input_len, output_len in [(1000, 1000), (2048, 128)]:
+        yield together(f"offline {input_len}/{output_len}", 256, input_len, output_len, limit_s=100)
     yield together("beams of 4", 100, 256, 256, "--beam-width", 4, limit_s=90, limits=slots(400, 1024))
     # Were its prompt computed for each sequence it would take eight steps and not one, and were it stored for each, eight times the room.
     yield together("8 of one prompt", 1, 2048, 128, "--n", 8, limits=slots(256, 4096, 2048))
@@ -138,8 +139,10 @@ def comparisons():
         yield latency(f"prompts, {products} products", "2048,8192", *flags, output_len=2, limit_s=40, env=env)
     # A copy of keys is a block of the cache, or 64 of one.
     yield latency("prompts, blocks of 64 tokens", "2048,8192", "--block-size", 64, output_len=2, limit_s=40)
-    # What it is worth that the next step is launched before this one is read, and that kernels begin before others end.
-    yield together("offline 128/128, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
+    # As many at once as by default; what it is worth that the next step is launched before this one is read, and that kernels begin before
+    # others end.
+    yield together("offline 128/128, 256 at once", 1000, 128, 128)
+    yield together("offline 128/128, 256 at once, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
     yield latency("one user, kernel after kernel", 128, env={"SCONCE_CUDA_PDL": "0"})
     yield together("decode of 16, kernel after kernel", 16, 1024, 64, CACHED, limit_s=40, env={"SCONCE_CUDA_PDL": "0"})
     yield latency("one user after 8k", 1024, "--decode-after", 8000)

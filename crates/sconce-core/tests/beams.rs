@@ -75,7 +75,7 @@ fn sixty_four_requests_of_all_kinds_equal_their_lone_runs_in_a_pool_for_a_quarte
         let engine = tiny_engine(|c| {
             c.max_model_len = Some(160);
             c.kv_cache_bytes = Some(num_blocks * BLOCK_BYTES);
-            (c.max_num_seqs, c.max_num_batched_tokens) = (128, Some(160));
+            (c.max_num_seqs, c.max_num_batched_tokens) = (Some(128), Some(160));
             c.prefix_cache = prefix_cache;
         });
         assert_eq!(engine.info().num_kv_blocks, num_blocks);
@@ -252,7 +252,7 @@ fn a_beam_search_needs_no_more_room_than_one_sequence() {
     // 4 blocks hold one sequence; or a step holds 3 of the 8 beams.
     let small = tiny_engine(|c| (c.max_model_len, c.kv_cache_bytes) = (Some(64), Some(4 * BLOCK_BYTES)));
     assert_eq!(small.info().num_kv_blocks, 4);
-    let narrow = tiny_engine(|c| c.max_num_seqs = 3);
+    let narrow = tiny_engine(|c| c.max_num_seqs = Some(3));
     for engine in [small, narrow] {
         let found = run(&engine, GenerationRequest::tokens(prompt(40, 5)).with_params(beams(8)));
         assert_eq!(found.outputs, expected.outputs);

@@ -95,10 +95,10 @@ fn whatever_there_is_little_of() {
     let requests = requests();
     let expected = run_alone(&engine(None, |_| {}), &requests);
     let changes: [&dyn Fn(&mut EngineConfig); 5] = [
-        &|config| config.max_num_seqs = 1,
+        &|config| config.max_num_seqs = Some(1),
         // Rows of drafts beside those of a prompt.
-        &|config| (config.max_num_seqs, config.num_speculative_tokens) = (2, 15),
-        &|config| (config.max_num_seqs, config.max_num_batched_tokens) = (2, Some(3)),
+        &|config| (config.max_num_seqs, config.num_speculative_tokens) = (Some(2), 15),
+        &|config| (config.max_num_seqs, config.max_num_batched_tokens) = (Some(2), Some(3)),
         // 16 blocks hold one sequence of the whole context.
         &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES),
         &|config| config.prefix_cache = false,

@@ -72,7 +72,7 @@ fn requests_together_equal_requests_alone() {
     let alone = run_alone(&engine);
     assert_eq!(run_together(&engine), alone);
     // Small steps: prompts in chunks, mixed with decodes.
-    let chunked = tiny_engine(|c| (c.max_num_batched_tokens, c.max_num_seqs) = (Some(24), 20));
+    let chunked = tiny_engine(|c| (c.max_num_batched_tokens, c.max_num_seqs) = (Some(24), Some(20)));
     assert_eq!(run_together(&chunked), alone);
     for (request, output) in requests().iter().zip(&alone) {
         assert_eq!(output.outputs.len(), request.params.n);
@@ -130,7 +130,7 @@ fn a_stream_outlives_the_handle_it_is_from() {
 
 #[test]
 fn a_sequence_does_not_depend_on_n() {
-    let engine = tiny_engine(|c| c.max_num_seqs = 3);
+    let engine = tiny_engine(|c| c.max_num_seqs = Some(3));
     let run = |n: usize| {
         let params = SamplingParams { n, seed: Some(7), max_tokens: Some(12), ..Default::default() };
         let stream = engine.submit(GenerationRequest::tokens(prompt(21, 3)).with_params(params)).unwrap();
@@ -256,7 +256,7 @@ fn conversations_are_rendered() {
 
 #[test]
 fn a_full_engine_says_so_and_a_stopped_one_too() {
-    let engine = tiny_engine(|c| (c.max_num_seqs, c.max_waiting) = (1, 2));
+    let engine = tiny_engine(|c| (c.max_num_seqs, c.max_waiting) = (Some(1), 2));
     let request = || {
         let params = SamplingParams { ignore_eos: true, ..Default::default() };
         GenerationRequest::tokens([1, 2, 3]).with_params(params)

@@ -62,7 +62,7 @@ fn blocks_given_back_are_not_missed() {
         }
     };
     let alone = run(&window_engine(|_| {}), false);
-    assert_eq!(run(&window_engine(|c| (c.max_num_batched_tokens, c.max_num_seqs) = (Some(24), 20)), true), alone);
+    assert_eq!(run(&window_engine(|c| (c.max_num_batched_tokens, c.max_num_seqs) = (Some(24), Some(20))), true), alone);
     // 16 blocks hold one sequence of the whole context.
     let small = window_engine(|c| c.kv_cache_bytes = Some(16 * BLOCK_BYTES));
     assert_eq!(run(&small, true), alone);

@@ -90,6 +90,10 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         self.tested.default_step_tokens()
     }
 
+    fn default_num_seqs(&self) -> usize {
+        self.tested.default_num_seqs()
+    }
+
     fn is_lost(&self) -> bool {
         self.tested.is_lost() || self.reference.is_lost()
     }

@@ -115,6 +115,8 @@ pub trait Backend: Send + Sized + 'static {
     fn kv_pool_memory(&self) -> Result<usize>;
     /// Most tokens of a step, unless a setting says otherwise: as many as keep the device busy.
     fn default_step_tokens(&self) -> usize;
+    /// Most sequences that run at once, unless a setting says otherwise.
+    fn default_num_seqs(&self) -> usize;
 
     /// Whether the device does not come back from an error, so that all that is on it has to be made anew.
     fn is_lost(&self) -> bool {

@@ -167,6 +167,10 @@ impl<B: Backend> Backend for Profiled<B> {
         self.backend.default_step_tokens()
     }
 
+    fn default_num_seqs(&self) -> usize {
+        self.backend.default_num_seqs()
+    }
+
     fn is_lost(&self) -> bool {
         self.backend.is_lost()
     }

@@ -215,8 +215,9 @@ pub struct EngineConfig {
     /// Most tokens computed in one step, prompts and decodes together. `None`: what keeps the device busy, 512 on the CPU
     /// and 2048 on a GPU, and at least `max_num_seqs`.
     pub max_num_batched_tokens: Option<usize>,
-    /// Most sequences that run at once.
-    pub max_num_seqs: usize,
+    /// Most sequences that run at once. `None`: 128 on the CPU, and 256 on a GPU, where reading the weights takes as long as multiplying
+    /// so many rows with them; and at most `max_num_batched_tokens`.
+    pub max_num_seqs: Option<usize>,
     /// Tokens that may follow a sequence and are computed along with its last, at most (speculative decoding): what its request
     /// predicts ([`GenerationRequest::prediction`](crate::engine::GenerationRequest::prediction)), or what followed where it said the same
     /// before. Tokens, and what is told of them, are the same as without, but for [`MatmulPrecision::Fast`] on a GPU; 0: none.
@@ -249,7 +250,7 @@ impl Default for EngineConfig {
             kv_cache_bytes: None,
             block_size: 16,
             max_num_batched_tokens: None,
-            max_num_seqs: 128,
+            max_num_seqs: None,
             num_speculative_tokens: 0,
             max_waiting: 1024,
             prefix_cache: true,
@@ -269,8 +270,10 @@ impl EngineConfig {
         let at_least_one = |field: &'static str, value: usize| {
             if value == 0 { Err(Error::config(field, "must be at least 1, found 0")) } else { Ok(()) }
         };
-        at_least_one("max-num-seqs", self.max_num_seqs)?;
         at_least_one("max-waiting", self.max_waiting)?;
+        if let Some(n) = self.max_num_seqs {
+            at_least_one("max-num-seqs", n)?;
+        }
         if let Some(n) = self.max_num_batched_tokens {
             at_least_one("max-num-batched-tokens", n)?;
         }
@@ -307,12 +310,13 @@ impl EngineConfig {
         if self.check_ops && self.profile_ops {
             return Err(Error::config("profile-ops", "operations that are checked cannot be timed: use one of both"));
         }
-        if let Some(tokens) = self.max_num_batched_tokens.filter(|&tokens| tokens < self.max_num_seqs) {
+        if let (Some(tokens), Some(seqs)) = (self.max_num_batched_tokens, self.max_num_seqs)
+            && tokens < seqs
+        {
             return Err(Error::config(
                 "max-num-batched-tokens",
                 format!(
-                    "must be at least max-num-seqs ({}), so that every running sequence can decode in one step; found {tokens}",
-                    self.max_num_seqs
+                    "must be at least max-num-seqs ({seqs}), so that every running sequence can decode in one step; found {tokens}"
                 ),
             ));
         }

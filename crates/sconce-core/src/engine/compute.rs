@@ -40,6 +40,7 @@ pub(super) struct Sizes {
     pub(super) kv_shape: KvCacheShape,
     pub(super) kv_cache_bytes: usize,
     pub(super) max_model_len: usize,
+    pub(super) max_num_seqs: usize,
     pub(super) max_step_tokens: usize,
 }
 
@@ -52,6 +53,7 @@ impl<B: Backend> Compute<B> {
         progress: &dyn Progress,
     ) -> Result<(Self, Sizes)> {
         let Source { id, raw, model: model_config, store, config, dtype } = *source;
+        let max_num_seqs = num_seqs(&backend, config);
         let max_step_tokens = step_tokens(&backend, config);
         let shape = KvCacheShape {
             dtype: backend.kv_dtype(config.kv_cache_dtype)?,
@@ -75,7 +77,7 @@ impl<B: Backend> Compute<B> {
         let model = (models::find::<B>(raw)?.load)(&loader)?;
         progress.finish();
         let drafting_rows = if config.num_speculative_tokens > 0 { MAX_DRAFTING_ROWS } else { 0 };
-        let max_seqs = config.max_num_seqs.max(drafting_rows);
+        let max_seqs = max_num_seqs.max(drafting_rows);
         let limits = StepLimits {
             max_tokens: max_step_tokens,
             max_seqs,
@@ -94,7 +96,14 @@ impl<B: Backend> Compute<B> {
                 let pool = KvPool::new(&backend, config, shape, [asked_len, wanted_len])?;
                 let kv_shape = KvCacheShape { num_blocks: pool.num_blocks, ..shape };
                 let kv_cache_bytes = backend.kv_cache_bytes(&kv_shape);
-                Sizes { footprint, kv_shape, kv_cache_bytes, max_model_len: pool.max_model_len, max_step_tokens }
+                Sizes {
+                    footprint,
+                    kv_shape,
+                    kv_cache_bytes,
+                    max_model_len: pool.max_model_len,
+                    max_num_seqs,
+                    max_step_tokens,
+                }
             }
         };
         let kv = backend.kv_cache(sizes.kv_shape)?;
@@ -104,7 +113,13 @@ impl<B: Backend> Compute<B> {
 
 /// Most tokens of a step. Every running sequence can decode in it.
 pub(super) fn step_tokens<B: Backend>(backend: &B, config: &EngineConfig) -> usize {
-    config.max_num_batched_tokens.unwrap_or_else(|| backend.default_step_tokens().max(config.max_num_seqs))
+    config.max_num_batched_tokens.unwrap_or_else(|| backend.default_step_tokens().max(num_seqs(backend, config)))
+}
+
+/// Most sequences that run at once.
+pub(super) fn num_seqs<B: Backend>(backend: &B, config: &EngineConfig) -> usize {
+    let most = config.max_num_batched_tokens.unwrap_or(usize::MAX);
+    config.max_num_seqs.unwrap_or_else(|| backend.default_num_seqs().min(most))
 }
 
 /// The longest sequence, before it is known what the KV pool holds.
@@ -141,7 +156,7 @@ impl KvPool {
     ) -> Result<Self> {
         let block_bytes = backend.kv_cache_bytes(&KvCacheShape { num_blocks: 1, ..shape });
         let blocks_for_one = asked_len.div_ceil(config.block_size);
-        let most = blocks_for_one.saturating_mul(config.max_num_seqs);
+        let most = blocks_for_one.saturating_mul(num_seqs(backend, config));
         let bytes = match config.kv_cache_bytes {
             Some(bytes) => bytes,
             None => backend.kv_pool_memory()?.min(most.saturating_mul(block_bytes)),

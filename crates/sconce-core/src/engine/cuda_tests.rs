@@ -5,7 +5,7 @@ mod common;
 
 use common::{prompt, write_tiny_model};
 
-use super::compute::step_tokens;
+use super::compute::{num_seqs, step_tokens};
 use super::files::ModelFiles;
 use super::load::Launch;
 use super::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoProgress};
@@ -45,7 +45,7 @@ fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let mut config = EngineConfig {
         load_format: LoadFormat::Dummy,
         kv_cache_bytes: Some(256 * BLOCK_BYTES),
-        max_num_seqs: 24,
+        max_num_seqs: Some(24),
         ..Default::default()
     };
     change(&mut config);
@@ -61,15 +61,16 @@ fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
 }
 
 #[test]
-fn a_step_has_the_tokens_that_suit_the_device() {
-    let tokens = |asked, max_num_seqs| {
-        let config = EngineConfig { max_num_batched_tokens: asked, max_num_seqs, ..Default::default() };
-        let gpu = CudaBackend::new(devices().remove(0), ElemType::Bf16);
-        (step_tokens(&CpuBackend::new(Some(1)), &config), step_tokens(&gpu, &config))
+fn a_step_has_the_tokens_and_sequences_that_suit_the_device() {
+    let sizes = |max_num_batched_tokens, max_num_seqs| {
+        let config = EngineConfig { max_num_batched_tokens, max_num_seqs, ..Default::default() };
+        let (cpu, gpu) = (CpuBackend::new(Some(1)), CudaBackend::new(devices().remove(0), ElemType::Bf16));
+        [[step_tokens(&cpu, &config), num_seqs(&cpu, &config)], [step_tokens(&gpu, &config), num_seqs(&gpu, &config)]]
     };
-    assert_eq!(tokens(None, 128), (512, 2048));
-    assert_eq!(tokens(None, 1000), (1000, 2048));
-    assert_eq!(tokens(Some(300), 128), (300, 300));
+    assert_eq!(sizes(None, None), [[512, 128], [2048, 256]]);
+    assert_eq!(sizes(None, Some(1000)), [[1000, 1000], [2048, 1000]]);
+    assert_eq!(sizes(Some(300), Some(130)), [[300, 130], [300, 130]]);
+    assert_eq!(sizes(Some(200), None), [[200, 128], [200, 200]]);
 }
 
 /// Requests of every kind: greedy, drawn, filtered, several sequences of one prompt, logprobs, beams.
@@ -170,7 +171,7 @@ fn drafts_beside_requests_that_arrive_change_no_answer() {
     let alone: Vec<_> = all.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
     for max_num_seqs in [2, 24] {
         let engine = engine(Order::Ahead, |config| {
-            (config.num_speculative_tokens, config.max_num_seqs) = (15, max_num_seqs);
+            (config.num_speculative_tokens, config.max_num_seqs) = (15, Some(max_num_seqs));
         });
         let mut stream = engine.submit(looping.clone()).unwrap();
         while EngineStatus::get(&engine.status().num_accepted_tokens) == 0 {

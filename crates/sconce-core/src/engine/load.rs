@@ -152,6 +152,7 @@ impl Launch<'_> {
         let info = ModelInfo {
             id: id.into(),
             max_model_len: sizes.max_model_len,
+            max_num_seqs: sizes.max_num_seqs,
             num_kv_blocks: sizes.kv_shape.num_blocks,
             block_size: config.block_size,
             weight_bytes: sizes.footprint.memory_bytes() as usize,
@@ -162,9 +163,10 @@ impl Launch<'_> {
             gpu,
             config: model,
         };
+        let max_requests = sizes.max_num_seqs + config.max_waiting;
         let scheduler_config = SchedulerConfig {
             max_num_batched_tokens: sizes.max_step_tokens,
-            max_num_seqs: config.max_num_seqs,
+            max_num_seqs: sizes.max_num_seqs,
             max_prompt_logits: MAX_PROMPT_LOGITS,
             window: info.config.greatest_window(),
         };
@@ -193,7 +195,7 @@ impl Launch<'_> {
             status,
             tokenizer,
             chat_template,
-            max_requests: config.max_num_seqs + config.max_waiting,
+            max_requests,
             makes_drafts: config.num_speculative_tokens > 0,
             is_closed: AtomicBool::new(false),
             thread: Mutex::new(Some(thread)),

@@ -16,6 +16,8 @@ pub struct ModelInfo {
     pub config: ModelConfig,
     /// The longest sequence that this engine runs, prompt and output together, in tokens.
     pub max_model_len: usize,
+    /// Most sequences that run at once.
+    pub max_num_seqs: usize,
     /// KV blocks in the pool.
     pub num_kv_blocks: usize,
     /// Tokens in one KV block.

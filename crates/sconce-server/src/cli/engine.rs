@@ -47,9 +47,9 @@ pub(super) struct EngineArgs {
     /// Most tokens computed in one step [default: 512 on the CPU, 2048 on a GPU, and at least --max-num-seqs].
     #[arg(long, value_name = "TOKENS")]
     max_num_batched_tokens: Option<usize>,
-    /// Most sequences that run at once.
-    #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_num_seqs)]
-    max_num_seqs: usize,
+    /// Most sequences that run at once [default: 128 on the CPU, 256 on a GPU].
+    #[arg(long, value_name = "N")]
+    max_num_seqs: Option<usize>,
     /// Tokens that may follow and are computed along with a sequence's last, looked up in the request's prediction, or where the sequence
     /// said the same before: up to 15, while few sequences run. Answers are the same; texts that repeat their prompt come faster.
     #[arg(long, value_name = "N", default_value_t = 0)]

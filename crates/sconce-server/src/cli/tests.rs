@@ -50,7 +50,7 @@ fn serve_flags_reach_the_settings() {
     );
     assert_eq!((config.max_model_len, config.kv_cache_bytes, config.num_threads), (Some(9), Some(512 << 20), Some(3)));
     assert_eq!(config.kv_cache_dtype, KvCacheDtype::F32);
-    assert_eq!((config.max_num_seqs, config.max_num_batched_tokens), (4, Some(5)));
+    assert_eq!((config.max_num_seqs, config.max_num_batched_tokens), (Some(4), Some(5)));
     assert_eq!((config.block_size, config.max_waiting), (8, 6));
     let settings = args.settings();
     assert!(settings.api_key.as_ref().is_some_and(|key| key.matches(b"k")));

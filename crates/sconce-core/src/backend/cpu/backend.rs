@@ -20,6 +20,8 @@ use crate::weights::{Dtype, TensorView, with_one_order};
 const KV_MEMORY_SHARE: usize = 2;
 /// Enough that a prompt's products are bounded by FLOPs, and few enough that others' decodes beside it do not wait long.
 const STEP_TOKENS: usize = 512;
+/// Sequences that run at once, unless a setting says otherwise.
+const NUM_SEQS: usize = 128;
 
 /// Threads, their SIMD, and scratch memory of the kernels.
 pub(crate) struct Cpu {
@@ -96,6 +98,10 @@ impl Backend for CpuBackend {
 
     fn default_step_tokens(&self) -> usize {
         STEP_TOKENS
+    }
+
+    fn default_num_seqs(&self) -> usize {
+        NUM_SEQS
     }
 
     fn buffer(&self, max_rows: usize, cols: usize, _: BufferRole) -> Result<Buffer> {

@@ -32,6 +32,9 @@ use crate::weights::{Dtype, RandomWeights, TensorView};
 const FREE_SHARE: usize = 20;
 /// Enough tiles of a matrix product for all multiprocessors of a large device.
 const STEP_TOKENS: usize = 2048;
+/// Sequences that run at once, unless a setting says otherwise: so many FLOPs a byte of weights are what tensor cores do while memory
+/// brings one (of 16 bits; an H100: 260).
+const NUM_SEQS: usize = 256;
 
 /// A GPU.
 pub struct CudaBackend {
@@ -190,6 +193,10 @@ impl Backend for CudaBackend {
 
     fn default_step_tokens(&self) -> usize {
         STEP_TOKENS
+    }
+
+    fn default_num_seqs(&self) -> usize {
+        NUM_SEQS
     }
 
     fn is_lost(&self) -> bool {

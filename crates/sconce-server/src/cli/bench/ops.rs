@@ -43,11 +43,11 @@ struct Part {
 
 /// Runs `sconce bench ops`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let (num_seqs, most) = (args.batch_size, args.subject.max_num_seqs());
+    let mut subject = args.subject.load_profiled(args.batch_size)?;
+    let (num_seqs, most) = (args.batch_size, subject.info().max_num_seqs);
     if num_seqs > most {
         return Err(format!("--batch-size {num_seqs} is more than --max-num-seqs {most}").into());
     }
-    let mut subject = args.subject.load_profiled(num_seqs)?;
     subject.check_fits(
         &format!("--input-len {} and a token generated", args.input_len),
         args.input_len.saturating_add(1),
