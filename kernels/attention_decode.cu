@@ -2,15 +2,23 @@
 // 2023), and what a block's warps do for one another in a split changes no bit: each tile's steps, and their order, are
 // attention.cu's.
 //
+// With a table it does what rope_append_kv.cu does too, with the same bits: q, k and v come as a product has left them. Then the last key
+// that a query sees is its own, which no other sees, and all the others are of steps before.
+//
 // Arguments are attention.cu's, but for prompts. Sequences of several queries are passed over; those of no key get zeros.
 // shared_splits [num_seqs], or null for none: as many of a sequence's first splits are attention_shared's. arrivals [num_seqs,
 // grid.y], zeros before and after. partials [num_seqs, num_heads, num_slots, DIM] and, behind all of them, (max, sum) [num_seqs,
-// num_heads, num_slots, 2].
+// num_heads, num_slots, 2]. table [positions, rotary_dim] f32: of each position cosines, then sines; or null. rotary_dim is a multiple of 4,
+// at most head_dim. In a cache of 8 bits a table is for at most 16 query heads a key head.
 //
 // Grid (parts, num_kv_heads * row tiles, num_seqs): a row tile is 16 of a key head's query heads; a part has an equal share of the
 // splits that are not shared. With more than one part, which there must be where splits are shared, a sequence of several splits
 // leaves each split's (O, max, sum) in partials, and the last of its blocks to arrive puts them together, from the first split to
 // the last. The grid does not depend on lengths.
+//
+// What is turned is turned by all warps for one another, a row at a time, while the first tiles are on their way: the queries, and in the
+// block that has it the last key. That one and its value stay in shared memory until their tile is there, where the copy has left zeros in
+// their place. Then the tile's warp puts them there and in the cache; of several row tiles the first writes to the cache.
 //
 // A block has four warps and goes through its keys a round of four tiles at a time. Each warp has the scores of one tile, whose keys
 // it copies for itself; tells the others its greatest; and, once it knows theirs, makes weights of its scores. Then each warp has a
@@ -21,18 +29,30 @@
 // each warp that multiplies them.
 //
 // 128 threads. Shared memory: eight tiles of keys and values (lib/attention_tile.h), of 32 keys each or, beyond DIM 128, 16; 128 * tile
-// bytes of weights; 272 bytes of maxima and arrivals. That leaves a multiprocessor room for the next product's weights.
+// bytes of weights, and in their place queries before, 32 * DIM; 4 * DIM bytes of a key and its value; 272 bytes of maxima and arrivals. That
+// leaves a multiprocessor room for the next product's weights.
 //
 // Bounded by memory, 4 * head_dim bytes a key and key head: up to 68 KiB a block are on their way, three blocks to an H100's
-// multiprocessor. Of 8 bits half of that, and 2 * head_dim + 4 bytes.
+// multiprocessor. Of 8 bits half of that, and 2 * head_dim + 4 bytes. With a table k and v are read once more and written once, and each
+// part reads q and the position's row of the table.
 #include "lib/platform.h"
 #include "lib/softmax.h"
+#include "lib/rope.h"
 #include "lib/kv_int8.h"
 #include "lib/attention_tile.h"
 
 static constexpr u32 WARPS = 4, ROWS = 16;
 // A sequence's last keys, at most, that the step itself writes: the query's own, and where drafts are computed along those before it.
 static constexpr u32 STEP_KEYS = 16;
+// No key has this number.
+static constexpr u32 NO_KEY = 0xffffffffu;
+
+// With a table queries, and each one's own key and value, come as a product has left them. Without one queries are turned, and all keys
+// and values are in the cache.
+struct Rope {
+    const float* table;
+    u32 rotary_dim;
+};
 
 // What a block does: keys low to high, some of those that its query sees, which are in num_splits splits. num_blocks: how many blocks
 // of the grid have work of this sequence and these heads.
@@ -85,24 +105,106 @@ struct Decode {
     static constexpr int Q_STEPS = Tiles::Q_STEPS, STEPS = TILE / 16;
     // Of 16 dimensions; a warp has every WARPS-th.
     static constexpr u32 PAIRS = DIM / 16, OWN_PAIRS = (PAIRS + WARPS - 1) / WARPS;
+    // Of two dimensions; of a row that is turned a lane has every 32nd.
+    static constexpr u32 WORDS = (DIM / 2 + 31) / 32;
     static_assert(SPLIT % ROUND == 0, "a split is whole rounds");
 
     struct Shared {
         C keys[WARPS][Tiles::LEN], values[WARPS][Tiles::LEN];
-        // What warps tell one another: weights, as products want them of each lane, and rows' greatest scores.
-        uint4 weights[WARPS][STEPS][32];
+        // What warps tell one another, as products want it of each lane: the queries' steps, where they are turned here; then weights, each
+        // warp's steps.
+        uint4 operands[WARPS * STEPS > Q_STEPS ? WARPS * STEPS : Q_STEPS][32];
+        // The new key and its value, where they come with the query.
+        uint4 added[2][DIM / 8];
+        // Rows' greatest scores.
         float greatest[ROWS][WARPS];
         u32 arrived;
     };
 
-    // Starts the copies of the warp's tile of a round, of keys or of values; `row` as Tiles::cache_row gives it.
-    DEVICE void copy_tile(const Call<T, C>& call, const Work& work, C* tile, const C* cache, u32 row, u32 round) {
+    // Starts the copies of the warp's tile of a round, of keys or of values; `row` as Tiles::cache_row gives it. The new key is not in the
+    // cache: it becomes zeros.
+    DEVICE void copy_tile(const Call<T, C>& call, const Work& work, C* tile, const C* cache, u32 row, u32 round, u32 new_key) {
+        const u32 idx = round * WARPS + threadIdx.x / 32;
+        if (idx * TILE + threadIdx.x % TILE == new_key) row = NO_ROW;
 #pragma unroll 4
         for (u32 i = threadIdx.x % 32; i < TILE * Tiles::PIECES; i += 32) {
             const u32 key = i / Tiles::PIECES, d = i % Tiles::PIECES * Tiles::PIECE;
             Tiles::copy_piece(call, tile + key * Tiles::ROW_LEN + d, cache, __shfl_sync(FULL_WARP, row, (int)key), d);
         }
-        Tiles::copy_scales(call, tile, cache, row, work.low, round * WARPS + threadIdx.x / 32);
+        // The new key alone: all scales become zeros too.
+        Tiles::copy_scales(call, tile, cache, row, work.low == new_key ? NO_KEY : work.low, idx);
+    }
+
+    // What a lane needs of the table.
+    struct Angles {
+        float2 cosines[WORDS], sines[WORDS];
+    };
+    DEVICE Angles angles_of(const Rope& rope, u32 pos) {
+        const u32 half = rope.rotary_dim / 2;
+        Angles angles;
+#pragma unroll
+        for (u32 i = 0; i < WORDS; i++) {
+            const u32 d = 2 * (threadIdx.x % 32 + 32 * i);
+            const float* at = rope.table + (u64)pos * rope.rotary_dim + (d < half ? d : d - half);
+            const bool is_there = d < rope.rotary_dim;
+            angles.cosines[i] = is_there ? *(const float2*)at : make_float2(0.0f, 0.0f);
+            angles.sines[i] = is_there ? *(const float2*)(at + half) : make_float2(0.0f, 0.0f);
+        }
+        return angles;
+    }
+
+    // A word of a row once it has turned. `other`: the one half of what turns apart.
+    DEVICE u32 turn(u32 word, u32 other, bool is_low, const float2& cosines, const float2& sines) {
+        const u32 low = is_low ? word : other, high = is_low ? other : word;
+        const float x[2] = {low_float<T>(low), high_float<T>(low)}, y[2] = {low_float<T>(high), high_float<T>(high)};
+        if (is_low) return pack<T>(turn_low(x[0], y[0], cosines.x, sines.x), turn_low(x[1], y[1], cosines.y, sines.y));
+        return pack<T>(turn_high(x[0], y[0], cosines.x, sines.x), turn_high(x[1], y[1], cosines.y, sines.y));
+    }
+
+    // Brings the block's queries to shared memory, turned, and where `has_new` is true the new key, turned too, and its value. A row a warp,
+    // two at a time: they are asked for together.
+    DEVICE void turn_rows(const Call<T, C>& call, const Work& work, const Rope& rope, const Angles& angles, bool has_new, Shared& shared) {
+        const u32 lane = threadIdx.x % 32, half = rope.rotary_dim / 2, num_heads = call.num_heads + call.num_kv_heads;
+        const u32 end = work.num_rows + (has_new ? 2 : 0);
+        const T* token = call.qkv + (u64)work.token * (num_heads + call.num_kv_heads) * call.head_dim;
+        for (u32 first = threadIdx.x / 32; first < end; first += 2 * WARPS) {
+            u32 words[2][WORDS], others[2][WORDS];
+#pragma unroll
+            for (u32 r = 0; r < 2; r++) {
+                const u32 row = first + r * WARPS;
+                const u32 of_new = (row == work.num_rows ? call.num_heads : num_heads) + work.kv_head;
+                const T* at = token + (row < work.num_rows ? work.first_head + row : of_new) * call.head_dim;
+#pragma unroll
+                for (u32 i = 0; i < WORDS; i++) {
+                    const u32 d = 2 * (lane + 32 * i);
+                    words[r][i] = row < end && d < call.head_dim ? *(const u32*)(at + d) : 0;
+                    const bool turns = row < end && row <= work.num_rows && d < rope.rotary_dim;
+                    others[r][i] = turns ? *(const u32*)(at + (d < half ? d + half : d - half)) : 0;
+                }
+            }
+#pragma unroll
+            for (u32 r = 0; r < 2; r++) {
+                const u32 row = first + r * WARPS;
+#pragma unroll
+                for (u32 i = 0; i < WORDS; i++) {
+                    const u32 idx = lane + 32 * i, d = 2 * idx;
+                    if (row >= end || d >= DIM) continue;
+                    const bool turns = row <= work.num_rows && d < rope.rotary_dim;
+                    const u32 word = turns ? turn(words[r][i], others[r][i], d < half, angles.cosines[i], angles.sines[i]) : words[r][i];
+                    // Where a product's first operand is.
+                    u32* of_query = (u32*)&shared.operands[idx / 8][row % 8 * 4 + idx % 4] + row / 8 + idx / 4 % 2 * 2;
+                    *(row < work.num_rows ? of_query : (u32*)shared.added[row - work.num_rows] + idx) = word;
+                }
+            }
+        }
+    }
+
+    // Brings the new key, or its value, to its tile, whose copies this thread has waited for, and, if no block before does, to the cache.
+    DEVICE void put_new(const Call<T, C>& call, const Work& work, C* tile, const C* cache, u32 row, u32 key, const uint4* from) {
+        __syncwarp();
+        const bool is_first = work.first_head % (call.num_heads / call.num_kv_heads) == 0;
+        row = __shfl_sync(FULL_WARP, row, (int)(key % TILE));
+        Tiles::put_row(call, tile, is_first ? (C*)cache : nullptr, row, key, (const T*)from);
     }
 
     // Whether there is the warp's `i`th pair.
@@ -147,7 +249,7 @@ struct Decode {
         }
     }
 
-    DEVICE void run(const Call<T, C>& call, const Work& work, u32* arrivals) {
+    DEVICE void run(const Call<T, C>& call, const Work& work, u32* arrivals, const Rope& rope) {
         DYNAMIC_SHARED(memory);
         Shared& shared = *(Shared*)memory;
         const u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -158,16 +260,21 @@ struct Decode {
             return Tiles::cache_row(call, block, work.kv_head, work.low, work.high, round * WARPS + warp);
         };
 
-        // Copies first, then what can be done while they are on their way. Of the keys only the last are the kernel's before.
+        // Copies first, then what can be done while they are on their way. Of the keys only the last are the kernel's before, and what comes
+        // with a query is not copied at all.
         const u32 first_round = work.low / ROUND, end_round = work.high / ROUND + 1;
-        const bool is_early = (first_round * WARPS + warp + 1) * TILE + STEP_KEYS <= work.num_keys;
+        const bool turns = rope.table != nullptr;
+        const u32 new_key = turns && work.high + 1 == work.num_keys ? work.high : NO_KEY;
+        const bool is_early = turns || (first_round * WARPS + warp + 1) * TILE + STEP_KEYS <= work.num_keys;
         if (!is_early) wait_for_kernel_before();
         u32 row = row_of(first_round, find(first_round));
-        copy_tile(call, work, shared.keys[warp], call.keys, row, first_round);
+        copy_tile(call, work, shared.keys[warp], call.keys, row, first_round, new_key);
         copy_commit();
-        copy_tile(call, work, shared.values[warp], call.values, row, first_round);
+        copy_tile(call, work, shared.values[warp], call.values, row, first_round, new_key);
         copy_commit();
         u32 block = find(first_round + 1);
+        Angles angles;
+        if (turns) angles = angles_of(rope, work.num_keys - 1);
         if (is_early) wait_for_kernel_before();
         Rows rows;
         const T* from[2];
@@ -183,8 +290,21 @@ struct Decode {
             from[r] = call.qkv + work.token * cols + rows.head[r] * call.head_dim;
         }
         u32 q[Q_STEPS][4];
+        if (turns) {
+            turn_rows(call, work, rope, angles, new_key != NO_KEY, shared);
+            __syncthreads();
 #pragma unroll
-        for (int k = 0; k < Q_STEPS; k++) Tiles::load_q(q[k], call, rows, from, k);
+            for (int k = 0; k < Q_STEPS; k++) {
+                const uint4 words = shared.operands[k][lane];
+                q[k][0] = rows.is_there[0] ? words.x : 0;
+                q[k][1] = rows.is_there[1] ? words.y : 0;
+                q[k][2] = rows.is_there[0] ? words.z : 0;
+                q[k][3] = rows.is_there[1] ? words.w : 0;
+            }
+        } else {
+#pragma unroll
+            for (int k = 0; k < Q_STEPS; k++) Tiles::load_q(q[k], call, rows, from, k);
+        }
 
         // Of this warp's dimensions: the split's output, and that of the splits before, put together.
         float o[2 * OWN_PAIRS][4], total[2 * OWN_PAIRS][4], max[2], sum[4];
@@ -198,8 +318,9 @@ struct Decode {
         sum[0] = sum[1] = sum[2] = sum[3] = 0.0f;
         for (u32 round = first_round; round < end_round; round++) {
             const u32 first_key = round * ROUND, own_key = first_key + warp * TILE;
-            const bool is_last = round + 1 == end_round;
+            const bool is_last = round + 1 == end_round, has_new = new_key / TILE == round * WARPS + warp;
             copy_wait<1>();
+            if (has_new) put_new(call, work, shared.keys[warp], call.keys, row, new_key, shared.added[0]);
             __syncwarp();
             float s[TILE / 8][4];
             Tiles::begin_scores(s);
@@ -213,8 +334,10 @@ struct Decode {
                 if (lane % 4 == 0) shared.greatest[lane / 4 + 8 * r][warp] = greatest;
             }
             __syncwarp();
-            row = row_of(round + 1, block);
-            if (!is_last) copy_tile(call, work, shared.keys[warp], call.keys, row, round + 1);
+            if (!is_last) {
+                row = row_of(round + 1, block);
+                copy_tile(call, work, shared.keys[warp], call.keys, row, round + 1, new_key);
+            }
             copy_commit();
             __syncthreads();
             // What each tile's sums and outputs before it are to be multiplied by.
@@ -233,9 +356,10 @@ struct Decode {
             for (int k = 0; k < STEPS; k++) {
                 u32 a[4];
                 Tiles::weigh(a, s, base, call.factor, k);
-                shared.weights[warp][k][lane] = make_uint4(a[0], a[1], a[2], a[3]);
+                shared.operands[warp * STEPS + k][lane] = make_uint4(a[0], a[1], a[2], a[3]);
             }
             copy_wait<1>();
+            if (has_new) put_new(call, work, shared.values[warp], call.values, row, new_key, shared.added[1]);
             __syncthreads();
 #pragma unroll
             for (u32 tile = 0; tile < WARPS; tile++) {
@@ -247,7 +371,7 @@ struct Decode {
                 }
 #pragma unroll
                 for (int k = 0; k < STEPS; k++) {
-                    const uint4 weights = shared.weights[tile][k][lane];
+                    const uint4 weights = shared.operands[tile * STEPS + k][lane];
                     const u32 a[4] = {weights.x, weights.y, weights.z, weights.w};
                     Tiles::add_weights(sum, a);
 #pragma unroll
@@ -257,7 +381,7 @@ struct Decode {
                 }
             }
             __syncthreads();
-            if (!is_last) copy_tile(call, work, shared.values[warp], call.values, row, round + 1);
+            if (!is_last) copy_tile(call, work, shared.values[warp], call.values, row, round + 1, new_key);
             copy_commit();
             block = find(round + 2);
             if (!is_last && (first_key + ROUND) % SPLIT != 0) continue;
@@ -308,11 +432,11 @@ struct Decode {
 
 #define ATTENTION(C_NAME, T, C, DIM)                                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * WARPS, DIM > 128 ? 2 : 3) attention_decode##C_NAME##_##T##_##DIM( \
-        CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals) {                                               \
+        CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals, const float* table, u32 rotary_dim) {           \
         const Call<T, C> call = CALL(T);                                                                               \
         Work work;                                                                                                     \
         if (take_decode(call, shared_splits, work)) {                                                                  \
-            Decode<T, DIM, C>::run(call, work, arrivals + blockIdx.z * gridDim.y + blockIdx.y);                           \
+            Decode<T, DIM, C>::run(call, work, arrivals + blockIdx.z * gridDim.y + blockIdx.y, {table, rotary_dim});      \
         } else {                                                                                                       \
             wait_for_kernel_before();                                                                                  \
             if (work.num_rows > 0 && work.num_keys == 0 && blockIdx.x == 0) clear_rows(call, work);                    \

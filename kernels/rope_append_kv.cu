@@ -1,6 +1,6 @@
 // rope_append_kv: turns the pairs (i, i + rotary_dim / 2) of q's and k's heads by the angles of their position, and writes k
-// and v to the paged cache (RoPE, Su et al. 2021; the two halves of Hugging Face's `rotate_half`). In f32, rounded once: the
-// cache gets the bits of k that qkv gets.
+// and v to the paged cache (lib/rope.h). In f32, rounded once: the cache gets the bits of k that qkv gets. Of steps of single queries
+// attention_decode.cu does the same on its way.
 //
 // qkv [num_tokens, q of num_heads, k of num_kv_heads, v of num_kv_heads] of head_dim, in 16 bits, turned in place.
 // keys, values [num_blocks, num_kv_heads, block_size, head_stride], of one layer, in the same type; dimensions from head_dim on
@@ -12,6 +12,7 @@
 //
 // Bounded by memory: 4 bytes an element of q, 6 of k, 4 of v, and the position's row of the table, which all heads read.
 #include "lib/platform.h"
+#include "lib/rope.h"
 
 static constexpr u32 NO_SLOT = 0xffffffffu;
 
@@ -92,8 +93,8 @@ DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& 
 #pragma unroll
     for (u32 i = 0; i < WIDTH; i++) {
         const float low = x[i];
-        x[i] = low * cosines[i] - y[i] * sines[i];
-        y[i] = y[i] * cosines[i] + low * sines[i];
+        x[i] = turn_low(low, y[i], cosines[i], sines[i]);
+        y[i] = turn_high(low, y[i], cosines[i], sines[i]);
     }
     const B low = round_all<T>(x), high = round_all<T>(y);
     *(B*)(at + d) = low;

@@ -8,6 +8,7 @@
 //
 // Bounded by memory: 4 bytes an element of q, 5 of k, 3 of v, and the position's row of the table, which all heads read.
 #include "lib/platform.h"
+#include "lib/rope.h"
 #include "lib/kv_int8.h"
 
 static constexpr u32 NO_SLOT = 0xffffffffu, WARPS = 4;
@@ -36,8 +37,8 @@ DEVICE void turn(T* at, const float* angles, u32 half) {
         const u32 d = lane + 32 * i;
         if (d >= half) continue;
         const float x = to_float(at[d]), y = to_float(at[d + half]);
-        at[d] = from_float<T>(x * cosines[i] - y * sines[i]);
-        at[d + half] = from_float<T>(y * cosines[i] + x * sines[i]);
+        at[d] = from_float<T>(turn_low(x, y, cosines[i], sines[i]));
+        at[d + half] = from_float<T>(turn_high(x, y, cosines[i], sines[i]));
     }
 }
 
@@ -45,22 +46,13 @@ DEVICE void turn(T* at, const float* angles, u32 half) {
 template <typename T>
 DEVICE void append(u16* to, T* scale_to, const T* at, const Heads& heads) {
     const u32 lane = threadIdx.x % 32;
-    float low[MAX_PAIRS], high[MAX_PAIRS], most = 0.0f;
-#pragma unroll
-    for (u32 i = 0; i < MAX_PAIRS; i++) {
-        const u32 pair = lane + 32 * i, d = pair / 8 * 16 + pair % 8;
-        low[i] = d < heads.head_dim ? to_float(at[d]) : 0.0f;
-        high[i] = d + 8 < heads.head_dim ? to_float(at[d + 8]) : 0.0f;
-        most = fmaxf(most, fmaxf(fabsf(low[i]), fabsf(high[i])));
-    }
-    const T rounded = int8_scale<T>(warp_max(most));
-    const float scale = to_float(rounded);
+    const Int8Head<T, MAX_PAIRS> head = int8_head<T, MAX_PAIRS>(at, heads.head_dim);
 #pragma unroll
     for (u32 i = 0; i < MAX_PAIRS; i++) {
         const u32 pair = lane + 32 * i;
-        if (pair < heads.head_stride / 2) to[pair] = int8_pair(low[i], high[i], scale);
+        if (pair < heads.head_stride / 2) to[pair] = head.pairs[i];
     }
-    if (lane == 0) *scale_to = rounded;
+    if (lane == 0) *scale_to = head.scale;
 }
 
 template <typename T>

@@ -54,3 +54,28 @@ DEVICE u16 int8_pair(float low, float high, float scale) {
     const u32 a = int8_of(low, scale), b = int8_of(high, scale);
     return (u16)((a & 0x7f) | (b & 0x80) | (b & 0x7f) << 8 | (a & 0x80) << 8);
 }
+
+// A head's numbers, of a lane every 32nd pair of dimensions that stand together, and its scale.
+template <typename T, u32 PAIRS>
+struct Int8Head {
+    u16 pairs[PAIRS];
+    T scale;
+};
+// Made of its head_dim numbers of T by a warp, which has all of them. Dimensions behind them are zeros.
+template <typename T, u32 PAIRS>
+DEVICE Int8Head<T, PAIRS> int8_head(const T* at, u32 head_dim) {
+    float low[PAIRS], high[PAIRS], most = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < PAIRS; i++) {
+        const u32 pair = threadIdx.x % 32 + 32 * i, d = pair / 8 * 16 + pair % 8;
+        low[i] = d < head_dim ? to_float(at[d]) : 0.0f;
+        high[i] = d + 8 < head_dim ? to_float(at[d + 8]) : 0.0f;
+        most = fmaxf(most, fmaxf(fabsf(low[i]), fabsf(high[i])));
+    }
+    Int8Head<T, PAIRS> head;
+    head.scale = int8_scale<T>(warp_max(most));
+    const float scale = to_float(head.scale);
+#pragma unroll
+    for (u32 i = 0; i < PAIRS; i++) head.pairs[i] = int8_pair(low[i], high[i], scale);
+    return head;
+}

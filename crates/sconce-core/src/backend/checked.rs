@@ -261,6 +261,22 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         })
     }
 
+    fn rope_attention(
+        &self,
+        (out, qkv): (&mut Self::Buffer, &mut Self::Buffer),
+        kv: &mut Self::KvCache,
+        rope: &Self::Rope,
+        batch: &Self::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        self.check(&format!("rope_attention of layer {}", spec.layer), out, |out| {
+            let (tested, reference) = (&mut kv.tested, &mut kv.reference);
+            let Pair { tested: a, reference: b } = qkv;
+            self.tested.rope_attention((&mut out.tested, a), tested, &rope.tested, &batch.tested, spec)?;
+            self.reference.rope_attention((&mut out.reference, b), reference, &rope.reference, &batch.reference, spec)
+        })
+    }
+
     fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()> {
         self.check("gate_act_mul", out, |out| {
             self.tested.gate_act_mul(&mut out.tested, &gate_up.tested, act)?;

@@ -228,6 +228,18 @@ pub trait Backend: Send + Sized + 'static {
         batch: &Self::Batch,
         spec: &AttentionSpec,
     ) -> Result<()>;
+    /// Both, one after the other. What `qkv` holds then is nobody's.
+    fn rope_attention(
+        &self,
+        (out, qkv): (&mut Self::Buffer, &mut Self::Buffer),
+        kv: &mut Self::KvCache,
+        rope: &Self::Rope,
+        batch: &Self::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        self.rope_append_kv(qkv, kv, rope, batch, spec)?;
+        self.attention(out, qkv, kv, batch, spec)
+    }
     /// out = act(gate) * up; `gate_up` rows hold gate, then up.
     fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()>;
     /// out = act(gate) * up; rows of x . weight^T + bias hold gate, then up. `gate_up`: room for them, whose contents are nobody's

@@ -315,6 +315,17 @@ impl<B: Backend> Backend for Profiled<B> {
         self.time("attention", || self.backend.attention(out, qkv, kv, batch, spec))
     }
 
+    fn rope_attention(
+        &self,
+        (out, qkv): (&mut B::Buffer, &mut B::Buffer),
+        kv: &mut B::KvCache,
+        rope: &B::Rope,
+        batch: &B::Batch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        self.time("rope_attention", || self.backend.rope_attention((out, qkv), kv, rope, batch, spec))
+    }
+
     fn gate_act_mul(&self, out: &mut B::Buffer, gate_up: &B::Buffer, act: Activation) -> Result<()> {
         self.time("gate_act_mul", || self.backend.gate_act_mul(out, gate_up, act))
     }

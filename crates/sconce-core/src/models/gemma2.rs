@@ -137,8 +137,7 @@ impl<B: Backend> Model<B> for Gemma2<B> {
             backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.input_norm, eps)?;
         }
         backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
-        backend.rope_append_kv(&mut ws.qkv, kv, &self.rope, batch, &spec)?;
-        backend.attention(&mut ws.attn_out, &ws.qkv, kv, batch, &spec)?;
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, &spec)?;
         backend.linear(&mut ws.normed, &ws.attn_out, &layer.o)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_attention_norm, eps)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.pre_feedforward_norm, eps)?;

@@ -134,8 +134,7 @@ impl<B: Backend> Model<B> for Phi<B> {
         }
         backend.layer_norm(&mut ws.normed, &ws.residual, weight, bias, self.config.norm_eps)?;
         backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
-        backend.rope_append_kv(&mut ws.qkv, kv, &self.rope, batch, &spec)?;
-        backend.attention(&mut ws.attn_out, &ws.qkv, kv, batch, &spec)?;
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, &spec)?;
         backend.linear(&mut ws.delta, &ws.attn_out, &layer.dense)?;
         backend.linear(&mut ws.mlp_act, &ws.normed, &layer.fc1)?;
         backend.activate(&mut ws.mlp_act, self.config.hidden_act)?;

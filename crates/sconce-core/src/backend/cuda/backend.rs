@@ -18,6 +18,7 @@ use crate::ops::{
     self,
     attention::decode::{AttentionSpace, DecodeShape},
     attention::hopper::EQUAL_DIMS,
+    attention::rope::OwnKeys,
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
     expand_kv::ExpandSpace,
@@ -51,6 +52,8 @@ pub struct CudaBackend {
     /// Bytes that a layer must save where sequences that begin alike are attended together.
     min_saved_bytes: usize,
     runs_ahead: bool,
+    /// Whether decode attention turns its queries and keys where it can.
+    fuses_rope: bool,
     /// Whether algorithms of products are tried before the first step.
     tunes: bool,
     scratch: RefCell<Scratch>,
@@ -106,6 +109,7 @@ impl CudaBackend {
             uses_graphs: is_wanted("SCONCE_CUDA_GRAPHS"),
             runs_ahead: is_wanted("SCONCE_CUDA_RUN_AHEAD"),
             min_saved_bytes: MIN_SAVED_BYTES,
+            fuses_rope: is_wanted("SCONCE_CUDA_FUSE_ROPE"),
             tunes: false,
             scratch: RefCell::new(scratch),
         }
@@ -142,6 +146,12 @@ impl CudaBackend {
     #[cfg(test)]
     pub(crate) fn sharing_always(self) -> Self {
         Self { min_saved_bytes: 0, ..self }
+    }
+
+    /// The same, with RoPE of decodes in a launch of its own.
+    #[cfg(test)]
+    pub(crate) fn without_fused_rope(self) -> Self {
+        Self { fuses_rope: false, ..self }
     }
 
     /// The same, with every step read before the next is launched.
@@ -281,7 +291,8 @@ impl Backend for CudaBackend {
         let shared = SharedSplits::new(&spec, limits.kv_dtype, limits.block_size, self.device.num_sms());
         let max_words = max_words + shared.max_words(limits.max_seqs);
         let shared = shared.with_min_saved_bytes(self.min_saved_bytes);
-        Ok(DeviceBatch::new(&self.device, max_words)?.with_shared_splits(shared))
+        let batch = DeviceBatch::new(&self.device, max_words)?.with_shared_splits(shared);
+        Ok(if self.fuses_rope { batch.with_own_keys(OwnKeys::new(limits.block_size)) } else { batch })
     }
 
     fn answers(&self) -> Result<Answers> {
@@ -379,6 +390,19 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         let scratch = self.scratch.borrow();
         ops::attention::cuda::cuda(scratch.attention.as_ref().expect(PREPARED), out, qkv, kv, batch, spec)
+    }
+
+    fn rope_attention(
+        &self,
+        (out, qkv): (&mut Buffer, &mut Buffer),
+        kv: &mut KvCache,
+        rope: &RopeTable,
+        batch: &DeviceBatch,
+        spec: &AttentionSpec,
+    ) -> Result<()> {
+        let scratch = self.scratch.borrow();
+        let space = scratch.attention.as_ref().expect(PREPARED);
+        ops::attention::rope::cuda(space, (out, qkv), kv, rope, batch, spec)
     }
 
     fn gate_act_mul(&self, out: &mut Buffer, gate_up: &Buffer, act: Activation) -> Result<()> {

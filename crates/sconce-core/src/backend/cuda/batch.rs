@@ -13,6 +13,7 @@ use super::storage::Memory;
 use crate::backend::Batch;
 use crate::error::{Error, Result};
 use crate::ops::attention::cuda::SPLIT;
+use crate::ops::attention::rope::OwnKeys;
 use crate::ops::attention::shared::{ITEM_WORDS, SharedSplits};
 
 /// Words of a sequence: the row of its first token, its tokens in the step, its tokens in the cache once the step's are
@@ -36,6 +37,9 @@ pub struct DeviceBatch {
     max_own_splits: usize,
     /// What sequences that begin alike have together. None: nobody looks for it.
     shared: Option<SharedSplits>,
+    /// Looks for keys that others see too. None: nobody does, and there may be some.
+    own_keys: Option<OwnKeys>,
+    are_keys_apart: bool,
     /// Whether it was padded, for launches that are written down.
     is_padded: bool,
 }
@@ -53,6 +57,8 @@ impl DeviceBatch {
             max_decode_context: 0,
             max_own_splits: 0,
             shared: None,
+            own_keys: None,
+            are_keys_apart: false,
             is_padded: false,
         })
     }
@@ -60,6 +66,11 @@ impl DeviceBatch {
     /// The same, where sequences that begin alike are attended together.
     pub(crate) fn with_shared_splits(self, shared: SharedSplits) -> Self {
         Self { shared: Some(shared), ..self }
+    }
+
+    /// The same, where it is found out whether queries see keys of others.
+    pub(crate) fn with_own_keys(self, own_keys: OwnKeys) -> Self {
+        Self { own_keys: Some(own_keys), ..self }
     }
 
     /// Words of a step of so many tokens, rows of logits and sequences of at most so many blocks, where nothing is shared.
@@ -74,6 +85,7 @@ impl DeviceBatch {
         (self.num_tokens, self.num_seqs) = (pad(batch.num_tokens()), pad(batch.sequences.len()));
         self.num_logits = pad(batch.logit_rows.len());
         self.is_padded = num_rows.is_some();
+        self.are_keys_apart = self.own_keys.as_mut().is_some_and(|own_keys| own_keys.are_apart(batch));
         let words = &mut self.words;
         words.clear();
         for (section, len, padding) in [
@@ -186,6 +198,11 @@ impl DeviceBatch {
     /// Items that there is room for; those behind the last have no sequences. Only where something is shared.
     pub(crate) fn max_shared_items(&self) -> usize {
         self.shared.as_ref().map_or(0, |shared| shared.max_items(self.num_seqs))
+    }
+
+    /// Whether each sequence, but for padding, has one query, and none sees the key of another.
+    pub(crate) fn are_keys_apart(&self) -> bool {
+        self.are_keys_apart
     }
 
     /// Sequences that have more than one token in the step.

@@ -41,6 +41,8 @@ pub(crate) struct Watch {
     pub(crate) is_lost: Arc<AtomicBool>,
     /// How often something was waited for while later calls were still to be carried out.
     pub(crate) num_early_waits: Arc<AtomicUsize>,
+    /// How often each kernel was launched.
+    pub(crate) num_launches: Arc<Mutex<HashMap<String, usize>>>,
 }
 
 /// Calls in order.
@@ -144,6 +146,9 @@ impl Stream {
             if dims.is_empty() {
                 return Ok(());
             }
+            let mut num_launches = self.watch.num_launches.lock().expect("invariant: no test goes on after a panic");
+            *num_launches.entry(kernel.clone()).or_default() += 1;
+            drop(num_launches);
             if let Some(check) = &self.check {
                 check.begin(kernel, dims.overlaps);
             }

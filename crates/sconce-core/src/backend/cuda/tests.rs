@@ -306,6 +306,35 @@ fn inputs_in_e4m3_stay_near() {
     }
 }
 
+/// Decode attention does RoPE and the append too, whatever the model; prompts have a launch for them.
+#[test]
+fn rope_within_attention_changes_no_bit() {
+    for kv in [KvCacheDtype::Auto, KvCacheDtype::Int8] {
+        check_all(&format!("cuda rope {kv:?}"), |fixture| {
+            let (device, watch) = HostDevice::watched(false);
+            let num_launches = |op: &str| -> usize {
+                let all = watch.num_launches.lock().unwrap();
+                all.iter().filter(|(name, _)| name.starts_with(op)).map(|(_, num)| num).sum()
+            };
+            let run = |backend: CudaBackend, chunk_len| {
+                let mut runner = Runner::new(fixture, WeightDtype::Auto, backend).with_kv(kv);
+                let ids = &fixture.prompts()[0].input_ids;
+                runner.logits(&[ids, &ids[..ids.len() / 2]], chunk_len)
+            };
+            let backend = || CudaBackend::new(Arc::clone(&device), ElemType::Bf16);
+            let found = run(backend(), 1);
+            let counts = ["rope_append_kv", "attention_decode"].map(num_launches);
+            assert!(counts[0] == 0 && counts[1] > 0, "{}: {counts:?}", fixture.name);
+            assert!(found == run(backend().without_fused_rope(), 1), "{}", fixture.name);
+            let counts = [counts[1], num_launches("rope_append_kv")];
+            assert_eq!(counts[0], counts[1], "{}: as many layers and steps", fixture.name);
+            assert!(found == run(backend(), 5), "{} in chunks", fixture.name);
+            assert!(num_launches("rope_append_kv") > counts[1]);
+            Ok("equal".into())
+        });
+    }
+}
+
 /// Behind a prompt of more than a split, beams read its keys together.
 #[test]
 fn a_common_prompt_changes_no_bit() {

@@ -9,7 +9,7 @@ use crate::backend::AttentionSpec;
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims};
 use crate::backend::cuda::kv_cache::KvCache;
-use crate::backend::cuda::storage::Buffer;
+use crate::backend::cuda::storage::{Buffer, RopeTable};
 use crate::error::{Error, Result};
 
 /// Widths that there are kernels for; heads in between are padded.
@@ -44,16 +44,7 @@ pub(crate) fn cuda(
     batch: &DeviceBatch,
     spec: &AttentionSpec,
 ) -> Result<()> {
-    assert_eq!((qkv.rows(), qkv.cols()), (batch.num_tokens(), spec.qkv_dim()), "invariant: q, k and v of all tokens");
-    assert_eq!(out.cols(), spec.num_heads * spec.head_dim, "invariant: all heads");
-    assert_eq!(
-        (out.elem(), kv.elem()),
-        (qkv.elem(), qkv.elem()),
-        "invariant: the cache has the type of the activations"
-    );
-    out.set_rows(qkv.rows());
-    let (device, out, tables, prompts) = (&*space.device, out.ptr(), batch.block_tables(), 0..batch.num_prompts());
-    let call = Call { device, out, qkv, kv, tables, batch, prompts, space, spec: *spec };
+    let call = Call::new(space, out, qkv, kv, batch, spec);
     if batch.num_seqs() > batch.num_prompts() {
         call.decode()?;
     }
@@ -77,9 +68,30 @@ pub(super) struct Call<'a> {
     pub(super) prompts: Range<usize>,
     pub(super) space: &'a AttentionSpace,
     pub(super) spec: AttentionSpec,
+    /// By what decodes turn their queries and keys, where that was not done before.
+    pub(super) rope: Option<&'a RopeTable>,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// One whose queries are turned, keys and values in the cache.
+    pub(super) fn new(
+        space: &'a AttentionSpace,
+        out: &mut Buffer,
+        qkv: &'a Buffer,
+        kv: &'a KvCache,
+        batch: &'a DeviceBatch,
+        spec: &AttentionSpec,
+    ) -> Self {
+        let all_tokens = (batch.num_tokens(), spec.qkv_dim());
+        assert_eq!((qkv.rows(), qkv.cols()), all_tokens, "invariant: q, k and v of all tokens");
+        assert_eq!(out.cols(), spec.num_heads * spec.head_dim, "invariant: all heads");
+        let types = (out.elem(), kv.elem());
+        assert_eq!(types, (qkv.elem(), qkv.elem()), "invariant: the cache has the type of the activations");
+        out.set_rows(qkv.rows());
+        let (device, out, tables, prompts) = (&*space.device, out.ptr(), batch.block_tables(), 0..batch.num_prompts());
+        Self { device, out, qkv, kv, tables, batch, prompts, space, spec: *spec, rope: None }
+    }
+
     /// Sequences of several queries whose keys and values have 8 bits: as many at a time as can be expanded together.
     fn expanded_prompts(&self) -> Result<()> {
         let space = self.space.expanded.as_ref().expect("invariant: made with the space where the cache has 8 bits");

@@ -1,6 +1,7 @@
 //! The device's kernel against the reference, and against itself in other batches.
 
 mod int8_tests;
+mod rope_tests;
 mod shared_tests;
 
 use std::sync::Arc;

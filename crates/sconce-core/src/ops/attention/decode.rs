@@ -79,13 +79,15 @@ pub(crate) struct DecodeShape {
     own_slots: usize,
     /// Warps of a block that attends for several sequences together; 0: none does.
     shared_warps: usize,
+    /// Whether queries and keys may be turned on the way.
+    turns: bool,
 }
 
 impl DecodeShape {
     pub(crate) fn of(batch: &DeviceBatch) -> Self {
         let num_slots = split_bucket(batch.max_decode_context());
         let own_slots = batch.max_own_splits().max(1).next_power_of_two();
-        Self { num_slots, own_slots, shared_warps: batch.shared_warps() }
+        Self { num_slots, own_slots, shared_warps: batch.shared_warps(), turns: super::rope::may_turn(batch) }
     }
 }
 
@@ -93,7 +95,7 @@ impl Call<'_> {
     /// Sequences of one query. The launches depend on the number of sequences and on the shape alone.
     pub(super) fn decode(&self) -> Result<()> {
         let (spec, num_seqs, device) = (&self.spec, self.batch.num_seqs(), self.device);
-        let DecodeShape { num_slots, own_slots, shared_warps } = DecodeShape::of(self.batch);
+        let DecodeShape { num_slots, own_slots, shared_warps, .. } = DecodeShape::of(self.batch);
         let blocks_of_seq = spec.num_kv_heads * row_tiles(spec);
         let wanted = (BLOCKS_PER_SM * device.num_sms()).div_ceil(num_seqs * blocks_of_seq);
         let parts = wanted.next_power_of_two().max(own_slots / MAX_SHARE).min(own_slots);
@@ -108,7 +110,9 @@ impl Call<'_> {
         let grid = [parts as u32, blocks_of_seq as u32, num_seqs as u32];
         let dims = Dims { grid, ..Dims::linear(0, THREADS).with_shared(decode_bytes(dim, self.kv.is_int8())) };
         let shared_splits = if are_shared { self.batch.shared_splits() } else { DevicePtr::NULL };
+        let (table, rotary_dim) = self.rope.map_or((DevicePtr::NULL, 0), |rope| (rope.memory.ptr(), rope.rotary_dim));
         let args = self.args(num_slots).with(shared_splits).with(self.space.arrivals.ptr());
+        let args = args.with(table).with(rotary_dim);
         let kernel = if self.kv.is_int8() {
             kernel_of!(self.qkv.elem(), dim, "attention_decode_int8")
         } else {
@@ -142,7 +146,7 @@ fn split_bucket(max_context: usize) -> usize {
 }
 
 /// Blocks that share a key head's query heads.
-fn row_tiles(spec: &AttentionSpec) -> usize {
+pub(super) fn row_tiles(spec: &AttentionSpec) -> usize {
     (spec.num_heads / spec.num_kv_heads).div_ceil(WARP_ROWS)
 }
 
@@ -154,8 +158,10 @@ fn arrivals_bytes(num_seqs: usize, spec: &AttentionSpec) -> usize {
     4 * num_seqs * spec.num_kv_heads * row_tiles(spec)
 }
 
-/// Shared memory of a block: a tile of keys and of values for each warp, and the weights and maxima that warps tell each other.
+/// Shared memory of a block: a tile of keys and of values for each warp; the queries, and then weights, in one place; a key and a value;
+/// and the maxima that warps tell each other.
 fn decode_bytes(dim: usize, is_int8: bool) -> usize {
     let warps = THREADS / 32;
-    tile_bytes(dim, warps, is_int8) + warps * 32 * tile_len(dim) + 4 * WARP_ROWS * warps + 16
+    let operands = (warps * 32 * tile_len(dim)).max(2 * WARP_ROWS * dim);
+    tile_bytes(dim, warps, is_int8) + operands + 2 * 2 * dim + 4 * WARP_ROWS * warps + 16
 }

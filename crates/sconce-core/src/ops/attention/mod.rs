@@ -19,6 +19,7 @@ pub(crate) mod hopper;
 #[cfg(test)]
 mod hopper_tests;
 mod products;
+pub(crate) mod rope;
 mod scratch;
 pub(crate) mod shared;
 mod softmax;
