@@ -433,6 +433,7 @@ struct Decode {
 #define ATTENTION(C_NAME, T, C, DIM)                                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * WARPS, DIM > 128 ? 2 : 3) attention_decode##C_NAME##_##T##_##DIM( \
         CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals, const float* table, u32 rotary_dim) {           \
+        let_next_begin_early(gridDim.z);                                                                               \
         const Call<T, C> call = CALL(T);                                                                               \
         Work work;                                                                                                     \
         if (take_decode(call, shared_splits, work)) {                                                                  \

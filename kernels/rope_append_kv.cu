@@ -13,6 +13,7 @@
 // Bounded by memory: 4 bytes an element of q, 6 of k, 4 of v, and the position's row of the table, which all heads read.
 #include "lib/platform.h"
 #include "lib/rope.h"
+#include "lib/vector.h"
 
 static constexpr u32 NO_SLOT = 0xffffffffu;
 
@@ -82,10 +83,12 @@ DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& 
     }
     const u32 d = in_head * WIDTH;
     float x[WIDTH], y[WIDTH], cosines[WIDTH], sines[WIDTH];
-#pragma unroll
-    for (u32 i = 0; i < WIDTH; i++) {
-        cosines[i] = angles[d + i];
-        sines[i] = angles[half + d + i];
+    if constexpr (WIDTH == 8) {
+        load_vector<float, 8>(cosines, angles + d);
+        load_vector<float, 8>(sines, angles + half + d);
+    } else {
+        cosines[0] = angles[d];
+        sines[0] = angles[half + d];
     }
     wait_for_kernel_before();
     unpack<T>(x, *(const B*)(at + d));

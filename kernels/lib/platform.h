@@ -215,8 +215,9 @@ DEVICE void wait_for_kernel_before() {
     let_next_begin();
 }
 
-// Norms and RoPE of few rows let the next one in at once: they are over sooner than it would begin. What comes behind them reads, ahead
-// of its wait, weights and keys of steps before alone, which nothing writes from the kernel before them on.
+// Norms, RoPE and decode attention of few rows let the next one in at once: its weights are on their way while they wait, and memory would
+// be idle. What comes behind them reads, ahead of its wait, weights and keys of steps before alone, which nothing writes from the kernel
+// before them on.
 static constexpr u32 FEW_ROWS = 2;
 DEVICE void let_next_begin_early(u32 num_rows) {
     if (num_rows <= FEW_ROWS) let_next_begin();

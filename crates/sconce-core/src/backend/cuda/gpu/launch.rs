@@ -5,12 +5,12 @@
 //! before may write and before it writes anything. The wait returns when that kernel has ended and its writes can be seen; as that
 //! one has waited too, so have all before it. A kernel lets the next one begin (`let_next_begin`) no earlier than when it has
 //! waited itself: all but the kernel directly before have ended by then, and what that one does not write (weights, the step's
-//! inputs, keys of earlier steps) can be read ahead of the wait. Norms and RoPE of few rows let the next one begin at once: what
-//! comes behind them reads nothing ahead of its wait that is written from the kernel before them on. One that streams weights lets
-//! the next one in when they are there: the weights of the next product are under way while what comes between is computed, and
-//! its blocks find all multiprocessors free of products. One whose weights a step writes (`Dims::behind`) begins when they are written,
-//! for it would read them ahead of its wait. Copies, cuBLASLt's products, graphs and whatever else is no kernel of ours
-//! wait for all before them, and are waited for in full.
+//! inputs, keys of earlier steps) can be read ahead of the wait. Norms, RoPE and decode attention of few rows let the next one
+//! begin at once: what comes behind them reads nothing ahead of its wait that is written from the kernel before them on. One that
+//! streams weights lets the next one in when they are there: the weights of the next product are under way while what comes between
+//! is computed, and its blocks find all multiprocessors free of products. One whose weights a step writes (`Dims::behind`) begins when
+//! they are written, for it would read them ahead of its wait. Copies, cuBLASLt's products, graphs and whatever else is no kernel of
+//! ours wait for all before them, and are waited for in full.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
