@@ -9,7 +9,7 @@
 // shared_splits [num_seqs], or null for none: as many of a sequence's first splits are attention_shared's. arrivals [num_seqs,
 // grid.y], zeros before and after. partials [num_seqs, num_heads, num_slots, DIM] and, behind all of them, (max, sum) [num_seqs,
 // num_heads, num_slots, 2]. table [positions, rotary_dim] f32: of each position cosines, then sines; or null. rotary_dim is a multiple of 4,
-// at most head_dim. In a cache of 8 bits a table is for at most 16 query heads a key head.
+// at most head_dim. In a cache of 8 bits a table is for at most 16 query heads a key head. lets_next: let_next_begin_if's.
 //
 // Grid (parts, num_kv_heads * row tiles, num_seqs): a row tile is 16 of a key head's query heads; a part has an equal share of the
 // splits that are not shared. With more than one part, which there must be where splits are shared, a sequence of several splits
@@ -432,8 +432,9 @@ struct Decode {
 
 #define ATTENTION(C_NAME, T, C, DIM)                                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * WARPS, DIM > 128 ? 2 : 3) attention_decode##C_NAME##_##T##_##DIM( \
-        CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals, const float* table, u32 rotary_dim) {           \
-        let_next_begin_early(gridDim.z);                                                                               \
+        CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals, const float* table, u32 rotary_dim,             \
+        u32 lets_next) {                                                                                               \
+        let_next_begin_if(lets_next);                                                                                  \
         const Call<T, C> call = CALL(T);                                                                               \
         Work work;                                                                                                     \
         if (take_decode(call, shared_splits, work)) {                                                                  \

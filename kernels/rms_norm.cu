@@ -2,7 +2,7 @@
 // LlamaRMSNorm, in f32 throughout).
 //
 // x [rows, cols] f32, the residual stream, or (rms_norm_of_*) in 16 bits, a product's output; delta [rows, cols] and out
-// [rows, cols] in 16 bits; weight [cols] f32.
+// [rows, cols] in 16 bits; weight [cols] f32. lets_next: let_next_begin_if's.
 // A block a row; threads: the next multiple of 32 to cols / 16, at most 896. A thread keeps its share of the row in registers where
 // cols <= 4 * 4 * threads, and reads it again otherwise; the share's weights come before the kernel before has ended. Shared memory:
 // 128 bytes.
@@ -19,7 +19,6 @@ static constexpr int MAX_THREADS = 896;
 template <typename T, typename X, bool HAS_DELTA>
 DEVICE void norm_row(T* out, X* x, const T* delta, const float* weight, u32 cols, float eps) {
     __shared__ float scratch[32];
-    let_next_begin_early(gridDim.x);
     const u64 start = (u64)blockIdx.x * cols;
     out += start;
     x += start;
@@ -73,17 +72,20 @@ DEVICE void norm_row(T* out, X* x, const T* delta, const float* weight, u32 cols
 
 #define KERNELS(T)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                                          \
-        rms_norm_##T(T* out, const float* x, const float* weight, u32 cols, float eps) {                               \
+        rms_norm_##T(T* out, const float* x, const float* weight, u32 cols, float eps, u32 lets_next) {                \
+        let_next_begin_if(lets_next);                                                                                  \
         norm_row<T, float, false>(out, const_cast<float*>(x), nullptr, weight, cols, eps);                             \
     }                                                                                                                  \
     EXPORT_KERNEL(rms_norm_##T)                                                                                        \
     extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                                          \
-        rms_norm_of_##T(T* out, const T* x, const float* weight, u32 cols, float eps) {                                \
+        rms_norm_of_##T(T* out, const T* x, const float* weight, u32 cols, float eps, u32 lets_next) {                 \
+        let_next_begin_if(lets_next);                                                                                  \
         norm_row<T, T, false>(out, const_cast<T*>(x), nullptr, weight, cols, eps);                                     \
     }                                                                                                                  \
     EXPORT_KERNEL(rms_norm_of_##T)                                                                                     \
     extern "C" __global__ void __launch_bounds__(MAX_THREADS)                                                          \
-        add_rms_norm_##T(T* out, float* x, const T* delta, const float* weight, u32 cols, float eps) {                 \
+        add_rms_norm_##T(T* out, float* x, const T* delta, const float* weight, u32 cols, float eps, u32 lets_next) {  \
+        let_next_begin_if(lets_next);                                                                                  \
         norm_row<T, float, true>(out, x, delta, weight, cols, eps);                                                    \
     }                                                                                                                  \
     EXPORT_KERNEL(add_rms_norm_##T)

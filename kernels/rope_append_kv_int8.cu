@@ -57,7 +57,6 @@ DEVICE void append(u16* to, T* scale_to, const T* at, const Heads& heads) {
 
 template <typename T>
 DEVICE void do_head(T* qkv, u8* keys, u8* values, const float* table, const u32* positions, const u32* slots, const Heads& heads) {
-    let_next_begin_early(gridDim.x);
     const u32 token = blockIdx.x, head = blockIdx.y * WARPS + threadIdx.x / 32, num_turning = heads.num_heads + heads.num_kv_heads;
     const u32 slot = slots[token];
     T* at = qkv + ((u64)token * (num_turning + heads.num_kv_heads) + head) * heads.head_dim;
@@ -80,7 +79,8 @@ DEVICE void do_head(T* qkv, u8* keys, u8* values, const float* table, const u32*
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
         rope_append_kv_int8_##T(T* qkv, u8* keys, u8* values, const float* table, const u32* positions,                   \
             const u32* slots, u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 rotary_dim, u32 block_size,           \
-            u32 head_stride) {                                                                                         \
+            u32 head_stride, u32 lets_next) {                                                                          \
+        let_next_begin_if(lets_next);                                                                                  \
         const Heads heads = {num_heads, num_kv_heads, head_dim, rotary_dim, block_size, head_stride};                  \
         do_head(qkv, keys, values, table, positions, slots, heads);                                                    \
     }                                                                                                                  \

@@ -145,6 +145,9 @@ def comparisons():
     yield together("offline 128/128, 256 at once, read first", 1000, 128, 128, env={"SCONCE_CUDA_RUN_AHEAD": "0"})
     yield latency("one user, kernel after kernel", 128, env={"SCONCE_CUDA_PDL": "0"})
     yield together("decode of 16, kernel after kernel", 16, 1024, 64, CACHED, limit_s=40, env={"SCONCE_CUDA_PDL": "0"})
+    # Of how many rows short kernels should let the next one in at once.
+    yield latency("one user, no kernel early", 128, env={"SCONCE_CUDA_EARLY_ROWS": "0"})
+    yield together("decodes, kernels early", "16,64,256", 1024, 64, CACHED, env={"SCONCE_CUDA_EARLY_ROWS": "256"})
     # What it is worth that decode attention does RoPE too.
     apart = {"SCONCE_CUDA_FUSE_ROPE": "0"}
     yield latency("one user, RoPE in a launch of its own", 128, env=apart)

@@ -215,12 +215,11 @@ DEVICE void wait_for_kernel_before() {
     let_next_begin();
 }
 
-// Norms, RoPE and decode attention of few rows let the next one in at once: its weights are on their way while they wait, and memory would
-// be idle. What comes behind them reads, ahead of its wait, weights and keys of steps before alone, which nothing writes from the kernel
-// before them on.
-static constexpr u32 FEW_ROWS = 2;
-DEVICE void let_next_begin_early(u32 num_rows) {
-    if (num_rows <= FEW_ROWS) let_next_begin();
+// Norms, RoPE and decode attention let the next one in at once where the launch says so (`Device::lets_next`): its weights are on their
+// way while they wait, and memory would be idle. What comes behind them reads, ahead of its wait, weights and keys of steps before alone,
+// which nothing writes from the kernel before them on.
+DEVICE void let_next_begin_if(u32 lets_next) {
+    if (lets_next != 0) let_next_begin();
 }
 
 #define FULL_WARP 0xffffffffu

@@ -78,6 +78,7 @@ fn norm_row_body<const FMA: bool>(out: &mut [f32], x: &[f32], weight: &[f32], ep
 pub(crate) fn cuda(device: &dyn Device, out: &mut CudaBuffer, x: &CudaBuffer, weight: &Vector, eps: f32) -> Result<()> {
     check(out, x, weight);
     let args = Args::new().with(out.ptr()).with(x.ptr()).with(weight.memory.ptr()).with(x.cols()).with(eps);
+    let args = args.with(u32::from(device.lets_next(x.rows())));
     let kernel = if x.elem() == ElemType::F32 {
         out.elem().kernel("rms_norm_bf16", "rms_norm_f16")
     } else {
@@ -101,7 +102,7 @@ pub(crate) fn cuda_add(
     assert_eq!(x.elem(), ElemType::F32, "invariant: the residual stream is f32");
     assert_eq!((delta.rows(), delta.cols(), delta.elem()), (x.rows(), x.cols(), out.elem()), "invariant: equal shapes");
     let args = Args::new().with(out.ptr()).with(x.ptr()).with(delta.ptr()).with(weight.memory.ptr());
-    let args = args.with(x.cols()).with(eps);
+    let args = args.with(x.cols()).with(eps).with(u32::from(device.lets_next(x.rows())));
     let kernel = out.elem().kernel("add_rms_norm_bf16", "add_rms_norm_f16");
     // SAFETY: `check` compared the shapes.
     unsafe { device.launch(kernel, &dims(x), &args) }

@@ -231,6 +231,9 @@ pub(crate) trait Device: Send + Sync {
     /// The most shared memory that a block can have.
     fn max_shared_bytes(&self) -> usize;
 
+    /// Whether a short kernel of so many rows lets the one behind it begin before it has waited itself (`gpu/launch.rs`).
+    fn lets_next(&self, num_rows: usize) -> bool;
+
     /// Whether it does not come back from an error. What is on it is lost with it.
     fn is_lost(&self) -> bool;
 

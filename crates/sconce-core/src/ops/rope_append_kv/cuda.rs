@@ -30,22 +30,24 @@ pub(crate) fn cuda(
     let args = args.with(rope.memory.ptr()).with(batch.positions()).with(batch.slot_mapping());
     let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(dim).with(rope.rotary_dim);
     let args = args.with(kv.shape.block_size).with(kv.head_stride());
+    let lets_next = u32::from(device.lets_next(qkv.rows()));
     if kv.is_int8() {
         let num_heads = spec.num_heads + 2 * spec.num_kv_heads;
         let grid = [qkv.rows() as u32, num_heads.div_ceil(THREADS / 32) as u32, 1];
         let kernel = qkv.elem().kernel("rope_append_kv_int8_bf16", "rope_append_kv_int8_f16");
         // SAFETY: the shapes were compared, attention's `check` the width; positions are within the table, slots within the cache or
         // NO_SLOT, and each head has a warp.
-        return unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args) };
+        return unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args.with(lets_next)) };
     }
     let width = if dim.is_multiple_of(8) && half.is_multiple_of(8) { 8 } else { 1 };
     let num_turning = spec.num_heads + spec.num_kv_heads;
     let num_items = num_turning * ((dim - half) / width) + spec.num_kv_heads * (dim / width);
     let grid = [qkv.rows() as u32, num_items.div_ceil(THREADS) as u32, 1];
     let kernel = qkv.elem().kernel("rope_append_kv_bf16", "rope_append_kv_f16");
+    let args = args.with(width).with(lets_next);
     // SAFETY: the shapes were compared, positions are within the table, slots within the cache or NO_SLOT, and each
     // item has a thread.
-    unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args.with(width)) }
+    unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args) }
 }
 
 /// The table as the kernel reads it: of each position the cosines, then the sines.

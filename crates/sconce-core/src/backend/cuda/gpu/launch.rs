@@ -28,11 +28,23 @@ use super::info::GpuInfo;
 const MIN_COMPUTE_CAPABILITY: (u32, u32) = (9, 0);
 const MIN_GRAPH_DRIVER: u32 = 12_030;
 
+/// Rows of which norms, RoPE and decode attention let the next kernel in at once, unless `SCONCE_CUDA_EARLY_ROWS` says otherwise.
+const EARLY_ROWS: usize = 2;
+
 /// How kernels are launched.
 pub(super) struct Launcher {
     /// Whether a kernel may begin before the one before it has ended; no more once the driver has refused.
     overlaps: AtomicBool,
     overlaps_in_graphs: bool,
+    pub(super) early_rows: usize,
+}
+
+fn early_rows(setting: Option<&str>) -> usize {
+    let Some(setting) = setting else { return EARLY_ROWS };
+    setting.parse().unwrap_or_else(|_| {
+        tracing::warn!("SCONCE_CUDA_EARLY_ROWS is no number: {setting:?}; {EARLY_ROWS} in its place");
+        EARLY_ROWS
+    })
 }
 
 impl Launcher {
@@ -42,6 +54,7 @@ impl Launcher {
         Self {
             overlaps: AtomicBool::new(is_wanted && info.compute_capability >= MIN_COMPUTE_CAPABILITY),
             overlaps_in_graphs: info.driver_version >= MIN_GRAPH_DRIVER,
+            early_rows: early_rows(std::env::var("SCONCE_CUDA_EARLY_ROWS").ok().as_deref()),
         }
     }
 

@@ -7,7 +7,8 @@
 //! What it reads of the environment: `SCONCE_CUDA_LIBS` (folders with NVIDIA's libraries), `SCONCE_CUDA_KERNELS` (`cubin`,
 //! `ptx` or `source` in place of the best of them; or a path with a `/` to a folder, whose `SOURCE.cubin` are taken in place of
 //! the program's own), `SCONCE_CUDA_SYNC=1` (waits after every launch, so that an error names its kernel), `SCONCE_CUDA_PDL=0`
-//! (no kernel begins before the one before it has ended). `CUDA_VISIBLE_DEVICES` is the driver's own affair.
+//! (no kernel begins before the one before it has ended), `SCONCE_CUDA_EARLY_ROWS` (of how many rows norms, RoPE and decode attention let
+//! the next kernel in at once). `CUDA_VISIBLE_DEVICES` is the driver's own affair.
 
 mod cache;
 mod compile;
@@ -129,6 +130,10 @@ impl Device for Gpu {
 
     fn max_shared_bytes(&self) -> usize {
         self.inner.context.max_shared_bytes.max(0) as usize
+    }
+
+    fn lets_next(&self, num_rows: usize) -> bool {
+        num_rows <= self.inner.launcher.early_rows
     }
 
     fn is_lost(&self) -> bool {
