@@ -37,17 +37,24 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<(), String> {
         &[("SCONCE_HOST_CHECK", "accesses".as_ref()), ("SCONCE_HOST_ACCESSES", path.as_ref())],
     )?;
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    if text.is_empty() {
+    let mut libraries: Vec<(&str, Vec<_>)> = Vec::new();
+    for line in text.lines() {
+        if let Some(library) = line.strip_prefix("library ") {
+            libraries.push((library, Vec::new()));
+        } else if let (Some((_, counted)), Some(own)) = (libraries.last_mut(), parse(line)) {
+            counted.push(own);
+        } else {
+            return Err(format!("a line that is none of the counter's: {line}"));
+        }
+    }
+    if libraries.is_empty() {
         return Err("no test has run a kernel".into());
     }
     println!(
         "Wavefronts of shared memory, sectors of device memory: of all requests, and of lines with more than they need.\n"
     );
     println!("{:>12} {:>12} {:>6}", "taken", "needed", "ratio");
-    for part in text.split("library ").skip(1) {
-        let mut lines = part.lines();
-        let library = lines.next().unwrap_or_default();
-        let counted = lines.map(parse).collect::<Option<Vec<_>>>().ok_or("a line that is none of the counter's")?;
+    for (library, counted) in libraries {
         print(&counted, &places(library, &counted)?);
     }
     Ok(())
