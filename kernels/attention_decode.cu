@@ -164,15 +164,15 @@ struct Decode {
     // Brings the block's queries to shared memory, turned, and where `has_new` is true the new key, turned too, and its value. A row a warp,
     // two at a time: they are asked for together.
     DEVICE void turn_rows(const Call<T, C>& call, const Work& work, const Rope& rope, const Angles& angles, bool has_new, Shared& shared) {
-        const u32 lane = threadIdx.x % 32, half = rope.rotary_dim / 2, num_heads = call.num_heads + call.num_kv_heads;
+        const u32 lane = threadIdx.x % 32, half = rope.rotary_dim / 2, num_turning = call.num_heads + call.num_kv_heads;
         const u32 end = work.num_rows + (has_new ? 2 : 0);
-        const T* token = call.qkv + (u64)work.token * (num_heads + call.num_kv_heads) * call.head_dim;
+        const T* token = call.qkv + (u64)work.token * (num_turning + call.num_kv_heads) * call.head_dim;
         for (u32 first = threadIdx.x / 32; first < end; first += 2 * WARPS) {
             u32 words[2][WORDS], others[2][WORDS];
 #pragma unroll
             for (u32 r = 0; r < 2; r++) {
                 const u32 row = first + r * WARPS;
-                const u32 of_new = (row == work.num_rows ? call.num_heads : num_heads) + work.kv_head;
+                const u32 of_new = (row == work.num_rows ? call.num_heads : num_turning) + work.kv_head;
                 const T* at = token + (row < work.num_rows ? work.first_head + row : of_new) * call.head_dim;
 #pragma unroll
                 for (u32 i = 0; i < WORDS; i++) {
@@ -199,7 +199,8 @@ struct Decode {
         }
     }
 
-    // Brings the new key, or its value, to its tile, whose copies this thread has waited for, and, if no block before does, to the cache.
+    // Brings the new key, or its value, to its tile, whose copies this thread has waited for, and, from the first row tile's block, to the
+    // cache.
     DEVICE void put_new(const Call<T, C>& call, const Work& work, C* tile, const C* cache, u32 row, u32 key, const uint4* from) {
         __syncwarp();
         const bool is_first = work.first_head % (call.num_heads / call.num_kv_heads) == 0;

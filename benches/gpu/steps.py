@@ -72,9 +72,9 @@ def correctness():
     # Their log says whether kernels for Hopper have the portable ones' bits.
     yield test("linear on Hopper", 60, "linear::hopper", "kernels_for_hopper", "--nocapture", *skipping(*OF_FAST), fallback=WITHOUT_HOPPER)
     yield test("attention on Hopper", 60, "attention::hopper", "--nocapture", fallback=WITHOUT_HOPPER)
-    # One test wants the host shim.
-    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long",
-               *skipping("the_kernel_goes_by", "kernels_for_hopper", "int8", *OF_FAST))
+    # Two tests want the host shim.
+    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "rope_tests",
+               *skipping("the_kernel_goes_by", "kernels_for_hopper", "rope_within", "int8", *OF_FAST))
 
 
 def goals():

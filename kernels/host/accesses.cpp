@@ -31,7 +31,7 @@ void keep_once(std::vector<u64>& numbers) {
 // The words that the lanes of a group ask for, and the most that are in one bank.
 std::vector<u64> words_of(const u64* addresses, u32 lanes, u32 len, u32 first, u32 group, u32* most) {
     std::vector<u64> words;
-    for (u32 lane = first; lane < first + group; lane++) {
+    for (u32 lane = first; lane < std::min(first + group, 32u); lane++) {
         if (!(lanes >> lane & 1)) continue;
         for (u64 at = addresses[lane] / WORD; at * WORD < addresses[lane] + len; at++) words.push_back(at);
     }

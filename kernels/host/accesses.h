@@ -11,7 +11,6 @@
 #ifdef SCONCE_CHECKED
 #include <map>
 #include <string>
-#include <unordered_map>
 
 namespace shim {
 namespace check {

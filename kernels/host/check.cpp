@@ -416,10 +416,10 @@ extern "C" void shim_check_no_kernel(void* stream) {
 extern "C" void shim_check_stream_ended(void* stream) { delete static_cast<Stream*>(stream); }
 
 // What the compiler puts before loads and stores.
-#define USES(LEN)                                                                                                      \
-    extern "C" void __tsan_read##LEN(void* at) { load_or_store(at, LEN, READ, __builtin_return_address(0)); }                    \
-    extern "C" void __tsan_write##LEN(void* at) { load_or_store(at, LEN, WRITE, __builtin_return_address(0)); }                  \
-    extern "C" void __tsan_unaligned_read##LEN(void* at) { load_or_store(at, LEN, READ, __builtin_return_address(0)); }          \
+#define USES(LEN)                                                                                                         \
+    extern "C" void __tsan_read##LEN(void* at) { load_or_store(at, LEN, READ, __builtin_return_address(0)); }             \
+    extern "C" void __tsan_write##LEN(void* at) { load_or_store(at, LEN, WRITE, __builtin_return_address(0)); }           \
+    extern "C" void __tsan_unaligned_read##LEN(void* at) { load_or_store(at, LEN, READ, __builtin_return_address(0)); }   \
     extern "C" void __tsan_unaligned_write##LEN(void* at) { load_or_store(at, LEN, WRITE, __builtin_return_address(0)); }
 USES(1)
 USES(2)

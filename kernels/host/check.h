@@ -15,7 +15,7 @@
 #include <map>
 #include <memory>
 #include <vector>
-// Without marks, and called: what it returns to is the place in the program.
+// Without marks, and never inlined: `__builtin_return_address(0)` is its caller's place in the program.
 #define UNCHECKED __attribute__((no_sanitize("thread"), noinline))
 #else
 #define UNCHECKED

@@ -107,7 +107,7 @@ struct Tile {
     }
 
     // Brings a key or a value, [DIM] in shared memory with zeros from head_dim on, to its place in a tile and, unless the cache is null,
-    // to its row there, as `cache_row` gives it. By a warp.
+    // which one of 8 bits is not, to its row there, as `cache_row` gives it. By a warp.
     DEVICE void put_row(const Call<T, C>& call, C* tile, C* cache, u32 row, u32 key, const T* from) {
         const u32 lane = threadIdx.x % 32, of_tile = key % KEYS;
         C* to = tile + of_tile * ROW_LEN;
@@ -119,12 +119,12 @@ struct Tile {
             for (u32 i = 0; i < PAIRS; i++) {
                 const u32 pair = lane + 32 * i;
                 if (pair < DIM / 2) ((u16*)to)[pair] = head.pairs[i];
-                if (cache != nullptr && pair < call.head_stride / 2) ((u16*)at)[pair] = head.pairs[i];
+                if (pair < call.head_stride / 2) ((u16*)at)[pair] = head.pairs[i];
             }
             if (lane == 0) {
                 const u32 of_block = key % call.block_size;
                 ((T*)(tile + SCALES))[of_tile] = head.scale;
-                if (cache != nullptr) ((T*)(at + (call.block_size - of_block) * call.head_stride))[of_block] = head.scale;
+                ((T*)(at + (call.block_size - of_block) * call.head_stride))[of_block] = head.scale;
             }
         } else {
             if (lane < PIECES) ((uint4*)to)[lane] = ((const uint4*)from)[lane];

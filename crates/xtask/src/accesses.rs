@@ -31,11 +31,8 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<(), String> {
     let path = root.join("target/accesses.txt");
     // What an earlier run has left is not this one's.
     std::fs::write(&path, "").map_err(|e| format!("{}: {e}", path.display()))?;
-    check::run_tests(
-        root,
-        args,
-        &[("SCONCE_HOST_CHECK", "accesses".as_ref()), ("SCONCE_HOST_ACCESSES", path.as_ref())],
-    )?;
+    let variables = [("SCONCE_HOST_CHECK", "accesses".as_ref()), ("SCONCE_HOST_ACCESSES", path.as_os_str())];
+    let tested = check::run_tests(root, args, &variables);
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let mut libraries: Vec<(&str, Vec<_>)> = Vec::new();
     for line in text.lines() {
@@ -57,7 +54,7 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<(), String> {
     for (library, counted) in libraries {
         print(&counted, &places(library, &counted)?);
     }
-    Ok(())
+    tested
 }
 
 fn parse(line: &str) -> Option<(Kind, String, Tally)> {
@@ -76,6 +73,9 @@ fn places(library: &str, counted: &[(Kind, String, Tally)]) -> Result<HashMap<St
     let output =
         Command::new("addr2line").args(["-a", "-i", "-e", library]).arg(format!("@{}", list.display())).output();
     let output = output.map_err(|e| format!("addr2line: {e}"))?;
+    if !output.status.success() {
+        return Err(format!("addr2line: {}", String::from_utf8_lossy(&output.stderr)));
+    }
     std::fs::remove_file(&list).map_err(|e| format!("{}: {e}", list.display()))?;
     let mut places: HashMap<String, Vec<String>> = HashMap::new();
     let mut address = String::new();

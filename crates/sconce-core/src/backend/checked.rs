@@ -269,12 +269,20 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         batch: &Self::Batch,
         spec: &AttentionSpec,
     ) -> Result<()> {
+        if !self.fuses_rope(kv, rope, batch, spec) {
+            self.rope_append_kv(qkv, kv, rope, batch, spec)?;
+            return self.attention(out, qkv, kv, batch, spec);
+        }
         self.check(&format!("rope_attention of layer {}", spec.layer), out, |out| {
             let (tested, reference) = (&mut kv.tested, &mut kv.reference);
             let Pair { tested: a, reference: b } = qkv;
             self.tested.rope_attention((&mut out.tested, a), tested, &rope.tested, &batch.tested, spec)?;
             self.reference.rope_attention((&mut out.reference, b), reference, &rope.reference, &batch.reference, spec)
         })
+    }
+
+    fn fuses_rope(&self, kv: &Self::KvCache, rope: &Self::Rope, batch: &Self::Batch, spec: &AttentionSpec) -> bool {
+        self.tested.fuses_rope(&kv.tested, &rope.tested, &batch.tested, spec)
     }
 
     fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()> {

@@ -240,6 +240,10 @@ pub trait Backend: Send + Sized + 'static {
         self.rope_append_kv(qkv, kv, rope, batch, spec)?;
         self.attention(out, qkv, kv, batch, spec)
     }
+    /// Whether [`Backend::rope_attention`] is one operation, rather than those two.
+    fn fuses_rope(&self, _: &Self::KvCache, _: &Self::Rope, _: &Self::Batch, _: &AttentionSpec) -> bool {
+        false
+    }
     /// out = act(gate) * up; `gate_up` rows hold gate, then up.
     fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()>;
     /// out = act(gate) * up; rows of x . weight^T + bias hold gate, then up. `gate_up`: room for them, whose contents are nobody's

@@ -323,7 +323,15 @@ impl<B: Backend> Backend for Profiled<B> {
         batch: &B::Batch,
         spec: &AttentionSpec,
     ) -> Result<()> {
+        if !self.fuses_rope(kv, rope, batch, spec) {
+            self.rope_append_kv(qkv, kv, rope, batch, spec)?;
+            return self.attention(out, qkv, kv, batch, spec);
+        }
         self.time("rope_attention", || self.backend.rope_attention((out, qkv), kv, rope, batch, spec))
+    }
+
+    fn fuses_rope(&self, kv: &B::KvCache, rope: &B::Rope, batch: &B::Batch, spec: &AttentionSpec) -> bool {
+        self.backend.fuses_rope(kv, rope, batch, spec)
     }
 
     fn gate_act_mul(&self, out: &mut B::Buffer, gate_up: &B::Buffer, act: Activation) -> Result<()> {

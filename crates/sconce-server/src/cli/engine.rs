@@ -47,7 +47,7 @@ pub(super) struct EngineArgs {
     /// Most tokens computed in one step [default: 512 on the CPU, 2048 on a GPU, and at least --max-num-seqs].
     #[arg(long, value_name = "TOKENS")]
     max_num_batched_tokens: Option<usize>,
-    /// Most sequences that run at once [default: 128 on the CPU, 256 on a GPU].
+    /// Most sequences that run at once [default: 128 on the CPU, 256 on a GPU, and at most --max-num-batched-tokens].
     #[arg(long, value_name = "N")]
     max_num_seqs: Option<usize>,
     /// Tokens that may follow and are computed along with a sequence's last, looked up in the request's prediction, or where the sequence

@@ -33,8 +33,8 @@ use crate::weights::{Dtype, RandomWeights, TensorView};
 const FREE_SHARE: usize = 20;
 /// Enough tiles of a matrix product for all multiprocessors of a large device.
 const STEP_TOKENS: usize = 2048;
-/// Sequences that run at once, unless a setting says otherwise: so many FLOPs a byte of weights are what tensor cores do while memory
-/// brings one (of 16 bits; an H100: 260).
+/// Sequences that run at once, unless a setting says otherwise: so many rows of 16 bits are multiplied with weights in about the time in
+/// which memory brings these (an H100 does some 260 FLOPs a byte, and a row takes one).
 const NUM_SEQS: usize = 256;
 
 /// A GPU.
@@ -403,6 +403,10 @@ impl Backend for CudaBackend {
         let scratch = self.scratch.borrow();
         let space = scratch.attention.as_ref().expect(PREPARED);
         ops::attention::rope::cuda(space, (out, qkv), kv, rope, batch, spec)
+    }
+
+    fn fuses_rope(&self, kv: &KvCache, rope: &RopeTable, batch: &DeviceBatch, spec: &AttentionSpec) -> bool {
+        ops::attention::rope::is_one_launch(kv, rope, batch, spec)
     }
 
     fn gate_act_mul(&self, out: &mut Buffer, gate_up: &Buffer, act: Activation) -> Result<()> {

@@ -95,7 +95,10 @@ impl HostDevice {
 
     /// With the checker, for kernels of `kernels/host/tests.cu` alone.
     pub(crate) fn checked() -> Arc<dyn Device> {
-        Arc::new(Self::with(&Library::of_checked_tests(), false))
+        let library = Library::of_checked_tests();
+        // Also where all others' accesses are counted.
+        library.count_accesses(false);
+        Arc::new(Self::with(&library, false))
     }
 
     fn new(is_late: bool) -> Self {

@@ -306,7 +306,8 @@ fn inputs_in_e4m3_stay_near() {
     }
 }
 
-/// Decode attention does RoPE and the append too, whatever the model; prompts have a launch for them.
+/// Decode attention does RoPE and the append too, whatever the model; prompts have a launch for them. On the host shim, which counts
+/// launches.
 #[test]
 fn rope_within_attention_changes_no_bit() {
     for kv in [KvCacheDtype::Auto, KvCacheDtype::Int8] {

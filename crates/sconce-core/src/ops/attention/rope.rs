@@ -21,11 +21,16 @@ pub(crate) fn cuda(
     batch: &DeviceBatch,
     spec: &AttentionSpec,
 ) -> Result<()> {
-    if may_turn(batch) && suits(rope, kv, spec) {
+    if is_one_launch(kv, rope, batch, spec) {
         return Call { rope: Some(rope), ..Call::new(space, out, qkv, kv, batch, spec) }.decode();
     }
     rope_append_kv::cuda::cuda(&*space.device, qkv, kv, rope, batch, spec)?;
     super::cuda::cuda(space, out, qkv, kv, batch, spec)
+}
+
+/// Whether there is one launch.
+pub(crate) fn is_one_launch(kv: &KvCache, rope: &RopeTable, batch: &DeviceBatch, spec: &AttentionSpec) -> bool {
+    may_turn(batch) && suits(rope, kv, spec)
 }
 
 /// Whether the step lets queries and keys be turned on the way: those that are shared are read by a kernel before.

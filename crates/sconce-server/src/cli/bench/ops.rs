@@ -43,11 +43,15 @@ struct Part {
 
 /// Runs `sconce bench ops`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
-    let mut subject = args.subject.load_profiled(args.batch_size)?;
-    let (num_seqs, most) = (args.batch_size, subject.info().max_num_seqs);
-    if num_seqs > most {
-        return Err(format!("--batch-size {num_seqs} is more than --max-num-seqs {most}").into());
-    }
+    let num_seqs = args.batch_size;
+    let check = |most: usize| match num_seqs > most {
+        true => Err(Failure::from(format!("--batch-size {num_seqs} is more than --max-num-seqs {most}"))),
+        false => Ok(()),
+    };
+    // Where it is known, before anything is read.
+    args.subject.max_num_seqs().map_or(Ok(()), check)?;
+    let mut subject = args.subject.load_profiled(num_seqs)?;
+    check(subject.info().max_num_seqs)?;
     subject.check_fits(
         &format!("--input-len {} and a token generated", args.input_len),
         args.input_len.saturating_add(1),

@@ -51,6 +51,11 @@ pub(super) struct Subject {
 }
 
 impl SubjectArgs {
+    /// The most sequences of one step, if that is given.
+    pub(super) fn max_num_seqs(&self) -> Option<usize> {
+        self.engine.config().max_num_seqs
+    }
+
     /// Loads the model, for so many requests at once, without a prefix cache where every token is to be computed.
     pub(super) fn load(&self, num_requests: usize, finds_prompts: bool) -> Result<Subject, Failure> {
         self.load_as(self.engine.clone().measured(num_requests, finds_prompts))

@@ -1,5 +1,6 @@
 //! [`Library`]: all kernels as the C++ compiler makes them, with the host shim. With `SCONCE_HOST_CHECK=1` they are compiled with
-//! marks at loads and stores, and `kernels/host/check.h` looks for races and for what else a GPU would not forgive.
+//! marks at loads and stores, and `kernels/host/check.h` looks for races and for what else a GPU would not forgive; with
+//! `SCONCE_HOST_CHECK=accesses` `kernels/host/accesses.h` counts what they take.
 
 use std::ffi::{CString, c_void};
 use std::path::{Path, PathBuf};
@@ -91,7 +92,6 @@ impl Library {
     }
 
     /// Whether this thread's launches have their accesses counted, in place of being checked.
-    #[cfg(test)]
     pub(super) fn count_accesses(&self, counts: bool) {
         let count = self.function::<unsafe extern "C" fn(u32)>("shim_count_accesses");
         // SAFETY: the type is that in kernels/host/accesses.cpp.
@@ -99,7 +99,6 @@ impl Library {
     }
 
     /// Of a kernel's reads or writes of shared or of device memory: the requests that were counted, and what they took and needed.
-    #[cfg(test)]
     pub(super) fn accesses(&self, kernel: &str, is_shared: bool, is_write: bool) -> [u64; 3] {
         type Accesses = unsafe extern "C" fn(*const std::ffi::c_char, u32, u32, *mut u64);
         let accesses = self.function::<Accesses>("shim_accesses").expect("invariant: it has a checker");
