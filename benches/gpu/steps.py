@@ -10,6 +10,8 @@ SANITIZERS = ["compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer"]
 COUNTERS = ["ncu", "/usr/local/cuda/bin/ncu"]
 WITHOUT_HOPPER = {"SCONCE_CUDA_HOPPER": "0"}
 WITHOUT_TRIALS = {"SCONCE_CUDA_AUTOTUNE": "0"}
+WITHOUT_FUSED_ROPE = {"SCONCE_CUDA_FUSE_ROPE": "0"}
+WITHOUT_EARLY_KERNELS = {"SCONCE_CUDA_EARLY_ROWS": "0"}
 # Says how long loading takes, and which algorithms are chosen by trial.
 LOADING = {"RUST_LOG": "warn,sconce_core::engine::load=info"}
 CHOICES = {"RUST_LOG": LOADING["RUST_LOG"] + ",sconce_core::ops::linear=debug"}
@@ -72,9 +74,10 @@ def correctness():
     # Their log says whether kernels for Hopper have the portable ones' bits.
     yield test("linear on Hopper", 60, "linear::hopper", "kernels_for_hopper", "--nocapture", *skipping(*OF_FAST), fallback=WITHOUT_HOPPER)
     yield test("attention on Hopper", 60, "attention::hopper", "--nocapture", fallback=WITHOUT_HOPPER)
+    yield test("RoPE within decode attention", 60, "rope_tests", fallback=WITHOUT_FUSED_ROPE)
     # Two tests want the host shim.
-    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long", "rope_tests",
-               *skipping("the_kernel_goes_by", "kernels_for_hopper", "rope_within", "int8", *OF_FAST))
+    yield test("golden, chunks = whole, graphs = launches", 90, "cuda::tests", "a_query_alone", "parts_of_long",
+               *skipping("the_kernel_goes_by", "kernels_for_hopper", "rope_within", "int8", *OF_FAST), fallback=WITHOUT_EARLY_KERNELS)
 
 
 def goals():
@@ -146,12 +149,11 @@ def comparisons():
     yield latency("one user, kernel after kernel", 128, env={"SCONCE_CUDA_PDL": "0"})
     yield together("decode of 16, kernel after kernel", 16, 1024, 64, CACHED, limit_s=40, env={"SCONCE_CUDA_PDL": "0"})
     # Of how many rows short kernels should let the next one in at once.
-    yield latency("one user, no kernel early", 128, env={"SCONCE_CUDA_EARLY_ROWS": "0"})
+    yield latency("one user, no kernel early", 128, env=WITHOUT_EARLY_KERNELS)
     yield together("decodes, kernels early", "16,64,256", 1024, 64, CACHED, env={"SCONCE_CUDA_EARLY_ROWS": "256"})
     # What it is worth that decode attention does RoPE too.
-    apart = {"SCONCE_CUDA_FUSE_ROPE": "0"}
-    yield latency("one user, RoPE in a launch of its own", 128, env=apart)
-    yield together("decode of 64, RoPE in a launch of its own", 64, 1024, 64, CACHED, limit_s=40, env=apart)
+    yield latency("one user, RoPE in a launch of its own", 128, env=WITHOUT_FUSED_ROPE)
+    yield together("decode of 64, RoPE in a launch of its own", 64, 1024, 64, CACHED, limit_s=40, env=WITHOUT_FUSED_ROPE)
     yield latency("one user after 8k", 1024, "--decode-after", 8000)
 
 
