@@ -32,7 +32,7 @@ enum Task {
     Golden,
     /// Look for races and other faults of CUDA kernels without a GPU, in the tests that run them
     CheckKernels {
-        /// Tests, by parts of their names; without any all, in some seven minutes of two cores
+        /// Tests, by parts of their names; without any all, in some nine minutes of two cores
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filters: Vec<String>,
     },
