@@ -127,18 +127,16 @@ unsafe fn attend_part<V: Lanes, E: Element, const FMA: bool>(task: &Task<'_, E>,
         round_queries(task, scratch);
     }
     while start < end {
-        // SAFETY: the caller vouches for the instructions.
-        unsafe {
-            if start + SPAN <= tile.shared_len {
-                if tile.num_rows * task.group() < CONVERT_ROWS && start + SPAN < end {
-                    prefetch::<V, E>(task, start + SPAN..end.min(start + 2 * SPAN));
-                }
-                attend_span::<V, E, FMA>(task, scratch, start, 0..tile.num_rows);
-            } else {
-                for query in 0..tile.num_rows {
-                    attend_span::<V, E, FMA>(task, scratch, start, query..query + 1);
-                }
-            }
+        let is_shared = start + SPAN <= tile.shared_len;
+        if is_shared && tile.num_rows * task.group() < CONVERT_ROWS && start + SPAN < end {
+            // SAFETY: the caller vouches for the instructions.
+            unsafe { prefetch::<V, E>(task, start + SPAN..end.min(start + 2 * SPAN)) };
+        }
+        // All queries at once, or each by itself; in one place, as it is a lot of code.
+        let step = if is_shared { tile.num_rows } else { 1 };
+        for query in (0..tile.num_rows).step_by(step) {
+            // SAFETY: as above.
+            unsafe { attend_span::<V, E, FMA>(task, scratch, start, query..query + step) };
         }
         start += SPAN;
     }
