@@ -22,13 +22,21 @@ for model in "$models"/*/; do
     copy "$model" "$name" $configs $texts
     [ -f "$out/$name/tokenizer.json" ] || cp "$root/tests/golden/llama/tokenizer.json" "$out/$name/"
 done
+# edited CHANGES: the larger model's config.json with other values, a dict of Python's.
+edited() {
+    python3 -c "import json, sys
+print(json.dumps(json.load(sys.stdin) | $1))" <"$out/$llama/config.json"
+}
+
 if [ -d "$out/$llama" ]; then
+    # As Llama-3.2-1B is: it drafts.
+    copy "$out/$llama" llama-1b generation_config.json $texts
+    edited '{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64, "tie_word_embeddings": True}' \
+        >"$out/llama-1b/config.json"
     copy "$out/$llama" llama-int4 generation_config.json $texts
     # As a 4-bit checkpoint has it.
-    python3 -c 'import json, sys
-quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}
-print(json.dumps(json.load(sys.stdin) | {"quantization_config": quantization}))' \
-        <"$out/$llama/config.json" >"$out/llama-int4/config.json"
+    edited '{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}}' \
+        >"$out/llama-int4/config.json"
 fi
 if [ -f "$tokenizers/$llama/tokenizer.json" ] && [ -d "$out/$llama" ]; then
     copy "$out/$llama" llama-http $configs

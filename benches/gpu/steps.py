@@ -16,9 +16,11 @@ WITHOUT_EARLY_KERNELS = {"SCONCE_CUDA_EARLY_ROWS": "0"}
 LOADING = {"RUST_LOG": "warn,sconce_core::engine::load=info"}
 CHOICES = {"RUST_LOG": LOADING["RUST_LOG"] + ",sconce_core::ops::linear=debug"}
 MODEL = "llama-3.1-8b-instruct"
-# The same with a tokenizer of its vocabulary, which is what HTTP is measured with; and as a 4-bit checkpoint has it.
+# The same with a tokenizer of its vocabulary, which is what HTTP is measured with; as a 4-bit checkpoint has it.
 HTTP_MODEL = "llama-http"
 INT4_MODEL = "llama-int4"
+# As Llama-3.2-1B is.
+SMALL_MODEL = "llama-1b"
 # Each with what it is called in tables.
 OTHER_MODELS = {"mistral-7b-instruct-v0.2": "Mistral-7B", "gemma-2-9b-it": "Gemma-2-9B", "phi-3-mini-4k-instruct": "Phi-3-mini",
                 "phi-2": "phi-2"}
@@ -155,6 +157,12 @@ def comparisons():
     yield latency("one user, RoPE in a launch of its own", 128, env=WITHOUT_FUSED_ROPE)
     yield together("decode of 64, RoPE in a launch of its own", 64, 1024, 64, CACHED, limit_s=40, env=WITHOUT_FUSED_ROPE)
     yield latency("one user after 8k", 1024, "--decode-after", 8000)
+    if (BUILT / "models" / SMALL_MODEL).is_dir():
+        # Of random weights no draft is right, but those of the same weights: what a draft costs, and what right ones are worth.
+        small = ["--draft-model", BUILT / "models" / SMALL_MODEL, "--num-speculative-tokens"]
+        yield latency("one user, a 1B drafts in vain", 128, *small, 1)
+        yield latency("one user of a 1B", 128, model=SMALL_MODEL)
+        yield latency("one user of a 1B that drafts for itself", 128, *small, 4, model=SMALL_MODEL)
 
 
 def formats():
@@ -181,6 +189,7 @@ def formats():
 
 
 def last():
+    yield test("drafts by a second model", 60, "a_second_model")
     yield test("ops", 120, "device_equals", "cuda_tests", "linear::cuda", "embed", "copy_blocks", "sample::tests::device", "cuda::weights",
                *skipping("the_kernel_goes_by"))
     counter = next(filter(None, map(shutil.which, COUNTERS)), None)

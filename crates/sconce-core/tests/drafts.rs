@@ -4,23 +4,47 @@
 
 mod common;
 
-use common::{BLOCK_BYTES, prompt, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
-use sconce_core::config::{BeamParams, EngineConfig, SamplingParams};
-use sconce_core::engine::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, PredictionUsage};
+use std::path::Path;
+
+use common::{BLOCK_BYTES, prompt, tiny_config, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
+use sconce_core::config::{BeamParams, EngineConfig, KvCacheDtype, Quantization, SamplingParams, WeightDtype};
+use sconce_core::engine::{
+    self, EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoProgress, PredictionUsage,
+};
 use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Changes a file of a model.
+type Edit<'a> = &'a dyn Fn(&mut Value);
+/// Adjusts the settings of an engine.
+type Change<'a> = &'a dyn Fn(&mut EngineConfig);
 
 /// The tiny model, with a window in every layer if one is asked for.
 fn engine(window: Option<usize>, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+    tiny_engine_of(tiny_model(&windowed(window)).path(), change)
+}
+
+/// The tiny model with another config, as `change` makes it of its own.
+fn tiny_model(change: Edit<'_>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     write_tiny_model(dir.path());
-    if let Some(window) = window {
-        let path = dir.path().join("config.json");
-        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        config["architectures"] = json!(["MistralForCausalLM"]);
-        config["sliding_window"] = json!(window);
-        std::fs::write(&path, config.to_string()).unwrap();
+    edit(&dir.path().join("config.json"), change);
+    dir
+}
+
+fn edit(path: &Path, change: Edit<'_>) {
+    let mut value: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    change(&mut value);
+    std::fs::write(path, value.to_string()).unwrap();
+}
+
+fn windowed(window: Option<usize>) -> impl Fn(&mut Value) {
+    move |config| {
+        if let Some(window) = window {
+            config["architectures"] = json!(["MistralForCausalLM"]);
+            config["sliding_window"] = json!(window);
+        }
     }
-    tiny_engine_of(dir.path(), change)
 }
 
 /// Prompts that say everything twice, asked in every way that there can be drafts for, and in some that there cannot.
@@ -94,7 +118,7 @@ fn drafts_change_no_answer() {
 fn whatever_there_is_little_of() {
     let requests = requests();
     let expected = run_alone(&engine(None, |_| {}), &requests);
-    let changes: [&dyn Fn(&mut EngineConfig); 5] = [
+    let changes: [Change<'_>; 5] = [
         &|config| config.max_num_seqs = Some(1),
         // Rows of drafts beside those of a prompt.
         &|config| (config.max_num_seqs, config.num_speculative_tokens) = (Some(2), 15),
@@ -165,4 +189,131 @@ fn predictions_that_cannot_be_followed_are_refused() {
     refused(&engine, letters(beams).with_prediction("A"), "a beam search");
     refused(&engine, letters(SamplingParams { presence_penalty: 1.0, ..plain() }).with_prediction("A"), "penalties");
     refused(&engine, letters(plain()).with_prediction("A".repeat(257)), "has 257 tokens, more than the context of 256");
+}
+
+/// The tiny model with one that drafts for it.
+fn drafted(target: &TempDir, draft: &TempDir, change: impl Fn(&mut EngineConfig)) -> sconce_core::Result<EngineHandle> {
+    let draft = Some(("draft", draft.path()));
+    engine::load_with_draft(("tiny", target.path()), draft, &tiny_config(change), &NoProgress)
+}
+
+/// Prompts that say nothing twice, so that the second model has to draft, and the others.
+fn requests_of_all_kinds() -> Vec<GenerationRequest> {
+    let params = |i: usize| SamplingParams {
+        max_tokens: Some(40),
+        temperature: if i == 1 { 0.7 } else { 0.0 },
+        top_p: if i == 1 { 0.9 } else { 1.0 },
+        seed: Some(i as u64),
+        n: 1 + i % 2,
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let new = (0..3).map(|i| GenerationRequest::tokens(prompt(30 + 7 * i, 20 + i)).with_params(params(i)));
+    new.chain(requests()).collect()
+}
+
+#[test]
+fn a_second_model_changes_no_answer() {
+    let requests = requests_of_all_kinds();
+    let same = |_: &mut Value| {};
+    // The same; another with other keys and values; one with a shorter context; one that has fewer tokens.
+    let drafts: [(&str, Edit<'_>); 4] = [
+        ("same", &same),
+        ("other", &|config| {
+            config["num_hidden_layers"] = json!(1);
+            config["num_key_value_heads"] = json!(4);
+            config["hidden_size"] = json!(32);
+        }),
+        ("short", &|config| config["max_position_embeddings"] = json!(70)),
+        ("small", &|config| (config["vocab_size"], config["eos_token_id"]) = (json!(200), json!(199))),
+    ];
+    for window in [None, Some(24)] {
+        let plain = engine(window, |_| {});
+        let expected = run_alone(&plain, &requests);
+        let target = tiny_model(&windowed(window));
+        for (name, change) in drafts {
+            let is_same = name == "same" && window.is_none();
+            let engine = drafted(&target, &tiny_model(change), |_| {}).unwrap();
+            assert_eq!(engine.info().draft_model.as_deref(), Some("draft"));
+            assert_eq!(run_alone(&engine, &requests), expected, "{name}, window {window:?}");
+            let [num_drafts, num_accepted, num_steps] = counts(&engine);
+            assert!(num_drafts > 100, "{name}: {num_drafts} drafts");
+            // Some are looked up, and it computes less exactly.
+            assert!(!is_same || 10 * num_accepted > 9 * num_drafts, "{num_accepted} of {num_drafts} drafts were right");
+            assert!(!is_same || 2 * num_steps < counts(&plain)[2], "{num_steps} steps, {} without", counts(&plain)[2]);
+            assert_eq!(run(&engine, &requests), expected, "{name}, window {window:?}, together");
+            wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
+        }
+    }
+}
+
+#[test]
+fn a_second_model_with_little_of_everything() {
+    let requests = requests_of_all_kinds();
+    let expected = run_alone(&engine(None, |_| {}), &requests);
+    let model = tiny_model(&|_| {});
+    let changes: [Change<'_>; 5] = [
+        &|config| (config.max_num_seqs, config.num_speculative_tokens) = (Some(2), 15),
+        // The second model takes several steps to catch up.
+        &|config| (config.max_num_seqs, config.max_num_batched_tokens) = (Some(2), Some(3)),
+        &|config| (config.kv_cache_bytes, config.kv_cache_dtype) = (Some(16 * 2 * BLOCK_BYTES), KvCacheDtype::F32),
+        &|config| config.prefix_cache = false,
+        &|config| config.draft_quantization = Some(Quantization::Q4_0),
+    ];
+    for (i, change) in changes.into_iter().enumerate() {
+        let engine = drafted(&model, &model, change).unwrap();
+        if i == 2 {
+            assert_eq!((engine.info().num_kv_blocks, engine.info().kv_cache_bytes), (16, 32 * BLOCK_BYTES));
+        }
+        assert_eq!(run(&engine, &requests), expected, "change {i}");
+        assert!(counts(&engine)[1] > 0, "change {i}: no draft was right");
+        wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
+    }
+}
+
+/// A prompt that was computed before is not computed again, by neither model; what the second knows of it is still right.
+#[test]
+fn a_second_model_finds_what_it_has_computed() {
+    let model = tiny_model(&|_| {});
+    let engine = drafted(&model, &model, |_| {}).unwrap();
+    let params = SamplingParams { max_tokens: Some(40), temperature: 0.0, ignore_eos: true, ..Default::default() };
+    let ask = |tokens: Vec<u32>| {
+        let request = GenerationRequest::tokens(tokens).with_params(params.clone());
+        let before = counts(&engine);
+        let output = engine.submit(request).unwrap().blocking_collect().unwrap();
+        let [num_drafts, num_accepted, num_steps] = counts(&engine);
+        (output, num_drafts - before[0], num_accepted - before[1], num_steps - before[2])
+    };
+    let (first, num_drafts, num_accepted, num_steps) = ask(prompt(100, 3));
+    assert!(10 * num_accepted > 8 * num_drafts, "{num_accepted} of {num_drafts} drafts were right");
+    assert!(num_steps <= 15, "{num_steps} steps for a prompt and 39 tokens, up to nine at a time");
+    let further = [prompt(100, 3), first.outputs[0].token_ids.clone()].concat();
+    let (second, num_drafts, num_accepted, _) = ask(further);
+    assert!(second.usage.cached_tokens >= 128);
+    // Some are wrong where two tokens are about as likely: it computes less exactly.
+    assert!(10 * num_accepted > 8 * num_drafts, "{num_accepted} of {num_drafts} drafts were right");
+}
+
+#[test]
+fn a_second_model_that_cannot_draft_is_refused() {
+    let model = tiny_model(&|_| {});
+    let refused = |draft: &TempDir, words: &str, change: Change<'_>| {
+        let error = drafted(&model, draft, change).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    let other = tiny_model(&|_| {});
+    edit(&other.path().join("tokenizer.json"), &|tokenizer| {
+        let vocab = &mut tokenizer["model"]["vocab"];
+        (vocab["a"], vocab["b"]) = (json!(98), json!(97));
+    });
+    let words = "draft-model: must have the model's vocabulary, and token 97 is \"a\" of tiny, but \"b\" of draft";
+    refused(&other, words, &|_| {});
+    let dir = tempfile::tempdir().unwrap();
+    refused(&dir, "need a folder with config.json", &|_| {});
+    let blocks: Change<'_> =
+        &|config| (config.draft_quantization, config.dtype) = (Some(Quantization::Q4_0), WeightDtype::F32);
+    refused(&model, "weights that become q4_0 stay in it with auto alone", blocks);
+    let alone = tiny_config(|config| config.draft_quantization = Some(Quantization::Q4_0));
+    let error = engine::load("tiny", model.path(), &alone, &NoProgress).map(|_| ()).unwrap_err().to_string();
+    assert!(error.starts_with("draft-quantization: "), "{error}");
 }

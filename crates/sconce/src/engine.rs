@@ -62,6 +62,7 @@ enum Source {
 /// Settings of an [`Engine`] that is to be built.
 pub struct EngineBuilder {
     source: Source,
+    draft_model: Option<String>,
     config: EngineConfig,
     served_name: Option<String>,
     cache_dir: Option<PathBuf>,
@@ -72,6 +73,7 @@ impl EngineBuilder {
     fn new(source: Source) -> Self {
         Self {
             source,
+            draft_model: None,
             config: EngineConfig::default(),
             served_name: None,
             cache_dir: None,
@@ -103,7 +105,15 @@ impl EngineBuilder {
         self
     }
 
-    /// Tokens that are drafted in a step, at most ([`EngineConfig::num_speculative_tokens`]); by default none.
+    /// A smaller model of the same vocabulary, a path or an id, that drafts for the model (speculative decoding). Answers are the
+    /// model's own, and come sooner where the smaller one often says the same.
+    pub fn draft_model(mut self, model: impl Into<String>) -> Self {
+        self.draft_model = Some(model.into());
+        self
+    }
+
+    /// Tokens that are drafted in a step, at most ([`EngineConfig::num_speculative_tokens`]); by default none, or
+    /// [`EngineConfig::DRAFT_MODEL_TOKENS`] with a [draft model](EngineBuilder::draft_model).
     pub fn num_speculative_tokens(mut self, tokens: usize) -> Self {
         self.config.num_speculative_tokens = tokens;
         self
@@ -165,15 +175,20 @@ impl EngineBuilder {
     pub fn build(self) -> Result<Engine> {
         self.config.validate()?;
         let (cache_dir, progress) = (self.cache_dir.as_deref(), &*self.progress);
-        let (path, default_name) = match &self.source {
+        let (path, own_name) = match &self.source {
             Source::Starter => (hub::starter(cache_dir, progress)?, hub::STARTER_NAME.to_owned()),
             Source::Named(model) => (hub::resolve(model, cache_dir, progress)?, default_name(model)),
         };
-        let name = self.served_name.unwrap_or(default_name);
+        let name = self.served_name.unwrap_or(own_name);
         if name.is_empty() {
             return Err(Error::config("served-name", "must not be empty"));
         }
-        Ok(Engine { handle: sconce_core::engine::load(&name, &path, &self.config, progress)? })
+        let draft =
+            self.draft_model.map(|model| Ok((hub::resolve(&model, cache_dir, progress)?, default_name(&model))));
+        let draft = draft.transpose()?;
+        let draft = draft.as_ref().map(|(path, name)| (name.as_str(), path.as_path()));
+        let handle = sconce_core::engine::load_with_draft((&name, &path), draft, &self.config, progress)?;
+        Ok(Engine { handle })
     }
 }
 

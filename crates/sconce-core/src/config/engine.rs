@@ -221,8 +221,11 @@ pub struct EngineConfig {
     /// Tokens that may follow a sequence and are computed along with its last, at most (speculative decoding): what its request
     /// predicts ([`GenerationRequest::prediction`](crate::engine::GenerationRequest::prediction)), or what followed where it said the same
     /// before. Tokens, and what is told of them, are the same as without, but for [`MatmulPrecision::Fast`] on a GPU; 0: none.
-    /// While few sequences run, up to [`EngineConfig::MAX_SPECULATIVE_TOKENS`] in all.
+    /// While few sequences run, up to [`EngineConfig::MAX_SPECULATIVE_TOKENS`] in all. Where a second model drafts 0 stands for
+    /// [`EngineConfig::DRAFT_MODEL_TOKENS`].
     pub num_speculative_tokens: usize,
+    /// What the weights of the model that drafts are quantized to when they are loaded. `None`: as [`EngineConfig::quantization`] says.
+    pub draft_quantization: Option<Quantization>,
     /// Most requests that wait in the inbox before submit answers `Overloaded`.
     pub max_waiting: usize,
     /// Whether the KV blocks of earlier prompts and answers are used again by requests that begin with the same tokens.
@@ -232,8 +235,8 @@ pub struct EngineConfig {
     /// Whether each of a GPU's operations is computed on the CPU too and compared. Requests fail at the first that differs,
     /// with its name. Slow: for finding out what is wrong.
     pub check_ops: bool,
-    /// Whether each operation is waited for and timed. Steps take longer than they do otherwise: for finding out where time
-    /// goes.
+    /// Whether each operation is waited for and timed, those of a model that drafts too. Steps take longer than they do otherwise: for
+    /// finding out where time goes.
     pub profile_ops: bool,
 }
 
@@ -252,6 +255,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: None,
             max_num_seqs: None,
             num_speculative_tokens: 0,
+            draft_quantization: None,
             max_waiting: 1024,
             prefix_cache: true,
             num_threads: None,
@@ -264,6 +268,8 @@ impl Default for EngineConfig {
 impl EngineConfig {
     /// The greatest [`EngineConfig::num_speculative_tokens`].
     pub const MAX_SPECULATIVE_TOKENS: usize = 15;
+    /// What [`EngineConfig::num_speculative_tokens`] is where a second model drafts and nothing else is asked for.
+    pub const DRAFT_MODEL_TOKENS: usize = 8;
 
     /// Checks each field by itself. What depends on the model is checked when it is loaded.
     pub fn validate(&self) -> Result<()> {
@@ -298,8 +304,11 @@ impl EngineConfig {
                 format!("must be at least {LEAST_INT8_BLOCK} with keys and values of int8, found {}", self.block_size);
             return Err(Error::config("block-size", message));
         }
-        if self.quantization.makes_blocks() && self.dtype != WeightDtype::Auto {
-            let quantization = self.quantization.name();
+        let asked = [Some(self.quantization), self.draft_quantization];
+        if let Some(quantization) = asked.into_iter().flatten().find(|asked| asked.makes_blocks())
+            && self.dtype != WeightDtype::Auto
+        {
+            let quantization = quantization.name();
             let message =
                 format!("weights that become {quantization} stay in it with auto alone: leave one of both out");
             return Err(Error::config("dtype", message));

@@ -33,25 +33,32 @@ pub(super) struct Source<'a> {
     pub(super) dtype: WeightDtype,
 }
 
-/// What loading found out.
-#[derive(Debug, Clone)]
-pub(super) struct Sizes {
+/// A model and all that its steps work on, but for keys and values: their memory is what is left when all else has been taken.
+pub(super) struct Loaded<B: Backend> {
+    model: Box<dyn Model<B>>,
+    ws: Workspace<B>,
+    batch: B::Batch,
+    answers: [B::Answers; NUM_SLOTS],
+    pub(super) backend: B,
     pub(super) footprint: Footprint,
-    pub(super) kv_shape: KvCacheShape,
-    pub(super) kv_cache_bytes: usize,
-    pub(super) max_model_len: usize,
+    /// Of keys and values: no blocks yet.
+    shape: KvCacheShape,
+    /// The longest sequence that is asked for.
+    asked_len: usize,
+    /// The longest sequence that there is a place for everywhere else.
+    pub(super) wanted_len: usize,
     pub(super) max_num_seqs: usize,
     pub(super) max_step_tokens: usize,
 }
 
-impl<B: Backend> Compute<B> {
-    /// Reads the weights and takes all memory that steps need. `sizes`: those of an earlier load, which are kept.
+impl<B: Backend> Loaded<B> {
+    /// Reads the weights. `wanted_len`: the longest sequence, where that has been found out before.
     pub(super) fn load(
         backend: B,
         source: &Source<'_>,
-        sizes: Option<&Sizes>,
+        wanted_len: Option<usize>,
         progress: &dyn Progress,
-    ) -> Result<(Self, Sizes)> {
+    ) -> Result<Self> {
         let Source { id, raw, model: model_config, store, config, dtype } = *source;
         let max_num_seqs = num_seqs(&backend, config);
         let max_step_tokens = step_tokens(&backend, config);
@@ -65,8 +72,8 @@ impl<B: Backend> Compute<B> {
         };
         let asked_len = wanted_model_len(model_config, config)?;
         // What no pool could hold takes no room in tables of positions either.
-        let wanted_len = match sizes {
-            Some(sizes) => sizes.max_model_len,
+        let wanted_len = match wanted_len {
+            Some(len) => len,
             None => asked_len.min(most_tokens(&backend, config, shape)?),
         };
         // Before the first tensor is read, so that what cannot be loaded is refused at once.
@@ -89,25 +96,41 @@ impl<B: Backend> Compute<B> {
         let ws = Workspace::new(&backend, model_config, limits.max_tokens, limits.max_logits)?;
         let batch = backend.batch(model_config, &limits)?;
         let answers = [backend.answers()?, backend.answers()?];
-        // After all else: the pool takes what is left.
-        let sizes = match sizes {
-            Some(sizes) => sizes.clone(),
-            None => {
-                let pool = KvPool::new(&backend, config, shape, [asked_len, wanted_len])?;
-                let kv_shape = KvCacheShape { num_blocks: pool.num_blocks, ..shape };
-                let kv_cache_bytes = backend.kv_cache_bytes(&kv_shape);
-                Sizes {
-                    footprint,
-                    kv_shape,
-                    kv_cache_bytes,
-                    max_model_len: pool.max_model_len,
-                    max_num_seqs,
-                    max_step_tokens,
-                }
-            }
-        };
-        let kv = backend.kv_cache(sizes.kv_shape)?;
-        Ok((Self { model, ws, kv, batch, answers, backend }, sizes))
+        Ok(Self {
+            model,
+            ws,
+            batch,
+            answers,
+            backend,
+            footprint,
+            shape,
+            asked_len,
+            wanted_len,
+            max_num_seqs,
+            max_step_tokens,
+        })
+    }
+
+    /// Bytes that a block of keys and values takes.
+    pub(super) fn block_bytes(&self) -> usize {
+        self.backend.kv_cache_bytes(&self.kv_shape(1))
+    }
+
+    /// Of keys and values, with so many blocks.
+    pub(super) fn kv_shape(&self, num_blocks: usize) -> KvCacheShape {
+        KvCacheShape { num_blocks, ..self.shape }
+    }
+
+    /// The pool that the setting or the free memory allows, where a block takes so many bytes in all.
+    pub(super) fn pool(&self, config: &EngineConfig, block_bytes: usize) -> Result<KvPool> {
+        KvPool::new(&self.backend, config, block_bytes, [self.asked_len, self.wanted_len])
+    }
+
+    /// The same with so many blocks of keys and values.
+    pub(super) fn with_blocks(self, num_blocks: usize) -> Result<Compute<B>> {
+        let kv = self.backend.kv_cache(self.kv_shape(num_blocks))?;
+        let Self { model, ws, batch, answers, backend, .. } = self;
+        Ok(Compute { model, ws, kv, batch, answers, backend })
     }
 }
 
@@ -140,9 +163,11 @@ fn most_tokens<B: Backend>(backend: &B, config: &EngineConfig, shape: KvCacheSha
     Ok((bytes / block_bytes).max(2).saturating_mul(config.block_size))
 }
 
-struct KvPool {
-    num_blocks: usize,
-    max_model_len: usize,
+/// How many blocks of keys and values there are, and what they hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KvPool {
+    pub(super) num_blocks: usize,
+    pub(super) max_model_len: usize,
 }
 
 impl KvPool {
@@ -151,10 +176,9 @@ impl KvPool {
     fn new<B: Backend>(
         backend: &B,
         config: &EngineConfig,
-        shape: KvCacheShape,
+        block_bytes: usize,
         [asked_len, wanted_len]: [usize; 2],
     ) -> Result<Self> {
-        let block_bytes = backend.kv_cache_bytes(&KvCacheShape { num_blocks: 1, ..shape });
         let blocks_for_one = asked_len.div_ceil(config.block_size);
         let most = blocks_for_one.saturating_mul(num_seqs(backend, config));
         let bytes = match config.kv_cache_bytes {

@@ -8,8 +8,9 @@ use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::Duration;
 
 use super::Inbox;
-use super::compute::Compute;
+use super::draft_model::DraftModel;
 use super::drafts::Drafting;
+use super::models::Models;
 use super::running::{Limits, RunningRequest};
 use super::status::EngineStatus;
 use super::step::Steps;
@@ -24,9 +25,9 @@ const IDLE: Duration = Duration::from_millis(500);
 
 /// Everything that a step works on. Owned by one thread.
 pub(super) struct Engine<B: Backend> {
-    pub(super) compute: Compute<B>,
-    /// Makes `compute` anew, when its device has been lost.
-    pub(super) reload: Box<dyn Fn() -> Result<Compute<B>> + Send>,
+    pub(super) models: Models<B>,
+    /// Makes `models` anew, when their device has been lost.
+    pub(super) reload: Box<dyn Fn() -> Result<Models<B>> + Send>,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) limits: Limits,
     pub(super) status: Arc<EngineStatus>,
@@ -101,18 +102,18 @@ impl<B: Backend> Engine<B> {
             }
             let step = panic::catch_unwind(AssertUnwindSafe(|| self.step()));
             match step {
-                Ok(Ok(())) if !self.compute.backend.is_lost() => {}
+                Ok(Ok(())) if !self.models.is_lost() => {}
                 // Whoever has noticed it: what was computed is gone.
                 Ok(Ok(())) => self.restart("the device is lost"),
                 Ok(Err(error)) => self.restart(&error.to_string()),
                 Err(payload) => self.restart(panic_message(&*payload)),
             }
-            if self.compute.backend.is_lost() {
+            if self.models.is_lost() {
                 tracing::warn!("the device is lost; the model is loaded again");
                 // First what is left of the old one: its memory is needed.
-                drop(self.compute);
-                self.compute = match (self.reload)() {
-                    Ok(compute) => compute,
+                drop(self.models);
+                self.models = match (self.reload)() {
+                    Ok(models) => models,
                     Err(error) => {
                         tracing::error!("the engine has ended: {error}");
                         self.status.is_alive.store(false, Ordering::Relaxed);
@@ -183,6 +184,7 @@ impl<B: Backend> Engine<B> {
         }
         self.status.finish_requests(self.state.requests.len());
         self.state.reset();
+        self.models.draft.iter_mut().for_each(DraftModel::forget);
     }
 
     /// Brings the counters up to date.

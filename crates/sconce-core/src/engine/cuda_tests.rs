@@ -6,8 +6,8 @@ mod common;
 use common::{prompt, write_tiny_model};
 
 use super::compute::{num_seqs, step_tokens};
-use super::files::ModelFiles;
 use super::load::Launch;
+use super::models::Part;
 use super::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoProgress};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
@@ -40,6 +40,11 @@ fn orders_ahead() -> impl Iterator<Item = Order> {
 }
 
 fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+    start(order, false, change)
+}
+
+/// With a draft model it is the model itself.
+fn start(order: Order, has_draft_model: bool, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
     let dir = tempfile::tempdir().unwrap();
     write_tiny_model(dir.path());
     let mut config = EngineConfig {
@@ -49,15 +54,18 @@ fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
         ..Default::default()
     };
     change(&mut config);
-    let files = ModelFiles::open(dir.path(), &config).unwrap();
-    let launch =
-        Launch { id: "tiny", path: dir.path(), config: &config, progress: &NoProgress, gpu: Some(0), profile: None };
+    let launch = Launch { progress: &NoProgress, gpu: Some(0), profile: None };
     let open = move || {
         let device = if order == Order::AheadLate { HostDevice::watched(true).0 } else { devices().remove(0) };
         let backend = CudaBackend::new(device, ElemType::Bf16);
         Ok(if order == Order::ReadFirst { backend.without_running_ahead() } else { backend })
     };
-    launch.start(files, open().unwrap(), WeightDtype::Bf16, Box::new(open)).unwrap()
+    let part = || {
+        let part = Part::new(("tiny", dir.path()), &config, WeightDtype::Bf16, open);
+        let opened = part.open().unwrap();
+        (part, opened)
+    };
+    launch.start(part(), has_draft_model.then(part)).unwrap()
 }
 
 #[test]
@@ -214,6 +222,35 @@ fn drafts_change_no_answer() {
     let [num_drafts, accepted_in_all] = drafted();
     assert!(accepted_in_all > num_accepted + 5, "{accepted_in_all} of {num_drafts} drafts were right");
     assert!(num_drafts > accepted_in_all, "some were meant to be wrong");
+}
+
+/// A second model, which has graphs and memory of its own.
+#[test]
+fn a_second_model_changes_no_answer() {
+    // Of the first, two sequences share all that the second model computes of the prompt.
+    let params = SamplingParams { n: 2, seed: Some(6), max_tokens: Some(12), ignore_eos: true, ..Default::default() };
+    let shared = GenerationRequest::tokens(prompt(48, 8)).with_params(params);
+    let requests: Vec<_> = std::iter::once(shared).chain(requests().into_iter().skip(2).take(4)).collect();
+    for kv_cache_dtype in [KvCacheDtype::Auto, KvCacheDtype::Int8] {
+        let change = |config: &mut EngineConfig| config.kv_cache_dtype = kv_cache_dtype;
+        let lone = engine(Order::ReadFirst, change);
+        let run_alone = |engine: &EngineHandle| {
+            let alone = requests.iter().flat_map(|request| run_together(engine, std::slice::from_ref(request)));
+            alone.collect::<Vec<_>>()
+        };
+        let alone = run_alone(&lone);
+        let engine = start(Order::Ahead, true, |config| {
+            change(config);
+            config.num_speculative_tokens = 7;
+            config.max_num_batched_tokens = Some(24);
+        });
+        assert_eq!(run_alone(&engine), alone, "{kv_cache_dtype:?}");
+        let counters = [&engine.status().num_draft_tokens, &engine.status().num_accepted_tokens];
+        let [num_drafts, num_accepted] = counters.map(EngineStatus::get);
+        // As it is the same model, all of its own are: a few others are looked up.
+        assert!(10 * num_accepted > 9 * num_drafts && num_drafts > 50, "{num_accepted} of {num_drafts} were right");
+        assert_eq!(run_together(&engine, &requests), alone, "{kv_cache_dtype:?}, together");
+    }
 }
 
 /// What was computed before it was read is found in the prefix cache, with what belongs there.

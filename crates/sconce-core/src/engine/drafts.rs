@@ -1,13 +1,16 @@
 //! Drafts for speculative decoding: tokens that may follow a sequence, and are computed along with its last. They come from what the
-//! caller has predicted, or from the sequence itself, so that there is no second model.
+//! caller has predicted, from the sequence itself, or, where neither has any, from a second model if there is one.
 //!
 //! A row of logits has the same bits whatever is computed beside it, and what is drawn depends on its position alone: so a draft is
 //! right where it is the token that is sampled in its place, greedy or not, and answers are those without drafts.
 
 use std::collections::BTreeMap;
 
+use super::draft_model::DraftModel;
 use super::running::RunningRequest;
+use crate::backend::Backend;
 use crate::config::EngineConfig;
+use crate::error::Result;
 use crate::sched::{GroupId, ScheduledChunk, Scheduler, StepPlan};
 
 /// Rows of a step with drafts, at most: a GPU's kernels for few tokens take so many in about the time of one. Attention's kernel for
@@ -16,6 +19,8 @@ pub(super) const MAX_DRAFTING_ROWS: usize = 1 + EngineConfig::MAX_SPECULATIVE_TO
 
 /// The shortest match that is believed: shorter ones are mostly chance.
 const MIN_MATCH: usize = 2;
+/// The same beside a second model, whose drafts are better than those of a short match.
+const MIN_MATCH_BESIDE_MODEL: usize = 6;
 /// Beyond it matches are as good as each other.
 const MAX_MATCH: usize = 16;
 
@@ -26,6 +31,8 @@ pub(super) struct Drafting {
     num_speculative_tokens: usize,
     /// Those of one sequence; kept for its memory.
     drafts: Vec<u32>,
+    /// Chunks whose drafts the second model is to make, and how many each can have.
+    open: Vec<(usize, usize)>,
     /// The sequences, by group and index, whose drafts in the latest plan are from predictions.
     predicted: Vec<(GroupId, usize)>,
 }
@@ -41,17 +48,20 @@ impl Drafting {
         self.num_speculative_tokens > 0 && 2 * scheduler.num_running() <= MAX_DRAFTING_ROWS
     }
 
-    /// Adds drafts to a plan, the oldest sequences' first.
-    pub(super) fn draft(
+    /// Adds drafts to a plan, the oldest sequences' first. `model`: the second model. Errors are its device's.
+    pub(super) fn draft<B: Backend>(
         &mut self,
         plan: &mut StepPlan,
         scheduler: &mut Scheduler,
         requests: &BTreeMap<GroupId, RunningRequest>,
-    ) {
+        model: Option<&mut DraftModel<B>>,
+    ) -> Result<()> {
         self.predicted.clear();
+        self.open.clear();
         if !self.is_wanted(scheduler) {
-            return;
+            return Ok(());
         }
+        let min_match = if model.is_some() { MIN_MATCH_BESIDE_MODEL } else { MIN_MATCH };
         let mut num_left = MAX_DRAFTING_ROWS.saturating_sub(plan.chunks.len());
         for at in 0..plan.chunks.len() {
             let chunk = plan.chunks[at];
@@ -63,15 +73,42 @@ impl Drafting {
             }
             let generated = &token_ids[request.prompt_ids().len()..];
             let prediction = request.prediction().unwrap_or_default();
-            follow_prediction(prediction, generated, most, &mut self.drafts);
+            follow_prediction(prediction, generated, (min_match, most), &mut self.drafts);
             if self.drafts.is_empty() {
-                prompt_lookup(token_ids, most, &mut self.drafts);
+                prompt_lookup(token_ids, (min_match, most), &mut self.drafts);
             } else {
                 self.predicted.push((chunk.group, chunk.index));
+            }
+            if self.drafts.is_empty() {
+                self.open.push((at, most));
             }
             scheduler.add_drafts(plan, at, &self.drafts);
             num_left -= plan.chunks[at].num_drafts;
         }
+        model.map_or(Ok(()), |model| self.ask(model, plan, scheduler, requests, num_left))
+    }
+
+    /// Has the second model make drafts for the chunks that have none, at most `num_left` in all: as many for one as for another.
+    fn ask<B: Backend>(
+        &self,
+        model: &mut DraftModel<B>,
+        plan: &mut StepPlan,
+        scheduler: &mut Scheduler,
+        requests: &BTreeMap<GroupId, RunningRequest>,
+        mut num_left: usize,
+    ) -> Result<()> {
+        num_left = num_left.min(scheduler.num_tokens_left(plan));
+        for (idx, &(at, most)) in self.open.iter().enumerate() {
+            let share = num_left / (self.open.len() - idx);
+            let num_reserved = scheduler.reserve_drafts(plan, at, most.min(share));
+            model.ask(plan.chunks[at].group, plan.chunks[at].index, num_reserved);
+            num_left -= num_reserved;
+        }
+        model.run(scheduler, requests)?;
+        for (idx, &(at, _)) in self.open.iter().enumerate() {
+            scheduler.add_drafts(plan, at, model.drafts(idx));
+        }
+        Ok(())
     }
 
     /// Whether the drafts of a chunk of the latest plan are from a prediction.
@@ -83,12 +120,12 @@ impl Drafting {
 /// What follows in a prediction: from its begin for as long as all that was generated is as predicted, else behind the longest match
 /// of what was generated last, of those the one that is nearest to as many tokens as were generated. At most `most` tokens, and behind a
 /// match twice as many as match.
-fn follow_prediction(prediction: &[u32], generated: &[u32], most: usize, drafts: &mut Vec<u32>) {
+fn follow_prediction(prediction: &[u32], generated: &[u32], (min_match, most): (usize, usize), drafts: &mut Vec<u32>) {
     drafts.clear();
     let num_generated = generated.len();
     if prediction.starts_with(generated) {
         drafts.extend(prediction[num_generated..].iter().take(most));
-    } else if let Some((end, matching)) = longest_match(prediction, generated, num_generated) {
+    } else if let Some((end, matching)) = longest_match(prediction, generated, num_generated, min_match) {
         drafts.extend(prediction[end..].iter().take(most.min(2 * matching)));
     }
 }
@@ -96,21 +133,22 @@ fn follow_prediction(prediction: &[u32], generated: &[u32], most: usize, drafts:
 /// What followed where the sequence has already said what it ends with: the longest match of its end, of those the last (prompt lookup
 /// decoding, Saxena 2023). At most `most` tokens, and as many as match: a long match is likely to go on. None where nothing matches.
 /// Where it said so just before, it goes round.
-fn prompt_lookup(token_ids: &[u32], most: usize, drafts: &mut Vec<u32>) {
+fn prompt_lookup(token_ids: &[u32], (min_match, most): (usize, usize), drafts: &mut Vec<u32>) {
     drafts.clear();
     let Some((_, before)) = token_ids.split_last() else { return };
-    if let Some((end, matching)) = longest_match(before, token_ids, before.len()) {
+    if let Some((end, matching)) = longest_match(before, token_ids, before.len(), min_match) {
         drafts.extend(token_ids[end..].iter().cycle().take(most.min(matching)));
     }
 }
 
-/// Where in `text` the longest match of how `other` ends has its own end, and its length; of several the one that is nearest to `near`.
-fn longest_match(text: &[u32], other: &[u32], near: usize) -> Option<(usize, usize)> {
+/// Where in `text` the longest match of how `other` ends has its own end, and its length, `min_match` at least; of several the one that is
+/// nearest to `near`.
+fn longest_match(text: &[u32], other: &[u32], near: usize, min_match: usize) -> Option<(usize, usize)> {
     let last = other.last()?;
     let near = near.min(text.len());
     let ends = (0..=text.len()).flat_map(|far| [near.checked_sub(far), (far > 0).then_some(near + far)]).flatten();
-    let (mut best, mut best_len) = (None, MIN_MATCH - 1);
-    for end in ends.filter(|&end| (MIN_MATCH..=text.len()).contains(&end) && text[end - 1] == *last) {
+    let (mut best, mut best_len) = (None, min_match - 1);
+    for end in ends.filter(|&end| (min_match..=text.len()).contains(&end) && text[end - 1] == *last) {
         let pairs = text[..end].iter().rev().zip(other.iter().rev());
         let matching = pairs.take(MAX_MATCH).take_while(|(a, b)| a == b).count();
         if matching > best_len {
@@ -144,10 +182,10 @@ mod tests {
             (&[8, 8, 8, 8, 8, 1, 2, 3], 2, &[4, 5]),
             (&[8, 3, 9], 2, &[]),
         ] {
-            follow_prediction(&prediction, generated, most, &mut drafts);
+            follow_prediction(&prediction, generated, (MIN_MATCH, most), &mut drafts);
             assert_eq!(drafts, expected, "{generated:?}");
         }
-        follow_prediction(&[], &[1, 2], 2, &mut drafts);
+        follow_prediction(&[], &[1, 2], (MIN_MATCH, 2), &mut drafts);
         assert!(drafts.is_empty());
     }
 
@@ -172,12 +210,14 @@ mod tests {
             (vec![5, 5, 5, 5], 4, vec![5, 5, 5]),
             (vec![1, 2, 1, 2, 1, 2], 9, vec![1, 2, 1, 2]),
         ] {
-            prompt_lookup(&token_ids, most, &mut drafts);
+            prompt_lookup(&token_ids, (MIN_MATCH, most), &mut drafts);
             assert_eq!(drafts, expected, "{token_ids:?}");
         }
         let mut long: Vec<u32> = (0..40).collect();
         long.extend(10..35);
-        prompt_lookup(&long, 3, &mut drafts);
+        prompt_lookup(&long, (MAX_MATCH, 3), &mut drafts);
         assert_eq!(drafts, [35, 36, 37]);
+        prompt_lookup(&[1, 2, 3, 4, 1, 2, 3], (4, 3), &mut drafts);
+        assert!(drafts.is_empty());
     }
 }

@@ -127,7 +127,9 @@ impl EngineHandle {
     fn predicted_tokens(&self, text: &str, params: &SamplingParams) -> Result<Vec<u32>> {
         let refuse = |what: &str| Err(Error::invalid("prediction", format!("prediction: {what}")));
         if !self.inner.makes_drafts {
-            return refuse("needs an engine that makes drafts (--num-speculative-tokens), which this one does not");
+            return refuse(
+                "needs an engine that makes drafts (--num-speculative-tokens, --draft-model), which this one does not",
+            );
         }
         if params.beam.is_some() {
             return refuse("cannot stand beside a beam search, which makes no drafts");

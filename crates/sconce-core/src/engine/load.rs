@@ -5,20 +5,22 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
-use super::compute::{Compute, Sizes, Source};
 use super::core::{CacheConfig, Engine, State};
+use super::drafts::MAX_DRAFTING_ROWS;
 use super::files::ModelFiles;
 use super::handle::{EngineHandle, HandleInner};
 use super::inspect::end_token_ids;
+use super::models::{Models, Opened, Part};
 use super::progress::{NoProgress, Progress};
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
 use crate::backend::cpu::{CpuBackend, release_freed};
-use crate::backend::cuda::{self, CudaBackend, GpuInfo};
+use crate::backend::cuda::{self, CudaBackend, GpuInfo, SharedGpu};
 use crate::backend::{Backend, Checked, OpProfile, Profiled};
-use crate::config::{DeviceKind, EngineConfig, WeightDtype};
+use crate::config::{DeviceKind, EngineConfig, MatmulPrecision, WeightDtype};
 use crate::error::{Error, Result};
 use crate::sched::SchedulerConfig;
+use crate::text::Tokenizer;
 use crate::weights::Dtype;
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
@@ -30,39 +32,72 @@ const CHECK_TOLERANCE: f32 = 2e-2;
 /// Loads a model and starts its engine. `path` is a GGUF file, or a folder with config.json, tokenizer.json and
 /// safetensors; `id` is the name under which it is served. Returns once it is ready for requests.
 pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progress) -> Result<EngineHandle> {
-    config.validate()?;
+    load_with_draft((id, path), None, config, progress)
+}
+
+/// The same of `model`, its id and path, beside a smaller model of the same vocabulary that drafts for it (speculative decoding).
+/// Answers are the model's own, and come sooner where the smaller one often says the same.
+pub fn load_with_draft(
+    model: (&str, &Path),
+    draft: Option<(&str, &Path)>,
+    config: &EngineConfig,
+    progress: &dyn Progress,
+) -> Result<EngineHandle> {
     let start = Instant::now();
-    let files = ModelFiles::open(path, config)?;
+    let config = &with_defaults(config, draft.is_some())?;
+    let draft_config = draft_config(config);
+    let files = ModelFiles::open(model.1, config)?;
+    let draft = draft.map(|model| Ok((model, ModelFiles::open(model.1, &draft_config)?)));
+    let draft = draft.transpose()?;
     let stored = files.stored_dtype()?;
     let gpu = choose_gpu(config, stored)?;
     let profile = config.profile_ops.then(Arc::default);
-    let launch = Launch { id, path, config, progress, gpu: gpu.as_ref().map(CudaBackend::index), profile };
+    let launch = Launch { progress, gpu: gpu.as_ref().map(CudaBackend::index), profile };
     let handle = match gpu {
         None if config.check_ops => {
             Err(Error::config("check-ops", "there is no GPU whose operations could be checked"))
         }
         None => {
-            let (threads, precision) = (config.num_threads, config.matmul_precision);
-            let open = move || Ok(CpuBackend::new(threads).with_matmul_precision(precision));
-            launch.start_timed(files, open()?, config.dtype, open)
+            // Each has threads of its own: while one computes the other's sleep.
+            let threads = config.num_threads;
+            let cpu = |config: &EngineConfig| {
+                let precision = config.matmul_precision;
+                move || Ok(CpuBackend::new(threads).with_matmul_precision(precision))
+            };
+            let open = |(model, files), config: &EngineConfig| {
+                let backend = cpu(config)()?;
+                Ok((Part::new(model, config, config.dtype, cpu(config)), Opened { files, backend }))
+            };
+            let target = open((model, files), config)?;
+            launch.start_timed(target, draft.map(|draft| open(draft, &draft_config)).transpose()?)
         }
         Some(gpu) => {
-            let (index, asked, precision) = (gpu.index(), config.dtype, config.matmul_precision);
-            let open = move || Ok(CudaBackend::open(index, asked, stored)?.with_matmul_precision(precision));
-            let (dtype, gpu) = (gpu.weight_dtype(), gpu.with_matmul_precision(precision));
+            let shared = Arc::new(SharedGpu::of(&gpu));
+            let open = |(model, files): (_, ModelFiles), config: &EngineConfig| {
+                let (asked, stored, precision) = (config.dtype, files.stored_dtype()?, config.matmul_precision);
+                let shared = Arc::clone(&shared);
+                let again = move || Ok(shared.open(asked, stored)?.with_matmul_precision(precision));
+                let backend = again()?;
+                Ok::<_, Error>((Part::new(model, config, backend.weight_dtype(), again), Opened { files, backend }))
+            };
+            let target = open((model, files), config)?;
+            let draft = draft.map(|draft| open(draft, &draft_config)).transpose()?;
+            // They have it now.
+            drop(gpu);
             if config.check_ops {
                 let threads = config.num_threads;
                 let check = move |gpu| Checked::new(gpu, CpuBackend::new(threads), CHECK_TOLERANCE);
-                launch.start(files, check(gpu), dtype, Box::new(move || Ok(check(open()?))))
+                launch.start(mapped(target, check), draft.map(|draft| mapped(draft, check)))
             } else {
-                launch.start_timed(files, gpu, dtype, open)
+                launch.start_timed(target, draft)
             }
         }
     }?;
     release_freed();
     let info = handle.info();
     tracing::info!(
-        "{id}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks of {} tokens), context {} tokens",
+        "{}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks of {} tokens), context {} tokens{}",
+        info.id,
         start.elapsed().as_secs_f32(),
         info.device,
         mebibytes(info.weight_bytes),
@@ -71,8 +106,43 @@ pub fn load(id: &str, path: &Path, config: &EngineConfig, progress: &dyn Progres
         info.num_kv_blocks,
         info.block_size,
         info.max_model_len,
+        info.draft_model.as_ref().map_or(String::new(), |draft| format!(", drafts by {draft}")),
     );
     Ok(handle)
+}
+
+/// The settings with what they leave open, checked.
+fn with_defaults(config: &EngineConfig, has_draft: bool) -> Result<EngineConfig> {
+    let mut config = config.clone();
+    if has_draft && config.num_speculative_tokens == 0 {
+        config.num_speculative_tokens = EngineConfig::DRAFT_MODEL_TOKENS;
+    }
+    config.validate()?;
+    if !has_draft && config.draft_quantization.is_some() {
+        return Err(Error::config("draft-quantization", "is for the weights of a draft model, and there is none"));
+    }
+    Ok(config)
+}
+
+/// Those of the model that drafts. No answer depends on how exactly it computes; operations that are checked are exact.
+fn draft_config(config: &EngineConfig) -> EngineConfig {
+    EngineConfig {
+        quantization: config.draft_quantization.unwrap_or(config.quantization),
+        matmul_precision: if config.check_ops { config.matmul_precision } else { MatmulPrecision::Fast },
+        max_num_seqs: Some(MAX_DRAFTING_ROWS),
+        max_num_batched_tokens: config.max_num_batched_tokens.map(|tokens| tokens.max(MAX_DRAFTING_ROWS)),
+        max_model_len: None,
+        num_speculative_tokens: 0,
+        ..config.clone()
+    }
+}
+
+/// That the model that drafts means the same by its tokens. Errors: the first that it does not.
+fn check_vocabulary(target: (&str, &Tokenizer), draft: (&str, &Tokenizer)) -> Result<()> {
+    let Some(id) = target.1.first_difference(draft.1) else { return Ok(()) };
+    let [a, b] = [target, draft]
+        .map(|(name, tokenizer)| format!("{:?} of {name}", tokenizer.id_to_token(id).unwrap_or_default()));
+    Err(Error::config("draft-model", format!("must have the model's vocabulary, and token {id} is {a}, but {b}")))
 }
 
 /// The GPU that the model is to run on; `None`: the CPU. A GPU that was not asked for by name and cannot be used is no
@@ -108,11 +178,20 @@ pub(super) fn is_for_gpu(config: &EngineConfig) -> bool {
     }
 }
 
-/// What is to be started.
+/// A model that is to be started, and what is open of it.
+type Start<B> = (Part<B>, Opened<B>);
+
+/// The same on a backend that is made of its own.
+fn mapped<B: Backend, C: Backend>(
+    (part, Opened { files, backend }): Start<B>,
+    make: impl Fn(B) -> C + Send + 'static,
+) -> Start<C> {
+    let backend = make(backend);
+    (part.map(make), Opened { files, backend })
+}
+
+/// How models are started.
 pub(super) struct Launch<'a> {
-    pub(super) id: &'a str,
-    pub(super) path: &'a Path,
-    pub(super) config: &'a EngineConfig,
     pub(super) progress: &'a dyn Progress,
     pub(super) gpu: Option<usize>,
     /// Where the times of operations go, if they are taken.
@@ -120,37 +199,33 @@ pub(super) struct Launch<'a> {
 }
 
 impl Launch<'_> {
-    /// [`Launch::start`], on a backend whose operations are timed if that is asked for.
-    fn start_timed<B: Backend>(
-        &self,
-        files: ModelFiles,
-        backend: B,
-        dtype: WeightDtype,
-        open: impl Fn() -> Result<B> + Send + 'static,
-    ) -> Result<EngineHandle> {
-        let Some(profile) = &self.profile else { return self.start(files, backend, dtype, Box::new(open)) };
-        let profile = Arc::clone(profile);
-        let timed = move |backend| Profiled::new(backend, Arc::clone(&profile));
-        self.start(files, timed(backend), dtype, Box::new(move || Ok(timed(open()?))))
+    /// [`Launch::start`], on backends whose operations are timed if that is asked for.
+    fn start_timed<B: Backend>(&self, target: Start<B>, draft: Option<Start<B>>) -> Result<EngineHandle> {
+        let Some(profile) = &self.profile else { return self.start(target, draft) };
+        let timed = || {
+            let profile = Arc::clone(profile);
+            move |backend| Profiled::new(backend, Arc::clone(&profile))
+        };
+        self.start(mapped(target, timed()), draft.map(|draft| mapped(draft, timed())))
     }
 
-    /// `open` makes the backend anew, should its device be lost.
-    pub(super) fn start<B: Backend>(
-        &self,
-        files: ModelFiles,
-        backend: B,
-        dtype: WeightDtype,
-        open: Box<dyn Fn() -> Result<B> + Send>,
-    ) -> Result<EngineHandle> {
-        let text = files.text();
-        let ModelFiles { raw, config: model, store, .. } = files;
-        let (store, (tokenizer, chat_template)) = (store?, text?);
-        let Self { id, path, config, progress, gpu, .. } = *self;
-        let device = backend.description();
-        let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype };
-        let (compute, sizes) = Compute::load(backend, &source, None, progress)?;
+    /// Loads the model, and the one that drafts for it, and starts the engine.
+    pub(super) fn start<B: Backend>(&self, target: Start<B>, draft: Option<Start<B>>) -> Result<EngineHandle> {
+        let (target, opened) = target;
+        let (tokenizer, chat_template) = opened.files.text()?;
+        let (model, device) = (opened.files.config.clone(), opened.backend.description());
+        if let Some((part, opened)) = &draft {
+            check_vocabulary((&target.id, &tokenizer), (&part.id, &opened.files.text()?.0))?;
+        }
+        // A draft model computes a prompt when the model has: blocks that this does not see any more are needed for that.
+        let window = model.greatest_window().filter(|_| draft.is_none());
+        let (draft, draft_opened) = draft.unzip();
+        let draft_opened = draft.as_ref().zip(draft_opened);
+        let (models, sizes) = Models::load((&target, opened), draft_opened, None, self.progress)?;
+        let config = target.config.clone();
         let info = ModelInfo {
-            id: id.into(),
+            id: target.id.clone(),
+            draft_model: draft.as_ref().map(|draft| draft.id.clone()),
             max_model_len: sizes.max_model_len,
             max_num_seqs: sizes.max_num_seqs,
             num_kv_blocks: sizes.kv_shape.num_blocks,
@@ -160,7 +235,7 @@ impl Launch<'_> {
             kv_cache_bytes: sizes.kv_cache_bytes,
             kv_dtype: sizes.kv_shape.dtype,
             device,
-            gpu,
+            gpu: self.gpu,
             config: model,
         };
         let max_requests = sizes.max_num_seqs + config.max_waiting;
@@ -168,7 +243,7 @@ impl Launch<'_> {
             max_num_batched_tokens: sizes.max_step_tokens,
             max_num_seqs: sizes.max_num_seqs,
             max_prompt_logits: MAX_PROMPT_LOGITS,
-            window: info.config.greatest_window(),
+            window,
         };
         let cache_config = CacheConfig {
             num_blocks: info.num_kv_blocks,
@@ -178,9 +253,13 @@ impl Launch<'_> {
         let eos_token_ids = end_token_ids(&info.config, Some(&tokenizer));
         let (sender, inbox) = mpsc::channel();
         let (tokenizer, status) = (Arc::new(tokenizer), Arc::new(EngineStatus::default()));
+        let reload = move || {
+            let opened = draft.as_ref().map(|draft| Ok((draft, draft.open()?))).transpose()?;
+            Ok(Models::load((&target, target.open()?), opened, Some(&sizes), &NoProgress)?.0)
+        };
         let engine = Engine {
-            compute,
-            reload: reload(id, path, config, dtype, sizes, open),
+            models,
+            reload: Box::new(reload),
             tokenizer: Arc::clone(&tokenizer),
             limits: Limits { eos_token_ids, max_model_len: info.max_model_len },
             status: Arc::clone(&status),
@@ -202,24 +281,6 @@ impl Launch<'_> {
             profile: self.profile.clone(),
         }))
     }
-}
-
-/// Loads the model once more, into memory of the same sizes, from files that are still there.
-fn reload<B: Backend>(
-    id: &str,
-    path: &Path,
-    config: &EngineConfig,
-    dtype: WeightDtype,
-    sizes: Sizes,
-    open: Box<dyn Fn() -> Result<B> + Send>,
-) -> Box<dyn Fn() -> Result<Compute<B>> + Send> {
-    let (id, path, config) = (id.to_owned(), path.to_owned(), config.clone());
-    Box::new(move || {
-        let ModelFiles { raw, config: model, store, .. } = ModelFiles::open(&path, &config)?;
-        let store = store?;
-        let source = Source { id: &id, raw: &raw, model: &model, store: &store, config: &config, dtype };
-        Ok(Compute::load(open()?, &source, Some(&sizes), &NoProgress)?.0)
-    })
 }
 
 pub(super) fn mebibytes(bytes: usize) -> String {

@@ -6,12 +6,14 @@ mod compute;
 mod core;
 #[cfg(test)]
 mod cuda_tests;
+mod draft_model;
 mod drafts;
 mod files;
 mod footprint;
 mod handle;
 mod inspect;
 mod load;
+mod models;
 mod output;
 mod progress;
 mod request;
@@ -25,7 +27,7 @@ mod tests;
 pub use footprint::{Footprint, TokenCost, WeightGroup};
 pub use handle::EngineHandle;
 pub use inspect::{ChatTemplateReport, ModelReport, TokenizerReport, inspect};
-pub use load::load;
+pub use load::{load, load_with_draft};
 pub use output::{
     CompletionOutput, Finish, FinishReason, GenerationOutput, PredictionUsage, StopReason, StreamEvent, TokenEvent,
     Usage,

@@ -12,6 +12,8 @@ use crate::config::ModelConfig;
 pub struct ModelInfo {
     /// The id under which it is served.
     pub id: String,
+    /// The id of the model that drafts for it, if there is one.
+    pub draft_model: Option<String>,
     /// Its normalised config.
     pub config: ModelConfig,
     /// The longest sequence that this engine runs, prompt and output together, in tokens.
@@ -22,11 +24,11 @@ pub struct ModelInfo {
     pub num_kv_blocks: usize,
     /// Tokens in one KV block.
     pub block_size: usize,
-    /// Bytes of weights in memory.
+    /// Bytes of its weights in memory.
     pub weight_bytes: usize,
     /// What the weights cost a token.
     pub token_cost: TokenCost,
-    /// Bytes of the KV pool.
+    /// Bytes of the KV pool, that of the model that drafts included.
     pub kv_cache_bytes: usize,
     /// The type of its elements.
     pub kv_dtype: KvDtype,

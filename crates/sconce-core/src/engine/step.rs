@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 
 use super::compute::Compute;
 use super::core::{Engine, State, add_to};
+use super::models::Models;
 use super::running::{AfterStep, Growth};
 use super::status::EngineStatus;
 use crate::backend::{Backend, Batch};
@@ -69,7 +70,7 @@ impl<B: Backend> Engine<B> {
             self.read(slot)?;
         }
         match launched? {
-            Some(slot) if self.compute.backend.can_run_ahead() && self.state.go_on_unread(slot) => {
+            Some(slot) if self.models.target.backend.can_run_ahead() && self.state.go_on_unread(slot) => {
                 self.state.steps.under_way = Some(slot);
                 Ok(())
             }
@@ -82,13 +83,15 @@ impl<B: Backend> Engine<B> {
     /// may be nothing to compute.
     fn launch(&mut self, before: Option<usize>) -> Result<Option<usize>> {
         let State { scheduler, requests, steps, drafting, .. } = &mut self.state;
+        let Models { target, draft } = &mut self.models;
+        draft.iter_mut().for_each(|draft| draft.settle(scheduler));
         let slot = before.map_or(0, |before| (before + 1) % NUM_SLOTS);
         let (plan, batch) = (&mut steps.slots[slot].plan, &mut steps.batch);
         match before {
             Some(_) => scheduler.schedule_ahead(plan),
             None => {
                 scheduler.schedule(plan);
-                drafting.draft(plan, scheduler, requests);
+                drafting.draft(plan, scheduler, requests, draft.as_mut())?;
             }
         }
         self.status.peak_used_blocks.fetch_max(scheduler.pool().num_used(), Ordering::Relaxed);
@@ -100,7 +103,7 @@ impl<B: Backend> Engine<B> {
         }
         fill_batch(batch, plan, scheduler);
         let wants_logits = !batch.logit_rows.is_empty();
-        let Compute { backend, model, ws, kv, batch: device_batch, .. } = &mut self.compute;
+        let Compute { backend, model, ws, kv, batch: device_batch, .. } = target;
         backend.copy_blocks(kv, &plan.copies)?;
         backend.upload(device_batch, batch)?;
         let mut step = Step { backend, ws, kv, batch: device_batch };
@@ -124,7 +127,7 @@ impl<B: Backend> Engine<B> {
             requests[&chunk.group].ask(&mut rows, row, pos, chunk.index);
             num_answers.push(rows.len() - num_before);
         }
-        let Compute { backend, ws, answers, .. } = &mut self.compute;
+        let Compute { backend, ws, answers, .. } = &mut self.models.target;
         let begun = backend.sample(&mut answers[slot], &ws.logits, &rows);
         steps.rows = emptied(rows);
         begun
@@ -132,7 +135,8 @@ impl<B: Backend> Engine<B> {
 
     /// Reads a step's answers, takes the sequences one token further, and tells the callers.
     fn read(&mut self, slot: usize) -> Result<()> {
-        let results = self.compute.backend.read_answers(&mut self.compute.answers[slot])?;
+        let target = &mut self.models.target;
+        let results = target.backend.read_answers(&mut target.answers[slot])?;
         self.state.push_results(slot, results, &self.tokenizer, &self.status);
         self.tell(slot);
         Ok(())

@@ -8,6 +8,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::Inbox;
 use super::compute::Compute;
 use super::core::{CacheConfig, Engine, State};
+use super::models::Models;
 use super::running::{Caller, Limits, QueuedRequest};
 use super::status::EngineStatus;
 use super::stream::{PromptInfo, TokenStream};
@@ -160,7 +161,9 @@ pub(super) fn start_with<B: Backend>(
     let (sender, inbox) = mpsc::channel();
     let status = Arc::new(EngineStatus::default());
     let tokenizer = Arc::new(tokenizer(compute.model.config().vocab_size));
-    let engine = Engine { compute, reload, tokenizer, limits, status: Arc::clone(&status), inbox, state };
+    let models = Models { target: compute, draft: None };
+    let reload = Box::new(move || Ok(Models { target: reload()?, draft: None }));
+    let engine = Engine { models, reload, tokenizer, limits, status: Arc::clone(&status), inbox, state };
     std::thread::spawn(move || engine.run());
     (sender, status)
 }

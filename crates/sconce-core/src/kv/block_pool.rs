@@ -13,6 +13,8 @@ pub type BlockId = u32;
 #[derive(Debug)]
 pub struct BlockPool {
     ref_counts: Vec<u32>,
+    /// How often each has been handed out.
+    num_allocations: Vec<u64>,
     free: FreeList,
     cache: Option<PrefixCache>,
     block_size: usize,
@@ -23,7 +25,9 @@ impl BlockPool {
     pub fn new(num_blocks: usize, block_size: usize) -> Self {
         assert!(block_size > 0, "invariant: a block holds at least one token");
         let num_blocks = u32::try_from(num_blocks).expect("invariant: block ids fit u32");
-        Self { ref_counts: vec![0; num_blocks as usize], free: FreeList::all(num_blocks), cache: None, block_size }
+        let len = num_blocks as usize;
+        let (ref_counts, num_allocations) = (vec![0; len], vec![0; len]);
+        Self { ref_counts, num_allocations, free: FreeList::all(num_blocks), cache: None, block_size }
     }
 
     /// The same with a prefix cache.
@@ -66,6 +70,7 @@ impl BlockPool {
         let id = self.free.pop_first()?;
         debug_assert_eq!(self.ref_counts[id as usize], 0, "invariant: a free block has no holder");
         self.ref_counts[id as usize] = 1;
+        self.num_allocations[id as usize] += 1;
         if let Some(cache) = &mut self.cache {
             cache.remove(id);
         }
@@ -92,6 +97,11 @@ impl BlockPool {
         } else {
             self.free.push_first(id);
         }
+    }
+
+    /// How often the block has been handed out: what was known of its contents holds for as long as that stays the same.
+    pub fn num_allocations(&self, id: BlockId) -> u64 {
+        self.num_allocations[id as usize]
     }
 
     /// Whether nobody holds the block.

@@ -320,11 +320,17 @@ impl Scheduler {
         seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..seq.num_computed_tokens]);
     }
 
-    /// Adds drafts to chunk `at` of a plan, which is complete and has there the last token of a sequence alone. As many as there are
-    /// tokens left in the step, and blocks that are free. Nobody gives way to a draft: its blocks are given back before the next plan.
-    pub fn add_drafts(&mut self, plan: &mut StepPlan, at: usize, drafts: &[u32]) {
-        let num_left = self.config.max_num_batched_tokens - plan.num_tokens();
-        let chunk = &mut plan.chunks[at];
+    /// Tokens that a step can have beside those of a plan.
+    pub fn num_tokens_left(&self, plan: &StepPlan) -> usize {
+        self.config.max_num_batched_tokens - plan.num_tokens()
+    }
+
+    /// Takes blocks for drafts behind chunk `at` of a plan, which is complete and has there the last token of a sequence alone. Returns
+    /// for how many: at most `most`, as there are tokens left in the step, and blocks that are free. Nobody gives way to a draft:
+    /// [`Scheduler::add_drafts`] is to be told of all that there are, and gives back what they do not need.
+    pub fn reserve_drafts(&mut self, plan: &StepPlan, at: usize, most: usize) -> usize {
+        let num_left = self.num_tokens_left(plan);
+        let chunk = &plan.chunks[at];
         let seq = &mut self.groups.get_mut(&chunk.group).expect("invariant: a plan's groups are there").sequences
             [chunk.index];
         debug_assert!(
@@ -332,12 +338,23 @@ impl Scheduler {
             "invariant: drafts follow what is known"
         );
         let most_tokens = (seq.block_table.blocks().len() + self.pool.num_free()) * self.pool.block_size();
-        let num_drafts = drafts.len().min(num_left).min(most_tokens - chunk.end());
-        seq.drafts.clear();
-        seq.drafts.extend_from_slice(&drafts[..num_drafts]);
+        let num_drafts = most.min(num_left).min(most_tokens - chunk.end());
         let copy = seq.block_table.reserve(&mut self.pool, chunk.start, chunk.len + num_drafts);
         debug_assert_eq!(copy, None, "invariant: the chunk's own tokens have their blocks");
+        num_drafts
+    }
+
+    /// Adds drafts to chunk `at` of a plan, as many as there is room for. Their blocks are given back before the next plan.
+    pub fn add_drafts(&mut self, plan: &mut StepPlan, at: usize, drafts: &[u32]) {
+        let num_drafts = self.reserve_drafts(plan, at, drafts.len());
+        let chunk = &mut plan.chunks[at];
+        let seq = self.sequence_mut(chunk.group, chunk.index);
+        seq.drafts.clear();
+        seq.drafts.extend_from_slice(&drafts[..num_drafts]);
         (chunk.len, chunk.num_drafts) = (chunk.len + num_drafts, num_drafts);
+        let end = chunk.end();
+        let seq = &mut self.groups.get_mut(&chunk.group).expect("invariant: found before").sequences[chunk.index];
+        seq.block_table.release_behind(&mut self.pool, end);
     }
 
     /// Forgets a sequence's drafts, and gives back the blocks that were for them alone: the step that computed them has been read.

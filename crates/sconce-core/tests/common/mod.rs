@@ -69,6 +69,12 @@ pub(crate) fn tiny_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
 /// The same of a folder that [`write_tiny_model`] wrote.
 #[allow(dead_code)]
 pub(crate) fn tiny_engine_of(dir: &Path, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+    engine::load("tiny", dir, &tiny_config(change), &NoProgress).unwrap()
+}
+
+/// Its settings, adjusted by `change`.
+#[allow(dead_code)]
+pub(crate) fn tiny_config(change: impl Fn(&mut EngineConfig)) -> EngineConfig {
     let mut config = EngineConfig {
         load_format: LoadFormat::Dummy,
         kv_cache_bytes: Some(4 << 20),
@@ -76,7 +82,7 @@ pub(crate) fn tiny_engine_of(dir: &Path, change: impl Fn(&mut EngineConfig)) -> 
         ..Default::default()
     };
     change(&mut config);
-    engine::load("tiny", dir, &config, &NoProgress).unwrap()
+    config
 }
 
 /// Bytes of one KV block of the tiny model: 16 tokens, 2 layers, 2 heads of 16, keys and values in f32.

@@ -86,6 +86,9 @@ impl Args {
         if self.models.is_empty() {
             return Ok(vec![Served::new(self.engine.load(None, progress)?, None)]);
         }
+        if self.models.len() > 1 && self.engine.has_draft_model() {
+            return Err(sconce::Error::config("draft-model", "drafts for one model: give one --model beside it"));
+        }
         let served = |model: &String| {
             let (model, alias) = split_alias(model);
             let engine = self.engine.load(Some(model), progress.clone())?;
@@ -184,7 +187,7 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
     for model in state.models() {
         let info = model.engine.handle().info();
         text += &format!(
-            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB of {} ({} blocks of {} tokens)\n",
+            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB of {} ({} blocks of {} tokens){}\n",
             model.names.join(", "),
             info.config.architecture,
             info.device,
@@ -194,6 +197,7 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
             info.kv_dtype,
             info.num_kv_blocks,
             info.block_size,
+            info.draft_model.as_ref().map_or(String::new(), |draft| format!("; drafts by {draft}")),
         );
     }
     text += &format!("ready on http://{address}; try:\n  {}\n", curl_line(state, address));

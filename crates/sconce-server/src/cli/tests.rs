@@ -1,7 +1,7 @@
 //! Arguments: their defaults, their forms, and what is refused.
 
 use clap::{CommandFactory, Parser};
-use sconce::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, SamplingParams, WeightDtype};
+use sconce::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, Quantization, SamplingParams, WeightDtype};
 
 use super::chat::Input;
 use super::serve::split_alias;
@@ -83,6 +83,15 @@ fn keys_and_values_of_8_bits_need_blocks_of_8_tokens() {
     assert!(error.contains("fp8 is not offered: int8, on a GPU, takes as much memory"), "{error}");
     let config = EngineConfig { check_ops: true, ..args.engine.config() };
     assert!(config.validate().unwrap_err().to_string().starts_with("check-ops: compares with the CPU"));
+}
+
+#[test]
+fn a_draft_model_has_settings_of_its_own() {
+    let args = parse_serve("sconce serve --draft-model a/b --draft-quantization q4_0");
+    let config = args.engine.config();
+    assert!(args.engine.has_draft_model() && config.draft_quantization == Some(Quantization::Q4_0));
+    assert_eq!((config.num_speculative_tokens, config.quantization), (0, Quantization::None));
+    assert!(!parse_serve("sconce serve").engine.has_draft_model());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! [`CudaBackend`]: the operations, handed to their launches in `ops/`.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::batch::DeviceBatch;
 use super::device::{Device, ElemType};
@@ -74,10 +74,16 @@ impl CudaBackend {
     ///
     /// Errors: no driver, no such GPU, or a type that GPUs have no kernels for.
     pub fn open(index: usize, asked: WeightDtype, stored: Dtype) -> Result<Self> {
+        // What cannot be is refused before the driver is asked for anything.
+        weights::elem_type(asked, stored)?;
+        Self::open_on(Arc::new(Gpu::open(index)?), index, asked, stored)
+    }
+
+    /// The same on a device that is open.
+    pub(super) fn open_on(device: Arc<dyn Device>, index: usize, asked: WeightDtype, stored: Dtype) -> Result<Self> {
         let elem = weights::elem_type(asked, stored)?;
-        let gpu = Arc::new(Gpu::open(index)?);
         let (keeps_blocks, tunes) = (super::keeps_blocks(asked), is_wanted("SCONCE_CUDA_AUTOTUNE"));
-        let mut backend = Self { index, keeps_blocks, tunes, ..Self::new(gpu, elem) };
+        let mut backend = Self { index, keeps_blocks, tunes, ..Self::new(device, elem) };
         if backend.uses_hopper {
             let adds_alike = ops::linear::hopper::adds_alike(&backend.device, elem).map_err(|error| Error::Device {
                 message: format!("trying kernels for Hopper: {error}; SCONCE_CUDA_HOPPER=0 does without them"),
@@ -170,6 +176,11 @@ impl CudaBackend {
     #[cfg(test)]
     pub(crate) fn num_graphs(&self) -> usize {
         self.scratch.borrow().graphs.len()
+    }
+
+    /// What it runs on, for as long as it does.
+    pub(super) fn device(&self) -> Weak<dyn Device> {
+        Arc::downgrade(&self.device)
     }
 
     /// Its number among the GPUs that the driver shows.
@@ -315,8 +326,8 @@ impl Backend for CudaBackend {
         let shape = StepShape { num_rows: batch.num_tokens(), attention: DecodeShape::of(batch) };
         // Out of the cell while `forward` runs: operations look for their scratch memory in it.
         let mut graphs = std::mem::take(&mut self.scratch.borrow_mut().graphs);
-        // SAFETY: launches depend on the numbers in the shape alone; an engine has one workspace, one cache and one model
-        // for as long as its backend.
+        // SAFETY: launches depend on the numbers in the shape alone; a backend has one model, one workspace and one cache for
+        // as long as it lives.
         let done = unsafe { graphs.run(&*self.device, shape, forward) };
         self.scratch.borrow_mut().graphs = graphs;
         done

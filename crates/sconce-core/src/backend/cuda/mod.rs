@@ -10,6 +10,7 @@ mod graphs;
 pub(crate) mod host;
 pub(crate) mod kv_cache;
 pub(crate) mod quant;
+mod shared;
 pub(crate) mod storage;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub use crate::ops::attention::timing::{AttentionTime, AttentionWork};
 pub use crate::ops::linear::timing::ProductTime;
 pub use backend::CudaBackend;
 pub use gpu::{GpuInfo, available, release, self_test, time_attention, time_products};
+pub use shared::SharedGpu;
 
 use crate::backend::KvDtype;
 use crate::config::{KvCacheDtype, WeightDtype};

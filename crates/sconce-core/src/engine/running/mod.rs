@@ -181,6 +181,11 @@ impl RunningRequest {
         if is_sampled && has_begun && !self.context.params.has_penalties() { self.context.max_drafts(len) } else { 0 }
     }
 
+    /// Whether a token ends a sequence.
+    pub(super) fn ends_with(&self, token_id: u32) -> bool {
+        self.context.end_kind(token_id).is_some()
+    }
+
     /// Takes from `results` what [`RunningRequest::ask`] asked for of the same place, and says how the group grows. It
     /// does not while its prompt is computed, nor where the beams of a search have to wait for one another.
     pub(super) fn push_results(

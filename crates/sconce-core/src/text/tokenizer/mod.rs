@@ -152,6 +152,13 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// The first id that stands for one token here and for another in `other`. Where only one of them has a token there is no matter.
+    pub fn first_difference(&self, other: &Self) -> Option<u32> {
+        let differs =
+            |id: &u32| matches!((self.id_to_token(*id), other.id_to_token(*id)), (Some(a), Some(b)) if a != b);
+        (0..self.vocab_size.min(other.vocab_size) as u32).find(differs)
+    }
+
     /// Beginning-of-sequence token.
     pub fn bos_token(&self) -> Option<&str> {
         self.named.get("bos_token").map(String::as_str)

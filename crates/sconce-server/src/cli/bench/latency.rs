@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use sconce::{GenerationOutput, StreamEvent};
+use sconce::{EngineStatus, GenerationOutput, StreamEvent};
 use serde_json::{Value, json};
 
 use super::parse_count;
@@ -38,6 +38,8 @@ struct Measured {
     prompts: Vec<Vec<f64>>,
     /// For each length that is decoded after.
     decodes: Vec<Vec<f64>>,
+    /// Drafts of all rounds, and how many were right.
+    drafts: [usize; 2],
 }
 
 /// Runs `sconce bench latency`.
@@ -60,7 +62,8 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 fn measure(subject: &mut Subject, args: &Args) -> Result<Measured, Failure> {
     let counter = progress::counter("measuring rounds", args.num_iters + 1);
     let [prompts, decodes] = [&args.input_len, &args.decode_after].map(|lens| vec![Vec::new(); lens.len()]);
-    let mut measured = Measured { prompts, decodes };
+    let mut measured = Measured { prompts, decodes, drafts: [0; 2] };
+    let mut of_warm_up = [0; 2];
     for round in 0..=args.num_iters {
         let is_warm_up = round == 0;
         for (&len, seconds) in args.input_len.iter().zip(&mut measured.prompts) {
@@ -71,8 +74,13 @@ fn measure(subject: &mut Subject, args: &Args) -> Result<Measured, Failure> {
             let taken = decode_seconds(subject, len, args.output_len)?;
             seconds.extend((!is_warm_up).then_some(taken));
         }
+        if is_warm_up {
+            of_warm_up = drafts(subject);
+        }
         counter.advance();
     }
+    let in_all = drafts(subject);
+    measured.drafts = std::array::from_fn(|idx| in_all[idx] - of_warm_up[idx]);
     Ok(measured)
 }
 
@@ -155,8 +163,18 @@ fn to_text(subject: &Subject, args: &Args, measured: &Measured) -> String {
         table.row([&format!("decode of {} after {len}", args.output_len), &p50, &min, &max, &ms, &reached]);
     }
     let rounds = if args.num_iters == 1 { "one round".to_owned() } else { format!("{} rounds", args.num_iters) };
+    let drafts = match measured.drafts {
+        [0, _] => String::new(),
+        [num_drafts, num_accepted] => format!("; {num_accepted} of {num_drafts} drafts were right"),
+    };
     let (model, peaks) = (model_line(subject.info(), false), subject.peaks_text());
-    format!("{model}{rounds} after a warm-up\n\n{table}\n{peaks}{EXPLANATION}")
+    format!("{model}{rounds} after a warm-up{drafts}\n\n{table}\n{peaks}{EXPLANATION}")
+}
+
+/// Drafts so far, and how many were right.
+fn drafts(subject: &Subject) -> [usize; 2] {
+    let status = subject.engine.handle().status();
+    [&status.num_draft_tokens, &status.num_accepted_tokens].map(EngineStatus::get)
 }
 
 fn to_json(subject: &Subject, args: &Args, measured: &Measured) -> Value {
@@ -189,6 +207,9 @@ fn to_json(subject: &Subject, args: &Args, measured: &Measured) -> Value {
     let decodes = args.decode_after.iter().zip(&measured.decodes).map(decode).collect();
     let mut report = model_json("latency", subject.info(), &subject.peaks);
     report.insert("num_iters".into(), json!(args.num_iters));
+    let [num_drafts, num_accepted] = measured.drafts;
+    report.insert("draft_tokens".into(), json!(num_drafts));
+    report.insert("accepted_tokens".into(), json!(num_accepted));
     report.insert("prompt".into(), args.input_len.iter().zip(&measured.prompts).map(prompt).collect());
     report.insert("decode".into(), one_or_list(decodes));
     report.into()

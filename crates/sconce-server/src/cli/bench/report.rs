@@ -56,7 +56,8 @@ pub(super) fn figure(value: f64) -> String {
 /// What was measured, in one line.
 pub(super) fn model_line(info: &ModelInfo, finds_prompts: bool) -> String {
     let cache = if finds_prompts { "with" } else { "without" };
-    format!("{} on {}, {cache} a prefix cache\n", info.id, info.device)
+    let draft = info.draft_model.as_ref().map_or(String::new(), |draft| format!(", drafts by {draft}"));
+    format!("{} on {}{draft}, {cache} a prefix cache\n", info.id, info.device)
 }
 
 /// The model and the machine, for programs.
@@ -65,6 +66,7 @@ pub(super) fn model_json(command: &str, info: &ModelInfo, peaks: &Peaks) -> Map<
     let report = json!({
         "command": command,
         "model": info.id,
+        "draft_model": info.draft_model,
         "device": info.device,
         "weight_bytes": info.weight_bytes,
         "weight_bytes_read_per_token": cost.bytes_read,

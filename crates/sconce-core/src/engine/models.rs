@@ -1,0 +1,128 @@
+//! [`Models`]: the model that answers, and the one that drafts for it where there is one, ready for steps.
+
+use std::path::{Path, PathBuf};
+
+use super::compute::{Compute, Loaded, Source};
+use super::draft_model::DraftModel;
+use super::files::ModelFiles;
+use super::footprint::Footprint;
+use super::progress::Progress;
+use crate::backend::{Backend, KvCacheShape};
+use crate::config::{EngineConfig, WeightDtype};
+use crate::error::{Error, Result};
+
+/// How a model is loaded: now, and again should its device be lost.
+pub(super) struct Part<B: Backend> {
+    pub(super) id: String,
+    path: PathBuf,
+    pub(super) config: EngineConfig,
+    /// The type that weights have in memory.
+    dtype: WeightDtype,
+    /// Opens the device.
+    open: Box<dyn Fn() -> Result<B> + Send>,
+}
+
+/// A model's files and device, both open.
+pub(super) struct Opened<B: Backend> {
+    pub(super) files: ModelFiles,
+    pub(super) backend: B,
+}
+
+/// The model that answers, and the one that drafts for it.
+pub(super) struct Models<B: Backend> {
+    pub(super) target: Compute<B>,
+    pub(super) draft: Option<DraftModel<B>>,
+}
+
+/// What loading found out.
+#[derive(Debug, Clone)]
+pub(super) struct Sizes {
+    pub(super) footprint: Footprint,
+    pub(super) kv_shape: KvCacheShape,
+    /// Bytes of keys and values, those of the draft model among them.
+    pub(super) kv_cache_bytes: usize,
+    pub(super) max_model_len: usize,
+    pub(super) max_num_seqs: usize,
+    pub(super) max_step_tokens: usize,
+}
+
+impl<B: Backend> Part<B> {
+    /// A model's id and path, and how its device is opened.
+    pub(super) fn new(
+        (id, path): (&str, &Path),
+        config: &EngineConfig,
+        dtype: WeightDtype,
+        open: impl Fn() -> Result<B> + Send + 'static,
+    ) -> Self {
+        Self { id: id.into(), path: path.into(), config: config.clone(), dtype, open: Box::new(open) }
+    }
+
+    /// The same on a backend that is made of its own.
+    pub(super) fn map<C: Backend>(self, make: impl Fn(B) -> C + Send + 'static) -> Part<C> {
+        let Self { id, path, config, dtype, open } = self;
+        Part { id, path, config, dtype, open: Box::new(move || Ok(make(open()?))) }
+    }
+
+    /// Opens files and device.
+    pub(super) fn open(&self) -> Result<Opened<B>> {
+        Ok(Opened { files: ModelFiles::open(&self.path, &self.config)?, backend: (self.open)()? })
+    }
+
+    /// Reads the weights. `wanted_len`: the longest sequence, where that has been found out before.
+    fn load(
+        &self,
+        Opened { files, backend }: Opened<B>,
+        wanted_len: Option<usize>,
+        progress: &dyn Progress,
+    ) -> Result<Loaded<B>> {
+        let ModelFiles { raw, config: model, store, .. } = files;
+        let store = store?;
+        let Self { id, config, dtype, .. } = self;
+        let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype: *dtype };
+        Loaded::load(backend, &source, wanted_len, progress)
+    }
+}
+
+impl<B: Backend> Models<B> {
+    /// Reads the weights and takes all memory that steps need. `sizes`: those of an earlier load, which are kept.
+    pub(super) fn load(
+        (target, opened): (&Part<B>, Opened<B>),
+        draft: Option<(&Part<B>, Opened<B>)>,
+        sizes: Option<&Sizes>,
+        progress: &dyn Progress,
+    ) -> Result<(Self, Sizes)> {
+        let vocab_size = opened.files.config.vocab_size;
+        let loaded = target.load(opened, sizes.map(|sizes| sizes.max_model_len), progress)?;
+        let load_draft = |(part, opened): (&Part<B>, Opened<B>)| {
+            let config = &opened.files.config;
+            let (len, common) = (config.max_position_embeddings, config.vocab_size.min(vocab_size));
+            Ok::<_, Error>((part.load(opened, Some(len.min(loaded.wanted_len)), progress)?, common))
+        };
+        let draft = draft.map(load_draft).transpose()?;
+        let all = || draft.iter().map(|(draft, _)| draft).chain([&loaded]);
+        // After all else: the pool takes what is left. Blocks of the draft model have the same numbers.
+        let sizes = match sizes {
+            Some(sizes) => sizes.clone(),
+            None => {
+                let pool = loaded.pool(&target.config, all().map(Loaded::block_bytes).sum())?;
+                let kv_bytes = |of: &Loaded<B>| of.backend.kv_cache_bytes(&of.kv_shape(pool.num_blocks));
+                Sizes {
+                    footprint: loaded.footprint.clone(),
+                    kv_shape: loaded.kv_shape(pool.num_blocks),
+                    kv_cache_bytes: all().map(kv_bytes).sum(),
+                    max_model_len: pool.max_model_len,
+                    max_num_seqs: loaded.max_num_seqs,
+                    max_step_tokens: loaded.max_step_tokens,
+                }
+            }
+        };
+        let num_blocks = sizes.kv_shape.num_blocks;
+        let draft = draft.map(|(loaded, common)| DraftModel::new(loaded, num_blocks, common)).transpose()?;
+        Ok((Self { target: loaded.with_blocks(num_blocks)?, draft }, sizes))
+    }
+
+    /// Whether a device does not come back from an error.
+    pub(super) fn is_lost(&self) -> bool {
+        self.target.backend.is_lost() || self.draft.as_ref().is_some_and(DraftModel::is_lost)
+    }
+}
