@@ -161,6 +161,7 @@ def comparisons():
         # Of random weights no draft is right, but those of the same weights: what a draft costs, and what right ones are worth.
         small = ["--draft-model", BUILT / "models" / SMALL_MODEL, "--num-speculative-tokens"]
         yield latency("one user, a 1B drafts in vain", 128, *small, 1)
+        yield together("decode of 16, a 1B drafts in vain", 16, 1024, 64, CACHED, *small, 1, limit_s=40)
         yield latency("one user of a 1B", 128, model=SMALL_MODEL)
         yield latency("one user of a 1B that drafts for itself", 128, *small, 4, model=SMALL_MODEL)
 

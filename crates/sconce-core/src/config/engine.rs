@@ -221,7 +221,7 @@ pub struct EngineConfig {
     /// Tokens that may follow a sequence and are computed along with its last, at most (speculative decoding): what its request
     /// predicts ([`GenerationRequest::prediction`](crate::engine::GenerationRequest::prediction)), or what followed where it said the same
     /// before. Tokens, and what is told of them, are the same as without, but for [`MatmulPrecision::Fast`] on a GPU; 0: none.
-    /// While few sequences run, up to [`EngineConfig::MAX_SPECULATIVE_TOKENS`] in all. Where a second model drafts 0 stands for
+    /// While at most 8 sequences run, or 32 on a GPU where a second model drafts; for that 0 stands for
     /// [`EngineConfig::DRAFT_MODEL_TOKENS`].
     pub num_speculative_tokens: usize,
     /// What the weights of the model that drafts are quantized to when they are loaded. `None`: as [`EngineConfig::quantization`] says.

@@ -1,6 +1,5 @@
 //! [`Compute`]: a model and all that its steps work on, on one device.
 
-use super::drafts::MAX_DRAFTING_ROWS;
 use super::footprint::Footprint;
 use super::load::{MAX_PROMPT_LOGITS, mebibytes};
 use super::progress::Progress;
@@ -52,11 +51,13 @@ pub(super) struct Loaded<B: Backend> {
 }
 
 impl<B: Backend> Loaded<B> {
-    /// Reads the weights. `wanted_len`: the longest sequence, where that has been found out before.
+    /// Reads the weights. `wanted_len`: the longest sequence, where that has been found out before. `least_seqs`: a step has room for
+    /// so many at least, however few run at once.
     pub(super) fn load(
         backend: B,
         source: &Source<'_>,
         wanted_len: Option<usize>,
+        least_seqs: usize,
         progress: &dyn Progress,
     ) -> Result<Self> {
         let Source { id, raw, model: model_config, store, config, dtype } = *source;
@@ -83,8 +84,7 @@ impl<B: Backend> Loaded<B> {
             Loader { backend: &backend, store, config: model_config, dtype, max_model_len: wanted_len, progress };
         let model = (models::find::<B>(raw)?.load)(&loader)?;
         progress.finish();
-        let drafting_rows = if config.num_speculative_tokens > 0 { MAX_DRAFTING_ROWS } else { 0 };
-        let max_seqs = max_num_seqs.max(drafting_rows);
+        let max_seqs = max_num_seqs.max(least_seqs);
         let limits = StepLimits {
             max_tokens: max_step_tokens,
             max_seqs,

@@ -74,9 +74,9 @@ impl State {
         }
     }
 
-    /// The same, where so many tokens of a sequence are drafted in a step, at most.
-    pub(super) fn with_drafts(self, num_speculative_tokens: usize) -> Self {
-        Self { drafting: Drafting::new(num_speculative_tokens), ..self }
+    /// The same, where so many tokens of a sequence are drafted in a step, at most, and a step with drafts has so many rows.
+    pub(super) fn with_drafts(self, num_speculative_tokens: usize, max_rows: usize) -> Self {
+        Self { drafting: Drafting::new(num_speculative_tokens, max_rows), ..self }
     }
 
     fn reset(&mut self) {

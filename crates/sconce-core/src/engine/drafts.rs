@@ -13,9 +13,19 @@ use crate::config::EngineConfig;
 use crate::error::Result;
 use crate::sched::{GroupId, ScheduledChunk, Scheduler, StepPlan};
 
-/// Rows of a step with drafts, at most: a GPU's kernels for few tokens take so many in about the time of one. Attention's kernel for
-/// decodes counts on it (`STEP_KEYS` in `kernels/attention_decode.cu`), and that drafts follow one token.
-pub(super) const MAX_DRAFTING_ROWS: usize = 1 + EngineConfig::MAX_SPECULATIVE_TOKENS;
+/// Tokens of a sequence in a step with drafts, at most. Attention's kernel for decodes counts on it (`STEP_KEYS` in
+/// `kernels/attention_decode.cu`), and that drafts follow one token.
+const MAX_TOKENS: usize = 1 + EngineConfig::MAX_SPECULATIVE_TOKENS;
+/// Rows of a step with drafts, at most, where drafts are looked up: a GPU's kernels for few tokens take so many in about the time of one.
+const MAX_ROWS: usize = 16;
+/// The same on a GPU with a second model, most of whose drafts are right: so many rows take little longer, as it is the weights
+/// that a step waits for.
+const MAX_ROWS_BESIDE_MODEL: usize = 64;
+
+/// Rows of a step with drafts, at most.
+pub(super) fn max_drafting_rows(is_on_gpu: bool, has_model: bool) -> usize {
+    if is_on_gpu && has_model { MAX_ROWS_BESIDE_MODEL } else { MAX_ROWS }
+}
 
 /// The shortest match that is believed: shorter ones are mostly chance.
 const MIN_MATCH: usize = 2;
@@ -29,6 +39,8 @@ const MAX_MATCH: usize = 16;
 pub(super) struct Drafting {
     /// Drafts that a sequence has at most in a step; 0: none.
     num_speculative_tokens: usize,
+    /// Rows of a step with drafts, at most.
+    max_rows: usize,
     /// Those of one sequence; kept for its memory.
     drafts: Vec<u32>,
     /// Chunks whose drafts the second model is to make, and how many each can have.
@@ -38,14 +50,15 @@ pub(super) struct Drafting {
 }
 
 impl Drafting {
-    pub(super) fn new(num_speculative_tokens: usize) -> Self {
-        Self { num_speculative_tokens, ..Self::default() }
+    pub(super) fn new(num_speculative_tokens: usize, max_rows: usize) -> Self {
+        debug_assert!(num_speculative_tokens < MAX_TOKENS, "invariant: checked with the config");
+        Self { num_speculative_tokens, max_rows, ..Self::default() }
     }
 
     /// Whether steps are to be read before the next is planned, so that it can have drafts: where there is room for one of each
     /// sequence that runs.
     pub(super) fn is_wanted(&self, scheduler: &Scheduler) -> bool {
-        self.num_speculative_tokens > 0 && 2 * scheduler.num_running() <= MAX_DRAFTING_ROWS
+        self.num_speculative_tokens > 0 && 2 * scheduler.num_running() <= self.max_rows
     }
 
     /// Adds drafts to a plan, the oldest sequences' first. `model`: the second model. Errors are its device's.
@@ -62,7 +75,7 @@ impl Drafting {
             return Ok(());
         }
         let min_match = if model.is_some() { MIN_MATCH_BESIDE_MODEL } else { MIN_MATCH };
-        let mut num_left = MAX_DRAFTING_ROWS.saturating_sub(plan.chunks.len());
+        let mut num_left = self.max_rows.saturating_sub(plan.chunks.len());
         for at in 0..plan.chunks.len() {
             let chunk = plan.chunks[at];
             let token_ids = &scheduler.group(chunk.group).sequences[chunk.index].token_ids;

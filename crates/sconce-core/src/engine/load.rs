@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
 use super::core::{CacheConfig, Engine, State};
-use super::drafts::MAX_DRAFTING_ROWS;
+use super::drafts::max_drafting_rows;
 use super::files::ModelFiles;
 use super::handle::{EngineHandle, HandleInner};
 use super::inspect::end_token_ids;
@@ -25,6 +25,8 @@ use crate::weights::Dtype;
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
 pub(super) const MAX_PROMPT_LOGITS: usize = 32;
+/// Tokens of a step of a model that drafts, at least: a step with drafts has fewer rows.
+const LEAST_DRAFT_TOKENS: usize = 64;
 /// What a GPU's element may differ by from the CPU's, as a share of the greatest of its operation's result: some units in the
 /// last place of bf16.
 const CHECK_TOLERANCE: f32 = 2e-2;
@@ -129,8 +131,8 @@ fn draft_config(config: &EngineConfig) -> EngineConfig {
     EngineConfig {
         quantization: config.draft_quantization.unwrap_or(config.quantization),
         matmul_precision: if config.check_ops { config.matmul_precision } else { MatmulPrecision::Fast },
-        max_num_seqs: Some(MAX_DRAFTING_ROWS),
-        max_num_batched_tokens: config.max_num_batched_tokens.map(|tokens| tokens.max(MAX_DRAFTING_ROWS)),
+        max_num_seqs: Some(1),
+        max_num_batched_tokens: config.max_num_batched_tokens.map(|tokens| tokens.max(LEAST_DRAFT_TOKENS)),
         max_model_len: None,
         num_speculative_tokens: 0,
         ..config.clone()
@@ -221,8 +223,12 @@ impl Launch<'_> {
         let window = model.greatest_window().filter(|_| draft.is_none());
         let (draft, draft_opened) = draft.unzip();
         let draft_opened = draft.as_ref().zip(draft_opened);
-        let (models, sizes) = Models::load((&target, opened), draft_opened, None, self.progress)?;
         let config = target.config.clone();
+        let drafting_rows = match config.num_speculative_tokens {
+            0 => 0,
+            _ => max_drafting_rows(self.gpu.is_some(), draft.is_some()),
+        };
+        let (models, sizes) = Models::load((&target, opened), draft_opened, drafting_rows, None, self.progress)?;
         let info = ModelInfo {
             id: target.id.clone(),
             draft_model: draft.as_ref().map(|draft| draft.id.clone()),
@@ -255,7 +261,7 @@ impl Launch<'_> {
         let (tokenizer, status) = (Arc::new(tokenizer), Arc::new(EngineStatus::default()));
         let reload = move || {
             let opened = draft.as_ref().map(|draft| Ok((draft, draft.open()?))).transpose()?;
-            Ok(Models::load((&target, target.open()?), opened, Some(&sizes), &NoProgress)?.0)
+            Ok(Models::load((&target, target.open()?), opened, drafting_rows, Some(&sizes), &NoProgress)?.0)
         };
         let engine = Engine {
             models,
@@ -264,7 +270,7 @@ impl Launch<'_> {
             limits: Limits { eos_token_ids, max_model_len: info.max_model_len },
             status: Arc::clone(&status),
             inbox,
-            state: State::new(scheduler_config, cache_config).with_drafts(config.num_speculative_tokens),
+            state: State::new(scheduler_config, cache_config).with_drafts(config.num_speculative_tokens, drafting_rows),
         };
         let thread = std::thread::Builder::new().name("sconce-engine".into()).spawn(move || engine.run());
         let thread = thread.map_err(|e| Error::internal(format!("the engine's thread could not be started: {e}")))?;

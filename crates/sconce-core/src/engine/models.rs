@@ -68,35 +68,39 @@ impl<B: Backend> Part<B> {
         Ok(Opened { files: ModelFiles::open(&self.path, &self.config)?, backend: (self.open)()? })
     }
 
-    /// Reads the weights. `wanted_len`: the longest sequence, where that has been found out before.
+    /// [`Loaded::load`] of its files.
     fn load(
         &self,
         Opened { files, backend }: Opened<B>,
         wanted_len: Option<usize>,
+        least_seqs: usize,
         progress: &dyn Progress,
     ) -> Result<Loaded<B>> {
         let ModelFiles { raw, config: model, store, .. } = files;
         let store = store?;
         let Self { id, config, dtype, .. } = self;
         let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype: *dtype };
-        Loaded::load(backend, &source, wanted_len, progress)
+        Loaded::load(backend, &source, wanted_len, least_seqs, progress)
     }
 }
 
 impl<B: Backend> Models<B> {
-    /// Reads the weights and takes all memory that steps need. `sizes`: those of an earlier load, which are kept.
+    /// Reads the weights and takes all memory that steps need. `drafting_rows`: of a step with drafts, at most. `sizes`: those of an
+    /// earlier load, which are kept.
     pub(super) fn load(
         (target, opened): (&Part<B>, Opened<B>),
         draft: Option<(&Part<B>, Opened<B>)>,
+        drafting_rows: usize,
         sizes: Option<&Sizes>,
         progress: &dyn Progress,
     ) -> Result<(Self, Sizes)> {
         let vocab_size = opened.files.config.vocab_size;
-        let loaded = target.load(opened, sizes.map(|sizes| sizes.max_model_len), progress)?;
+        let loaded = target.load(opened, sizes.map(|sizes| sizes.max_model_len), drafting_rows, progress)?;
         let load_draft = |(part, opened): (&Part<B>, Opened<B>)| {
             let config = &opened.files.config;
             let (len, common) = (config.max_position_embeddings, config.vocab_size.min(vocab_size));
-            Ok::<_, Error>((part.load(opened, Some(len.min(loaded.wanted_len)), progress)?, common))
+            let len = len.min(loaded.wanted_len);
+            Ok::<_, Error>((part.load(opened, Some(len), drafting_rows, progress)?, common))
         };
         let draft = draft.map(load_draft).transpose()?;
         let all = || draft.iter().map(|(draft, _)| draft).chain([&loaded]);
