@@ -149,8 +149,9 @@ fn letters(params: SamplingParams) -> GenerationRequest {
 fn predictions_save_steps_and_change_no_answer() {
     let engine = engine(None, |config| config.num_speculative_tokens = 8);
     let num_steps = || counts(&engine)[2];
-    for n in [1, 2] {
-        let request = letters(SamplingParams { n, ..Default::default() });
+    for (n, penalty) in [(1, 0.0), (2, 0.0), (1, 0.3)] {
+        let penalties = SamplingParams { presence_penalty: penalty, frequency_penalty: penalty, ..Default::default() };
+        let request = letters(SamplingParams { n, repetition_penalty: 1.0 + penalty, ..penalties });
         let expected = run(&engine, std::slice::from_ref(&request)).remove(0);
         assert_eq!(expected.usage.prediction, None);
         let text = expected.outputs[0].text.clone();
@@ -187,7 +188,6 @@ fn predictions_that_cannot_be_followed_are_refused() {
     let engine = engine(None, |config| config.num_speculative_tokens = 1);
     let beams = SamplingParams { beam: Some(BeamParams::new(2)), temperature: 0.0, ..plain() };
     refused(&engine, letters(beams).with_prediction("A"), "a beam search");
-    refused(&engine, letters(SamplingParams { presence_penalty: 1.0, ..plain() }).with_prediction("A"), "penalties");
     refused(&engine, letters(plain()).with_prediction("A".repeat(257)), "has 257 tokens, more than the context of 256");
 }
 
@@ -205,6 +205,8 @@ fn requests_of_all_kinds() -> Vec<GenerationRequest> {
         top_p: if i == 1 { 0.9 } else { 1.0 },
         seed: Some(i as u64),
         n: 1 + i % 2,
+        repetition_penalty: if i == 2 { 1.3 } else { 1.0 },
+        frequency_penalty: if i == 2 { 0.2 } else { 0.0 },
         ignore_eos: true,
         ..Default::default()
     };

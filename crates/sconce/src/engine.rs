@@ -175,6 +175,10 @@ impl EngineBuilder {
     pub fn build(self) -> Result<Engine> {
         self.config.validate()?;
         let (cache_dir, progress) = (self.cache_dir.as_deref(), &*self.progress);
+        // First, as it is the smaller one: what is wrong is said soon.
+        let draft =
+            self.draft_model.map(|model| Ok((resolve_draft(&model, cache_dir, progress)?, default_name(&model))));
+        let draft = draft.transpose()?;
         let (path, own_name) = match &self.source {
             Source::Starter => (hub::starter(cache_dir, progress)?, hub::STARTER_NAME.to_owned()),
             Source::Named(model) => (hub::resolve(model, cache_dir, progress)?, default_name(model)),
@@ -183,13 +187,18 @@ impl EngineBuilder {
         if name.is_empty() {
             return Err(Error::config("served-name", "must not be empty"));
         }
-        let draft =
-            self.draft_model.map(|model| Ok((hub::resolve(&model, cache_dir, progress)?, default_name(&model))));
-        let draft = draft.transpose()?;
         let draft = draft.as_ref().map(|(path, name)| (name.as_str(), path.as_path()));
         let handle = sconce_core::engine::load_with_draft((&name, &path), draft, &self.config, progress)?;
         Ok(Engine { handle })
     }
+}
+
+/// [`hub::resolve`], whose errors name the other setting.
+fn resolve_draft(model: &str, cache_dir: Option<&Path>, progress: &dyn Progress) -> Result<PathBuf> {
+    hub::resolve(model, cache_dir, progress).map_err(|error| match error {
+        Error::Config { field, message } if field == "model" => Error::config("draft-model", message),
+        other => other,
+    })
 }
 
 /// A hub id as it stands; of a path the last part, without `.gguf`.

@@ -230,7 +230,7 @@ fn a_second_model_changes_no_answer() {
     // Of the first, two sequences share all that the second model computes of the prompt.
     let params = SamplingParams { n: 2, seed: Some(6), max_tokens: Some(12), ignore_eos: true, ..Default::default() };
     let shared = GenerationRequest::tokens(prompt(48, 8)).with_params(params);
-    let requests: Vec<_> = std::iter::once(shared).chain(requests().into_iter().skip(2).take(4)).collect();
+    let requests: Vec<_> = std::iter::once(shared).chain(requests().into_iter().skip(1).take(5)).collect();
     for kv_cache_dtype in [KvCacheDtype::Auto, KvCacheDtype::Int8] {
         let change = |config: &mut EngineConfig| config.kv_cache_dtype = kv_cache_dtype;
         let lone = engine(Order::ReadFirst, change);

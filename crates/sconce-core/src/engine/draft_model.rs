@@ -214,10 +214,13 @@ impl<B: Backend> DraftModel<B> {
         backend.upload(batch, &self.batch)?;
         let mut step = Step { backend, ws, kv, batch };
         backend.run(batch, &mut || model.forward(&mut step, wants_logits))?;
+        let open = || self.sequences.iter().filter(|drafted| drafted.is_open);
+        let seen = |of: &Drafted| requests[&of.group].counts_with(of.index, &of.drafts);
+        let counts: Vec<_> = open().map(seen).collect();
         let mut rows: Vec<SampleRow<'_>> = Vec::new();
-        for drafted in self.sequences.iter().filter(|drafted| drafted.is_open) {
+        for (drafted, counts) in open().zip(&counts) {
             let pos = drafted.len + drafted.drafts.len() - 1;
-            requests[&drafted.group].ask(&mut rows, drafted.row, pos, drafted.index);
+            requests[&drafted.group].ask(&mut rows, drafted.row, (pos, drafted.index), counts.as_ref());
         }
         backend.sample(answers, &ws.logits, &rows)?;
         let results = backend.read_answers(answers)?;

@@ -134,9 +134,6 @@ impl EngineHandle {
         if params.beam.is_some() {
             return refuse("cannot stand beside a beam search, which makes no drafts");
         }
-        if params.has_penalties() {
-            return refuse("cannot stand beside penalties, by which a token depends on the one before it");
-        }
         let (token_ids, most) = (self.inner.tokenizer.encode(text, false)?, self.inner.info.max_model_len);
         if token_ids.len() > most {
             return refuse(&format!("has {} tokens, more than the context of {most}", token_ids.len()));

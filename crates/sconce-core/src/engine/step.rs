@@ -8,18 +8,19 @@
 //!
 //! Where drafts are looked for, each step is read first: what may follow is looked up by the last token.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::compute::Compute;
 use super::core::{Engine, State, add_to};
 use super::models::Models;
-use super::running::{AfterStep, Growth};
+use super::running::{AfterStep, Growth, RunningRequest};
 use super::status::EngineStatus;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
 use crate::models::Step;
-use crate::sample::{SampleResults, SampleRow};
-use crate::sched::{GroupId, Scheduler, StepPlan};
+use crate::sample::{SampleResults, SampleRow, TokenCounts};
+use crate::sched::{GroupId, ScheduledChunk, Scheduler, StepPlan};
 use crate::text::Tokenizer;
 
 /// The steps that are planned, launched and read, in turn; what is allocated once for all of them.
@@ -118,13 +119,15 @@ impl<B: Backend> Engine<B> {
 
     /// Asks for what the requests want of a step's logits.
     fn sample(&mut self, slot: usize) -> Result<()> {
-        let State { requests, steps, .. } = &mut self.state;
+        let State { scheduler, requests, steps, .. } = &mut self.state;
         let LaunchedStep { plan, num_answers } = &mut steps.slots[slot];
         let mut rows = emptied(std::mem::take(&mut steps.rows));
+        let counts: Vec<_> =
+            plan.logit_positions().map(|(chunk, pos)| counts_at(scheduler, requests, chunk, pos)).collect();
         num_answers.clear();
-        for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
+        for ((row, (chunk, pos)), counts) in plan.logit_positions().enumerate().zip(&counts) {
             let num_before = rows.len();
-            requests[&chunk.group].ask(&mut rows, row, pos, chunk.index);
+            requests[&chunk.group].ask(&mut rows, row, (pos, chunk.index), counts.as_ref());
             num_answers.push(rows.len() - num_before);
         }
         let Compute { backend, ws, answers, .. } = &mut self.models.target;
@@ -220,6 +223,21 @@ impl State {
         unread.iter().for_each(|&(id, idx, row)| scheduler.push_unread(id, idx, row));
         true
     }
+}
+
+/// What a sequence would have seen before what follows `pos`, where drafts are before it, and penalties make it depend on them.
+fn counts_at(
+    scheduler: &Scheduler,
+    requests: &BTreeMap<GroupId, RunningRequest>,
+    chunk: &ScheduledChunk,
+    pos: usize,
+) -> Option<TokenCounts> {
+    let num_drafts = (pos + 1).saturating_sub(chunk.end_of_own());
+    if num_drafts == 0 {
+        return None;
+    }
+    let drafts = &scheduler.group(chunk.group).sequences[chunk.index].drafts;
+    requests[&chunk.group].counts_with(chunk.index, &drafts[..num_drafts])
 }
 
 /// Makes the scheduler's group what the request's has become.

@@ -46,4 +46,7 @@ fn a_wrong_setting_is_refused_before_anything_is_downloaded() {
 fn a_missing_path_is_named() {
     let error = Engine::builder("./no/such/model.gguf").build().map(|_| ()).unwrap_err();
     assert!(error.to_string().starts_with("model: ./no/such/model.gguf: "), "{error}");
+    let builder = Engine::builder("./no/such/model.gguf").draft_model("./no/such/draft.gguf");
+    let error = builder.build().map(|_| ()).unwrap_err();
+    assert!(error.to_string().starts_with("draft-model: ./no/such/draft.gguf: "), "{error}");
 }

@@ -16,7 +16,7 @@ use super::output::{PredictionUsage, StreamEvent, Usage};
 use super::stream::PromptInfo;
 use crate::config::SamplingParams;
 use crate::error::Error;
-use crate::sample::{SampleKind, SampleResults, SampleRow, Sampled, TokenLogprobs};
+use crate::sample::{SampleInput, SampleKind, SampleResults, SampleRow, Sampled, TokenCounts, TokenLogprobs};
 use crate::text::Tokenizer;
 use beams::Beams;
 use sampling::Sampling;
@@ -125,18 +125,37 @@ impl RunningRequest {
     }
 
     /// Adds to `rows` everything that is wanted of row `row` of the logits, which stands after position `pos` of
-    /// sequence `idx`.
-    pub(super) fn ask<'a>(&'a self, rows: &mut Vec<SampleRow<'a>>, row: usize, pos: usize, idx: usize) {
+    /// sequence `idx`. `counts`: what that would have seen, where drafts are before it and [`RunningRequest::counts_with`] has some.
+    pub(super) fn ask<'a>(
+        &'a self,
+        rows: &mut Vec<SampleRow<'a>>,
+        row: usize,
+        (pos, idx): (usize, usize),
+        counts: Option<&'a TokenCounts>,
+    ) {
         if let Some(kind) = self.prompt_sample_kind(pos) {
             return rows.push(SampleRow { row, kind });
         }
         rows.extend(self.continuations(pos, idx).map(|idx| {
             let kind = match &self.decoding {
-                Decoding::Sampling(sampling) => SampleKind::Token(sampling.sample_input(&self.context, pos, idx)),
+                Decoding::Sampling(sampling) => {
+                    let input = sampling.sample_input(&self.context, pos, idx);
+                    SampleKind::Token(SampleInput { counts: counts.unwrap_or(input.counts), ..input })
+                }
                 Decoding::Beams(beams) => beams.sample_kind(&self.context, pos, idx),
             };
             SampleRow { row, kind }
         }));
+    }
+
+    /// What sequence `idx` would have seen with some drafts behind, where the next token depends on it: where there are penalties.
+    pub(super) fn counts_with(&self, idx: usize, drafts: &[u32]) -> Option<TokenCounts> {
+        match &self.decoding {
+            Decoding::Sampling(sampling) if self.context.params.has_penalties() && !drafts.is_empty() => {
+                Some(sampling.counts_with(idx, drafts))
+            }
+            _ => None,
+        }
     }
 
     /// What is wanted of the logits after position `pos` if that is in the prompt, and not its last.
@@ -174,11 +193,11 @@ impl RunningRequest {
         }
     }
 
-    /// How many drafts may follow a sequence of so many tokens: none where what comes next is chosen by the token before it.
+    /// How many drafts may follow a sequence of so many tokens: none of beams, which are chosen among all.
     pub(super) fn max_drafts(&self, len: usize) -> usize {
         let is_sampled = matches!(self.decoding, Decoding::Sampling(_));
         let has_begun = len > self.prompt_ids().len();
-        if is_sampled && has_begun && !self.context.params.has_penalties() { self.context.max_drafts(len) } else { 0 }
+        if is_sampled && has_begun { self.context.max_drafts(len) } else { 0 }
     }
 
     /// Whether a token ends a sequence.

@@ -3,7 +3,7 @@
 use super::sequence::SequenceState;
 use super::{Caller, NewToken, RequestContext};
 use crate::engine::output::{CompletionOutput, FinishReason, StreamEvent, TokenEvent};
-use crate::sample::{SampleInput, Sampled};
+use crate::sample::{SampleInput, Sampled, TokenCounts};
 use crate::text::Tokenizer;
 
 /// A request whose sequences are sampled, each for itself.
@@ -54,6 +54,11 @@ impl Sampling {
     /// What the token after position `pos` of sequence `idx` is chosen by. Until they fork, all are as the first.
     pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, pos: usize, idx: usize) -> SampleInput<'a> {
         self.sequences.get(idx).unwrap_or(&self.sequences[0]).sample_input(context, pos, idx)
+    }
+
+    /// What sequence `idx` would have seen with some drafts behind.
+    pub(super) fn counts_with(&self, idx: usize, drafts: &[u32]) -> TokenCounts {
+        self.sequences[idx].counts_with(drafts)
     }
 
     /// Takes the next token of sequence `idx`, and tells the caller of it.

@@ -35,6 +35,13 @@ impl SequenceState {
         self.has_ended
     }
 
+    /// What it would have seen with some drafts behind.
+    pub(super) fn counts_with(&self, drafts: &[u32]) -> TokenCounts {
+        let mut counts = self.counts.clone();
+        drafts.iter().for_each(|&token_id| counts.push(token_id));
+        counts
+    }
+
     /// What the token after position `pos` of the sequence, the `index`-th of its request, is chosen by. The token before it
     /// may not have been pushed yet, unless there are penalties.
     pub(super) fn sample_input<'a>(&'a self, context: &'a RequestContext, pos: usize, index: usize) -> SampleInput<'a> {
