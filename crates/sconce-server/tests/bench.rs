@@ -105,6 +105,21 @@ fn latency_of_several_prompts() {
     );
 }
 
+/// The model itself: nearly all of its drafts are right.
+#[test]
+fn latency_with_a_draft_model() {
+    let args = ["latency", "--input-len", "8", "--output-len", "60", "--num-iters", "2", "--draft-model", MODEL];
+    let report = report(&[&args, ENGINE].concat());
+    assert_eq!(report["draft_model"], "llama");
+    let [num_drafts, num_accepted] = ["/draft_tokens", "/accepted_tokens"].map(|path| number(&report, path));
+    assert!(num_drafts >= num_accepted && num_accepted > 30.0, "{num_accepted} of {num_drafts} drafts were right");
+    let output = bench(&[&args, ENGINE].concat());
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains(", drafts by llama, without a prefix cache"), "{stdout}");
+    assert!(stdout.contains(" drafts were right\n"), "{stdout}");
+    check_refused(&[&["latency", "--draft-model", "./no/such"], ENGINE].concat(), 1, "draft-model: ./no/such: ");
+}
+
 #[test]
 fn latency_for_people() {
     let output = bench(&[&["latency", "--input-len", "8", "--output-len", "4", "--num-iters", "1"], ENGINE].concat());

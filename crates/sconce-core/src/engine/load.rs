@@ -25,8 +25,6 @@ use crate::weights::Dtype;
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
 pub(super) const MAX_PROMPT_LOGITS: usize = 32;
-/// Tokens of a step of a model that drafts, at least: a step with drafts has fewer rows.
-const LEAST_DRAFT_TOKENS: usize = 64;
 /// What a GPU's element may differ by from the CPU's, as a share of the greatest of its operation's result: some units in the
 /// last place of bf16.
 const CHECK_TOLERANCE: f32 = 2e-2;
@@ -128,11 +126,13 @@ fn with_defaults(config: &EngineConfig, has_draft: bool) -> Result<EngineConfig>
 
 /// Those of the model that drafts. No answer depends on how exactly it computes; operations that are checked are exact.
 fn draft_config(config: &EngineConfig) -> EngineConfig {
+    // A step has room for what all sequences that are drafted for have in a step.
+    let least_tokens = max_drafting_rows(true, true);
     EngineConfig {
         quantization: config.draft_quantization.unwrap_or(config.quantization),
         matmul_precision: if config.check_ops { config.matmul_precision } else { MatmulPrecision::Fast },
         max_num_seqs: Some(1),
-        max_num_batched_tokens: config.max_num_batched_tokens.map(|tokens| tokens.max(LEAST_DRAFT_TOKENS)),
+        max_num_batched_tokens: config.max_num_batched_tokens.map(|tokens| tokens.max(least_tokens)),
         max_model_len: None,
         num_speculative_tokens: 0,
         ..config.clone()

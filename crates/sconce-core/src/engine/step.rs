@@ -122,12 +122,15 @@ impl<B: Backend> Engine<B> {
         let State { scheduler, requests, steps, .. } = &mut self.state;
         let LaunchedStep { plan, num_answers } = &mut steps.slots[slot];
         let mut rows = emptied(std::mem::take(&mut steps.rows));
-        let counts: Vec<_> =
-            plan.logit_positions().map(|(chunk, pos)| counts_at(scheduler, requests, chunk, pos)).collect();
+        let mut counts = Vec::new();
+        if plan.chunks.iter().any(|chunk| chunk.num_drafts > 0) {
+            counts.extend(plan.logit_positions().map(|(chunk, pos)| counts_at(scheduler, requests, chunk, pos)));
+        }
         num_answers.clear();
-        for ((row, (chunk, pos)), counts) in plan.logit_positions().enumerate().zip(&counts) {
+        for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
             let num_before = rows.len();
-            requests[&chunk.group].ask(&mut rows, row, (pos, chunk.index), counts.as_ref());
+            let counts = counts.get(row).and_then(Option::as_ref);
+            requests[&chunk.group].ask(&mut rows, row, (pos, chunk.index), counts);
             num_answers.push(rows.len() - num_before);
         }
         let Compute { backend, ws, answers, .. } = &mut self.models.target;
