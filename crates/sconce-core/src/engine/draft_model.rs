@@ -94,6 +94,13 @@ struct Drafted {
     row: usize,
 }
 
+impl Drafted {
+    /// The position of its last token, drafts included: the next one comes of its logits.
+    fn last_pos(&self) -> usize {
+        self.len + self.drafts.len() - 1
+    }
+}
+
 impl<B: Backend> DraftModel<B> {
     /// `vocab_size`: tokens that both models have.
     pub(super) fn new(loaded: Loaded<B>, num_blocks: usize, vocab_size: usize) -> Result<Self> {
@@ -158,7 +165,7 @@ impl<B: Backend> DraftModel<B> {
             self.batch.clear();
             for drafted in self.sequences.iter_mut().filter(|drafted| drafted.is_open) {
                 let seq = &scheduler.group(drafted.group).sequences[drafted.index];
-                let pos = drafted.len + drafted.drafts.len() - 1;
+                let pos = drafted.last_pos();
                 let last = drafted.drafts.last().copied();
                 let last = last.expect("invariant: an open sequence has got a draft in the step before");
                 self.batch.push(&[last], seq.block_table.blocks(), pos, pos, scheduler.pool().block_size());
@@ -219,8 +226,8 @@ impl<B: Backend> DraftModel<B> {
         let counts: Vec<_> = open().map(seen).collect();
         let mut rows: Vec<SampleRow<'_>> = Vec::new();
         for (drafted, counts) in open().zip(&counts) {
-            let pos = drafted.len + drafted.drafts.len() - 1;
-            requests[&drafted.group].ask(&mut rows, drafted.row, (pos, drafted.index), counts.as_ref());
+            let place = (drafted.last_pos(), drafted.index);
+            requests[&drafted.group].ask(&mut rows, drafted.row, place, counts.as_ref());
         }
         backend.sample(answers, &ws.logits, &rows)?;
         let results = backend.read_answers(answers)?;

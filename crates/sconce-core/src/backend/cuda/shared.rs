@@ -34,3 +34,25 @@ impl SharedGpu {
         Ok(backend)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::device::ElemType;
+    use crate::ops::testing::devices;
+
+    #[test]
+    fn a_gpu_is_shared_for_as_long_as_somebody_holds_it() {
+        let first = CudaBackend::new(devices().remove(0), ElemType::Bf16);
+        let shared = SharedGpu::of(&first);
+        let open = |stored| shared.open(WeightDtype::Auto, stored).expect("the device is open");
+        let (a, b) = (open(Dtype::BF16), open(Dtype::F16));
+        assert!(Weak::ptr_eq(&a.device(), &first.device()) && Weak::ptr_eq(&b.device(), &first.device()));
+        assert_eq!([a.weight_dtype(), b.weight_dtype()], [WeightDtype::Bf16, WeightDtype::F16]);
+        drop((first, a));
+        assert!(Weak::ptr_eq(&open(Dtype::BF16).device(), &b.device()));
+        let device = b.device();
+        drop(b);
+        assert!(device.upgrade().is_none(), "whoever shares it does not hold it");
+    }
+}
