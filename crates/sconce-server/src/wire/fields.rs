@@ -1,10 +1,15 @@
-//! [`FIELDS`]: every field of every request body, one line each. A field that is not here is refused.
+//! [`FIELDS`]: every field of every request body, one entry each: how it is read, and what a document says of it. A field that is not
+//! here is refused.
 
-use sconce::{BeamLength, EarlyStopping};
+use sconce::{BeamLength, EarlyStopping, SamplingParams};
 
+use super::bodies::{PROMPT, TOKEN_ID};
 use super::messages::{messages, no_tools, only_text_format, prediction, tool_choice};
 use super::prompt::{one_prompt, prompts};
 use super::request::WireRequest;
+use super::schema::Schema::{
+    self, Any, AnyOf, Bool, Int, List, Number, OfTokens, OneOf, Only, Positive, Ref, SomeText, Text,
+};
 use super::value::{FieldValue, FromField};
 use crate::http::ApiError;
 
@@ -25,6 +30,9 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// Every endpoint.
+    pub const ALL: [Self; 5] = [Self::Generate, Self::Completions, Self::Chat, Self::Tokenize, Self::Detokenize];
+
     /// The path under which it is reached.
     pub const fn path(self) -> &'static str {
         match self {
@@ -35,6 +43,16 @@ impl Endpoint {
             Self::Detokenize => "/detokenize",
         }
     }
+
+    /// The fields that say what is asked about: exactly one of them must be there.
+    pub const fn subjects(self) -> &'static [&'static str] {
+        match self {
+            Self::Generate | Self::Tokenize => &["prompt", "messages"],
+            Self::Completions => &["prompt"],
+            Self::Chat => &["messages"],
+            Self::Detokenize => &["tokens"],
+        }
+    }
 }
 
 /// One field of a request body.
@@ -43,6 +61,12 @@ pub struct Field {
     pub name: &'static str,
     /// The endpoints that take it, as a sum of [`Endpoint`]s.
     endpoints: u8,
+    /// What it takes.
+    pub schema: Schema,
+    /// What its absence means, as JSON, where a value says the same.
+    pub default: Option<&'static str>,
+    /// What it is for, in a sentence.
+    pub doc: &'static str,
     /// Reads it into the request. Never called with null, which means absent.
     set: fn(&mut WireRequest, FieldValue) -> Result<(), ApiError>,
 }
@@ -57,81 +81,153 @@ const SAMPLED: u8 = GENERATE | OPENAI;
 const TEMPLATED: u8 = GENERATE | CHAT | TOKENIZE;
 const ALL: u8 = SAMPLED | TOKENIZE | DETOKENIZE;
 
+/// Bounds of integers and lists.
+const MAX: i64 = i64::MAX;
+const MANY: usize = usize::MAX;
+const MAX_N: i64 = SamplingParams::MAX_N as i64;
+const MAX_LOGPROBS: i64 = SamplingParams::MAX_LOGPROBS as i64;
+const MAX_STOP: usize = SamplingParams::MAX_STOP;
+const INFINITY: f64 = f64::INFINITY;
+
 /// Every field of every request body.
 #[rustfmt::skip]
 pub static FIELDS: &[Field] = &[
-    field("model", ALL, |r, v| v.store(&mut r.model)),
+    field("model", ALL, Text, |r, v| v.store(&mut r.model),
+        "The name of a served model; may be absent where one is served."),
     // What is to be continued.
-    field("prompt", GENERATE | TOKENIZE, |r, v| one_prompt(v).map(|p| r.prompts = Some(vec![p]))),
-    field("prompt", COMPLETIONS, |r, v| prompts(v).map(|p| r.prompts = Some(p))),
-    field("messages", TEMPLATED, |r, v| messages(v).map(|m| r.messages = Some(m))),
-    field("tokens", DETOKENIZE, |r, v| v.store(&mut r.tokens)),
-    field("chat_template_kwargs", TEMPLATED, |r, v| object(v).map(|o| r.template_kwargs = o)),
-    field("add_generation_prompt", TEMPLATED, |r, v| v.store(&mut r.add_generation_prompt)),
-    field("continue_final_message", TEMPLATED, |r, v| v.store(&mut r.continue_final_message)),
-    field("add_special_tokens", COMPLETIONS | TOKENIZE, |r, v| v.store(&mut r.add_special_tokens)),
-    field("prediction", CHAT, |r, v| prediction(v).map(|text| r.prediction = Some(text))),
-    field("truncate_prompt_tokens", SAMPLED, |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n))),
+    field("prompt", GENERATE | TOKENIZE, PROMPT, |r, v| one_prompt(v).map(|p| r.prompts = Some(vec![p])),
+        "Formatted text, or token ids, taken as they stand."),
+    field("prompt", COMPLETIONS, AnyOf(&[PROMPT, List(&PROMPT, 1, MANY)]), |r, v| prompts(v).map(|p| r.prompts = Some(p)),
+        "One prompt or several, each text or token ids."),
+    field("messages", TEMPLATED, List(&Ref("Message"), 1, MANY), |r, v| messages(v).map(|m| r.messages = Some(m)),
+        "A conversation, to which the model's chat template is applied."),
+    field("tokens", DETOKENIZE, List(&TOKEN_ID, 0, MANY), |r, v| v.store(&mut r.tokens),
+        "Token ids to decode."),
+    field("chat_template_kwargs", TEMPLATED, Any, |r, v| object(v).map(|o| r.template_kwargs = o),
+        "Further variables of the chat template; needs messages.").or("{}"),
+    field("add_generation_prompt", TEMPLATED, Bool, |r, v| v.store(&mut r.add_generation_prompt),
+        "Whether the chat template opens the answer, as it does unless told otherwise; needs messages."),
+    field("continue_final_message", TEMPLATED, Bool, |r, v| v.store(&mut r.continue_final_message),
+        "Continue the last message in place of answering it; needs messages.").or("false"),
+    field("add_special_tokens", COMPLETIONS | TOKENIZE, Bool, |r, v| v.store(&mut r.add_special_tokens),
+        "Whether text gets the special tokens that the model's tokenizer adds, as it does unless told otherwise."),
+    field("prediction", CHAT, Ref("Prediction"), |r, v| prediction(v).map(|text| r.prediction = Some(text)),
+        "What the answer will be for the most part, which can make it faster and never other."),
+    field("truncate_prompt_tokens", SAMPLED, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n)),
+        "Keep so many tokens of the prompt, the last ones."),
     // How long.
-    field("max_tokens", SAMPLED, |r, v| v.store(&mut r.params.max_tokens)),
-    field("max_completion_tokens", CHAT, |r, v| v.store(&mut r.max_completion_tokens)),
-    field("min_tokens", SAMPLED, |r, v| v.store(&mut r.params.min_tokens)),
-    field("stop", SAMPLED, |r, v| stop(v).map(|s| r.params.stop = s)),
-    field("stop_token_ids", SAMPLED, |r, v| v.store(&mut r.params.stop_token_ids)),
-    field("include_stop_str_in_output", SAMPLED, |r, v| v.store(&mut r.params.include_stop_str_in_output)),
-    field("ignore_eos", SAMPLED, |r, v| v.store(&mut r.params.ignore_eos)),
+    field("max_tokens", SAMPLED, Int(1, MAX), |r, v| v.store(&mut r.params.max_tokens),
+        "The most tokens to generate; absent: 16 for a prompt, the rest of the context for messages."),
+    field("max_completion_tokens", CHAT, Int(1, MAX), |r, v| v.store(&mut r.max_completion_tokens),
+        "The newer name of max_tokens."),
+    field("min_tokens", SAMPLED, Int(0, MAX), |r, v| v.store(&mut r.params.min_tokens),
+        "Neither an end token nor a stop text counts before so many tokens; at most max_tokens.").or("0"),
+    field("stop", SAMPLED, AnyOf(&[SomeText, List(&SomeText, 0, MAX_STOP)]), |r, v| stop(v).map(|s| r.params.stop = s),
+        "Texts of at most 4096 bytes that end an answer.").or("[]"),
+    field("stop_token_ids", SAMPLED, List(&TOKEN_ID, 0, MAX_STOP), |r, v| v.store(&mut r.params.stop_token_ids),
+        "Tokens that end an answer.").or("[]"),
+    field("include_stop_str_in_output", SAMPLED, Bool, |r, v| v.store(&mut r.params.include_stop_str_in_output),
+        "Whether the stop text that ended an answer stays in it.").or("false"),
+    field("ignore_eos", SAMPLED, Bool, |r, v| v.store(&mut r.params.ignore_eos),
+        "Whether the model's end tokens are generated like any other.").or("false"),
     // How many.
-    field("n", SAMPLED, |r, v| v.store(&mut r.params.n)),
-    field("best_of", SAMPLED, |r, v| v.store(&mut r.params.best_of)),
-    field("use_beam_search", SAMPLED, |r, v| v.store(&mut r.use_beam_search)),
-    field("length_penalty", SAMPLED, |r, v| v.store(&mut r.length_penalty)),
-    field("early_stopping", SAMPLED, |r, v| early_stopping(v).map(|when| r.early_stopping = when)),
-    field("beam_length", SAMPLED, |r, v| beam_length(v).map(|length| r.beam_length = length)),
+    field("n", SAMPLED, Int(1, MAX_N), |r, v| v.store(&mut r.params.n),
+        "Answers to return.").or("1"),
+    field("best_of", SAMPLED, Int(1, MAX_N), |r, v| v.store(&mut r.params.best_of),
+        "Answers to generate, of which the n best are returned: at least n, and n where absent."),
+    field("use_beam_search", SAMPLED, Bool, |r, v| v.store(&mut r.use_beam_search),
+        "Beam search in place of sampling, with best_of, else n, beams: at least 2.").or("false"),
+    field("length_penalty", SAMPLED, Number(-INFINITY, INFINITY), |r, v| v.store(&mut r.length_penalty),
+        "The exponent of the length by which a beam's log-probability is divided; needs beam search.").or("1"),
+    field("early_stopping", SAMPLED, AnyOf(&[Bool, OneOf(&["never"])]), |r, v| early_stopping(v).map(|when| r.early_stopping = when),
+        "When a beam search ends: at once when enough beams have ended, or when no better one is likely, or possible (never).").or("false"),
+    field("beam_length", SAMPLED, OneOf(&["hf", "vllm"]), |r, v| beam_length(v).map(|length| r.beam_length = length),
+        "Which length a beam has: its generated tokens, as in transformers, or those of the prompt too, as in vLLM.").or("\"hf\""),
     // Which tokens.
-    field("temperature", SAMPLED, |r, v| v.store(&mut r.params.temperature)),
-    field("top_p", SAMPLED, |r, v| v.store(&mut r.params.top_p)),
-    field("top_k", SAMPLED, |r, v| top_k(v).map(|k| r.params.top_k = k)),
-    field("min_p", SAMPLED, |r, v| v.store(&mut r.params.min_p)),
-    field("presence_penalty", SAMPLED, |r, v| v.store(&mut r.params.presence_penalty)),
-    field("frequency_penalty", SAMPLED, |r, v| v.store(&mut r.params.frequency_penalty)),
-    field("repetition_penalty", SAMPLED, |r, v| v.store(&mut r.params.repetition_penalty)),
-    field("logit_bias", SAMPLED, |r, v| logit_bias(v).map(|b| r.params.logit_bias = b)),
-    field("seed", SAMPLED, |r, v| v.store(&mut r.params.seed)),
+    field("temperature", SAMPLED, Number(0.0, INFINITY), |r, v| v.store(&mut r.params.temperature),
+        "What logits are divided by; 0 always takes the most probable token.").or("1"),
+    field("top_p", SAMPLED, Positive(1.0), |r, v| v.store(&mut r.params.top_p),
+        "Draw from the fewest tokens whose probabilities reach this sum.").or("1"),
+    field("top_k", SAMPLED, Int(-1, MAX), |r, v| top_k(v).map(|k| r.params.top_k = k),
+        "Draw from so many tokens, the most probable; -1 and 0: from all.").or("-1"),
+    field("min_p", SAMPLED, Number(0.0, 1.0), |r, v| v.store(&mut r.params.min_p),
+        "Draw from tokens with at least this share of the greatest probability.").or("0"),
+    field("presence_penalty", SAMPLED, Number(-2.0, 2.0), |r, v| v.store(&mut r.params.presence_penalty),
+        "Subtracted once from the logit of a token that was generated before.").or("0"),
+    field("frequency_penalty", SAMPLED, Number(-2.0, 2.0), |r, v| v.store(&mut r.params.frequency_penalty),
+        "Subtracted from a token's logit as often as it was generated before.").or("0"),
+    field("repetition_penalty", SAMPLED, Positive(2.0), |r, v| v.store(&mut r.params.repetition_penalty),
+        "Divides positive logits of tokens seen in prompt or answer, and multiplies negative ones.").or("1"),
+    field("logit_bias", SAMPLED, OfTokens(&Number(-100.0, 100.0)), |r, v| logit_bias(v).map(|b| r.params.logit_bias = b),
+        "Added to the logits of tokens, by their ids.").or("{}"),
+    field("seed", SAMPLED, Int(i64::MIN, MAX), |r, v| v.store(&mut r.params.seed),
+        "64 bits, signed or not, that make the answer the same each time; absent: drawn."),
     // What comes back.
-    field("stream", SAMPLED, |r, v| v.store(&mut r.stream)),
-    field("stream_options", OPENAI, |r, v| stream_options(v).map(|usage| r.stream_usage = Some(usage))),
-    field("echo", COMPLETIONS, |r, v| v.store(&mut r.echo)),
-    field("logprobs", GENERATE | COMPLETIONS, |r, v| v.store(&mut r.params.logprobs)),
-    field("logprobs", CHAT, |r, v| v.store(&mut r.chat_logprobs)),
-    field("top_logprobs", CHAT, |r, v| v.store(&mut r.top_logprobs)),
-    field("prompt_logprobs", SAMPLED, |r, v| v.store(&mut r.params.prompt_logprobs)),
-    field("logprobs_mode", SAMPLED, |r, v| v.store(&mut r.params.logprobs_mode)),
-    field("skip_special_tokens", SAMPLED | DETOKENIZE, |r, v| v.store(&mut r.params.skip_special_tokens)),
-    field("spaces_between_special_tokens", SAMPLED, |r, v| v.store(&mut r.params.spaces_between_special_tokens)),
+    field("stream", SAMPLED, Bool, |r, v| v.store(&mut r.stream),
+        "Answer while tokens are generated.").or("false"),
+    field("stream_options", OPENAI, Ref("StreamOptions"), |r, v| stream_options(v).map(|usage| r.stream_usage = Some(usage)),
+        "What a stream holds beside the answer; needs stream."),
+    field("echo", COMPLETIONS, Bool, |r, v| v.store(&mut r.echo),
+        "Whether the answer begins with the prompt.").or("false"),
+    field("logprobs", GENERATE | COMPLETIONS, Int(0, MAX_LOGPROBS), |r, v| v.store(&mut r.params.logprobs),
+        "Report each token's log-probability, and those of so many most probable ones."),
+    field("logprobs", CHAT, Bool, |r, v| v.store(&mut r.chat_logprobs),
+        "Report each token's log-probability.").or("false"),
+    field("top_logprobs", CHAT, Int(0, MAX_LOGPROBS), |r, v| v.store(&mut r.top_logprobs),
+        "Report those of so many most probable tokens too; above 0 it needs logprobs."),
+    field("prompt_logprobs", SAMPLED, Int(0, MAX_LOGPROBS), |r, v| v.store(&mut r.params.prompt_logprobs),
+        "The same as logprobs is for an answer, for the prompt's tokens; not streamed but by /generate."),
+    field("logprobs_mode", SAMPLED, OneOf(&["raw", "processed"]), |r, v| v.store(&mut r.params.logprobs_mode),
+        "Whether log-probabilities are the model's own, or those after penalties, temperature and filters.").or("\"raw\""),
+    field("skip_special_tokens", SAMPLED, Bool, |r, v| v.store(&mut r.params.skip_special_tokens),
+        "Whether special tokens are left out of the text.").or("true"),
+    field("skip_special_tokens", DETOKENIZE, Bool, |r, v| v.store(&mut r.params.skip_special_tokens),
+        "Whether special tokens are left out of the text.").or("false"),
+    field("spaces_between_special_tokens", SAMPLED, Bool, |r, v| v.store(&mut r.params.spaces_between_special_tokens),
+        "Whether special tokens that stay in the text are set apart by spaces.").or("true"),
     // Accepted where they ask for nothing that is not done anyway.
-    field("suffix", COMPLETIONS, |_, v| only(v, "no suffix", |s: &String| s.is_empty())),
-    field("response_format", CHAT, |_, v| only_text_format(v)),
-    field("tools", CHAT, |_, v| no_tools(v)),
-    field("tool_choice", CHAT, |_, v| tool_choice(v)),
-    field("parallel_tool_calls", CHAT, |_, v| only(v, "true or false", |_: &bool| true)),
-    field("modalities", CHAT, |_, v| only(v, "[\"text\"]", |m: &Vec<String>| *m == ["text"])),
-    field("store", CHAT, |_, v| only(v, "false: nothing is stored", |store: &bool| !store)),
-    field("service_tier", CHAT, |_, v| only(v, "\"auto\" or \"default\"", |t: &String| matches!(t.as_str(), "auto" | "default"))),
-    field("metadata", CHAT, |_, v| object(v).map(drop)),
-    field("user", OPENAI, |_, v| v.read::<String>().map(drop)),
-    field("safety_identifier", CHAT, |_, v| v.read::<String>().map(drop)),
-    field("prompt_cache_key", CHAT, |_, v| v.read::<String>().map(drop)),
+    field("suffix", COMPLETIONS, Only("\"\""), |_, v| only(v, "no suffix", |s: &String| s.is_empty()),
+        "What follows the answer: nothing else is supported."),
+    field("response_format", CHAT, Ref("TextFormat"), |_, v| only_text_format(v),
+        "The form of the answer."),
+    field("tools", CHAT, Only("[]"), |_, v| no_tools(v),
+        "Tools that the model may call: none are supported."),
+    field("tool_choice", CHAT, OneOf(&["none", "auto"]), |_, v| tool_choice(v),
+        "Whether tools are called, which there are none of."),
+    field("parallel_tool_calls", CHAT, Bool, |_, v| only(v, "true or false", |_: &bool| true),
+        "Whether several tools are called at once, which there are none of."),
+    field("modalities", CHAT, Only("[\"text\"]"), |_, v| only(v, "[\"text\"]", |m: &Vec<String>| *m == ["text"]),
+        "What an answer consists of."),
+    field("store", CHAT, Only("false"), |_, v| only(v, "false: nothing is stored", |store: &bool| !store),
+        "Whether the answer is stored, which none is."),
+    field("service_tier", CHAT, OneOf(&["auto", "default"]), |_, v| only(v, "\"auto\" or \"default\"", |t: &String| matches!(t.as_str(), "auto" | "default")),
+        "There is one."),
+    field("metadata", CHAT, Any, |_, v| object(v).map(drop),
+        "What the client wants to note: nothing is done with it."),
+    field("user", OPENAI, Text, |_, v| v.read::<String>().map(drop),
+        "Who asks: nothing is done with it."),
+    field("safety_identifier", CHAT, Text, |_, v| v.read::<String>().map(drop),
+        "Who asks: nothing is done with it."),
+    field("prompt_cache_key", CHAT, Text, |_, v| v.read::<String>().map(drop),
+        "Which requests begin alike: nothing is done with it, for that is found out anyway."),
 ];
 
 const fn field(
     name: &'static str,
     endpoints: u8,
+    schema: Schema,
     set: fn(&mut WireRequest, FieldValue) -> Result<(), ApiError>,
+    doc: &'static str,
 ) -> Field {
-    Field { name, endpoints, set }
+    Field { name, endpoints, schema, default: None, doc, set }
 }
 
 impl Field {
+    /// The same, where `default` says what its absence says.
+    const fn or(self, default: &'static str) -> Self {
+        Self { default: Some(default), ..self }
+    }
+
     /// Whether `endpoint` takes it.
     pub fn is_of(&self, endpoint: Endpoint) -> bool {
         self.endpoints & endpoint as u8 != 0

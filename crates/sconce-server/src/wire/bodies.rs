@@ -1,0 +1,86 @@
+//! The request bodies as JSON Schemas: from the table of fields, and from the objects that some fields hold.
+
+use serde_json::{Map, Value, json};
+
+use super::fields::{Endpoint, FIELDS, Field};
+use super::schema::Schema::{AnyOf, List, OneOf, Only, Ref, SomeText, Text};
+use super::schema::{Object, Rest, Schema, may, must, object, or_null, parse};
+
+/// The id of a token.
+pub(super) const TOKEN_ID: Schema = Schema::Int(0, u32::MAX as i64);
+/// One prompt.
+pub(super) const PROMPT: Schema = AnyOf(&[SomeText, List(&TOKEN_ID, 1, usize::MAX)]);
+/// Text, whole or in parts.
+const CONTENT: Schema = AnyOf(&[Text, List(&Ref("TextPart"), 0, usize::MAX)]);
+
+/// The objects that fields hold.
+pub static OBJECTS: &[Object] = &[
+    Object {
+        name: "Message",
+        doc: "One message of a conversation. Other members may be there where they are null or empty lists.",
+        members: &[
+            must("role", OneOf(&["system", "developer", "user", "assistant"])),
+            must("content", CONTENT),
+            may("name", Schema::OrNull(&Text)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "TextPart",
+        doc: "A part of a message's text.",
+        members: &[must("type", Only("\"text\"")), must("text", Text)],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "Prediction",
+        doc: "What the answer will be for the most part.",
+        members: &[must("type", Only("\"content\"")), must("content", CONTENT)],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "TextFormat",
+        doc: "Text, which is the only format.",
+        members: &[must("type", Only("\"text\""))],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "StreamOptions",
+        doc: "What a stream holds beside the answer.",
+        members: &[
+            may("include_usage", Schema::OrNull(&Schema::Bool)),
+            may("include_obfuscation", Schema::OrNull(&Only("false"))),
+        ],
+        rest: Rest::Refused,
+    },
+];
+
+/// The schema of the bodies that `endpoint` takes.
+pub fn body(endpoint: Endpoint) -> Value {
+    let subjects = endpoint.subjects();
+    let properties: Map<String, Value> = FIELDS
+        .iter()
+        .filter(|field| field.is_of(endpoint))
+        .map(|field| (field.name.to_owned(), property(field, subjects.contains(&field.name))))
+        .collect();
+    let is_one_of = subjects.len() > 1;
+    let mut json = object(properties, if is_one_of { Vec::new() } else { subjects.to_vec() });
+    if is_one_of {
+        json["oneOf"] = subjects.iter().map(|name| json!({"required": [name]})).collect();
+    }
+    json["additionalProperties"] = false.into();
+    json
+}
+
+/// Null means absent, but where the field is what the request is about.
+fn property(field: &Field, is_subject: bool) -> Value {
+    let schema = field.schema.to_json();
+    let mut json = if is_subject { schema } else { or_null(schema) };
+    json["description"] = field.doc.into();
+    if let Some(default) = field.default {
+        json["default"] = parse(default);
+    }
+    json
+}
+
+#[cfg(test)]
+mod tests;
