@@ -8,6 +8,7 @@ pub mod health;
 mod logprobs;
 pub mod metrics;
 pub mod models;
+pub mod openapi;
 mod stream;
 mod tokenize;
 pub mod worker;

@@ -18,6 +18,8 @@ pub use drain::{Drain, Drained, InFlight};
 pub use error::ApiError;
 pub use exchange::Exchange;
 pub use nul::record;
-pub use router::answer;
+#[cfg(test)]
+pub(crate) use router::paths;
+pub use router::{answer, is_open};
 pub use server::run;
 pub use sse::{DONE, event};

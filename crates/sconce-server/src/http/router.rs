@@ -26,6 +26,7 @@ enum Route {
     ServerInfo,
     ModelInfo,
     Load,
+    OpenApi,
 }
 
 /// Every path, and what it leads to.
@@ -44,6 +45,7 @@ const ROUTES: &[(&str, Route)] = &[
     ("/model_info", Route::ModelInfo),
     ("/get_model_info", Route::ModelInfo),
     ("/get_load", Route::Load),
+    ("/openapi.json", Route::OpenApi),
 ];
 
 /// The one path that ends in a name.
@@ -73,8 +75,19 @@ impl Route {
 
     /// Whether it answers without an API key.
     fn is_open(self) -> bool {
-        matches!(self, Self::Health | Self::Version)
+        matches!(self, Self::Health | Self::Version | Self::OpenApi)
     }
+}
+
+/// Whether `path` answers without an API key.
+pub fn is_open(path: &str) -> bool {
+    Route::of(path).is_some_and(Route::is_open)
+}
+
+/// Every path but the one that ends in a name.
+#[cfg(test)]
+pub(crate) fn paths() -> impl Iterator<Item = &'static str> {
+    ROUTES.iter().map(|(path, _)| *path)
 }
 
 /// The path as a metrics label: one of a few, whatever clients ask for.
@@ -130,6 +143,7 @@ async fn respond(exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result
         Route::ServerInfo => api::worker::server_info(state),
         Route::ModelInfo => api::worker::model_info(state),
         Route::Load => api::worker::load(state),
+        Route::OpenApi => Ok(api::openapi::openapi()),
     }
 }
 

@@ -1,5 +1,5 @@
-//! [`FIELDS`]: every field of every request body, one entry each: how it is read, and what a document says of it. A field that is not
-//! here is refused.
+//! [`FIELDS`]: every field of every request body, one entry each: how it is read, and what `/openapi.json` says of it. A field
+//! that is not here is refused.
 
 use sconce::{BeamLength, EarlyStopping, SamplingParams};
 
@@ -112,7 +112,7 @@ pub static FIELDS: &[Field] = &[
     field("add_special_tokens", COMPLETIONS | TOKENIZE, Bool, |r, v| v.store(&mut r.add_special_tokens),
         "Whether text gets the special tokens that the model's tokenizer adds, as it does unless told otherwise."),
     field("prediction", CHAT, Ref("Prediction"), |r, v| prediction(v).map(|text| r.prediction = Some(text)),
-        "What the answer will be for the most part, which can make it faster and never other."),
+        "What the answer will be for the most part, which makes it faster and never other; needs a server that drafts."),
     field("truncate_prompt_tokens", SAMPLED, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n)),
         "Keep so many tokens of the prompt, the last ones."),
     // How long.
@@ -123,7 +123,7 @@ pub static FIELDS: &[Field] = &[
     field("min_tokens", SAMPLED, Int(0, MAX), |r, v| v.store(&mut r.params.min_tokens),
         "Neither an end token nor a stop text counts before so many tokens; at most max_tokens.").or("0"),
     field("stop", SAMPLED, AnyOf(&[SomeText, List(&SomeText, 0, MAX_STOP)]), |r, v| stop(v).map(|s| r.params.stop = s),
-        "Texts of at most 4096 bytes that end an answer.").or("[]"),
+        "Texts that end an answer, each of at most 4096 bytes.").or("[]"),
     field("stop_token_ids", SAMPLED, List(&TOKEN_ID, 0, MAX_STOP), |r, v| v.store(&mut r.params.stop_token_ids),
         "Tokens that end an answer.").or("[]"),
     field("include_stop_str_in_output", SAMPLED, Bool, |r, v| v.store(&mut r.params.include_stop_str_in_output),
@@ -140,7 +140,7 @@ pub static FIELDS: &[Field] = &[
     field("length_penalty", SAMPLED, Number(-INFINITY, INFINITY), |r, v| v.store(&mut r.length_penalty),
         "The exponent of the length by which a beam's log-probability is divided; needs beam search.").or("1"),
     field("early_stopping", SAMPLED, AnyOf(&[Bool, OneOf(&["never"])]), |r, v| early_stopping(v).map(|when| r.early_stopping = when),
-        "When a beam search ends: at once when enough beams have ended, or when no better one is likely, or possible (never).").or("false"),
+        "When a beam search ends, once enough beams have: at once (true), when no other is better as it stands (false), or when none can become so.").or("false"),
     field("beam_length", SAMPLED, OneOf(&["hf", "vllm"]), |r, v| beam_length(v).map(|length| r.beam_length = length),
         "Which length a beam has: its generated tokens, as in transformers, or those of the prompt too, as in vLLM.").or("\"hf\""),
     // Which tokens.
@@ -193,9 +193,9 @@ pub static FIELDS: &[Field] = &[
     field("tools", CHAT, Only("[]"), |_, v| no_tools(v),
         "Tools that the model may call: none are supported."),
     field("tool_choice", CHAT, OneOf(&["none", "auto"]), |_, v| tool_choice(v),
-        "Whether tools are called, which there are none of."),
+        "Which tools are called: there are none."),
     field("parallel_tool_calls", CHAT, Bool, |_, v| only(v, "true or false", |_: &bool| true),
-        "Whether several tools are called at once, which there are none of."),
+        "Whether several tools are called at once: there are none."),
     field("modalities", CHAT, Only("[\"text\"]"), |_, v| only(v, "[\"text\"]", |m: &Vec<String>| *m == ["text"]),
         "What an answer consists of."),
     field("store", CHAT, Only("false"), |_, v| only(v, "false: nothing is stored", |store: &bool| !store),

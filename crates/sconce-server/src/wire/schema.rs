@@ -149,12 +149,17 @@ pub(super) fn object(properties: Map<String, Value>, required: Vec<&str>) -> Val
 
 /// `schema`, or null.
 pub(super) fn or_null(mut schema: Value) -> Value {
-    match schema.get("type").and_then(Value::as_str).map(str::to_owned) {
+    let nothing = json!({"type": "null"});
+    if let Some(Value::Array(schemas)) = schema.get_mut("anyOf") {
+        schemas.push(nothing);
+        return schema;
+    }
+    match schema.get("type").cloned() {
         Some(kind) if schema.get("enum").is_none() => {
             schema["type"] = json!([kind, "null"]);
             schema
         }
-        _ => json!({"anyOf": [schema, {"type": "null"}]}),
+        _ => json!({"anyOf": [schema, nothing]}),
     }
 }
 

@@ -94,6 +94,16 @@ async fn paths_and_methods() {
     assert_eq!(client.ask("GET", "/version", "", "").await.status, 200);
 }
 
+/// It says nothing of the models, so that it is there before these are, and without a key.
+#[tokio::test]
+async fn the_document_is_open() {
+    let server = Server::start(Settings { api_key: Some("secret".to_owned().into()), ..Settings::default() }).await;
+    let mut client = server.client().await;
+    let document = client.ask("GET", "/openapi.json", "", "").await;
+    assert_eq!((document.status, document.header("content-type")), (200, Some("application/json")));
+    assert_eq!(document.json()["openapi"], "3.1.0");
+}
+
 #[tokio::test]
 async fn request_ids() {
     let server = Server::start(Settings::default()).await;

@@ -1,0 +1,103 @@
+"""/openapi.json is valid, and what the server really takes and answers is as it says."""
+
+import json
+
+import jsonschema
+import openapi_spec_validator
+import pytest
+import requests
+from conftest import records
+
+MESSAGES = [{"role": "user", "content": "Say hello."}]
+FIELDS = {"max_tokens": 6, "seed": 1}
+
+
+@pytest.fixture(scope="session")
+def document(server):
+    return requests.get(f"{server.url}/openapi.json", timeout=10).json()
+
+
+def closed(schema):
+    """The schema where objects have no members but those it names."""
+    if isinstance(schema, list):
+        return [closed(s) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = {key: closed(value) for key, value in schema.items()}
+    if "properties" in schema and "additionalProperties" not in schema:
+        schema["additionalProperties"] = False
+    return schema
+
+
+def check(document, schema, value):
+    """Checks that `value` is as `schema` says, and that it has no member that the document does not name."""
+    components = document["components"]
+    # Parts of a whole are open: what one does not name the other does.
+    if "allOf" not in schema:
+        components = closed(components)
+    jsonschema.Draft202012Validator({**schema, "components": components}).validate(value)
+
+
+def answer_schema(document, path, method, content_type="application/json"):
+    return document["paths"][path][method]["responses"]["200"]["content"][content_type]["schema"]
+
+
+def test_it_is_valid(document):
+    openapi_spec_validator.validate(document)
+
+
+@pytest.mark.parametrize("path", [
+    "/v1/models", "/health", "/version", "/server_info", "/get_server_info", "/model_info", "/get_model_info", "/get_load",
+])
+def test_what_is_got_is_as_it_says(document, server, path):
+    answer = requests.get(f"{server.url}{path}", timeout=10).json()
+    check(document, answer_schema(document, path, "get"), answer)
+
+
+POSTS = [
+    ("/generate", {"prompt": "The sea", **FIELDS, "n": 2, "logprobs": 2, "prompt_logprobs": 1}),
+    ("/generate", {"prompt": "The sea", **FIELDS, "n": 2, "use_beam_search": True, "temperature": 0, "seed": None}),
+    ("/generate", {"messages": MESSAGES, **FIELDS, "stop": ["e"], "logit_bias": {"5": -1}}),
+    ("/v1/completions", {"prompt": ["The sea", [1, 2]], **FIELDS, "logprobs": 1, "echo": True}),
+    ("/v1/chat/completions", {"messages": MESSAGES, **FIELDS, "n": 2, "logprobs": True, "top_logprobs": 2}),
+    ("/tokenize", {"prompt": "The sea"}),
+    ("/detokenize", {"tokens": [1, 2]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), POSTS)
+def test_bodies_and_answers_are_as_it_says(document, server, path, body):
+    request = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    check(document, request, body)
+    response = server.post(path, body)
+    assert response.status_code == 200, response.text
+    check(document, answer_schema(document, path, "post"), response.json())
+
+
+@pytest.mark.parametrize(("path", "body"), POSTS[:5])
+def test_streams_are_as_it_says(document, server, path, body):
+    body = {**body, "stream": True}
+    if path == "/generate":
+        schema = answer_schema(document, path, "post", "application/octet-stream")
+        parts = list(records(server.post(path, body, stream=True)))
+    else:
+        body["stream_options"] = {"include_usage": True}
+        schema = answer_schema(document, path, "post", "text/event-stream")
+        events = [e.removeprefix("data: ") for e in server.post(path, body).text.split("\n\n") if e]
+        assert events.pop() == "[DONE]"
+        parts = [json.loads(e) for e in events]
+    assert parts
+    for part in parts:
+        check(document, schema["contentSchema"], part)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_errors_are_as_it_says(document, server, path):
+    response = server.post(path, {"unknown": 1})
+    assert response.status_code == 400
+    check(document, {"$ref": "#/components/schemas/Error"}, response.json())
+    operation = document["paths"][path]["post"]
+    request = operation["requestBody"]["content"]["application/json"]["schema"]
+    with pytest.raises(jsonschema.ValidationError):
+        check(document, request, {"unknown": 1})
+    assert {"400", "401", "404", "413", "503"} <= operation["responses"].keys()
