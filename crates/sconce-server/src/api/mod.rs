@@ -9,6 +9,7 @@ mod logprobs;
 pub mod metrics;
 pub mod models;
 pub mod openapi;
+pub mod playground;
 mod stream;
 mod tokenize;
 pub mod worker;

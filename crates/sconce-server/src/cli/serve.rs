@@ -200,7 +200,7 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
             info.draft_model.as_ref().map_or(String::new(), |draft| format!("; drafts by {draft}")),
         );
     }
-    text += &format!("ready on http://{address}; try:\n  {}\n", curl_line(state, address));
+    text += &format!("ready on http://{address}; open it in a browser, or try:\n  {}\n", curl_line(state, address));
     // Whoever does not listen is served nevertheless.
     drop(std::io::stdout().write_all(text.as_bytes()));
 }

@@ -11,6 +11,7 @@ use super::cors;
 use super::error::ApiError;
 use super::exchange::Exchange;
 use crate::api;
+use crate::api::playground::{self, File};
 use crate::state::{ApiKey, State};
 use crate::wire::Endpoint;
 
@@ -27,9 +28,10 @@ enum Route {
     ModelInfo,
     Load,
     OpenApi,
+    Playground(&'static File),
 }
 
-/// Every path, and what it leads to.
+/// Every path but those of the playground, and what it leads to.
 const ROUTES: &[(&str, Route)] = &[
     (Endpoint::Generate.path(), Route::Post(Endpoint::Generate)),
     (Endpoint::Completions.path(), Route::Post(Endpoint::Completions)),
@@ -56,7 +58,8 @@ impl Route {
         if path.len() > MODEL_PREFIX.len() && path.starts_with(MODEL_PREFIX) {
             return Some(Self::Model);
         }
-        ROUTES.iter().find(|(p, _)| *p == path).map(|&(_, route)| route)
+        let route = ROUTES.iter().find(|(p, _)| *p == path).map(|&(_, route)| route);
+        route.or_else(|| playground::file(path).map(Self::Playground))
     }
 
     fn methods(self) -> &'static str {
@@ -75,7 +78,7 @@ impl Route {
 
     /// Whether it answers without an API key.
     fn is_open(self) -> bool {
-        matches!(self, Self::Health | Self::Version | Self::OpenApi)
+        matches!(self, Self::Health | Self::Version | Self::OpenApi | Self::Playground(_))
     }
 }
 
@@ -84,7 +87,7 @@ pub fn is_open(path: &str) -> bool {
     Route::of(path).is_some_and(Route::is_open)
 }
 
-/// Every path but the one that ends in a name.
+/// Every path but the one that ends in a name, and those of the playground.
 #[cfg(test)]
 pub(crate) fn paths() -> impl Iterator<Item = &'static str> {
     ROUTES.iter().map(|(path, _)| *path)
@@ -95,7 +98,8 @@ pub(super) fn route_name(path: &str) -> &'static str {
     if path.starts_with(MODEL_PREFIX) {
         return "/v1/models/{id}";
     }
-    ROUTES.iter().find(|(p, _)| *p == path).map_or("other", |&(p, _)| p)
+    let path_of_playground = || playground::file(path).map(|file| file.path);
+    ROUTES.iter().find(|(p, _)| *p == path).map(|&(p, _)| p).or_else(path_of_playground).unwrap_or("other")
 }
 
 /// Answers one request.
@@ -144,6 +148,7 @@ async fn respond(exchange: &Arc<Exchange>, request: Request<Incoming>) -> Result
         Route::ModelInfo => api::worker::model_info(state),
         Route::Load => api::worker::load(state),
         Route::OpenApi => Ok(api::openapi::openapi()),
+        Route::Playground(file) => Ok(playground::answer(file)),
     }
 }
 

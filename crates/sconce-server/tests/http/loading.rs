@@ -94,14 +94,29 @@ async fn paths_and_methods() {
     assert_eq!(client.ask("GET", "/version", "", "").await.status, 200);
 }
 
-/// It says nothing of the models, so that it is there before these are, and without a key.
+/// They say nothing of the models, so that they are there before these are, and without a key.
 #[tokio::test]
-async fn the_document_is_open() {
+async fn the_page_and_the_document_are_open() {
     let server = Server::start(Settings { api_key: Some("secret".to_owned().into()), ..Settings::default() }).await;
     let mut client = server.client().await;
+    let page = client.ask("GET", "/", "", "").await;
+    assert_eq!((page.status, page.header("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.body.starts_with("<!doctype html>"), "{page:?}");
+    assert_eq!(page.header("cache-control"), Some("no-cache"));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    let head = client.ask("HEAD", "/", "", "").await;
+    assert_eq!((head.status, head.header("content-length")), (200, page.header("content-length")));
+    let script = client.ask("GET", "/playground/main.js", "", "").await;
+    assert_eq!((script.status, script.header("content-type")), (200, Some("text/javascript; charset=utf-8")));
+    assert_eq!(client.ask("GET", "/playground/other.js", "", "").await.status, 404);
+    assert_eq!(client.ask("POST", "/", "", "").await.status, 405);
     let document = client.ask("GET", "/openapi.json", "", "").await;
     assert_eq!((document.status, document.header("content-type")), (200, Some("application/json")));
     assert_eq!(document.json()["openapi"], "3.1.0");
+    // What they ask is not open.
+    assert_eq!(client.ask("GET", "/v1/models", "", "").await.status, 401);
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ const ABOUT: &str = "A field that is unknown, of the wrong type or out of range 
     means absent. What takes GET takes HEAD, and every path OPTIONS. Where the server has an API key, it is asked for.";
 
 const JSON: &str = "application/json";
+const HTML: &str = "text/html";
 const TEXT: &str = "text/plain";
 const EVENTS: &str = "text/event-stream";
 const RECORDS: &str = "application/octet-stream";
@@ -78,6 +79,7 @@ const OPERATIONS: &[Operation] = &[
     get("/get_model_info", "The older name of /model_info", &[503], Answer::Json(Ref("ModelInfo"))),
     get("/get_load", "How much each model has to do", &[503], Answer::Json(LOADS)),
     get("/openapi.json", "This document", &[], Answer::Json(Schema::Any)),
+    get("/", "The playground, a page for browsers", &[], Answer::Other(HTML)),
 ];
 
 /// Statuses other than 200, and when they come.
@@ -178,8 +180,13 @@ impl Operation {
 
     /// The path's words.
     fn id(&self) -> String {
-        let words = self.path.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-        words.collect::<Vec<_>>().join("_")
+        match self.path {
+            "/" => "playground".to_owned(),
+            path => {
+                let words = path.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+                words.collect::<Vec<_>>().join("_")
+            }
+        }
     }
 }
 
