@@ -54,6 +54,11 @@ def test_what_is_got_is_as_it_says(document, server, path):
     check(document, answer_schema(document, path, "get"), answer)
 
 
+def test_one_model_is_as_it_says(document, server, model_id):
+    answer = requests.get(f"{server.url}/v1/models/{model_id}", timeout=10).json()
+    check(document, answer_schema(document, "/v1/models/{id}", "get"), answer)
+
+
 POSTS = [
     ("/generate", {"prompt": "The sea", **FIELDS, "n": 2, "logprobs": 2, "prompt_logprobs": 1}),
     ("/generate", {"prompt": "The sea", **FIELDS, "n": 2, "use_beam_search": True, "temperature": 0, "seed": None}),

@@ -42,7 +42,8 @@ function request(text) {
   const alternatives = Number(at("alternatives").value);
   // The best so far can only be shown where they can be replaced as a whole.
   if (fields.use_beam_search || fields.best_of > (fields.n ?? 1)) {
-    if (isShown || fields.use_beam_search) body.logprobs = alternatives;
+    // A tree of beams is made of tokens, which come with their log-probabilities.
+    if (isShown || fields.use_beam_search) body.logprobs = isShown ? alternatives : 0;
     return ["/generate", body];
   }
   body.stream_options = { include_usage: true };
@@ -60,6 +61,7 @@ async function send() {
   say("");
   const [path, body] = request(text);
   const exchange = new Exchange(text, body, isPrompt());
+  exchange.element.classList.toggle("plain", !at("probabilities").checked);
   at("empty")?.remove();
   log.append(exchange.element);
   log.scrollTop = log.scrollHeight;

@@ -110,7 +110,8 @@ function cell(kind, text) {
 }
 
 function percent(p) {
-  return `${(p * 100).toPrecision(p < 0.01 ? 1 : 3).replace(/e.*/, "")}\u2009%`.replace(/^0\.00\d*/, "<0.01");
+  const number = p < 0.0001 ? "<0.01" : (p * 100).toPrecision(p < 0.01 ? 1 : 3);
+  return `${number}\u2009%`;
 }
 
 function place(tip, rect) {
