@@ -57,11 +57,13 @@ struct Row {
     u32 uniform_low, uniform_high;
     // Where results begin, in u32.
     u32 result_start;
-    // Edits, in u32 from their beginning: ids; (id, bias), ascending; ids; (id, count and whether it is in the prompt).
+    // Edits, in u32 from their beginning: ids; (id, bias), ascending; ids; (id, count and whether it is in the prompt); a
+    // grammar's mask, a bit a token, those beyond it being forbidden: without words there is none.
     u32 masked_start, num_masked;
     u32 bias_start, num_biases;
     u32 prompt_start, num_prompt;
     u32 generated_start, num_generated;
+    u32 allowed_start, num_allowed_words;
     float repetition_penalty, frequency_penalty, presence_penalty;
 };
 
@@ -104,7 +106,7 @@ DEVICE void penalize_repetition(float* logit, float penalty) {
     *logit = *logit > 0.0f ? __fdiv_rn(*logit, penalty) : __fmul_rn(*logit, penalty);
 }
 
-// Edits tokens start..end of a row: min_tokens mask, biases, penalties, each after the one before.
+// Edits tokens start..end of a row that has its grammar's mask: min_tokens mask, biases, penalties, each after the one before.
 DEVICE void apply_edits(float* logits, const Row& row, const u32* edits, u32 start, u32 end) {
     const u32* masked = edits + row.masked_start;
     // A token may be among them twice.
@@ -161,9 +163,16 @@ DEVICE u64 best_of_share(const float* logits, u32 start, u32 end) {
     return warp_reduce(key, true);
 }
 
-// Copies tokens start..end of a row that is to be edited, of beams as logprobs.
-DEVICE void copy_row(float* copy, const float* raw, const u64* best, const u64* mass, u32 num_chunks, u32 start,
-                     u32 end, bool is_beam, u64* scratch) {
+// Whether a row's grammar, if it has one, allows a token.
+DEVICE bool is_allowed(const Row& row, const u32* edits, u32 id) {
+    if (row.num_allowed_words == 0) return true;
+    return id / 32 < row.num_allowed_words && edits[row.allowed_start + id / 32] >> id % 32 & 1;
+}
+
+// Copies tokens start..end of a row that is to be edited, of beams as logprobs, but for those that its grammar forbids.
+DEVICE void copy_row(float* copy, const float* raw, const Row& row, const u32* edits, const u64* best, const u64* mass,
+                     u32 num_chunks, u32 start, u32 end, u64* scratch) {
+    const bool is_beam = row.kind == BEAM_CANDIDATES;
     float max_logit = 0.0f;
     double log_total = 0.0;
     if (is_beam) {
@@ -177,7 +186,7 @@ DEVICE void copy_row(float* copy, const float* raw, const u64* best, const u64* 
             // A row without a number has no probabilities.
             value = max_logit < MIN_LOGIT ? max_logit : (float)logprob;
         }
-        copy[id] = value;
+        copy[id] = is_allowed(row, edits, id) ? value : -__int_as_float(0x7f800000);
     }
     __syncthreads();
 }
@@ -204,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     }
     if (has_edits && is_beam == (of_beams != 0)) {
         float* copy = edited + (u64)row.edited_row * vocab_size;
-        copy_row(copy, raw, raw_best, mass + at, num_chunks, start, end, is_beam, scratch);
+        copy_row(copy, raw, row, edits, raw_best, mass + at, num_chunks, start, end, scratch);
         apply_edits(copy, row, edits, start, end);
         const u64 key = best_of_share(copy, start, end);
         if (writes) edited_best[own] = key;

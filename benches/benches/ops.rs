@@ -168,6 +168,7 @@ fn sample(c: &mut Criterion) {
                     sequence_index: 0,
                     position: 0,
                     end_token_ids: &[],
+                    allowed: None,
                 };
                 SampleRow { row, kind: SampleKind::Token(input) }
             };

@@ -22,7 +22,7 @@ pub mod hub;
 pub use engine::{Engine, EngineBuilder};
 pub use sconce_core::backend::{KvDtype, OpProfile, OpTime, Peaks, StepShape};
 pub use sconce_core::config::{
-    Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, KvCacheDtype, LoadFormat,
+    Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, Grammar, KvCacheDtype, LoadFormat,
     LogprobsMode, MatmulPrecision, ModelConfig, Quantization, RopeConfig, RopeScaling, SamplingParams, WeightDtype,
 };
 pub use sconce_core::engine::{

@@ -2,11 +2,13 @@
 
 mod beam;
 mod engine;
+mod grammar;
 mod model;
 mod sampling;
 
 pub use beam::{BeamLength, BeamParams, EarlyStopping};
 pub use engine::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Quantization, WeightDtype};
+pub use grammar::Grammar;
 pub use model::{Activation, ModelConfig, RopeConfig, RopeScaling};
 pub use sampling::{LogprobsMode, SamplingParams};
 

@@ -158,7 +158,11 @@ impl<B: Backend> DraftModel<B> {
     }
 
     /// Makes the drafts that were asked for. Where it has to compute more of the sequences than fits into a step, some have none yet.
-    pub(super) fn run(&mut self, scheduler: &Scheduler, requests: &BTreeMap<GroupId, RunningRequest>) -> Result<()> {
+    pub(super) fn run(
+        &mut self,
+        scheduler: &Scheduler,
+        requests: &mut BTreeMap<GroupId, RunningRequest>,
+    ) -> Result<()> {
         self.catch_up(scheduler);
         while self.batch.num_tokens() > 0 {
             self.step(requests)?;
@@ -214,7 +218,7 @@ impl<B: Backend> DraftModel<B> {
     }
 
     /// Computes the batch, and gives each open sequence the draft that comes of its row of logits.
-    fn step(&mut self, requests: &BTreeMap<GroupId, RunningRequest>) -> Result<()> {
+    fn step(&mut self, requests: &mut BTreeMap<GroupId, RunningRequest>) -> Result<()> {
         self.batch.find_shared_prefixes();
         let wants_logits = !self.batch.logit_rows.is_empty();
         let Compute { backend, model, ws, kv, batch, answers: [answers, _] } = &mut self.compute;
@@ -222,12 +226,14 @@ impl<B: Backend> DraftModel<B> {
         let mut step = Step { backend, ws, kv, batch };
         backend.run(batch, &mut || model.forward(&mut step, wants_logits))?;
         let open = || self.sequences.iter().filter(|drafted| drafted.is_open);
-        let seen = |of: &Drafted| requests[&of.group].counts_with(of.index, &of.drafts);
-        let counts: Vec<_> = open().map(seen).collect();
+        let mut seen = Vec::new();
+        for drafted in open() {
+            let request = requests.get_mut(&drafted.group).expect("invariant: a scheduled group has its request");
+            seen.push(request.seen((drafted.last_pos(), drafted.index), &drafted.drafts));
+        }
         let mut rows: Vec<SampleRow<'_>> = Vec::new();
-        for (drafted, counts) in open().zip(&counts) {
-            let place = (drafted.last_pos(), drafted.index);
-            requests[&drafted.group].ask(&mut rows, drafted.row, place, counts.as_ref());
+        for (drafted, seen) in open().zip(&seen) {
+            requests[&drafted.group].ask(&mut rows, drafted.row, (drafted.last_pos(), drafted.index), seen);
         }
         backend.sample(answers, &ws.logits, &rows)?;
         let results = backend.read_answers(answers)?;

@@ -1,5 +1,6 @@
-//! Drafts for speculative decoding: tokens that may follow a sequence, and are computed along with its last. They come from what the
-//! caller has predicted, from the sequence itself, or, where neither has any, from a second model if there is one.
+//! Drafts for speculative decoding: tokens that may follow a sequence, and are computed along with its last. They are what its grammar
+//! has follow, or come from what the caller has predicted, from the sequence itself, or, where none of them has any, from a second model
+//! if there is one.
 //!
 //! A row of logits has the same bits whatever is computed beside it, and what is drawn depends on its position alone: so a draft is
 //! right where it is the token that is sampled in its place, greedy or not, and answers are those without drafts.
@@ -66,7 +67,7 @@ impl Drafting {
         &mut self,
         plan: &mut StepPlan,
         scheduler: &mut Scheduler,
-        requests: &BTreeMap<GroupId, RunningRequest>,
+        requests: &mut BTreeMap<GroupId, RunningRequest>,
         model: Option<&mut DraftModel<B>>,
     ) -> Result<()> {
         self.predicted.clear();
@@ -79,18 +80,25 @@ impl Drafting {
         for at in 0..plan.chunks.len() {
             let chunk = plan.chunks[at];
             let token_ids = &scheduler.group(chunk.group).sequences[chunk.index].token_ids;
-            let request = &requests[&chunk.group];
+            let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
             let most = request.max_drafts(token_ids.len()).min(self.num_speculative_tokens).min(num_left);
             if most == 0 || chunk.len != 1 || chunk.end() != token_ids.len() {
                 continue;
             }
-            let generated = &token_ids[request.prompt_ids().len()..];
-            let prediction = request.prediction().unwrap_or_default();
-            follow_prediction(prediction, generated, (min_match, most), &mut self.drafts);
+            self.drafts.clear();
+            self.drafts.extend(request.forced(chunk.index).into_iter().take(most));
             if self.drafts.is_empty() {
-                prompt_lookup(token_ids, (min_match, most), &mut self.drafts);
-            } else {
-                self.predicted.push((chunk.group, chunk.index));
+                let generated = &token_ids[request.prompt_ids().len()..];
+                let prediction = request.prediction().unwrap_or_default();
+                follow_prediction(prediction, generated, (min_match, most), &mut self.drafts);
+                let is_predicted = !self.drafts.is_empty();
+                if !is_predicted {
+                    prompt_lookup(token_ids, (min_match, most), &mut self.drafts);
+                }
+                self.drafts.truncate(request.num_allowed(chunk.index, &self.drafts));
+                if is_predicted && !self.drafts.is_empty() {
+                    self.predicted.push((chunk.group, chunk.index));
+                }
             }
             if self.drafts.is_empty() {
                 self.open.push((at, most));
@@ -107,7 +115,7 @@ impl Drafting {
         model: &mut DraftModel<B>,
         plan: &mut StepPlan,
         scheduler: &mut Scheduler,
-        requests: &BTreeMap<GroupId, RunningRequest>,
+        requests: &mut BTreeMap<GroupId, RunningRequest>,
         mut num_left: usize,
     ) -> Result<()> {
         num_left = num_left.min(scheduler.num_tokens_left(plan));

@@ -13,9 +13,9 @@ use super::running::{Caller, QueuedRequest};
 use super::status::{EngineStatus, ModelInfo};
 use super::stream::{PromptInfo, TokenStream};
 use crate::backend::OpProfile;
-use crate::config::SamplingParams;
+use crate::config::{Grammar, SamplingParams};
 use crate::error::{Error, Result};
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, GrammarCompiler, GrammarMatcher, Tokenizer};
 
 /// The caller's side of a running engine. Cheap to clone; the engine stops when the last one is gone, and the
 /// last stream that is not at its end.
@@ -31,6 +31,7 @@ pub(super) struct HandleInner {
     pub(super) status: Arc<EngineStatus>,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) chat_template: Option<ChatTemplate>,
+    pub(super) grammars: GrammarCompiler,
     /// Most requests that run or wait.
     pub(super) max_requests: usize,
     /// Whether a sequence may have drafts.
@@ -49,7 +50,8 @@ impl EngineHandle {
     /// `Overloaded` when too many requests wait; `Unavailable` when the engine has stopped.
     pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
         let inner = &*self.inner;
-        let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens, prediction } = request;
+        let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens, prediction, grammar } =
+            request;
         params.validate(inner.info.config.vocab_size)?;
         let param = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
         let mut prompt = self.tokenize(prompt, add_special_tokens)?;
@@ -67,7 +69,17 @@ impl EngineHandle {
         self.check_prompt(param, &prompt.token_ids)?;
         self.check_min_tokens(&params, prompt.token_ids.len())?;
         prompt.prediction = prediction.map(|text| self.predicted_tokens(&text, &params)).transpose()?;
-        self.enqueue(prompt, params)
+        let grammar = grammar.map(|grammar| self.compile(&grammar, &params)).transpose()?;
+        self.enqueue(prompt, params, grammar)
+    }
+
+    /// A request's grammar, ready for the first token.
+    fn compile(&self, grammar: &Grammar, params: &SamplingParams) -> Result<GrammarMatcher> {
+        if params.ignore_eos {
+            let message = "ignore_eos: cannot be true beside a grammar, whose end is told by an end token";
+            return Err(Error::invalid("ignore_eos", message));
+        }
+        self.inner.grammars.compile(grammar)
     }
 
     fn tokenize(&self, prompt: Prompt, add_special_tokens: bool) -> Result<PromptInfo> {
@@ -141,7 +153,12 @@ impl EngineHandle {
         Ok(token_ids)
     }
 
-    fn enqueue(&self, prompt: PromptInfo, params: SamplingParams) -> Result<TokenStream> {
+    fn enqueue(
+        &self,
+        prompt: PromptInfo,
+        params: SamplingParams,
+        grammar: Option<GrammarMatcher>,
+    ) -> Result<TokenStream> {
         let inner = &*self.inner;
         let stopped = || Error::Unavailable { message: format!("model {} is shutting down", inner.info.id) };
         if inner.is_closed.load(Ordering::SeqCst) {
@@ -157,7 +174,7 @@ impl EngineHandle {
         let (events, receiver) = unbounded_channel();
         let stream = TokenStream::new(receiver, prompt, params.n).keeping(inner.inbox.clone());
         let caller = Caller { events, gate: stream.gate() };
-        let request = QueuedRequest { prompt: stream.prompt(), params, caller };
+        let request = QueuedRequest { prompt: stream.prompt(), params, grammar, caller };
         if inner.inbox.send(Inbox::Request(Box::new(request))).is_err() {
             inner.status.num_unfinished_requests.fetch_sub(1, Ordering::SeqCst);
             return Err(stopped());

@@ -20,7 +20,7 @@ use crate::backend::{Backend, Checked, OpProfile, Profiled};
 use crate::config::{DeviceKind, EngineConfig, MatmulPrecision, WeightDtype};
 use crate::error::{Error, Result};
 use crate::sched::SchedulerConfig;
-use crate::text::Tokenizer;
+use crate::text::{GrammarCompiler, Tokenizer};
 use crate::weights::Dtype;
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
@@ -259,6 +259,7 @@ impl Launch<'_> {
         let eos_token_ids = end_token_ids(&info.config, Some(&tokenizer));
         let (sender, inbox) = mpsc::channel();
         let (tokenizer, status) = (Arc::new(tokenizer), Arc::new(EngineStatus::default()));
+        let grammars = GrammarCompiler::new(Arc::clone(&tokenizer), eos_token_ids.clone());
         let reload = move || {
             let opened = draft.as_ref().map(|draft| Ok((draft, draft.open()?))).transpose()?;
             Ok(Models::load((&target, target.open()?), opened, drafting_rows, Some(&sizes), &NoProgress)?.0)
@@ -280,6 +281,7 @@ impl Launch<'_> {
             status,
             tokenizer,
             chat_template,
+            grammars,
             max_requests,
             makes_drafts: config.num_speculative_tokens > 0,
             is_closed: AtomicBool::new(false),

@@ -1,6 +1,6 @@
 //! [`GenerationRequest`]: what a caller asks of the engine.
 
-use crate::config::SamplingParams;
+use crate::config::{Grammar, SamplingParams};
 use crate::text::ChatInput;
 
 /// What is to be continued.
@@ -28,6 +28,8 @@ pub struct GenerationRequest {
     /// What the answer will be for the most part, such as a file in which little is to be changed: drafts are taken from it
     /// ([`EngineConfig::num_speculative_tokens`](crate::config::EngineConfig::num_speculative_tokens)). It changes no answer.
     pub prediction: Option<String>,
+    /// What the answer has to match: each of its sequences, up to the token that ends it, if it is not cut off before.
+    pub grammar: Option<Grammar>,
 }
 
 impl GenerationRequest {
@@ -39,6 +41,7 @@ impl GenerationRequest {
             truncate_prompt_tokens: None,
             add_special_tokens: true,
             prediction: None,
+            grammar: None,
         }
     }
 
@@ -66,6 +69,12 @@ impl GenerationRequest {
     /// The same request with what its answer will be for the most part.
     pub fn with_prediction(mut self, prediction: impl Into<String>) -> Self {
         self.prediction = Some(prediction.into());
+        self
+    }
+
+    /// The same request with what its answer has to match.
+    pub fn with_grammar(mut self, grammar: Grammar) -> Self {
+        self.grammar = Some(grammar);
         self
     }
 }

@@ -14,12 +14,12 @@ use std::sync::atomic::Ordering;
 use super::compute::Compute;
 use super::core::{Engine, State, add_to};
 use super::models::Models;
-use super::running::{AfterStep, Growth, RunningRequest};
+use super::running::{AfterStep, Growth, RunningRequest, Seen};
 use super::status::EngineStatus;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
 use crate::models::Step;
-use crate::sample::{SampleResults, SampleRow, TokenCounts};
+use crate::sample::{SampleResults, SampleRow};
 use crate::sched::{GroupId, ScheduledChunk, Scheduler, StepPlan};
 use crate::text::Tokenizer;
 
@@ -122,15 +122,13 @@ impl<B: Backend> Engine<B> {
         let State { scheduler, requests, steps, .. } = &mut self.state;
         let LaunchedStep { plan, num_answers } = &mut steps.slots[slot];
         let mut rows = emptied(std::mem::take(&mut steps.rows));
-        let mut counts = Vec::new();
-        if plan.chunks.iter().any(|chunk| chunk.num_drafts > 0) {
-            counts.extend(plan.logit_positions().map(|(chunk, pos)| counts_at(scheduler, requests, chunk, pos)));
-        }
+        // While the device computes.
+        let seen = plan.logit_positions().map(|(chunk, pos)| seen_at(scheduler, requests, chunk, pos));
+        let seen: Vec<Seen> = seen.collect();
         num_answers.clear();
-        for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
+        for (row, ((chunk, pos), seen)) in plan.logit_positions().zip(&seen).enumerate() {
             let num_before = rows.len();
-            let counts = counts.get(row).and_then(Option::as_ref);
-            requests[&chunk.group].ask(&mut rows, row, (pos, chunk.index), counts);
+            requests[&chunk.group].ask(&mut rows, row, (pos, chunk.index), seen);
             num_answers.push(rows.len() - num_before);
         }
         let Compute { backend, ws, answers, .. } = &mut self.models.target;
@@ -156,7 +154,12 @@ impl<B: Backend> Engine<B> {
             // A group has several chunks; after its end, and after its caller has gone, it has no request.
             let Some(request) = requests.get_mut(&chunk.group) else { continue };
             let group = scheduler.group(chunk.group);
-            if group.is_finished() {
+            if let Some(error) = request.take_failure() {
+                request.fail(error);
+                scheduler.remove(chunk.group);
+                requests.remove(&chunk.group);
+                num_finished += 1;
+            } else if group.is_finished() {
                 request.send_done(group.num_cached_tokens.unwrap_or(0));
                 scheduler.remove(chunk.group);
                 requests.remove(&chunk.group);
@@ -228,19 +231,17 @@ impl State {
     }
 }
 
-/// What a sequence would have seen before what follows `pos`, where drafts are before it, and penalties make it depend on them.
-fn counts_at(
+/// What is sampled after position `pos` is chosen by.
+fn seen_at(
     scheduler: &Scheduler,
-    requests: &BTreeMap<GroupId, RunningRequest>,
+    requests: &mut BTreeMap<GroupId, RunningRequest>,
     chunk: &ScheduledChunk,
     pos: usize,
-) -> Option<TokenCounts> {
-    let num_drafts = (pos + 1).saturating_sub(chunk.end_of_own());
-    if num_drafts == 0 {
-        return None;
-    }
+) -> Seen {
     let drafts = &scheduler.group(chunk.group).sequences[chunk.index].drafts;
-    requests[&chunk.group].counts_with(chunk.index, &drafts[..num_drafts])
+    let num_drafts = (pos + 1).saturating_sub(chunk.end_of_own());
+    let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
+    request.seen((pos, chunk.index), &drafts[..num_drafts])
 }
 
 /// Makes the scheduler's group what the request's has become.

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::collections::vec_deque::Drain;
 
-use super::{TokenCounts, TokenLogprobs};
+use super::{TokenCounts, TokenLogprobs, TokenMask};
 use crate::config::SamplingParams;
 
 /// What is wanted of one row of logits. Several can be wanted of the same row.
@@ -54,6 +54,8 @@ pub struct SampleInput<'a> {
     /// The model's end tokens: masked until `min_tokens` are generated, unless `ignore_eos` makes them tokens like any
     /// other. The request's own `stop_token_ids` are masked in either case and need not be among these.
     pub end_token_ids: &'a [u32],
+    /// The tokens that the request's grammar allows next, if it has one.
+    pub allowed: Option<&'a TokenMask>,
 }
 
 /// A token and what the model thought of it.

@@ -13,11 +13,12 @@ struct Case {
     params: SamplingParams,
     counts: TokenCounts,
     end_token_ids: Vec<u32>,
+    allowed: Option<TokenMask>,
 }
 
 impl Case {
     fn new(row: &[f32], params: SamplingParams) -> Self {
-        Self { row: row.to_vec(), params, counts: TokenCounts::new(&[]), end_token_ids: Vec::new() }
+        Self { row: row.to_vec(), params, counts: TokenCounts::new(&[]), end_token_ids: Vec::new(), allowed: None }
     }
 
     fn sample(&self, sampler: &mut Sampler, seed: u64, position: u32) -> Sampled {
@@ -28,6 +29,7 @@ impl Case {
             sequence_index: 0,
             position,
             end_token_ids: &self.end_token_ids,
+            allowed: self.allowed.as_ref(),
         };
         sampler.sample(&self.row, &input)
     }
@@ -48,6 +50,7 @@ impl Case {
             params,
             counts: self.counts.clone(),
             end_token_ids: self.end_token_ids.clone(),
+            allowed: self.allowed.clone(),
         };
         let report = case.sample_afresh(0, 0).logprobs.unwrap();
         report.top.iter().map(|logprob| (logprob.token_id, f64::from(logprob.logprob).exp())).collect()
@@ -169,8 +172,15 @@ fn sequences_of_a_request_and_positions_differ() {
     let mut tokens = std::collections::HashSet::new();
     for sequence_index in 0..10 {
         for position in 0..10 {
-            let input =
-                SampleInput { params: &params, counts: &counts, seed: 5, sequence_index, position, end_token_ids: &[] };
+            let input = SampleInput {
+                params: &params,
+                counts: &counts,
+                seed: 5,
+                sequence_index,
+                position,
+                end_token_ids: &[],
+                allowed: None,
+            };
             tokens.insert(sampler.sample(&row, &input).token_id);
         }
     }

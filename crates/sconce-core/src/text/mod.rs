@@ -1,7 +1,8 @@
-//! Text in, text out: tokenizer, incremental detokenizer, stop strings, chat templates.
+//! Text in, text out: tokenizer, incremental detokenizer, stop strings, grammars, chat templates.
 
 mod chat_template;
 mod detokenizer;
+mod grammar;
 mod stop;
 #[cfg(test)]
 mod testing;
@@ -9,5 +10,6 @@ mod tokenizer;
 
 pub use chat_template::{ChatInput, ChatTemplate, RenderedChat};
 pub use detokenizer::Detokenizer;
+pub use grammar::{GrammarCompiler, GrammarMatcher};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -23,7 +23,8 @@ pub(super) async fn answer(
     let head = Head::new(exchange, served, &mut request);
     let has_logprobs = request.params.logprobs.is_some();
     let token_bytes = token_bytes(served);
-    let submitted = submit(exchange, served, request.take_request()?).await?;
+    let submitted = submit(exchange, served, request.take_request()?).await;
+    let submitted = submitted.map_err(|error| request.with_own_name(error))?;
     if request.stream {
         let chunks = Chunks {
             head,

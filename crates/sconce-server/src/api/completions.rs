@@ -37,8 +37,10 @@ pub(super) async fn answer(
     };
     let mut submitted = Vec::new();
     // All are in the engine's hands before the first is waited for, so that they run together.
-    for request in request.take_requests() {
-        submitted.push(submit(exchange, served, request).await?);
+    let prompts: Vec<_> = request.take_requests().collect();
+    for prompt in prompts {
+        let one = submit(exchange, served, prompt).await;
+        submitted.push(one.map_err(|error| request.with_own_name(error))?);
     }
     if request.stream {
         let chunks = Chunks::new(form, &submitted, request.stream_usage == Some(true));

@@ -10,6 +10,8 @@ use super::schema::{Object, Rest, Schema, may, must, object, or_null, parse};
 pub(super) const TOKEN_ID: Schema = Schema::Int(0, u32::MAX as i64);
 /// One prompt.
 pub(super) const PROMPT: Schema = AnyOf(&[SomeText, List(&TOKEN_ID, 1, usize::MAX)]);
+/// A JSON Schema, as it is or as text.
+pub(super) const JSON_SCHEMA: Schema = AnyOf(&[Schema::Any, Text]);
 /// Text, whole or in parts.
 const CONTENT: Schema = AnyOf(&[Text, List(&Ref("TextPart"), 0, usize::MAX)]);
 
@@ -39,8 +41,56 @@ pub static OBJECTS: &[Object] = &[
     },
     Object {
         name: "TextFormat",
-        doc: "Text, which is the only format.",
+        doc: "Text of any form.",
         members: &[must("type", Only("\"text\""))],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "JsonObjectFormat",
+        doc: "A JSON object, by a schema if there is one.",
+        members: &[must("type", Only("\"json_object\"")), may("schema", Schema::OrNull(&Schema::Any))],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "JsonSchemaFormat",
+        doc: "JSON by a schema.",
+        members: &[must("type", Only("\"json_schema\"")), must("json_schema", Ref("NamedJsonSchema"))],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "NamedJsonSchema",
+        doc: "A JSON Schema, which is kept to whether it is strict or not.",
+        members: &[
+            must("schema", Schema::Any),
+            may("name", Schema::OrNull(&Text)),
+            may("description", Schema::OrNull(&Text)),
+            may("strict", Schema::OrNull(&Schema::Bool)),
+        ],
+        rest: Rest::Refused,
+    },
+    Object { name: "ByJson", doc: "JSON by a schema.", members: &[must("json", JSON_SCHEMA)], rest: Rest::Refused },
+    Object {
+        name: "ByJsonObject",
+        doc: "Any JSON object.",
+        members: &[must("json_object", Only("true"))],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "ByRegex",
+        doc: "What a regular expression matches as a whole.",
+        members: &[must("regex", Text)],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "ByChoice",
+        doc: "One of some texts.",
+        members: &[must("choice", List(&Text, 0, usize::MAX))],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "ByGrammar",
+        doc: "A text of a grammar in Lark's notation.",
+        members: &[must("grammar", Text)],
         rest: Rest::Refused,
     },
     Object {

@@ -1,10 +1,11 @@
 //! [`FIELDS`]: every field of every request body, one entry each: how it is read, and what `/openapi.json` says of it. A field
 //! that is not here is refused.
 
-use sconce::{BeamLength, EarlyStopping, SamplingParams};
+use sconce::{BeamLength, EarlyStopping, Grammar, SamplingParams};
 
-use super::bodies::{PROMPT, TOKEN_ID};
-use super::messages::{messages, no_tools, only_text_format, prediction, tool_choice};
+use super::bodies::{JSON_SCHEMA, PROMPT, TOKEN_ID};
+use super::format::{guided_json, response_format, structured_outputs};
+use super::messages::{messages, no_tools, prediction, tool_choice};
 use super::prompt::{one_prompt, prompts};
 use super::request::WireRequest;
 use super::schema::Schema::{
@@ -162,6 +163,19 @@ pub static FIELDS: &[Field] = &[
         "Added to the logits of tokens, by their ids.").or("{}"),
     field("seed", SAMPLED, Int(i64::MIN, MAX), |r, v| v.store(&mut r.params.seed),
         "64 bits, signed or not, that make the answer the same each time; absent: drawn."),
+    // What the answer has to match.
+    field("response_format", SAMPLED, AnyOf(&[Ref("TextFormat"), Ref("JsonObjectFormat"), Ref("JsonSchemaFormat")]), response_format,
+        "The form of the answer: text, any JSON object, or JSON by a schema."),
+    field("structured_outputs", SAMPLED, AnyOf(&[Ref("ByJson"), Ref("ByJsonObject"), Ref("ByRegex"), Ref("ByChoice"), Ref("ByGrammar")]), structured_outputs,
+        "The form of the answer in vLLM's words: JSON by a schema, any JSON object, a regular expression, one of some texts, or a grammar in Lark's notation."),
+    field("guided_json", SAMPLED, JSON_SCHEMA, |r, v| guided_json(v).and_then(|g| r.set_grammar("guided_json", g)),
+        "JSON Schema of the answer, as an object or as text."),
+    field("guided_regex", SAMPLED, Text, |r, v| v.read().and_then(|regex| r.set_grammar("guided_regex", Grammar::Regex(regex))),
+        "Regular expression that matches the answer as a whole."),
+    field("guided_choice", SAMPLED, List(&Text, 0, MANY), |r, v| v.read().and_then(|texts| r.set_grammar("guided_choice", Grammar::Choice(texts))),
+        "Texts of which the answer is one."),
+    field("guided_grammar", SAMPLED, Text, |r, v| v.read().and_then(|lark| r.set_grammar("guided_grammar", Grammar::Lark(lark))),
+        "Grammar of the answer in Lark's notation."),
     // What comes back.
     field("stream", SAMPLED, Bool, |r, v| v.store(&mut r.stream),
         "Answer while tokens are generated.").or("false"),
@@ -188,8 +202,6 @@ pub static FIELDS: &[Field] = &[
     // Accepted where they ask for nothing that is not done anyway.
     field("suffix", COMPLETIONS, Only("\"\""), |_, v| only(v, "no suffix", |s: &String| s.is_empty()),
         "What follows the answer: nothing else is supported."),
-    field("response_format", CHAT, Ref("TextFormat"), |_, v| only_text_format(v),
-        "The form of the answer."),
     field("tools", CHAT, Only("[]"), |_, v| no_tools(v),
         "Tools that the model may call: none are supported."),
     field("tool_choice", CHAT, OneOf(&["none", "auto"]), |_, v| tool_choice(v),

@@ -1,4 +1,4 @@
-//! Conversations as OpenAI's clients send them, and the fields beside them that ask for tools or formats.
+//! Conversations as OpenAI's clients send them, and the fields beside them that ask for tools.
 
 use serde_json::{Map, Value};
 
@@ -109,18 +109,4 @@ pub(super) fn tool_choice(v: FieldValue) -> Result<(), ApiError> {
         Some("none" | "auto") => Ok(()),
         _ => Err(v.expected("\"none\" or \"auto\": tools are not supported")),
     }
-}
-
-/// `response_format`: text.
-pub(super) fn only_text_format(v: FieldValue) -> Result<(), ApiError> {
-    let no_type = v.refuse("has no type");
-    let mut has_type = false;
-    for (key, value) in v.members("an object with a type")? {
-        match key.as_str() {
-            "type" if value.value == "text" => has_type = true,
-            "type" => return Err(value.expected("\"text\": no other format is supported")),
-            _ => return Err(value.refuse("unknown field")),
-        }
-    }
-    if has_type { Ok(()) } else { Err(no_type) }
 }

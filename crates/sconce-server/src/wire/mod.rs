@@ -2,6 +2,7 @@
 
 mod bodies;
 mod fields;
+mod format;
 mod messages;
 mod prompt;
 mod request;

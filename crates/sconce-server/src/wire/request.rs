@@ -1,6 +1,6 @@
 //! [`WireRequest`]: a request body, read field by field and checked as a whole.
 
-use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest, Prompt, SamplingParams};
+use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest, Grammar, Prompt, SamplingParams};
 use serde_json::{Map, Value};
 
 use super::fields::{Endpoint, FIELDS};
@@ -33,6 +33,8 @@ pub struct WireRequest {
     pub(super) add_special_tokens: Option<bool>,
     pub(super) truncate_prompt_tokens: Option<usize>,
     pub(super) prediction: Option<String>,
+    /// What the answer has to match, and the field that says so.
+    pub(super) grammar: Option<(&'static str, Grammar)>,
     pub(super) max_completion_tokens: Option<usize>,
     pub(super) chat_logprobs: bool,
     pub(super) top_logprobs: Option<usize>,
@@ -61,6 +63,7 @@ impl WireRequest {
             add_special_tokens: None,
             truncate_prompt_tokens: None,
             prediction: None,
+            grammar: None,
             max_completion_tokens: None,
             chat_logprobs: false,
             top_logprobs: None,
@@ -246,7 +249,24 @@ impl WireRequest {
             truncate_prompt_tokens: self.truncate_prompt_tokens,
             add_special_tokens: self.add_special_tokens.unwrap_or(true),
             prediction: self.prediction.clone(),
+            grammar: self.grammar.as_ref().map(|(_, grammar)| grammar.clone()),
         })
+    }
+
+    /// Takes what the answer has to match from the field `name`.
+    pub(super) fn set_grammar(&mut self, name: &'static str, grammar: Grammar) -> Result<(), ApiError> {
+        match self.grammar.replace((name, grammar)) {
+            Some((other, _)) => Err(ApiError::invalid(name, format!("{name}: cannot stand beside {other}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// An error of the engine's, which knows no more of a grammar than that it is one, under the field's name.
+    pub fn with_own_name(&self, error: ApiError) -> ApiError {
+        match self.grammar {
+            Some((name, _)) => error.renamed("grammar", name),
+            None => error,
+        }
     }
 }
 

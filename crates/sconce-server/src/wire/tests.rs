@@ -1,6 +1,6 @@
 //! Request bodies: what is accepted, what it becomes, and what the refusals say.
 
-use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, LogprobsMode, Prompt, SamplingParams};
+use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, Grammar, LogprobsMode, Prompt, SamplingParams};
 use serde_json::{Value, json};
 
 use super::{Endpoint, FIELDS, WireRequest};
@@ -335,7 +335,7 @@ fn chat_fields_of_the_official_client() {
     accept(Endpoint::Chat, &chat(neutral));
     accept(Endpoint::Chat, &chat(r#""tools": null, "tool_choice": "none", "response_format": null"#));
     for (field, words) in [
-        (r#""response_format": {"type": "json_object"}"#, "response_format.type: expected \"text\""),
+        (r#""response_format": {"type": "xml"}"#, "response_format.type: expected \"text\""),
         (r#""tools": [{"type": "function"}]"#, "tools: tools are not supported"),
         (r#""tool_choice": "required""#, "tool_choice: expected"),
         (r#""store": true"#, "store: expected false"),
@@ -402,4 +402,52 @@ fn no_endpoint_has_two_fields_of_one_name() {
         names.dedup();
         assert_eq!(names.len(), num_names, "{endpoint:?}");
     }
+}
+
+#[test]
+fn formats_become_grammars() {
+    let schema = || Some(Grammar::JsonSchema(r#"{"type":"object","b":1,"a":2}"#.into()));
+    for (field, expected) in [
+        (r#""response_format": {"type": "text"}"#, None),
+        (r#""response_format": {"type": "json_object"}"#, Some(Grammar::JsonObject)),
+        (r#""response_format": {"type": "json_object", "schema": {"type": "object", "b": 1, "a": 2}}"#, schema()),
+        (
+            r#""response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true,
+                "schema": {"type": "object", "b": 1, "a": 2}}}"#,
+            schema(),
+        ),
+        (r#""structured_outputs": {"json": {"type": "object", "b": 1, "a": 2}, "regex": null}"#, schema()),
+        (r#""structured_outputs": {"json_object": true}"#, Some(Grammar::JsonObject)),
+        (r#""structured_outputs": {"regex": "a+"}"#, Some(Grammar::Regex("a+".into()))),
+        (r#""structured_outputs": {"choice": ["a", "b"]}"#, Some(Grammar::Choice(vec!["a".into(), "b".into()]))),
+        (r#""structured_outputs": {"grammar": "start: A"}"#, Some(Grammar::Lark("start: A".into()))),
+        (r#""guided_json": "{\"type\":\"object\",\"b\":1,\"a\":2}""#, schema()),
+        (r#""guided_regex": "a+""#, Some(Grammar::Regex("a+".into()))),
+        (r#""guided_choice": ["a"]"#, Some(Grammar::Choice(vec!["a".into()]))),
+        (r#""guided_grammar": "start: A""#, Some(Grammar::Lark("start: A".into()))),
+    ] {
+        for endpoint in [Endpoint::Generate, Endpoint::Completions] {
+            let mut request = accept(endpoint, &format!(r#"{{"prompt": "a", {field}}}"#));
+            assert_eq!(request.take_request().unwrap().grammar, expected, "{field}");
+        }
+    }
+    check_refused(r#""response_format": {"schema": {}}"#, "has no type");
+    check_refused(r#""response_format": {"type": "xml"}"#, "expected \"text\", \"json_object\" or \"json_schema\"");
+    check_refused(r#""response_format": {"type": "json_schema"}"#, "has no json_schema");
+    check_refused(r#""response_format": {"type": "json_schema", "json_schema": {"name": "n"}}"#, "has no schema");
+    check_refused(r#""response_format": {"type": "text", "schema": {}}"#, "schema goes with");
+    check_refused(r#""structured_outputs": {}"#, "needs just one of");
+    check_refused(r#""structured_outputs": {"regex": "a", "choice": ["a"]}"#, "needs just one of");
+    check_refused(r#""structured_outputs": {"structural_tag": "a"}"#, "unknown field");
+    check_refused(r#""guided_regex": "a", "guided_choice": ["a"]"#, "cannot stand beside guided_regex");
+}
+
+#[test]
+fn what_is_wrong_with_a_grammar_is_said_of_its_field() {
+    let request = accept(Endpoint::Generate, r#"{"prompt": "a", "guided_regex": "("}"#);
+    let error = |param: &'static str| sconce::Error::invalid(param, format!("{param}: is wrong")).into();
+    assert_eq!(request.with_own_name(error("grammar")).message, "guided_regex: is wrong");
+    assert_eq!(request.with_own_name(error("top_p")).message, "top_p: is wrong");
+    let request = accept(Endpoint::Generate, r#"{"prompt": "a"}"#);
+    assert_eq!(request.with_own_name(error("grammar")).message, "grammar: is wrong");
 }

@@ -4,8 +4,8 @@ use super::sequence::SequenceState;
 use super::{Growth, NewToken, RequestContext};
 use crate::config::BeamParams;
 use crate::engine::output::{CompletionOutput, FinishReason};
-use crate::sample::{BeamCandidate, BeamLimits, BeamSearch, BeamSource, FinishKind, SampleKind, Sampled};
-use crate::text::Tokenizer;
+use crate::sample::{BeamCandidate, BeamLimits, BeamSearch, BeamSource, FinishKind, SampleInput, Sampled};
+use crate::text::{GrammarMatcher, Tokenizer};
 
 /// A beam search, and what belongs to its beams.
 ///
@@ -33,7 +33,7 @@ struct Beam {
 }
 
 impl Beams {
-    pub(super) fn new(context: &RequestContext, params: BeamParams) -> Self {
+    pub(super) fn new(context: &RequestContext, params: BeamParams, grammar: Option<GrammarMatcher>) -> Self {
         let limits = BeamLimits {
             prompt_len: context.prompt.token_ids.len(),
             max_tokens: context.max_tokens(),
@@ -41,7 +41,7 @@ impl Beams {
         };
         Self {
             search: BeamSearch::new(params, limits),
-            running: vec![Beam { state: SequenceState::new(context), output: CompletionOutput::default() }],
+            running: vec![Beam { state: SequenceState::new(context, grammar), output: CompletionOutput::default() }],
             finished: Vec::new(),
             candidates: Vec::new(),
             sampled: Vec::new(),
@@ -50,10 +50,19 @@ impl Beams {
         }
     }
 
-    /// What is wanted of the logits after the last token of beam `idx`, which is at position `pos`.
-    pub(super) fn sample_kind<'a>(&'a self, context: &'a RequestContext, pos: usize, idx: usize) -> SampleKind<'a> {
-        let input = self.running[idx].state.sample_input(context, pos, idx);
-        SampleKind::BeamCandidates { input, k: self.search.num_candidates() }
+    /// A beam that runs.
+    pub(super) fn sequence(&mut self, idx: usize) -> &mut SequenceState {
+        &mut self.running[idx].state
+    }
+
+    /// What the tokens that can follow beam `idx`, whose last is at position `pos`, are chosen by, and how many are wanted.
+    pub(super) fn sample_input<'a>(
+        &'a self,
+        context: &'a RequestContext,
+        pos: usize,
+        idx: usize,
+    ) -> (SampleInput<'a>, usize) {
+        (self.running[idx].state.sample_input(context, pos, idx), self.search.num_candidates())
     }
 
     /// Takes what can follow beam `idx`. When that is known of all, the search goes on.

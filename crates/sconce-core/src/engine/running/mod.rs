@@ -16,15 +16,20 @@ use super::output::{PredictionUsage, StreamEvent, Usage};
 use super::stream::PromptInfo;
 use crate::config::SamplingParams;
 use crate::error::Error;
-use crate::sample::{SampleInput, SampleKind, SampleResults, SampleRow, Sampled, TokenCounts, TokenLogprobs};
-use crate::text::Tokenizer;
+use crate::sample::{
+    SampleInput, SampleKind, SampleResults, SampleRow, Sampled, TokenCounts, TokenLogprobs, TokenMask,
+};
+use crate::text::{GrammarMatcher, Tokenizer};
 use beams::Beams;
 use sampling::Sampling;
+use sequence::SequenceState;
 
 /// A request on its way through the inbox.
 pub(crate) struct QueuedRequest {
     pub(super) prompt: Arc<PromptInfo>,
     pub(super) params: SamplingParams,
+    /// What has to be matched, for the first token.
+    pub(super) grammar: Option<GrammarMatcher>,
     pub(super) caller: Caller,
 }
 
@@ -37,6 +42,18 @@ pub(super) struct RunningRequest {
     /// Drafts that came from its prediction, and those of them that were right.
     num_predicted: usize,
     num_accepted: usize,
+    has_grammar: bool,
+    /// Why it cannot go on, if that is so.
+    failure: Option<Error>,
+}
+
+/// What a sequence's next token is chosen by, beside what its request knows.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// What has been seen, where that is not what the request has: where drafts are behind, and penalties make it matter.
+    counts: Option<TokenCounts>,
+    /// The tokens that its grammar allows.
+    allowed: Option<TokenMask>,
 }
 
 /// How a request goes on.
@@ -86,14 +103,24 @@ impl Growth {
 
 impl RunningRequest {
     pub(super) fn new(request: QueuedRequest, limits: &Limits) -> Self {
-        let QueuedRequest { prompt, params, caller } = request;
+        let QueuedRequest { prompt, params, grammar, caller } = request;
+        let has_grammar = grammar.is_some();
         let context = RequestContext::new(prompt, params, limits);
         let decoding = match context.params.beam {
-            Some(beam) => Decoding::Beams(Box::new(Beams::new(&context, beam))),
-            None => Decoding::Sampling(Sampling::new(&context)),
+            Some(beam) => Decoding::Beams(Box::new(Beams::new(&context, beam, grammar))),
+            None => Decoding::Sampling(Sampling::new(&context, grammar)),
         };
         let prompt_logprobs = context.params.prompt_logprobs.map_or(Vec::new(), |_| vec![None]);
-        Self { context, caller, decoding, prompt_logprobs, num_predicted: 0, num_accepted: 0 }
+        Self {
+            context,
+            caller,
+            decoding,
+            prompt_logprobs,
+            num_predicted: 0,
+            num_accepted: 0,
+            has_grammar,
+            failure: None,
+        }
     }
 
     pub(super) fn prompt_ids(&self) -> &[u32] {
@@ -125,36 +152,62 @@ impl RunningRequest {
     }
 
     /// Adds to `rows` everything that is wanted of row `row` of the logits, which stands after position `pos` of
-    /// sequence `idx`. `counts`: what that would have seen, where drafts are before it and [`RunningRequest::counts_with`] has some.
+    /// sequence `idx`. `seen`: of that place, by [`RunningRequest::seen`].
     pub(super) fn ask<'a>(
         &'a self,
         rows: &mut Vec<SampleRow<'a>>,
         row: usize,
         (pos, idx): (usize, usize),
-        counts: Option<&'a TokenCounts>,
+        seen: &'a Seen,
     ) {
         if let Some(kind) = self.prompt_sample_kind(pos) {
             return rows.push(SampleRow { row, kind });
         }
+        let with_seen = |input: SampleInput<'a>| {
+            let counts = seen.counts.as_ref().unwrap_or(input.counts);
+            SampleInput { counts, allowed: seen.allowed.as_ref(), ..input }
+        };
         rows.extend(self.continuations(pos, idx).map(|idx| {
             let kind = match &self.decoding {
                 Decoding::Sampling(sampling) => {
-                    let input = sampling.sample_input(&self.context, pos, idx);
-                    SampleKind::Token(SampleInput { counts: counts.unwrap_or(input.counts), ..input })
+                    SampleKind::Token(with_seen(sampling.sample_input(&self.context, pos, idx)))
                 }
-                Decoding::Beams(beams) => beams.sample_kind(&self.context, pos, idx),
+                Decoding::Beams(beams) => {
+                    let (input, k) = beams.sample_input(&self.context, pos, idx);
+                    SampleKind::BeamCandidates { input: with_seen(input), k }
+                }
             };
             SampleRow { row, kind }
         }));
     }
 
-    /// What sequence `idx` would have seen with some drafts behind, where the next token depends on it: where there are penalties.
-    pub(super) fn counts_with(&self, idx: usize, drafts: &[u32]) -> Option<TokenCounts> {
-        match &self.decoding {
-            Decoding::Sampling(sampling) if self.context.params.has_penalties() && !drafts.is_empty() => {
-                Some(sampling.counts_with(idx, drafts))
-            }
-            _ => None,
+    /// What the token after position `pos` of sequence `idx` is chosen by, `drafts` being its last tokens. If its grammar has become
+    /// too much, the request fails when the step is read.
+    pub(super) fn seen(&mut self, (pos, idx): (usize, usize), drafts: &[u32]) -> Seen {
+        let has_penalties = self.context.params.has_penalties();
+        if !self.has_grammar && !(has_penalties && !drafts.is_empty()) || self.prompt_sample_kind(pos).is_some() {
+            return Seen::default();
+        }
+        self.sequence(idx).seen(drafts, has_penalties).unwrap_or_else(|error| {
+            self.failure = Some(error);
+            Seen::default()
+        })
+    }
+
+    /// Tokens that have to follow sequence `idx`, by its grammar.
+    pub(super) fn forced(&mut self, idx: usize) -> Vec<u32> {
+        if self.has_grammar { self.sequence(idx).forced() } else { Vec::new() }
+    }
+
+    /// How many of some drafts can follow sequence `idx`.
+    pub(super) fn num_allowed(&mut self, idx: usize, drafts: &[u32]) -> usize {
+        if self.has_grammar { self.sequence(idx).num_allowed(drafts) } else { drafts.len() }
+    }
+
+    fn sequence(&mut self, idx: usize) -> &mut SequenceState {
+        match &mut self.decoding {
+            Decoding::Sampling(sampling) => sampling.sequence(idx),
+            Decoding::Beams(beams) => beams.sequence(idx),
         }
     }
 
@@ -186,7 +239,7 @@ impl RunningRequest {
             AfterStep::Waits
         } else if self.context.is_last(pos) {
             AfterStep::Nothing
-        } else if self.context.params.has_penalties() {
+        } else if self.has_grammar || self.context.params.has_penalties() {
             AfterStep::Waits
         } else {
             AfterStep::GoesOn
@@ -220,6 +273,9 @@ impl RunningRequest {
             return self.prompt_logprobs.push(take_one(results).logprobs);
         }
         let (indices, is_first) = (self.continuations(pos, idx), self.context.is_first(pos));
+        if self.failure.is_some() {
+            return indices.for_each(|_| drop(results.take_next()));
+        }
         if is_first && self.wants_prompt_logprobs() {
             self.caller.send(StreamEvent::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
         }
@@ -289,6 +345,11 @@ impl RunningRequest {
             Decoding::Beams(beams) => beams.abort(&self.context, tokenizer),
         }
         self.send_done(num_cached_tokens);
+    }
+
+    /// Why the request cannot go on, if that is so.
+    pub(super) fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take()
     }
 
     /// Ends the request with an error.

@@ -3,8 +3,8 @@
 use super::sequence::SequenceState;
 use super::{Caller, NewToken, RequestContext};
 use crate::engine::output::{CompletionOutput, FinishReason, StreamEvent, TokenEvent};
-use crate::sample::{SampleInput, Sampled, TokenCounts};
-use crate::text::Tokenizer;
+use crate::sample::{SampleInput, Sampled};
+use crate::text::{GrammarMatcher, Tokenizer};
 
 /// A request whose sequences are sampled, each for itself.
 pub(super) struct Sampling {
@@ -22,13 +22,13 @@ struct Ranked {
 }
 
 impl Sampling {
-    pub(super) fn new(context: &RequestContext) -> Self {
+    pub(super) fn new(context: &RequestContext, grammar: Option<GrammarMatcher>) -> Self {
         let params = &context.params;
         let best_of = params.best_of.unwrap_or(params.n);
         let num_sequences = if params.is_greedy() { 1 } else { best_of };
         let outputs = || vec![CompletionOutput::default(); best_of];
         Self {
-            sequences: vec![SequenceState::new(context)],
+            sequences: vec![SequenceState::new(context, grammar)],
             num_sequences,
             ranked: (num_sequences > params.n).then(|| Ranked { outputs: outputs(), has_changed: false }),
         }
@@ -56,9 +56,9 @@ impl Sampling {
         self.sequences.get(idx).unwrap_or(&self.sequences[0]).sample_input(context, pos, idx)
     }
 
-    /// What sequence `idx` would have seen with some drafts behind.
-    pub(super) fn counts_with(&self, idx: usize, drafts: &[u32]) -> TokenCounts {
-        self.sequences[idx].counts_with(drafts)
+    /// A sequence that runs.
+    pub(super) fn sequence(&mut self, idx: usize) -> &mut SequenceState {
+        &mut self.sequences[idx]
     }
 
     /// Takes the next token of sequence `idx`, and tells the caller of it.

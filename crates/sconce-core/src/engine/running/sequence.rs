@@ -1,9 +1,11 @@
 //! [`SequenceState`]: what one sequence has said so far.
 
 use super::RequestContext;
+use super::Seen;
 use crate::engine::output::{Finish, FinishReason, StopReason, TokenEvent};
+use crate::error::Result;
 use crate::sample::{SampleInput, Sampled, TokenCounts};
-use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+use crate::text::{Detokenizer, GrammarMatcher, StopMatcher, Tokenizer};
 
 /// What one sequence has said so far.
 #[derive(Clone)]
@@ -11,6 +13,7 @@ pub(super) struct SequenceState {
     counts: TokenCounts,
     detokenizer: Detokenizer,
     stop_matcher: StopMatcher,
+    grammar: Option<GrammarMatcher>,
     pub(super) cumulative_logprob: f64,
     pub(super) num_generated: usize,
     has_ended: bool,
@@ -18,12 +21,13 @@ pub(super) struct SequenceState {
 
 impl SequenceState {
     /// A sequence that has generated nothing.
-    pub(super) fn new(context: &RequestContext) -> Self {
+    pub(super) fn new(context: &RequestContext, grammar: Option<GrammarMatcher>) -> Self {
         let (prompt_ids, params) = (&context.prompt.token_ids, &context.params);
         Self {
             counts: TokenCounts::new(prompt_ids),
             detokenizer: Detokenizer::new(prompt_ids, params.skip_special_tokens, params.spaces_between_special_tokens),
             stop_matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
+            grammar,
             cumulative_logprob: 0.0,
             num_generated: 0,
             has_ended: false,
@@ -35,11 +39,33 @@ impl SequenceState {
         self.has_ended
     }
 
-    /// What it would have seen with some drafts behind.
-    pub(super) fn counts_with(&self, drafts: &[u32]) -> TokenCounts {
-        let mut counts = self.counts.clone();
-        drafts.iter().for_each(|&token_id| counts.push(token_id));
-        counts
+    /// What its next token is chosen by with some drafts behind. Where its grammar forbids one of these nothing will come of the
+    /// row. Errors are the grammar's.
+    pub(super) fn seen(&mut self, drafts: &[u32], has_penalties: bool) -> Result<Seen> {
+        let counts = (has_penalties && !drafts.is_empty()).then(|| {
+            let mut counts = self.counts.clone();
+            drafts.iter().for_each(|&token_id| counts.push(token_id));
+            counts
+        });
+        let allowed = match &mut self.grammar {
+            None => None,
+            Some(grammar) if drafts.is_empty() => Some(grammar.allowed()?),
+            Some(grammar) => {
+                let mut grammar = grammar.clone();
+                (grammar.push_allowed(drafts) == drafts.len()).then(|| grammar.allowed()).transpose()?
+            }
+        };
+        Ok(Seen { counts, allowed })
+    }
+
+    /// Tokens that its grammar has follow.
+    pub(super) fn forced(&mut self) -> Vec<u32> {
+        self.grammar.as_mut().map_or(Vec::new(), GrammarMatcher::forced)
+    }
+
+    /// How many of some drafts its grammar allows.
+    pub(super) fn num_allowed(&self, drafts: &[u32]) -> usize {
+        self.grammar.clone().map_or(drafts.len(), |mut grammar| grammar.push_allowed(drafts))
     }
 
     /// What the token after position `pos` of the sequence, the `index`-th of its request, is chosen by. The token before it
@@ -52,6 +78,7 @@ impl SequenceState {
             sequence_index: index as u32,
             position: (pos + 1 - context.prompt.token_ids.len()) as u32,
             end_token_ids: &context.end_token_ids,
+            allowed: None,
         }
     }
 
@@ -60,6 +87,10 @@ impl SequenceState {
         let (params, id) = (&context.params, sampled.token_id);
         let is_end = context.end_kind(id).is_some();
         self.counts.push(id);
+        if let Some(grammar) = &mut self.grammar {
+            // Where a model has no number for any token that is allowed it is another. What would come next is refused.
+            let _ = grammar.push(id);
+        }
         self.num_generated += 1;
         self.cumulative_logprob += f64::from(sampled.logprob);
         let mut text = String::new();

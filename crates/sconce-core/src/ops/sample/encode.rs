@@ -4,7 +4,7 @@ use crate::config::{LogprobsMode, SamplingParams};
 use crate::sample::{LogitsProcessor, SampleInput, SampleKind, SampleRow, uniform};
 
 /// u32s of a `struct Row`.
-pub(super) const ROW_LEN: usize = 26;
+pub(super) const ROW_LEN: usize = 28;
 /// u32s of a `struct Head`, with which a row's results begin.
 pub(super) const HEAD_LEN: usize = 12;
 /// Most rows of a launch.
@@ -18,6 +18,9 @@ pub(super) const MAX_RESULTS_LEN: usize = 1 << 18;
 pub(super) const MAX_VOCAB_SIZE: usize = 1 << 19;
 /// Most tokens of a list.
 const MAX_LIST: usize = 1024;
+
+/// Lists of edits of a row.
+const NUM_LISTS: usize = 5;
 
 const EDITS: u32 = 1;
 const GREEDY: u32 = 2;
@@ -105,7 +108,7 @@ impl LaunchRows {
             return false;
         }
         let len_before = self.edits.len();
-        let edits = input_of(&row.kind).map_or([0; 8], |input| self.push_edits(&input));
+        let edits = input_of(&row.kind).map_or([0; NUM_LISTS * 2], |input| self.push_edits(&input));
         if self.edits.len() > MAX_EDITS_LEN {
             self.edits.truncate(len_before);
             return false;
@@ -119,9 +122,9 @@ impl LaunchRows {
     }
 
     /// Adds a row's lists of edits; returns where each begins and how long it is.
-    fn push_edits(&mut self, input: &SampleInput<'_>) -> [u32; 8] {
+    fn push_edits(&mut self, input: &SampleInput<'_>) -> [u32; NUM_LISTS * 2] {
         let (params, edits) = (input.params, &mut self.edits);
-        let mut lists = [0; 8];
+        let mut lists = [0; NUM_LISTS * 2];
         let mut begin = edits.len();
         let mut end_list = |idx: usize, edits: &[u32], elem_len: usize| {
             lists[2 * idx] = begin as u32;
@@ -144,6 +147,12 @@ impl LaunchRows {
             edits.extend(generated.flat_map(|seen| [seen.token_id, seen.count << 1 | u32::from(seen.in_prompt)]));
         }
         end_list(3, edits, 2);
+        if let Some(allowed) = input.allowed {
+            edits.extend_from_slice(allowed.words());
+            // A list without words would be no mask.
+            edits.extend(allowed.words().is_empty().then_some(0));
+        }
+        end_list(4, edits, 1);
         lists
     }
 }
@@ -154,7 +163,7 @@ struct Place {
     edited_row: u32,
     result_start: u32,
     /// Start and length of its lists of edits.
-    edits: [u32; 8],
+    edits: [u32; NUM_LISTS * 2],
 }
 
 fn input_of<'a>(kind: &SampleKind<'a>) -> Option<SampleInput<'a>> {
@@ -184,7 +193,8 @@ fn row_words(row: &SampleRow<'_>, lists: Lists, place: Place) -> [u32; ROW_LEN] 
     let flags = bits.iter().fold(0, |flags, &(bit, is_set)| if is_set { flags | bit } else { flags });
     let is_drawn = is_token && !params.is_greedy();
     let number = input.filter(|_| is_drawn).map_or(0.0, |i| uniform(i.seed, i.sequence_index, i.position, 0)).to_bits();
-    let [masked, num_masked, biases, num_biases, prompt, num_prompt, generated, num_generated] = place.edits;
+    let [masked, num_masked, biases, num_biases, prompt, num_prompt, generated, num_generated, allowed, num_allowed] =
+        place.edits;
     [
         kind,
         flags,
@@ -209,6 +219,8 @@ fn row_words(row: &SampleRow<'_>, lists: Lists, place: Place) -> [u32; ROW_LEN] 
         num_prompt,
         generated,
         num_generated,
+        allowed,
+        num_allowed,
         params.repetition_penalty.to_bits(),
         params.frequency_penalty.to_bits(),
         params.presence_penalty.to_bits(),

@@ -35,6 +35,7 @@ fn row<'a>(idx: usize, params: &'a [SamplingParams], counts: &'a TokenCounts) ->
         sequence_index: idx as u32,
         position: 3,
         end_token_ids: &[],
+        allowed: None,
     };
     let kind = match idx % 3 {
         0 => SampleKind::Token(input),

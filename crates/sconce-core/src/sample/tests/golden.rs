@@ -123,7 +123,7 @@ fn check_model(golden_dir: &Path) -> (usize, usize) {
                 .collect();
             let mut params = SamplingParams::default();
             order.iter().for_each(|&(processor, value)| set(&mut params, processor, value));
-            let case = Case { row: row.clone(), params, counts: counts.clone(), end_token_ids: Vec::new() };
+            let case = Case { counts: counts.clone(), ..Case::new(&row, params) };
             let processed = row_of(&format!("{id}.processed"));
             let name = format!("{} {id} {order:?}", golden_dir.display());
             check(&name, &one_by_one(&case, &order), golden, &processed);

@@ -130,7 +130,25 @@ fn objects(name: &str) -> Vec<Value> {
             {"type": "text", "content": "a"}, {"type": "content"}, {"content": "a"}, {"type": "content", "content": 1},
             {"type": "content", "content": "a", "more": null}]"#
         }
-        "TextFormat" => r#"[{"type": "text"}, {"type": "other"}, {"type": "text", "more": 1}]"#,
+        "TextFormat" => {
+            r#"[{"type": "text"}, {"type": "other"}, {"type": "text", "more": 1}, {"type": "text", "schema": {}}]"#
+        }
+        "JsonObjectFormat" => {
+            r#"[{"type": "json_object"}, {"type": "json_object", "schema": {"type": "object"}}, {"type": "json_object", "schema": 1},
+            {"type": "json_object", "json_schema": {"schema": {}}}]"#
+        }
+        "JsonSchemaFormat" => {
+            r#"[{"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}, {"type": "json_schema"},
+            {"type": "json_schema", "json_schema": {"name": "a"}}, {"type": "json_schema", "json_schema": {"schema": "{}"}},
+            {"type": "json_schema", "json_schema": {"name": null, "schema": {"a": 1}, "strict": true, "description": "b"}},
+            {"type": "json_schema", "json_schema": {"schema": {}, "strict": "yes"}}, {"type": "json_schema", "schema": {}},
+            {"type": "json_schema", "json_schema": {"schema": {}, "more": 1}}, {"type": "json_schema", "json_schema": []}]"#
+        }
+        "ByJson" => r#"[{"json": {}}, {"json": "{}"}, {"json": 1}, {"json": {}, "regex": "a"}, {"more": 1}]"#,
+        "ByJsonObject" => r#"[{"json_object": true}, {"json_object": false}]"#,
+        "ByRegex" => r#"[{"regex": "a"}, {"regex": ["a"]}]"#,
+        "ByChoice" => r#"[{"choice": ["a", "b"]}, {"choice": "a"}, {"choice": [1]}]"#,
+        "ByGrammar" => r#"[{"grammar": "start: \"a\""}, {"grammar": {}}]"#,
         "StreamOptions" => {
             r#"[{"include_usage": true}, {"include_usage": null}, {"include_usage": 1}, {"include_obfuscation": false},
             {"include_obfuscation": true}, {"more": true}]"#

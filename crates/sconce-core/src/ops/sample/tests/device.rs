@@ -10,7 +10,7 @@ use crate::backend::cpu::Buffer;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::config::{LogprobsMode, SamplingParams};
 use crate::ops::testing::{devices, on_device};
-use crate::sample::{SampleInput, SampleKind, SampleResults, SampleRow, Sampled, TokenCounts, uniform};
+use crate::sample::{SampleInput, SampleKind, SampleResults, SampleRow, Sampled, TokenCounts, TokenMask, uniform};
 
 /// Reproducible numbers.
 struct Numbers {
@@ -96,7 +96,14 @@ impl Numbers {
         params
     }
 
-    fn kind<'a>(&mut self, params: &'a SamplingParams, counts: &'a TokenCounts, vocab_size: usize) -> SampleKind<'a> {
+    /// What a grammar may allow: a few tokens, most of them, or none; shorter than the vocabulary, or longer.
+    fn mask(&mut self, vocab_size: usize) -> TokenMask {
+        let (end, share) = (1 + self.below(vocab_size + 40), self.one_of(&[0.0, 0.01, 0.9, 1.0]));
+        TokenMask::from_ids((0..end as u32).filter(|_| self.unit() < share))
+    }
+
+    fn kind<'a>(&mut self, asked: &'a Asked, counts: &'a TokenCounts, vocab_size: usize) -> SampleKind<'a> {
+        let Asked { params, allowed } = asked;
         let input = SampleInput {
             params,
             counts,
@@ -104,6 +111,7 @@ impl Numbers {
             sequence_index: self.below(3) as u32,
             position: self.below(4) as u32,
             end_token_ids: &[0],
+            allowed: allowed.as_ref(),
         };
         match self.below(6) {
             0 => SampleKind::BeamCandidates { input, k: self.one_of(&[2, 8, 70]) },
@@ -114,6 +122,12 @@ impl Numbers {
             _ => SampleKind::Token(input),
         }
     }
+}
+
+/// What a row is sampled by.
+struct Asked {
+    params: SamplingParams,
+    allowed: Option<TokenMask>,
 }
 
 /// The table that the test prints: of each kind how many rows were compared, and how far logprobs were apart at most.
@@ -190,11 +204,15 @@ fn check_random_rows(device: &Arc<dyn Device>, table: &mut Table) {
         for num_rows in [0, 1, 7] {
             let logits: Vec<f32> = (0..num_rows).flat_map(|_| numbers.logits(vocab_size)).collect();
             let num_wanted = num_rows * 3;
-            let params: Vec<_> = (0..num_wanted).map(|_| numbers.params(vocab_size)).collect();
+            let asked = |numbers: &mut Numbers| Asked {
+                params: numbers.params(vocab_size),
+                allowed: (numbers.below(3) == 0).then(|| numbers.mask(vocab_size)),
+            };
+            let asked: Vec<_> = (0..num_wanted).map(|_| asked(&mut numbers)).collect();
             let counts = TokenCounts::from_tokens(&numbers.ids(40, vocab_size), &numbers.ids(20, vocab_size));
             let row =
-                |params| SampleRow { row: numbers.below(num_rows), kind: numbers.kind(params, &counts, vocab_size) };
-            let rows: Vec<_> = params.iter().map(row).collect();
+                |asked| SampleRow { row: numbers.below(num_rows), kind: numbers.kind(asked, &counts, vocab_size) };
+            let rows: Vec<_> = asked.iter().map(row).collect();
             check(device, table, &logits, vocab_size, &rows);
         }
     }
@@ -212,8 +230,15 @@ fn check_full_launches(device: &Arc<dyn Device>) {
     let counts = TokenCounts::new(&[]);
     let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
     let biased = SamplingParams { logit_bias: vec![(3, 9.0)], ..greedy.clone() };
-    let input =
-        |params| SampleInput { params, counts: &counts, seed: 1, sequence_index: 0, position: 0, end_token_ids: &[] };
+    let input = |params| SampleInput {
+        params,
+        counts: &counts,
+        seed: 1,
+        sequence_index: 0,
+        position: 0,
+        end_token_ids: &[],
+        allowed: None,
+    };
     let row = |kind| SampleRow { row: 0, kind };
     // More rows than a launch takes, more copies, and a list that is longer than one can be.
     let many = vec![row(SampleKind::Token(input(&greedy))); MAX_ROWS + 1];

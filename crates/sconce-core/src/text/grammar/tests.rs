@@ -1,0 +1,231 @@
+//! Whatever is drawn of what is allowed, the answer matches.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+
+use std::time::Instant;
+
+use super::*;
+use crate::sample::uniform;
+use crate::text::testing::{TOKENIZERS, shared_tokenizer};
+
+/// A vocabulary of single bytes, of some words, and of two tokens that steer.
+fn small_tokenizer() -> Tokenizer {
+    let words = ["{\"", "\":", "name", "true", "false", " the", "12", "<s>", "</s>"];
+    let bytes = ('!'..='~').chain(['Ġ', 'Ċ', 'Ã', '¶']).map(String::from);
+    let vocab: serde_json::Map<_, _> =
+        bytes.chain(words.map(String::from)).enumerate().map(|(id, word)| (word, id.into())).collect();
+    let special = |content: &str| {
+        json!({"id": vocab[content], "content": content, "special": true, "single_word": false,
+               "lstrip": false, "rstrip": false, "normalized": false})
+    };
+    let file = json!({
+        "version": "1.0",
+        "added_tokens": [special("<s>"), special("</s>")],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    Tokenizer::from_dir(dir.path()).unwrap()
+}
+
+struct Subject {
+    tokenizer: Arc<Tokenizer>,
+    end_id: u32,
+    compiler: GrammarCompiler,
+}
+
+impl Subject {
+    fn new(tokenizer: Tokenizer, end_id: u32) -> Self {
+        let tokenizer = Arc::new(tokenizer);
+        let compiler = GrammarCompiler::new(Arc::clone(&tokenizer), vec![end_id]);
+        Self { tokenizer, end_id, compiler }
+    }
+
+    fn small() -> Self {
+        let tokenizer = small_tokenizer();
+        let end_id = tokenizer.token_to_id("</s>").unwrap();
+        Self::new(tokenizer, end_id)
+    }
+
+    /// An answer, drawn token by token of what is allowed, the same probability each.
+    fn draw(&self, grammar: &Grammar, seed: u64) -> String {
+        let mut matcher = self.compiler.compile(grammar).unwrap();
+        let mut ids = Vec::new();
+        for position in 0..2000 {
+            let allowed = matcher.allowed().unwrap();
+            let num_forced = matcher.forced().len();
+            let all: Vec<u32> = allowed.ids().collect();
+            assert!(!all.is_empty() && (num_forced == 0 || all.len() == 1), "{grammar:?}: {num_forced} of {all:?}");
+            let id = all[(uniform(seed, 0, position, 0) * all.len() as f64) as usize];
+            matcher.push(id).unwrap();
+            if id == self.end_id {
+                assert_eq!(matcher.allowed().unwrap().ids().collect::<Vec<_>>(), [id]);
+                matcher.push(id).unwrap();
+                return self.tokenizer.decode(&ids, false);
+            }
+            ids.push(id);
+        }
+        panic!("{grammar:?}, seed {seed}: no end after {:?}", self.tokenizer.decode(&ids, false));
+    }
+}
+
+const SCHEMA: &str = r##"{"type": "object", "additionalProperties": false, "required": ["name", "kind", "tags"], "properties": {
+    "name": {"type": "string", "maxLength": 12}, "kind": {"enum": ["cat", "dög"]},
+    "tags": {"type": "array", "items": {"$ref": "#/$defs/tag"}, "maxItems": 3}},
+    "$defs": {"tag": {"type": "integer", "minimum": -5, "maximum": 120}}}"##;
+
+fn check_schema(text: &str) {
+    let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let members: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members, ["name", "kind", "tags"], "{text}");
+    assert!(value["name"].as_str().unwrap().chars().count() <= 12, "{text}");
+    assert!(["cat", "dög"].contains(&value["kind"].as_str().unwrap()), "{text}");
+    let tags = value["tags"].as_array().unwrap();
+    // JSON's -0 is an integer too.
+    let numbers = tags.iter().map(|tag| tag.as_f64().unwrap());
+    assert!(tags.len() <= 3 && numbers.into_iter().all(|n| n.fract() == 0.0 && (-5.0..=120.0).contains(&n)), "{text}");
+}
+
+fn check_all(subject: &Subject, num_seeds: u64) {
+    let choices = ["yes", "no, \"never\"", "yes and\nno"];
+    for seed in 0..num_seeds {
+        check_schema(&subject.draw(&Grammar::JsonSchema(SCHEMA.into()), seed));
+        let text = subject.draw(&Grammar::Choice(choices.map(String::from).into()), seed);
+        assert!(choices.contains(&text.as_str()), "{text:?}");
+        let text = subject.draw(&Grammar::Regex(r"[ab]{2,5} ?(x|yz)\.".into()), seed);
+        let (letters, end) = text.split_at(text.find(|c| !"ab".contains(c)).unwrap_or(text.len()));
+        assert!((2..=5).contains(&letters.len()) && ["x.", "yz.", " x.", " yz."].contains(&end), "{text:?}");
+        let lark =
+            "start: sum\nsum: product (\"+\" product)?\nproduct: NUMBER | \"(\" NUMBER \")\"\nNUMBER: /[0-9]{1,3}/";
+        let text = subject.draw(&Grammar::Lark(lark.into()), seed);
+        assert!(text.chars().all(|c| "0123456789+()".contains(c)) && !text.is_empty(), "{text:?}");
+    }
+}
+
+#[test]
+fn whatever_is_drawn_matches() {
+    check_all(&Subject::small(), 20);
+}
+
+#[test]
+fn real_vocabularies_spell_what_matches() {
+    for name in TOKENIZERS {
+        let Some(tokenizer) = shared_tokenizer(name) else { continue };
+        let Some(&end_id) = tokenizer.end_token_ids().first() else { continue };
+        let subject = Subject::new(tokenizer, end_id);
+        let start = Instant::now();
+        let mut matcher = subject.compiler.compile(&Grammar::JsonSchema(SCHEMA.into())).unwrap();
+        println!("{name}: the first grammar after {:?}", start.elapsed());
+        // What has to come is written as the tokenizer would.
+        let forced = matcher.forced();
+        assert!(subject.tokenizer.decode(&forced, false).trim_start().starts_with('{') || forced.is_empty());
+        check_all(&subject, 3);
+    }
+}
+
+#[test]
+fn what_steers_the_model_is_no_text() {
+    let subject = Subject::small();
+    let mut matcher = subject.compiler.compile(&Grammar::Regex("(?s:.*)".into())).unwrap();
+    let allowed = matcher.allowed().unwrap();
+    assert!(allowed.allows(subject.end_id) && !allowed.allows(subject.tokenizer.token_to_id("<s>").unwrap()));
+    // The end token's spelling can be written all the same, letter by letter.
+    let text = subject.draw(&Grammar::Choice(vec!["a</s>".into()]), 0);
+    assert_eq!(text, "a</s>");
+}
+
+#[test]
+fn a_clone_goes_on_by_itself_and_what_is_forbidden_is_an_error() {
+    let subject = Subject::small();
+    let id = |text: &str| subject.tokenizer.token_to_id(text).unwrap();
+    let mut first = subject.compiler.compile(&Grammar::Choice(vec!["ab".into(), "ac".into()])).unwrap();
+    let mut other = first.clone();
+    assert_eq!(first.push_allowed(&[id("a"), id("b"), id("c")]), 2);
+    assert_eq!(other.push_allowed(&[id("b")]), 0);
+    other.push(id("a")).unwrap();
+    assert_eq!(Vec::from_iter(other.allowed().unwrap().ids()), [id("b"), id("c")]);
+    assert_eq!(Vec::from_iter(first.allowed().unwrap().ids()), [subject.end_id]);
+    assert!(first.forced().is_empty());
+    let error = other.push(id("x")).unwrap_err();
+    assert_eq!(error.param(), Some("grammar"));
+    assert!(other.allowed().is_err() && other.forced().is_empty() && other.push_allowed(&[id("b")]) == 0);
+    // The compiled grammar is as it was.
+    let mut again = subject.compiler.compile(&Grammar::Choice(vec!["ab".into(), "ac".into()])).unwrap();
+    assert_eq!(again.forced(), [id("a")]);
+}
+
+#[test]
+fn tokens_that_have_to_come_are_told() {
+    let subject = Subject::small();
+    let schema = r#"{"type": "object", "properties": {"name": {"const": "x"}}, "required": ["name"], "additionalProperties": false,
+        "x-guidance": {"whitespace_flexible": false}}"#;
+    let mut matcher = subject.compiler.compile(&Grammar::JsonSchema(schema.into())).unwrap();
+    assert_eq!(subject.tokenizer.decode(&matcher.forced(), false), r#"{"name":"x"}"#);
+}
+
+#[test]
+fn white_space_ends() {
+    let subject = Subject::small();
+    let mut matcher = subject.compiler.compile(&Grammar::JsonObject).unwrap();
+    let space = subject.tokenizer.token_to_id("Ġ").unwrap();
+    matcher.push(subject.tokenizer.token_to_id("{\"").map_or_else(|| unreachable!(), |id| id)).unwrap();
+    let name = subject.tokenizer.token_to_id("name").unwrap();
+    let colon = subject.tokenizer.token_to_id("\":").unwrap();
+    matcher.push(name).unwrap();
+    matcher.push(colon).unwrap();
+    let num_spaces = (0..1000).take_while(|_| matcher.push_allowed(&[space]) == 1).count();
+    assert_eq!(num_spaces, 64);
+}
+
+fn check_error(grammar: Grammar, words: &str) {
+    let error = Subject::small().compiler.compile(&grammar).unwrap_err();
+    assert_eq!(error.param(), Some("grammar"), "{error}");
+    assert!(error.to_string().starts_with("grammar: ") && error.to_string().contains(words), "{grammar:?}: {error}");
+    assert!(error.to_string().len() < 1000, "{error}");
+}
+
+#[test]
+fn what_is_wrong_with_a_grammar_is_said() {
+    check_error(Grammar::JsonSchema("{\"type\": ".into()), "not JSON");
+    check_error(Grammar::JsonSchema("true".into()), "must be an object");
+    check_error(Grammar::JsonSchema(r#"{"type": "strin"}"#.into()), "strin");
+    check_error(Grammar::JsonSchema(r##"{"$ref": "#/$defs/none"}"##.into()), "none");
+    check_error(Grammar::JsonSchema(r#"{"$ref": "https://example.com/schema.json"}"#.into()), "ref");
+    check_error(Grammar::Regex("a(b".into()), "unclosed group");
+    check_error(Grammar::Regex("(?=a)b".into()), "look-around");
+    check_error(Grammar::Choice(vec![]), "at least one text");
+    check_error(Grammar::Choice(vec!["a".into(), String::new()]), "at least one text");
+    check_error(Grammar::Lark(" \n".into()), "must not be empty");
+    check_error(Grammar::Lark("start: missing".into()), "missing");
+    check_error(Grammar::Regex("a".repeat(Grammar::MAX_BYTES + 1)), "bytes");
+    // Nested as deep as fits.
+    for (open, close) in [("(", ")"), ("[", "]"), ("(?:", ")"), ("(a|", ")")] {
+        let num = Grammar::MAX_BYTES / 2 / (open.len() + close.len());
+        let nested = format!("{}a{}", open.repeat(num), close.repeat(num));
+        check_error(Grammar::Regex(nested.clone()), "");
+        check_error(Grammar::Lark(format!("start: {nested}")), "");
+    }
+    let nested = format!("{}{{}}{}", "{\"not\": ".repeat(50_000), "}".repeat(50_000));
+    check_error(Grammar::JsonSchema(nested), "not JSON");
+}
+
+#[test]
+fn a_model_without_end_tokens_has_no_grammars() {
+    let compiler = GrammarCompiler::new(Arc::new(small_tokenizer()), vec![]);
+    let error = compiler.compile(&Grammar::JsonObject).unwrap_err().to_string();
+    assert!(error.contains("end token"), "{error}");
+}
+
+#[test]
+fn many_grammars_are_not_kept_for_ever() {
+    let compiler = Subject::small().compiler;
+    for idx in (0..100).chain([99, 70, 0]) {
+        compiler.compile(&Grammar::Regex(format!("a{{{}}}", idx + 1))).unwrap();
+    }
+    let kept: Vec<_> = compiler.kept.lock().unwrap().iter().map(|(grammar, _)| grammar.clone()).collect();
+    assert_eq!(kept.len(), NUM_KEPT);
+    let regex = |num: usize| Grammar::Regex(format!("a{{{num}}}"));
+    assert_eq!(kept[NUM_KEPT - 3..], [regex(100), regex(71), regex(1)]);
+}
