@@ -273,6 +273,35 @@ fn a_second_model_with_little_of_everything() {
     }
 }
 
+/// One that is hardly ever right is seldom asked. Answers are the same, also where it computes what it has not for many steps.
+#[test]
+fn a_second_model_of_no_use_rests() {
+    // Greedy, so that another model says another token; that none is said twice leaves nothing to look up.
+    let params = SamplingParams {
+        max_tokens: Some(120),
+        temperature: 0.0,
+        presence_penalty: 2.0,
+        ignore_eos: true,
+        ..Default::default()
+    };
+    let request = |i: usize| GenerationRequest::tokens(prompt(20 + 7 * i, 20 + i)).with_params(params.clone());
+    let requests: Vec<_> = (0..6).map(request).collect();
+    let expected = run_alone(&engine(None, |_| {}), &requests);
+    let other = tiny_model(&|config| config["hidden_size"] = json!(32));
+    let engine = drafted(&tiny_model(&|_| {}), &other, |_| {}).unwrap();
+    assert_eq!(run_alone(&engine, &requests), expected);
+    let [num_drafts, num_accepted, num_steps] = counts(&engine);
+    assert!(
+        num_accepted < 20 && 6 * num_drafts < num_steps,
+        "{num_drafts} drafts in {num_steps} steps, {num_accepted} right"
+    );
+    assert_eq!(run(&engine, &requests), expected, "together");
+    // Of six sequences at once, in some of the steps.
+    let [num_together, num_steps] = [counts(&engine)[0] - num_drafts, counts(&engine)[2] - num_steps];
+    assert!(2 * num_together < num_steps, "{num_together} drafts in {num_steps} steps of six sequences");
+    wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
+}
+
 /// A prompt that was computed before is not computed again, by neither model; what the second knows of it is still right.
 #[test]
 fn a_second_model_finds_what_it_has_computed() {

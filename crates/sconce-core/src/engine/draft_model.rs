@@ -2,8 +2,8 @@
 //!
 //! Its keys and values lie in a cache of its own, in blocks of the same numbers as the model's: of a sequence it needs no table, and
 //! what is shared, found again or given back there is so here. It computes what it needs when it is asked for drafts, for it does
-//! nothing while many sequences run. What it has computed is known of each block until that is handed out anew. Two sequences that
-//! share a block have the same tokens in it: whoever comes first computes it for both.
+//! nothing while many sequences run, nor while it rests ([`Trust`]). What it has computed is known of each block until that is handed
+//! out anew. Two sequences that share a block have the same tokens in it: whoever comes first computes it for both.
 //!
 //! A draft is what the request would have this model say in that place: drawn where its tokens are, by the same random number, so
 //! that two models that are much alike draw the same.
@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use super::compute::{Compute, Loaded};
 use super::running::RunningRequest;
+use super::trust::Trust;
 use crate::backend::{Backend, Batch};
 use crate::error::Result;
 use crate::kv::{BlockId, BlockPool};
@@ -23,10 +24,6 @@ use crate::sched::{GroupId, Scheduler, Sequence};
 /// A sequence has no further drafts where those it has are less likely than that to be all right: another row costs a step little, but
 /// computing the draft for it some sixth of a step. `benches/RESULTS.md` has what others give.
 const LEAST_PROBABILITY: f32 = 0.35;
-/// What the drafts of one step still count a step later, for [`Trust`].
-const MEMORY: f32 = 0.98;
-/// Drafts that count as having been as right as was thought, before there are any.
-const NUM_BEFORE: f32 = 4.0;
 /// So many tokens are computed each as a sequence of its own, as decodes are: for these there are graphs and kernels for few rows.
 const MAX_SINGLE_TOKENS: usize = 2;
 
@@ -50,28 +47,6 @@ pub(super) struct DraftModel<B: Backend> {
 struct ComputedBlock {
     num_allocations: u64,
     num_tokens: usize,
-}
-
-/// How often drafts of late have been right, and how often the draft model thought that they would be: most models think too well of
-/// themselves, and those that draw what the other draws too little.
-#[derive(Debug, Clone, Copy)]
-struct Trust {
-    num_right: f32,
-    num_expected: f32,
-}
-
-impl Trust {
-    const NEW: Self = Self { num_right: NUM_BEFORE, num_expected: NUM_BEFORE };
-
-    fn count(&mut self, num_right: usize, num_expected: f32) {
-        self.num_right = MEMORY * self.num_right + num_right as f32;
-        self.num_expected = MEMORY * self.num_expected + num_expected;
-    }
-
-    /// How likely it is what the draft model thinks as likely as `probability`.
-    fn judge(&self, probability: f32) -> f32 {
-        probability * self.num_right / self.num_expected
-    }
 }
 
 /// A sequence that drafts are made for.
@@ -129,20 +104,26 @@ impl<B: Backend> DraftModel<B> {
 
     /// Takes note of the drafts that turned out to be right: they are computed. To be called when the step that had them has been read.
     pub(super) fn settle(&mut self, scheduler: &Scheduler) {
-        let (mut num_right_in_all, mut num_expected) = (0, 0.0);
+        let (mut num_made, mut num_right_in_all, mut num_expected) = (0, 0, 0.0);
         for drafted in std::mem::take(&mut self.sequences) {
             let Some(seq) = scheduler.live_sequence(drafted.group, drafted.index) else { continue };
             let own = seq.token_ids.get(drafted.len..).unwrap_or_default();
             let num_right = drafted.drafts.iter().zip(own).take_while(|(draft, own)| draft == own).count();
+            num_made += drafted.drafts.len();
             num_right_in_all += num_right;
             num_expected += drafted.num_expected;
             // The last draft has only been said.
             let num_computed = num_right.min(drafted.drafts.len().saturating_sub(1));
             self.count_computed(scheduler.pool(), seq, drafted.len..drafted.len + num_computed);
         }
-        if num_expected > 0.0 {
-            self.trust.count(num_right_in_all, num_expected);
+        if num_made > 0 {
+            self.trust.count(num_made, num_right_in_all, num_expected);
         }
+    }
+
+    /// To be asked once in each step that could have drafts of it: whether it is to make some, or rests.
+    pub(super) fn takes_turn(&mut self) -> bool {
+        self.trust.takes_turn()
     }
 
     /// Asks for drafts for a sequence, `most` at most, for which blocks are reserved.

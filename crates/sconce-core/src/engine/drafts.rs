@@ -109,7 +109,8 @@ impl Drafting {
         model.map_or(Ok(()), |model| self.ask(model, plan, scheduler, requests, num_left))
     }
 
-    /// Has the second model make drafts for the chunks that have none, at most `num_left` in all: as many for one as for another.
+    /// Has the second model, unless it rests, make drafts for the chunks that have none, at most `num_left` in all: as many for one as
+    /// for another.
     fn ask<B: Backend>(
         &self,
         model: &mut DraftModel<B>,
@@ -118,6 +119,9 @@ impl Drafting {
         requests: &mut BTreeMap<GroupId, RunningRequest>,
         mut num_left: usize,
     ) -> Result<()> {
+        if self.open.is_empty() || !model.takes_turn() {
+            return Ok(());
+        }
         num_left = num_left.min(scheduler.num_tokens_left(plan));
         for (idx, &(at, most)) in self.open.iter().enumerate() {
             let share = num_left / (self.open.len() - idx);

@@ -23,6 +23,7 @@ mod step;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 pub use footprint::{Footprint, TokenCost, WeightGroup};
 pub use handle::EngineHandle;
