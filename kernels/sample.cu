@@ -197,7 +197,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
                 u32 vocab_size, u32 of_beams) {
     __shared__ u64 scratch[32];
     wait_for_kernel_before();
-    const Row row = rows[blockIdx.y];
+    const Row& row = rows[blockIdx.y];
     const u32 num_chunks = gridDim.x, chunk = blockIdx.x;
     const u32 start = chunk * CHUNK, end = min(start + CHUNK, vocab_size);
     const bool has_edits = row.flags & EDITS, is_beam = row.kind == BEAM_CANDIDATES;

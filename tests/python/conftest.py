@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 
+import openai
 import pytest
 import requests
 
@@ -137,3 +138,8 @@ def server(start_server):
 @pytest.fixture(scope="session")
 def model_id(server):
     return requests.get(f"{server.url}/v1/models", timeout=10).json()["data"][0]["id"]
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)

@@ -6,11 +6,6 @@ import pytest
 QUESTION = [{"role": "user", "content": "Name a colour."}]
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
-
-
 def test_models(client, model_id):
     assert [model.id for model in client.models.list().data] == [model_id]
     assert client.models.retrieve(model_id).id == model_id

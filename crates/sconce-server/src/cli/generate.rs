@@ -8,6 +8,7 @@ use sconce::{ChatInput, GenerationOutput, GenerationRequest, StreamEvent};
 use serde_json::json;
 
 use super::engine::EngineArgs;
+use super::format::FormatArgs;
 use super::sampling::SamplingArgs;
 use super::{Failure, progress};
 
@@ -29,6 +30,8 @@ pub(super) struct Args {
     #[command(flatten)]
     pub(super) sampling: SamplingArgs,
     #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
@@ -45,9 +48,11 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     } else {
         GenerationRequest::text(prompt)
     };
+    let mut request = request.with_params(args.sampling.params());
+    request.grammar = args.format.grammar()?;
     let engine = args.engine.load(args.model.as_deref(), progress::progress())?;
     let start = Instant::now();
-    let mut stream = engine.stream(request.with_params(args.sampling.params()))?;
+    let mut stream = engine.stream(request)?;
     let mut output = GenerationOutput::new(stream.num_sequences());
     let mut stdout = io::stdout().lock();
     while let Some(event) = stream.blocking_next() {

@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod devices;
 mod engine;
+mod format;
 mod generate;
 mod inspect;
 mod log;
