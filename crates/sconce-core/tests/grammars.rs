@@ -203,6 +203,15 @@ fn what_cannot_be_matched_is_refused_and_harms_nobody() {
     assert_eq!([collect(before), collect(after)], [expected.clone(), expected]);
     wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
 
+    // Nor does a draft that leads nowhere harm its own request.
+    let drafting = tiny_engine_of(dir.path(), |config| config.num_speculative_tokens = 4);
+    let twice = [&prompt(9, 3)[..], &[u32::from(b'c'), u32::from(b'd')], &prompt(9, 3)].concat();
+    let biased = SamplingParams { logit_bias: vec![(u32::from(b'e'), 100.0)], ..params.clone() };
+    let dead_end = GenerationRequest::tokens(twice).with_params(biased).with_grammar(Grammar::Regex("c(d7|ef)".into()));
+    let answer = collect(drafting.submit(dead_end).unwrap());
+    assert_eq!(answer.outputs[0].text, "cef");
+    assert!(counts(&drafting)[0] > 0, "nothing was drafted");
+
     let refused = |request: GenerationRequest, param: &str| {
         let error = engine.submit(request).unwrap_err();
         assert_eq!(error.param(), Some(param), "{error}");

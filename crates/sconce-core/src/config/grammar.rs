@@ -11,13 +11,14 @@ pub enum Grammar {
     Regex(String),
     /// One of some texts.
     Choice(Vec<String>),
-    /// A text of a context-free grammar in Lark's notation, as llguidance reads it; `start` is the rule of the whole.
+    /// A text of a context-free grammar in Lark's notation, as llguidance reads it, without `&` and `~` of terminals; `start` is the rule
+    /// of the whole.
     Lark(String),
 }
 
 impl Grammar {
-    /// Longest source of a grammar, in bytes.
-    pub const MAX_BYTES: usize = 1 << 20;
+    /// Longest source of a grammar, in bytes: what refers to itself from level to level takes kilobytes of stack a level to compile.
+    pub const MAX_BYTES: usize = 128 << 10;
 
     /// Bytes of its source.
     pub fn num_bytes(&self) -> usize {

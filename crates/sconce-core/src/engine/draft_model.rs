@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::compute::{Compute, Loaded};
-use super::running::RunningRequest;
+use super::running::{Ahead, RunningRequest};
 use super::trust::Trust;
 use crate::backend::{Backend, Batch};
 use crate::error::Result;
@@ -59,6 +59,8 @@ struct Drafted {
     /// Drafts that it may have.
     most: usize,
     drafts: Vec<u32>,
+    /// The sequence with its drafts but for the last, once there are two.
+    ahead: Option<Ahead>,
     /// How likely it is that all drafts are right, by what the draft model thinks.
     probability: f32,
     /// How many of them are right by that.
@@ -128,9 +130,20 @@ impl<B: Backend> DraftModel<B> {
 
     /// Asks for drafts for a sequence, `most` at most, for which blocks are reserved.
     pub(super) fn ask(&mut self, group: GroupId, index: usize, most: usize) {
-        let drafts = Vec::with_capacity(most);
+        let (drafts, ahead) = (Vec::with_capacity(most), None);
         let (len, row, probability, num_expected, is_open) = (0, 0, 1.0, 0.0, false);
-        self.sequences.push(Drafted { group, index, len, most, drafts, probability, num_expected, is_open, row });
+        self.sequences.push(Drafted {
+            group,
+            index,
+            len,
+            most,
+            drafts,
+            ahead,
+            probability,
+            num_expected,
+            is_open,
+            row,
+        });
     }
 
     /// The drafts for the `idx`-th sequence that was asked for.
@@ -206,22 +219,24 @@ impl<B: Backend> DraftModel<B> {
         backend.upload(batch, &self.batch)?;
         let mut step = Step { backend, ws, kv, batch };
         backend.run(batch, &mut || model.forward(&mut step, wants_logits))?;
-        let open = || self.sequences.iter().filter(|drafted| drafted.is_open);
         let mut seen = Vec::new();
-        for drafted in open() {
+        for drafted in self.sequences.iter_mut().filter(|drafted| drafted.is_open) {
             let request = requests.get_mut(&drafted.group).expect("invariant: a scheduled group has its request");
-            seen.push(request.seen((drafted.last_pos(), drafted.index), &drafted.drafts));
+            seen.push(match drafted.drafts.last() {
+                None => request.seen((drafted.last_pos(), drafted.index)),
+                Some(&last) => drafted.ahead.get_or_insert_with(|| request.ahead(drafted.index)).push(last),
+            });
         }
         let mut rows: Vec<SampleRow<'_>> = Vec::new();
-        for (drafted, seen) in open().zip(&seen) {
+        for (drafted, seen) in self.sequences.iter().filter(|drafted| drafted.is_open).zip(&seen) {
             requests[&drafted.group].ask(&mut rows, drafted.row, (drafted.last_pos(), drafted.index), seen);
         }
         backend.sample(answers, &ws.logits, &rows)?;
         let results = backend.read_answers(answers)?;
-        for drafted in self.sequences.iter_mut().filter(|drafted| drafted.is_open) {
+        for (drafted, seen) in self.sequences.iter_mut().filter(|drafted| drafted.is_open).zip(&seen) {
             let sampled = results.take_next().next().expect("invariant: a backend answers every row");
             let token_id = sampled.token_id;
-            if token_id as usize >= self.vocab_size {
+            if seen.is_void || token_id as usize >= self.vocab_size {
                 drafted.is_open = false;
                 continue;
             }

@@ -20,7 +20,7 @@ use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
 use crate::models::Step;
 use crate::sample::{SampleResults, SampleRow};
-use crate::sched::{GroupId, ScheduledChunk, Scheduler, StepPlan};
+use crate::sched::{GroupId, Scheduler, StepPlan};
 use crate::text::Tokenizer;
 
 /// The steps that are planned, launched and read, in turn; what is allocated once for all of them.
@@ -46,6 +46,8 @@ struct LaunchedStep {
     plan: StepPlan,
     /// How many answers come of each row of its logits.
     num_answers: Vec<usize>,
+    /// Of each row whether nothing may come of it.
+    is_void: Vec<bool>,
 }
 
 impl Steps {
@@ -120,11 +122,12 @@ impl<B: Backend> Engine<B> {
     /// Asks for what the requests want of a step's logits.
     fn sample(&mut self, slot: usize) -> Result<()> {
         let State { scheduler, requests, steps, .. } = &mut self.state;
-        let LaunchedStep { plan, num_answers } = &mut steps.slots[slot];
+        let LaunchedStep { plan, num_answers, is_void } = &mut steps.slots[slot];
         let mut rows = emptied(std::mem::take(&mut steps.rows));
         // While the device computes.
-        let seen = plan.logit_positions().map(|(chunk, pos)| seen_at(scheduler, requests, chunk, pos));
-        let seen: Vec<Seen> = seen.collect();
+        let seen = seen(plan, scheduler, requests);
+        is_void.clear();
+        is_void.extend(seen.iter().map(|seen| seen.is_void));
         num_answers.clear();
         for (row, ((chunk, pos), seen)) in plan.logit_positions().zip(&seen).enumerate() {
             let num_before = rows.len();
@@ -176,12 +179,12 @@ impl State {
     /// Hands each request its results, in the order in which they were asked for.
     fn push_results(&mut self, slot: usize, results: &mut SampleResults, tokenizer: &Tokenizer, status: &EngineStatus) {
         let Self { scheduler, requests, steps: Steps { slots, growth, .. }, drafting, .. } = self;
-        let LaunchedStep { plan, num_answers } = &slots[slot];
-        for ((chunk, pos), &num_answers) in plan.logit_positions().zip(num_answers) {
+        let LaunchedStep { plan, num_answers, is_void } = &slots[slot];
+        for (((chunk, pos), &num_answers), &is_void) in plan.logit_positions().zip(num_answers).zip(is_void) {
             // Otherwise it has ended, or its caller has gone, since the step was launched.
             let is_live = scheduler.live_sequence(chunk.group, chunk.index).is_some();
             let is_draft = pos >= chunk.end_of_own();
-            if !is_live || is_draft && !scheduler.accept_draft(chunk, pos) {
+            if !is_live || is_draft && (is_void || !scheduler.accept_draft(chunk, pos)) {
                 (0..num_answers).for_each(|_| drop(results.take_next()));
                 continue;
             }
@@ -231,17 +234,19 @@ impl State {
     }
 }
 
-/// What is sampled after position `pos` is chosen by.
-fn seen_at(
-    scheduler: &Scheduler,
-    requests: &mut BTreeMap<GroupId, RunningRequest>,
-    chunk: &ScheduledChunk,
-    pos: usize,
-) -> Seen {
-    let drafts = &scheduler.group(chunk.group).sequences[chunk.index].drafts;
-    let num_drafts = (pos + 1).saturating_sub(chunk.end_of_own());
-    let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
-    request.seen((pos, chunk.index), &drafts[..num_drafts])
+/// What the tokens after all positions whose logits are wanted are chosen by.
+fn seen(plan: &StepPlan, scheduler: &Scheduler, requests: &mut BTreeMap<GroupId, RunningRequest>) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    for chunk in &plan.chunks {
+        let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
+        seen.extend((chunk.logits_from..chunk.end_of_own()).map(|pos| request.seen((pos, chunk.index))));
+        if chunk.num_drafts > 0 {
+            let drafts = &scheduler.group(chunk.group).sequences[chunk.index].drafts[..chunk.num_drafts];
+            let mut ahead = request.ahead(chunk.index);
+            seen.extend(drafts.iter().map(|&draft| ahead.push(draft)));
+        }
+    }
+    seen
 }
 
 /// Makes the scheduler's group what the request's has become.

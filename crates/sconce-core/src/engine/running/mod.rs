@@ -4,6 +4,7 @@ mod beams;
 mod caller;
 mod context;
 mod sampling;
+mod seen;
 mod sequence;
 
 use std::ops::Range;
@@ -11,14 +12,13 @@ use std::sync::Arc;
 
 pub(super) use caller::{Caller, SnapshotGate};
 pub(super) use context::{Limits, RequestContext};
+pub(super) use seen::{Ahead, Seen};
 
 use super::output::{PredictionUsage, StreamEvent, Usage};
 use super::stream::PromptInfo;
 use crate::config::SamplingParams;
 use crate::error::Error;
-use crate::sample::{
-    SampleInput, SampleKind, SampleResults, SampleRow, Sampled, TokenCounts, TokenLogprobs, TokenMask,
-};
+use crate::sample::{SampleInput, SampleKind, SampleResults, SampleRow, Sampled, TokenLogprobs};
 use crate::text::{GrammarMatcher, Tokenizer};
 use beams::Beams;
 use sampling::Sampling;
@@ -45,15 +45,6 @@ pub(super) struct RunningRequest {
     has_grammar: bool,
     /// Why it cannot go on, if that is so.
     failure: Option<Error>,
-}
-
-/// What a sequence's next token is chosen by, beside what its request knows.
-#[derive(Debug, Default)]
-pub(super) struct Seen {
-    /// What has been seen, where that is not what the request has: where drafts are behind, and penalties make it matter.
-    counts: Option<TokenCounts>,
-    /// The tokens that its grammar allows.
-    allowed: Option<TokenMask>,
 }
 
 /// How a request goes on.
@@ -181,17 +172,22 @@ impl RunningRequest {
         }));
     }
 
-    /// What the token after position `pos` of sequence `idx` is chosen by, `drafts` being its last tokens. If its grammar has become
-    /// too much, the request fails when the step is read.
-    pub(super) fn seen(&mut self, (pos, idx): (usize, usize), drafts: &[u32]) -> Seen {
-        let has_penalties = self.context.params.has_penalties();
-        if !self.has_grammar && !(has_penalties && !drafts.is_empty()) || self.prompt_sample_kind(pos).is_some() {
+    /// What the token after position `pos` of sequence `idx` is chosen by. If its grammar has become too much, the request fails when
+    /// the step is read.
+    pub(super) fn seen(&mut self, (pos, idx): (usize, usize)) -> Seen {
+        if !self.has_grammar || self.prompt_sample_kind(pos).is_some() {
             return Seen::default();
         }
-        self.sequence(idx).seen(drafts, has_penalties).unwrap_or_else(|error| {
+        self.sequence(idx).seen().unwrap_or_else(|error| {
             self.failure = Some(error);
             Seen::default()
         })
+    }
+
+    /// What sequence `idx` would be with drafts behind, of which there are none yet.
+    pub(super) fn ahead(&mut self, idx: usize) -> Ahead {
+        let has_penalties = self.context.params.has_penalties();
+        if has_penalties || self.has_grammar { self.sequence(idx).ahead(has_penalties) } else { Ahead::default() }
     }
 
     /// Tokens that have to follow sequence `idx`, by its grammar.
@@ -201,7 +197,7 @@ impl RunningRequest {
 
     /// How many of some drafts can follow sequence `idx`.
     pub(super) fn num_allowed(&mut self, idx: usize, drafts: &[u32]) -> usize {
-        if self.has_grammar { self.sequence(idx).num_allowed(drafts) } else { drafts.len() }
+        if self.has_grammar && !drafts.is_empty() { self.sequence(idx).num_allowed(drafts) } else { drafts.len() }
     }
 
     fn sequence(&mut self, idx: usize) -> &mut SequenceState {
@@ -279,7 +275,7 @@ impl RunningRequest {
         if is_first && self.wants_prompt_logprobs() {
             self.caller.send(StreamEvent::PromptLogprobs(std::mem::take(&mut self.prompt_logprobs)));
         }
-        let Self { context, caller, decoding, .. } = self;
+        let Self { context, caller, decoding, failure, .. } = self;
         match decoding {
             Decoding::Sampling(sampling) => {
                 if is_first {
@@ -287,6 +283,7 @@ impl RunningRequest {
                 }
                 for idx in indices {
                     growth.tokens.push(sampling.push(context, caller, tokenizer, take_one(results), idx));
+                    *failure = failure.take().or(sampling.sequence(idx).refusal());
                 }
             }
             Decoding::Beams(beams) => beams.push(context, tokenizer, results.take_next(), idx, growth),

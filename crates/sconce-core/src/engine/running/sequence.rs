@@ -1,9 +1,8 @@
 //! [`SequenceState`]: what one sequence has said so far.
 
-use super::RequestContext;
-use super::Seen;
+use super::{Ahead, RequestContext, Seen};
 use crate::engine::output::{Finish, FinishReason, StopReason, TokenEvent};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sample::{SampleInput, Sampled, TokenCounts};
 use crate::text::{Detokenizer, GrammarMatcher, StopMatcher, Tokenizer};
 
@@ -39,23 +38,16 @@ impl SequenceState {
         self.has_ended
     }
 
-    /// What its next token is chosen by with some drafts behind. Where its grammar forbids one of these nothing will come of the
-    /// row. Errors are the grammar's.
-    pub(super) fn seen(&mut self, drafts: &[u32], has_penalties: bool) -> Result<Seen> {
-        let counts = (has_penalties && !drafts.is_empty()).then(|| {
-            let mut counts = self.counts.clone();
-            drafts.iter().for_each(|&token_id| counts.push(token_id));
-            counts
-        });
-        let allowed = match &mut self.grammar {
-            None => None,
-            Some(grammar) if drafts.is_empty() => Some(grammar.allowed()?),
-            Some(grammar) => {
-                let mut grammar = grammar.clone();
-                (grammar.push_allowed(drafts) == drafts.len()).then(|| grammar.allowed()).transpose()?
-            }
-        };
-        Ok(Seen { counts, allowed })
+    /// What its next token is chosen by. Errors are its grammar's.
+    pub(super) fn seen(&mut self) -> Result<Seen> {
+        let allowed = self.grammar.as_mut().map(GrammarMatcher::allowed).transpose()?;
+        Ok(Seen { allowed, ..Seen::default() })
+    }
+
+    /// What it would be with drafts behind, of which there are none yet.
+    pub(super) fn ahead(&self, has_penalties: bool) -> Ahead {
+        let counts = has_penalties.then(|| self.counts.clone());
+        Ahead { counts, grammar: self.grammar.as_ref().map(GrammarMatcher::apart), is_void: false }
     }
 
     /// Tokens that its grammar has follow.
@@ -65,7 +57,12 @@ impl SequenceState {
 
     /// How many of some drafts its grammar allows.
     pub(super) fn num_allowed(&self, drafts: &[u32]) -> usize {
-        self.grammar.clone().map_or(drafts.len(), |mut grammar| grammar.push_allowed(drafts))
+        self.grammar.as_ref().map_or(drafts.len(), |grammar| grammar.apart().push_allowed(drafts))
+    }
+
+    /// Why its grammar has not taken a token, if there is one.
+    pub(super) fn refusal(&self) -> Option<Error> {
+        self.grammar.as_ref().and_then(GrammarMatcher::error)
     }
 
     /// What the token after position `pos` of the sequence, the `index`-th of its request, is chosen by. The token before it
@@ -88,7 +85,7 @@ impl SequenceState {
         let is_end = context.end_kind(id).is_some();
         self.counts.push(id);
         if let Some(grammar) = &mut self.grammar {
-            // Where a model has no number for any token that is allowed it is another. What would come next is refused.
+            // One that is not allowed comes where the model has no number for any that is.
             let _ = grammar.push(id);
         }
         self.num_generated += 1;

@@ -3,27 +3,32 @@
 //! llguidance compiles grammars and keeps track of them. The tokens' bytes make a trie, which it walks beside its parser; a
 //! token of control has no bytes that a grammar could ask for.
 
+mod source;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::InferenceCapabilities;
 use llguidance::{Matcher, ParserFactory};
-use serde_json::{Value, json};
 
 use crate::config::Grammar;
 use crate::error::{Error, Result};
 use crate::sample::TokenMask;
 use crate::text::Tokenizer;
 
-/// Grammars that are kept compiled: those that were asked for last.
+/// Grammars that are kept compiled: those that were asked for last, and are not large.
 const NUM_KEPT: usize = 32;
-/// White space between JSON's tokens: enough to indent by, and not so much that a model could go on with it for ever.
-const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+const MAX_KEPT_BYTES: usize = 16 << 10;
+/// Stack of the thread that compiles: chains of rules, terminals or definitions take some 7 KB a level, and fit by the thousands into
+/// [`Grammar::MAX_BYTES`]. It is touched only as far as it is used.
+const STACK_BYTES: usize = 256 << 20;
+/// What a step may take for a sequence's mask: some milliseconds.
+const STEP_FUEL: u64 = 100_000;
+/// States that a sequence's lexer may have, at one or two KB each.
+const MAX_LEXER_STATES: usize = 50_000;
 
 /// Compiles grammars for one vocabulary. Shared between threads.
 pub struct GrammarCompiler {
@@ -31,6 +36,7 @@ pub struct GrammarCompiler {
     end_token_ids: Vec<u32>,
     /// Made for the first grammar: it takes a walk through the whole vocabulary.
     factory: OnceLock<std::result::Result<ParserFactory, String>>,
+    compiling: Mutex<()>,
     /// Matchers that have seen nothing; the last one was asked for last.
     kept: Mutex<Vec<(Grammar, Matcher)>>,
 }
@@ -38,7 +44,7 @@ pub struct GrammarCompiler {
 impl GrammarCompiler {
     /// `end_token_ids`: tokens that end an answer, which come where the grammar is at an end.
     pub fn new(tokenizer: Arc<Tokenizer>, end_token_ids: Vec<u32>) -> Self {
-        Self { tokenizer, end_token_ids, factory: OnceLock::new(), kept: Mutex::default() }
+        Self { tokenizer, end_token_ids, factory: OnceLock::new(), compiling: Mutex::default(), kept: Mutex::default() }
     }
 
     /// A matcher for the beginning of an answer. Errors: `InvalidRequest` at `grammar` says what is wrong with it.
@@ -46,16 +52,22 @@ impl GrammarCompiler {
         if let Some(kept) = self.find(grammar) {
             return Ok(GrammarMatcher { inner: kept });
         }
-        let compiled = Matcher::new(self.factory()?.create_parser(source(grammar)?));
+        let source = source::of(grammar)?;
+        // One at a time: what compiling takes is not multiplied by who asks for it.
+        let compiling = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiled = on_large_stack(|| Ok(Matcher::new(self.factory()?.create_parser(source))))?;
+        drop(compiling);
         if let Some(error) = compiled.get_error() {
             return Err(invalid(&error));
         }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == NUM_KEPT {
-            kept.remove(0);
+        if grammar.num_bytes() <= MAX_KEPT_BYTES {
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() == NUM_KEPT {
+                kept.remove(0);
+            }
+            // What a matcher learns by being used is not shared: nothing of one request harms another.
+            kept.push((grammar.clone(), compiled.deep_clone()));
         }
-        // What a matcher learns by being used is not shared: nothing of one request harms another.
-        kept.push((grammar.clone(), compiled.deep_clone()));
         Ok(GrammarMatcher { inner: compiled })
     }
 
@@ -76,20 +88,37 @@ impl GrammarCompiler {
             let made = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices);
             let mut factory = made.map_err(|error| error.to_string())?;
             factory.quiet();
-            factory.limits_mut().verbose_errors = false;
+            let limits = factory.limits_mut();
+            limits.verbose_errors = false;
+            (limits.step_lexer_fuel, limits.max_lexer_states) = (STEP_FUEL, MAX_LEXER_STATES);
             Ok(factory)
         });
         factory.as_ref().map_err(|error| Error::internal(format!("the vocabulary cannot be had for grammars: {error}")))
     }
 }
 
-/// Where an answer is in its grammar. A clone goes on by itself.
+/// Runs what may recurse deeply. A panic in it is an error.
+fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let failed = |what: &str| Error::internal(format!("a grammar could not be compiled: {what}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("sconce-grammar".into()).stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, work).map_err(|error| failed(&error.to_string()))?;
+        thread.join().unwrap_or_else(|_| Err(failed("a panic")))
+    })
+}
+
+/// Where an answer is in its grammar. A clone goes on by itself, but that both learn of their grammar's lexer together.
 #[derive(Clone)]
 pub struct GrammarMatcher {
     inner: Matcher,
 }
 
 impl GrammarMatcher {
+    /// A copy that shares nothing.
+    pub fn apart(&self) -> Self {
+        Self { inner: self.inner.deep_clone() }
+    }
+
     /// The tokens that may come next: only tokens that end the answer where it is complete and nothing else can follow.
     pub fn allowed(&mut self) -> Result<TokenMask> {
         let mask = self.inner.compute_mask_or_eos().map_err(|error| invalid(&error.to_string()))?;
@@ -103,6 +132,11 @@ impl GrammarMatcher {
             return Ok(());
         }
         self.inner.consume_token(token_id).map_err(|error| invalid(&error.to_string()))
+    }
+
+    /// Why nothing more can be asked, if that is so.
+    pub fn error(&self) -> Option<Error> {
+        self.inner.get_error().map(|message| invalid(&message))
     }
 
     /// Takes tokens for as long as they are allowed, and returns how many those are.
@@ -122,47 +156,19 @@ impl std::fmt::Debug for GrammarMatcher {
     }
 }
 
-/// A grammar as llguidance takes it.
-fn source(grammar: &Grammar) -> Result<TopLevelGrammar> {
-    let most = Grammar::MAX_BYTES;
-    if grammar.num_bytes() > most {
-        return Err(invalid(&format!("has {} bytes, more than {most}", grammar.num_bytes())));
-    }
-    Ok(match grammar {
-        Grammar::JsonObject => json_schema(json!({"type": "object"})),
-        Grammar::JsonSchema(schema) => match serde_json::from_str(schema) {
-            Ok(schema @ Value::Object(_)) => json_schema(schema),
-            Ok(_) => return Err(invalid("a JSON Schema must be an object")),
-            Err(error) => return Err(invalid(&format!("the JSON Schema is not JSON: {error}"))),
-        },
-        Grammar::Regex(regex) => TopLevelGrammar::from_regex(regex),
-        Grammar::Lark(source) if source.trim().is_empty() => return Err(invalid("must not be empty")),
-        Grammar::Lark(source) => TopLevelGrammar::from_lark(source.clone()),
-        Grammar::Choice(texts) if texts.is_empty() || texts.iter().any(String::is_empty) => {
-            return Err(invalid("needs at least one text, and none of them empty"));
-        }
-        Grammar::Choice(texts) => {
-            let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-            TopLevelGrammar::from_lark(format!("start: {}", quoted.join(" | ")))
-        }
-    })
-}
-
-fn json_schema(mut schema: Value) -> TopLevelGrammar {
-    if let Value::Object(members) = &mut schema {
-        members.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": JSON_SPACE}));
-    }
-    TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema))
-}
-
 fn invalid(message: &str) -> Error {
     Error::invalid("grammar", format!("grammar: {}", shortened(message)))
 }
 
-/// llguidance's words, which may hold all of the grammar, without what is in the middle of long ones.
+/// llguidance's words, which may hold all of the grammar, without what is in the middle of long ones. Of a panic of its own they are not
+/// for who sent the grammar.
 fn shortened(message: &str) -> String {
     const MOST: usize = 200;
     let message = message.trim_end_matches("<non-verbose/>").trim();
+    if message.contains("panic: ") {
+        tracing::warn!("a grammar failed: {message}");
+        return "is too large, or asks for what is not supported".into();
+    }
     let chars: Vec<char> = message.chars().collect();
     if chars.len() <= 2 * MOST {
         return message.to_owned();

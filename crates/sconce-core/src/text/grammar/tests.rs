@@ -4,6 +4,8 @@
 
 use std::time::Instant;
 
+use serde_json::{Value, json};
+
 use super::*;
 use crate::sample::uniform;
 use crate::text::testing::{TOKENIZERS, shared_tokenizer};
@@ -200,6 +202,9 @@ fn what_is_wrong_with_a_grammar_is_said() {
     check_error(Grammar::Lark(" \n".into()), "must not be empty");
     check_error(Grammar::Lark("start: missing".into()), "missing");
     check_error(Grammar::Regex("a".repeat(Grammar::MAX_BYTES + 1)), "bytes");
+    check_error(Grammar::Lark("start: T\nT: /a.*/ & /.*b/".into()), "& is not supported");
+    check_error(Grammar::Lark("start: T\nT: ~/a/".into()), "~ is not supported");
+    check_error(Grammar::Lark("start: a[temperature=0.5]\na: \"a\"".into()), "temperature");
     // Nested as deep as fits.
     for (open, close) in [("(", ")"), ("[", "]"), ("(?:", ")"), ("(a|", ")")] {
         let num = Grammar::MAX_BYTES / 2 / (open.len() + close.len());
@@ -207,7 +212,7 @@ fn what_is_wrong_with_a_grammar_is_said() {
         check_error(Grammar::Regex(nested.clone()), "");
         check_error(Grammar::Lark(format!("start: {nested}")), "");
     }
-    let nested = format!("{}{{}}{}", "{\"not\": ".repeat(50_000), "}".repeat(50_000));
+    let nested = format!("{}{{}}{}", "{\"not\": ".repeat(10_000), "}".repeat(10_000));
     check_error(Grammar::JsonSchema(nested), "not JSON");
 }
 
@@ -228,4 +233,62 @@ fn many_grammars_are_not_kept_for_ever() {
     assert_eq!(kept.len(), NUM_KEPT);
     let regex = |num: usize| Grammar::Regex(format!("a{{{num}}}"));
     assert_eq!(kept[NUM_KEPT - 3..], [regex(100), regex(71), regex(1)]);
+}
+
+/// What refers to itself level by level takes a stack to compile, of which a thread has little.
+#[test]
+fn long_chains_are_compiled_or_refused() {
+    let compiler = Subject::small().compiler;
+    let schema = |num: usize, link: &dyn Fn(usize) -> String, end: &str| {
+        let links: String = (0..num).map(|i| format!(r#""{i}":{},"#, link(i + 1))).collect();
+        Grammar::JsonSchema(format!(r##"{{"$ref": "#/$defs/0", "$defs": {{{links}"{end}": {{"type": "integer"}}}}}}"##))
+    };
+    let lark = |num: usize, link: &dyn Fn(usize) -> String, end: &str| {
+        Grammar::Lark((0..num).map(link).collect::<String>() + end)
+    };
+    let rule = |i: usize| format!("r{i}: \"a\" r{}\n", i + 1);
+    let terminal = |i: usize| format!("T{i}: \"a\" T{}?\n", i + 1);
+    let reference = |i: usize| format!(r##"{{"$ref":"#/$defs/{i}"}}"##);
+    let all_of = |i: usize| format!(r##"{{"allOf":[{{"$ref":"#/$defs/{i}"}}]}}"##);
+    let property = |i: usize| format!(r##"{{"properties":{{"a":{{"$ref":"#/$defs/{i}"}}}}}}"##);
+    for grammar in [
+        lark(590, &rule, "r590: \"b\"\nstart: r0"),
+        lark(590, &terminal, "T590: \"b\"\nstart: T0"),
+        schema(2500, &property, "2500"),
+        schema(3800, &reference, "3800"),
+    ] {
+        let mut matcher = compiler.compile(&grammar).unwrap();
+        assert!(matcher.allowed().unwrap().ids().count() > 0);
+    }
+    // One of them leads nowhere, or there are too many.
+    for (grammar, words) in [
+        (lark(590, &rule, "start: r0"), "r590"),
+        (lark(590, &terminal, "start: T0"), "T590"),
+        (lark(600, &rule, "start: r0"), "601 rules, more than 600"),
+        (schema(2500, &property, "none"), "2500"),
+        (schema(2800, &all_of, "none"), "2800"),
+    ] {
+        let error = compiler.compile(&grammar).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn many_texts_are_one_terminal() {
+    let subject = Subject::small();
+    let texts: Vec<String> = (0..8000).map(|i| format!("x{i}")).collect();
+    let text = subject.draw(&Grammar::Choice(texts.clone()), 5);
+    assert!(texts.contains(&text));
+}
+
+/// A mask needs the first token of what has to come, and drafts a few.
+#[test]
+fn a_long_text_is_not_tokenized_whole() {
+    let subject = Subject::small();
+    let text = "the name is true, ".repeat(5000);
+    let mut matcher = subject.compiler.compile(&Grammar::Choice(vec![text.clone()])).unwrap();
+    let forced = matcher.forced();
+    assert!((20..2000).contains(&forced.len()), "{} tokens", forced.len());
+    assert!(text.starts_with(&subject.tokenizer.decode(&forced, false)));
+    assert_eq!(subject.draw(&Grammar::Choice(vec![text[..1500].into()]), 0), text[..1500]);
 }

@@ -6,6 +6,11 @@ use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
 use crate::text::Tokenizer;
 
+/// Bytes of a text that become tokens, which are some hundred.
+const MAX_BYTES: usize = 1024;
+/// Tokens at the end of a text that is cut that might be others.
+const NUM_UNCERTAIN: usize = 4;
+
 struct Vocabulary {
     tokenizer: Arc<Tokenizer>,
     trie: TokTrie,
@@ -52,15 +57,32 @@ impl TokenizerEnv for Vocabulary {
         &self.trie
     }
 
+    /// Of a long text the tokens that it begins with: it is asked for what has to come, at every token of it, and only the first few
+    /// of its tokens are looked at.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
-        let encoded = std::str::from_utf8(bytes).ok().and_then(|text| self.encode(text));
-        encoded.unwrap_or_else(|| {
-            let mut ids = self.trie.greedy_tokenize(bytes);
-            // It passes over what no token has: that is where the text ends.
-            while !bytes.starts_with(&self.trie.decode_raw(&ids)) {
-                ids.pop();
-            }
-            ids
-        })
+        let (begin, is_cut) = match bytes.get(..MAX_BYTES) {
+            Some(begin) => (begin, true),
+            None => (bytes, false),
+        };
+        let begin = if is_cut { whole_characters(begin) } else { begin };
+        let encoded = std::str::from_utf8(begin).ok().and_then(|text| self.encode(text));
+        let mut ids = encoded.unwrap_or_else(|| self.trie.greedy_tokenize(begin));
+        // Greedily what no token has is passed over: that is where the text ends.
+        while !begin.starts_with(&self.trie.decode_raw(&ids)) {
+            ids.pop();
+        }
+        if is_cut {
+            // The last ones might be others if the text went on.
+            ids.truncate(ids.len().saturating_sub(NUM_UNCERTAIN));
+        }
+        ids
+    }
+}
+
+/// The bytes without a character at the end that is not complete.
+fn whole_characters(bytes: &[u8]) -> &[u8] {
+    match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() => &bytes[..error.valid_up_to()],
+        _ => bytes,
     }
 }
