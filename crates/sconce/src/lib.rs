@@ -31,7 +31,9 @@ pub use sconce_core::engine::{
     Prompt, StopReason, StreamEvent, TokenCost, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage,
     WeightGroup, inspect,
 };
-pub use sconce_core::text::{ChatInput, ChatTemplate, Tokenizer};
+pub use sconce_core::text::{
+    AnswerPart, CallCount, CallForm, CallReader, ChatInput, ChatTemplate, Tokenizer, ToolCall,
+};
 pub use sconce_core::weights::Dtype;
 pub use sconce_core::{Error, ErrorKind, Result};
 

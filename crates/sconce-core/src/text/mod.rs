@@ -1,4 +1,4 @@
-//! Text in, text out: tokenizer, incremental detokenizer, stop strings, grammars, chat templates.
+//! Text in, text out: tokenizer, incremental detokenizer, stop strings, grammars, chat templates, calls of tools.
 
 mod chat_template;
 mod detokenizer;
@@ -7,9 +7,11 @@ mod stop;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
+mod tool_calls;
 
 pub use chat_template::{ChatInput, ChatTemplate, RenderedChat};
 pub use detokenizer::Detokenizer;
 pub use grammar::{GrammarCompiler, GrammarMatcher};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;
+pub use tool_calls::{AnswerPart, CallCount, CallForm, CallReader, ToolCall};

@@ -3,10 +3,13 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::text::Tokenizer;
+use crate::config::Grammar;
+use crate::sample::uniform;
+use crate::text::{GrammarCompiler, Tokenizer};
 
 /// The five real tokenizers, then the six fixtures: folders with a tokenizer.json, under `shared/`.
 pub(super) const TOKENIZERS: [&str; 11] = [
@@ -57,4 +60,84 @@ pub(super) fn legacy_mistral() -> Option<Tokenizer> {
     std::fs::copy(from.join("tokenizer.legacy-prepend.json"), dir.path().join("tokenizer.json")).unwrap();
     std::fs::copy(from.join("tokenizer_config.json"), dir.path().join("tokenizer_config.json")).unwrap();
     Some(Tokenizer::from_dir(dir.path()).unwrap())
+}
+
+/// A vocabulary of single bytes, of some words, and of two tokens that steer.
+pub(super) fn small_tokenizer() -> Tokenizer {
+    small_tokenizer_with(&[])
+}
+
+/// The same with `further` tokens that steer.
+fn small_tokenizer_with(further: &[&str]) -> Tokenizer {
+    let words = ["{\"", "\":", "name", "true", "false", " the", "12", "<s>", "</s>"];
+    let words = words.iter().chain(further).map(|word| (*word).to_owned());
+    let bytes = ('!'..='~').chain(['Ġ', 'Ċ', 'Ã', '¶']).map(String::from);
+    let vocab: serde_json::Map<_, _> = bytes.chain(words).enumerate().map(|(id, word)| (word, id.into())).collect();
+    let special = |content: &str| {
+        json!({"id": vocab[content], "content": content, "special": true, "single_word": false,
+               "lstrip": false, "rstrip": false, "normalized": false})
+    };
+    let added: Vec<Value> = ["<s>", "</s>"].iter().chain(further).map(|content| special(content)).collect();
+    let file = json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": vocab, "merges": []},
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    Tokenizer::from_dir(dir.path()).unwrap()
+}
+
+/// A vocabulary and its grammars.
+pub(super) struct Subject {
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) end_id: u32,
+    pub(super) compiler: GrammarCompiler,
+}
+
+impl Subject {
+    pub(super) fn new(tokenizer: Tokenizer, end_id: u32) -> Self {
+        let tokenizer = Arc::new(tokenizer);
+        let compiler = GrammarCompiler::new(Arc::clone(&tokenizer), vec![end_id]);
+        Self { tokenizer, end_id, compiler }
+    }
+
+    pub(super) fn small() -> Self {
+        Self::small_with(&[])
+    }
+
+    /// The small vocabulary with `further` tokens that steer.
+    pub(super) fn small_with(further: &[&str]) -> Self {
+        let tokenizer = small_tokenizer_with(further);
+        let end_id = tokenizer.token_to_id("</s>").unwrap();
+        Self::new(tokenizer, end_id)
+    }
+
+    /// An answer, drawn token by token of what is allowed, the same probability each.
+    pub(super) fn draw(&self, grammar: &Grammar, seed: u64) -> String {
+        self.tokenizer.decode(&self.draw_ids(grammar, seed), false)
+    }
+
+    /// Its tokens, without the last.
+    pub(super) fn draw_ids(&self, grammar: &Grammar, seed: u64) -> Vec<u32> {
+        let mut matcher = self.compiler.compile(grammar).unwrap();
+        let mut ids = Vec::new();
+        for position in 0..2000 {
+            let allowed = matcher.allowed().unwrap();
+            let num_forced = matcher.forced().len();
+            let all: Vec<u32> = allowed.ids().collect();
+            assert!(!all.is_empty() && (num_forced == 0 || all.len() == 1), "{grammar:?}: {num_forced} of {all:?}");
+            let id = all[(uniform(seed, 0, position, 0) * all.len() as f64) as usize];
+            matcher.push(id).unwrap();
+            if id == self.end_id {
+                assert_eq!(matcher.allowed().unwrap().ids().collect::<Vec<_>>(), [id]);
+                matcher.push(id).unwrap();
+                return ids;
+            }
+            ids.push(id);
+        }
+        panic!("{grammar:?}, seed {seed}: no end after {:?}", self.tokenizer.decode(&ids, false));
+    }
 }

@@ -120,7 +120,7 @@ fn parse_arguments(i: usize, message: &mut Map<String, Value>) -> Result<()> {
         };
         if let Value::String(text) = arguments {
             let param = || format!("messages[{i}].tool_calls[{j}].function.arguments");
-            match serde_json::from_str(text) {
+            match serde_json::from_str(if text.is_empty() { "{}" } else { text }) {
                 Ok(object @ Value::Object(_)) => *arguments = object,
                 Ok(_) => return Err(invalid(param(), "must be a JSON object")),
                 Err(e) => return Err(invalid(param(), &format!("must be a JSON object: {e}"))),
@@ -128,6 +128,33 @@ fn parse_arguments(i: usize, message: &mut Map<String, Value>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The first message with calls of tools.
+pub(super) fn first_with_calls(messages: &[Value]) -> Option<usize> {
+    messages.iter().position(|message| message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()))
+}
+
+/// `messages` without calls of tools; with an empty text where there was none beside them.
+pub(super) fn without_calls(messages: &[Value]) -> Vec<Value> {
+    with_text(messages)
+        .into_iter()
+        .map(|mut message| {
+            if let Value::Object(members) = &mut message {
+                members.shift_remove("tool_calls");
+            }
+            message
+        })
+        .collect()
+}
+
+/// `messages` with an empty text where one has none.
+pub(super) fn with_text(messages: &[Value]) -> Vec<Value> {
+    let mut messages = messages.to_vec();
+    for message in messages.iter_mut().filter(|message| message["content"].is_null()) {
+        message["content"] = "".into();
+    }
+    messages
 }
 
 /// Appends `mark` and a space to the last message, which must be the assistant's.

@@ -31,7 +31,7 @@ pub struct ChatInput {
     /// A list of `{"role", "content", ...}` objects, as OpenAI's clients send them. `content` is a string, null, or a
     /// list of `{"type": "text", "text"}` parts.
     pub messages: Vec<serde_json::Value>,
-    /// Tools that the template may present to the model.
+    /// Tools that the template presents to the model, in OpenAI's form.
     pub tools: Option<Vec<serde_json::Value>>,
     /// More variables for the template. `add_generation_prompt` is one: true unless `continue_final_message`.
     pub template_kwargs: serde_json::Map<String, serde_json::Value>,
@@ -71,6 +71,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     content_form: ContentForm,
+    /// What stands for it where there are tools, if the model has two templates.
+    with_tools: Option<Box<Self>>,
 }
 
 impl ChatTemplate {
@@ -85,23 +87,31 @@ impl ChatTemplate {
         let path = dir.join("tokenizer_config.json");
         let config = read_object(&path)?.unwrap_or_default();
         let bad = |what: &str| Error::file(&path, format!("chat_template: {what}"));
-        let source = match config.get("chat_template") {
+        let list = match config.get("chat_template") {
             None | Some(Value::Null) => return Ok(None),
-            Some(Value::String(source)) => source,
-            Some(Value::Array(list)) => list
-                .iter()
-                .find(|entry| entry["name"] == "default")
-                .and_then(|entry| entry["template"].as_str())
-                .ok_or_else(|| bad("the list has no template named \"default\""))?,
+            Some(Value::String(source)) => return Self::compile(&path, source.to_owned(), tokenizer).map(Some),
+            Some(Value::Array(list)) => list,
             Some(_) => return Err(bad("expected a string, or a list of objects with name and template")),
         };
-        Self::compile(&path, source.to_owned(), tokenizer).map(Some)
+        let named = |name: &str| list.iter().find(|entry| entry["name"] == name)?["template"].as_str();
+        let source = named("default").ok_or_else(|| bad("the list has no template named \"default\""))?;
+        Self::compile_both(&path, source, named("tool_use"), tokenizer).map(Some)
     }
 
-    /// From a GGUF's `tokenizer.chat_template`. None if there is none. `path` is for error messages.
+    /// From a GGUF's `tokenizer.chat_template`, and the one for tools behind `tokenizer.chat_template.tool_use`. None if
+    /// there is none. `path` is for error messages.
     pub fn from_gguf(path: &Path, metadata: &GgufMetadata, tokenizer: &Tokenizer) -> Result<Option<Self>> {
         let source = metadata.string("tokenizer.chat_template")?;
-        source.map(|source| Self::compile(path, source.to_owned(), tokenizer)).transpose()
+        let with_tools = metadata.string("tokenizer.chat_template.tool_use")?;
+        source.map(|source| Self::compile_both(path, source, with_tools, tokenizer)).transpose()
+    }
+
+    fn compile_both(path: &Path, source: &str, with_tools: Option<&str>, tokenizer: &Tokenizer) -> Result<Self> {
+        let mut template = Self::compile(path, source.to_owned(), tokenizer)?;
+        if let Some(source) = with_tools {
+            template.with_tools = Some(Box::new(Self::compile(path, source.to_owned(), tokenizer)?));
+        }
+        Ok(template)
     }
 
     fn compile(path: &Path, source: String, tokenizer: &Tokenizer) -> Result<Self> {
@@ -110,7 +120,7 @@ impl ChatTemplate {
             return Err(Error::file(path, message));
         }
         let environment = jinja::environment(&source).map_err(|e| Error::file(path, format!("chat template: {e}")))?;
-        let mut template = Self { environment, source, content_form: ContentForm::Text };
+        let mut template = Self { environment, source, content_form: ContentForm::Text, with_tools: None };
         if template.takes_parts(tokenizer) {
             template.content_form = ContentForm::Parts;
         }
@@ -132,8 +142,12 @@ impl ChatTemplate {
     /// The prompt. Errors: `InvalidRequest` at `messages`, with the template's own words where it refuses.
     ///
     /// A list of text parts reaches a template that handles lists as it is, any other joined by newlines. Tool calls'
-    /// `arguments` reach the template as objects, also where they were sent as JSON in a string.
+    /// `arguments` reach the template as objects, also where they were sent as JSON in a string. Tools, and calls of
+    /// them, that the template takes no notice of are refused at `tools` and `messages[i].tool_calls`.
     pub fn render(&self, input: &ChatInput, tokenizer: &Tokenizer) -> Result<RenderedChat> {
+        if let (Some(template), Some(_)) = (&self.with_tools, &input.tools) {
+            return template.render(input, tokenizer);
+        }
         let control = tokenizer.control_tokens();
         let mut messages = messages::prepare(&input.messages, self.content_form, control)?;
         let tools = input.tools.as_deref().map(messages::check_tools).transpose()?;
@@ -141,6 +155,9 @@ impl ChatTemplate {
         let add_generation_prompt = generation_prompt(&mut kwargs, input.continue_final_message)?;
 
         let user = |messages| json!({"messages": messages, "tools": tools, "template_kwargs": kwargs});
+        if tools.is_some() || messages::first_with_calls(&messages).is_some() {
+            self.check_use_of_tools(&user(messages.clone()), &messages, add_generation_prompt, tokenizer)?;
+        }
         let mask = Mask::new(&user(messages.clone()), &self.source, control)?;
         if input.continue_final_message {
             messages::mark_end(&mut messages, mask.end_mark())?;
@@ -164,9 +181,50 @@ impl ChatTemplate {
         Ok(RenderedChat::new(text, mask))
     }
 
+    /// Refuses tools and calls that the template says nothing of: without them it writes the same.
+    fn check_use_of_tools(
+        &self,
+        user: &Value,
+        messages: &[Value],
+        add_generation_prompt: bool,
+        tokenizer: &Tokenizer,
+    ) -> Result<()> {
+        let run = |name: &str, value: Value| {
+            let mut user = user.clone();
+            user[name] = value;
+            self.run(user, add_generation_prompt, tokenizer)
+        };
+        if user["tools"].is_array()
+            && let Ok(without) = run("tools", Value::Null)
+        {
+            let message = match self.run(user.clone(), add_generation_prompt, tokenizer) {
+                Ok(with) if with != without => None,
+                Ok(_) => Some("the model's chat template knows no tools".to_owned()),
+                Err(words) => Some(format!("the model's chat template refuses them: {words}")),
+            };
+            if let Some(message) = message {
+                return Err(Error::invalid("tools", format!("tools: {message}")));
+            }
+        }
+        if let Some(i) = messages::first_with_calls(messages)
+            && let Ok(without) = run("messages", messages::without_calls(messages).into())
+            && run("messages", messages::with_text(messages).into()) == Ok(without)
+        {
+            let param = format!("messages[{i}].tool_calls");
+            let message = format!("{param}: the model's chat template knows no calls of tools");
+            return Err(Error::invalid(param, message));
+        }
+        Ok(())
+    }
+
     /// The template's source.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// The source of what renders conversations with tools: a template of their own, or the same one.
+    pub fn source_with_tools(&self) -> &str {
+        self.with_tools.as_ref().map_or(&self.source, |template| &template.source)
     }
 
     /// Renders `user` (`messages`, `tools`, `template_kwargs`). The error is the reason in words.

@@ -259,8 +259,9 @@ fn a_final_message_is_continued() {
 
 fn check_text(source: &str, expected: &str) {
     let tokenizer = small_tokenizer();
+    let tools = vec![json!({"name": "f", "x": 1.0, "<b>": ["é", null, true, "\"\\\n"], "e": {}, "l": []})];
     let input = ChatInput {
-        tools: Some(vec![json!({"name": "f", "x": 1.0, "<b>": ["é", null, true, "\"\\\n"], "e": {}, "l": []})]),
+        tools: source.contains("tools").then_some(tools),
         ..input(&json!([{"role": "user", "content": " x "}]))
     };
     let chat = compile(source, &tokenizer).render(&input, &tokenizer);
@@ -333,9 +334,15 @@ fn bad_templates_are_refused_by_file() {
         ChatTemplate::from_dir(dir.path(), &tokenizer)
     };
     assert!(load("{}").unwrap().is_none());
-    assert_eq!(load(r#"{"chat_template": "a"}"#).unwrap().unwrap().source(), "a");
-    let list = r#"{"chat_template": [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]}"#;
-    assert_eq!(load(list).unwrap().unwrap().source(), "b");
+    let one = load(r#"{"chat_template": "a"}"#).unwrap().unwrap();
+    assert_eq!((one.source(), one.source_with_tools()), ("a", "a"));
+    let list = r#"{"chat_template": [{"name": "tool_use", "template": "{{ tools[0].name }}"}, {"name": "default", "template": "b"}]}"#;
+    let both = load(list).unwrap().unwrap();
+    assert_eq!((both.source(), both.source_with_tools()), ("b", "{{ tools[0].name }}"));
+    let chat = input(&json!([{"role": "user", "content": "x"}]));
+    let text = |input: &ChatInput| both.render(input, &tokenizer).unwrap().text().to_owned();
+    assert_eq!(text(&chat), "b");
+    assert_eq!(text(&ChatInput { tools: Some(vec![json!({"name": "f"})]), ..chat }), "f");
     assert!(load(r#"{"chat_template": []}"#).unwrap_err().to_string().contains("default"));
     std::fs::write(dir.path().join("chat_template.jinja"), "c").unwrap();
     assert_eq!(load(list).unwrap().unwrap().source(), "c");
@@ -353,4 +360,72 @@ fn dates_are_those_of_the_calendar() {
         assert_eq!(strftime(format, seconds).unwrap(), expected);
     }
     assert!(strftime("%", 0).is_err() && strftime("%-", 0).is_err() && strftime("%Q", 0).is_err());
+}
+
+/// Tools in OpenAI's form, of which each string has `mark` in it, and a conversation in which one was called.
+fn with_tools(mark: &str) -> ChatInput {
+    let city = json!({"type": "string", "description": format!("Which {mark}")});
+    let parameters = json!({"type": "object", "properties": {format!("city{mark}"): city}});
+    let function = json!({"name": "get_weather", "description": format!("{mark}Weather"), "parameters": parameters});
+    let arguments = json!({"city": format!("{mark}Paris")}).to_string();
+    let call = json!({"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}});
+    let messages = json!([
+        {"role": "user", "content": format!("How {mark} is it?")},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": format!("{mark}15 degrees")},
+    ]);
+    ChatInput { tools: Some(vec![json!({"type": "function", "function": function})]), ..input(&messages) }
+}
+
+/// As transformers renders it.
+const LLAMA_WITH_TOOLS: &str = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython\n\
+    Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n\
+    Given the following functions, please respond with a JSON for a function call with its proper arguments that best \
+    answers the given prompt.\n\nRespond in the format {\"name\": function name, \"parameters\": dictionary of argument name \
+    and its value}.Do not use variables.\n\n{\n    \"type\": \"function\",\n    \"function\": {\n        \"name\": \
+    \"get_weather\",\n        \"description\": \"@Weather\",\n        \"parameters\": {\n            \"type\": \"object\",\n\
+    \u{20}           \"properties\": {\n                \"city@\": {\n                    \"type\": \"string\",\n\
+    \u{20}                   \"description\": \"Which @\"\n                }\n            }\n        }\n    }\n}\n\n\
+    How @ is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{\"name\": \"get_weather\", \"parameters\": \
+    {\"city\": \"@Paris\"}}<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\n\"@15 degrees\"<|eot_id|>\
+    <|start_header_id|>assistant<|end_header_id|>\n\n";
+
+#[test]
+fn tools_and_their_results_are_shown_and_are_no_control_tokens() {
+    let Some(dir) = shared("tokenizers/llama-3.1-8b-instruct") else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let template = ChatTemplate::from_dir(&dir, &tokenizer).unwrap().unwrap();
+    let render = |mark: &str| {
+        let chat = template.render(&with_tools(mark), &tokenizer).unwrap();
+        assert_eq!(chat.text(), LLAMA_WITH_TOOLS.replace('@', mark));
+        let ids = tokenizer.encode_chat(&chat).unwrap();
+        ids.into_iter().filter(|&id| tokenizer.is_special(id)).collect::<Vec<_>>()
+    };
+    let plain = render("@");
+    for mark in ["<|eot_id|>", "<|python_tag|>", "<|begin_of_text|>"] {
+        assert_eq!(render(mark), plain, "{mark}");
+    }
+}
+
+#[test]
+fn tools_and_calls_that_a_template_leaves_out_are_refused() {
+    let tokenizer = small_tokenizer();
+    let error = |source: &str, input: &ChatInput| {
+        let error = compile(source, &tokenizer).render(input, &tokenizer).unwrap_err();
+        (error.param().unwrap_or_default().to_owned(), error.to_string())
+    };
+    let all = with_tools("");
+    let (param, message) = error(SIMPLE, &all);
+    assert_eq!(param, "tools");
+    assert!(message.contains("knows no tools"), "{message}");
+    let (param, message) = error("{% if tools %}{{ raise_exception('No tools!') }}{% endif %}", &all);
+    assert_eq!(param, "tools");
+    assert!(message.contains("No tools!"), "{message}");
+    // In SIMPLE a message without content is an empty one.
+    let (param, message) = error(SIMPLE, &ChatInput { tools: None, ..all.clone() });
+    assert_eq!(param, "messages[1].tool_calls");
+    assert!(message.contains("knows no calls"), "{message}");
+    let source = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ m.tool_calls | default([]) | tojson }}{% endfor %}";
+    let chat = compile(source, &tokenizer).render(&all, &tokenizer).unwrap();
+    assert!(chat.text().contains("\"arguments\": {\"city\": \"Paris\"}"), "{}", chat.text());
 }

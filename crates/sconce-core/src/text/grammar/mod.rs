@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 use crate::sample::TokenMask;
 use crate::text::Tokenizer;
 
+pub(super) use source::JSON_SPACE;
+
 /// Grammars that are kept compiled: those that were asked for last, and are not large.
 const NUM_KEPT: usize = 32;
 const MAX_KEPT_BYTES: usize = 16 << 10;

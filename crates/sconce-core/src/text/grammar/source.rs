@@ -8,7 +8,7 @@ use crate::config::Grammar;
 use crate::error::Result;
 
 /// White space between JSON's tokens: enough to indent by, and not so much that a model could go on with it for ever.
-const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+pub(in crate::text) const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
 /// Rules and terminals of a grammar in Lark's notation, at most: what is wrong with the last of a chain is said of all of it, each time with a
 /// look at the whole source.

@@ -1,0 +1,264 @@
+//! Calls in answers: what is found however the text comes, and what is drawn by a grammar is a call.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::AnswerPart::{Call, Text};
+use super::*;
+use crate::sample::uniform;
+use crate::text::testing::Subject;
+
+fn reader() -> CallReader {
+    CallReader::new(Arc::from(["f".to_owned(), "get_time".to_owned()]))
+}
+
+/// The parts of an answer that comes in `pieces`, neighbouring texts joined.
+fn read<'a>(pieces: impl IntoIterator<Item = &'a str>) -> Vec<AnswerPart> {
+    let mut reader = reader();
+    let mut parts: Vec<AnswerPart> = pieces.into_iter().flat_map(|piece| reader.push(piece)).collect();
+    parts.extend(reader.finish());
+    let mut joined: Vec<AnswerPart> = Vec::new();
+    for part in parts {
+        match (joined.last_mut(), part) {
+            (Some(Text(before)), Text(text)) => before.push_str(&text),
+            (_, part) => joined.push(part),
+        }
+    }
+    joined
+}
+
+fn call(name: &str, arguments: &str) -> AnswerPart {
+    Call(ToolCall { name: name.into(), arguments: arguments.into() })
+}
+
+fn text(text: &str) -> AnswerPart {
+    Text(text.into())
+}
+
+/// Answers, and their parts.
+fn answers() -> Vec<(&'static str, Vec<AnswerPart>)> {
+    let f = || call("f", r#"{"x":1}"#);
+    vec![
+        // The forms, with marks and without.
+        ("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call>", vec![f()]),
+        (
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"x\": 1}}</tool_call>\n<tool_call>\n{\"name\": \"get_time\", \
+             \"arguments\": {}}\n</tool_call>\n",
+            vec![f(), call("get_time", "{}")],
+        ),
+        ("Let me see.\n<tool_call>{\"name\": \"f\", \"arguments\": {\"x\": 1}}", vec![text("Let me see.\n"), f()]),
+        (
+            "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"x\": 1}}, {\"name\": \"f\", \"arguments\": {\"x\": 1}}]",
+            vec![f(), f()],
+        ),
+        (" [{\"name\": \"f\", \"arguments\": {\"x\": 1}}]", vec![f()]),
+        ("{\"name\": \"f\", \"parameters\": {\"x\": 1}}", vec![f()]),
+        (
+            "<|python_tag|>{\"name\": \"f\", \"parameters\": {\"x\": 1}}; {\"name\": \"get_time\", \"parameters\": {}}",
+            vec![f(), call("get_time", "{}")],
+        ),
+        (
+            "\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n",
+            vec![f(), f()],
+        ),
+        ("{\"arguments\": \"{\\\"x\\\": 1}\", \"type\": \"function\", \"name\": \"f\"}", vec![f()]),
+        (
+            "{\"name\": \"f\", \"arguments\": {\"é\": \"}]{\\\"\\\\\", \"y\": [{}, [\"<tool_call>\"]]}} Done; <",
+            vec![call("f", "{\"é\":\"}]{\\\"\\\\\",\"y\":[{},[\"<tool_call>\"]]}"), text("Done; <")],
+        ),
+        // What is none.
+        ("", vec![]),
+        (" \n", vec![text(" \n")]),
+        ("é{\"x\": \"é", vec![text("é{\"x\": \"é")]),
+        ("<tool_call>\u{fffd}", vec![text("<tool_call>\u{fffd}")]),
+        ("Hello, [world] {x} <b>!", vec![text("Hello, [world] {x} <b>!")]),
+        ("{\"name\": \"g\", \"arguments\": {}}", vec![text("{\"name\": \"g\", \"arguments\": {}}")]),
+        ("{\"name\": \"f\"} {\"x\": 1}", vec![text("{\"name\": \"f\"} {\"x\": 1}")]),
+        ("{\"name\": \"f\", \"arguments\": [1]}", vec![text("{\"name\": \"f\", \"arguments\": [1]}")]),
+        (" {\"name\": \"f\", \"arguments\": {\"x\": 1", vec![text(" {\"name\": \"f\", \"arguments\": {\"x\": 1")]),
+        ("{\"name\": \"f\", \"arguments\": {\"x\": 01}}", vec![text("{\"name\": \"f\", \"arguments\": {\"x\": 01}}")]),
+        ("Say {\"name\": \"f\", \"arguments\": {}}", vec![text("Say {\"name\": \"f\", \"arguments\": {}}")]),
+        ("<tool_call>\nno JSON</tool_call>", vec![text("<tool_call>\nno JSON</tool_call>")]),
+        (" <tool_call>{\"<tool_call>{\"name\": \"f\", \"arguments\": {\"x\": 1}}", vec![text(" <tool_call>{\""), f()]),
+        ("<tool_call", vec![text("<tool_call")]),
+        ("[TOOL_CALLS]", vec![text("[TOOL_CALLS]")]),
+        ("[]", vec![text("[]")]),
+        (
+            "[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": {}}]",
+            vec![text("[{\"name\": \"f\", \"arguments\": {}}, {\"name\": \"g\", \"arguments\": {}}]")],
+        ),
+        (
+            "{\"name\": \"f\", \"arguments\": {\"x\": 1}}</tool_call>{\"name\": \"g\"}</tool_c",
+            vec![f(), text("{\"name\": \"g\"}</tool_c")],
+        ),
+    ]
+}
+
+#[test]
+fn calls_are_found_and_all_else_is_text() {
+    for (answer, parts) in answers() {
+        assert_eq!(read([answer]), parts, "{answer:?}");
+    }
+}
+
+/// The pieces of `answer`, cut before some of its characters.
+fn pieces(answer: &str, is_cut: impl Fn(usize) -> bool) -> Vec<&str> {
+    let mut cuts: Vec<usize> = answer.char_indices().map(|(at, _)| at).filter(|&at| is_cut(at)).collect();
+    cuts.insert(0, 0);
+    cuts.push(answer.len());
+    cuts.windows(2).map(|ends| &answer[ends[0]..ends[1]]).collect()
+}
+
+#[test]
+fn how_the_text_comes_changes_nothing() {
+    // Whatever follows on whatever, too.
+    let one_by_one = answers().into_iter().map(|(answer, _)| answer.to_owned());
+    let pairs = answers().into_iter().flat_map(|(a, _)| answers().into_iter().map(move |(b, _)| format!("{a}{b}")));
+    for answer in one_by_one.chain(pairs) {
+        let whole = read([answer.as_str()]);
+        assert_eq!(read(pieces(&answer, |_| true)), whole, "{answer:?}");
+        for seed in 0..4 {
+            let pieces = pieces(&answer, |at| uniform(seed, 0, at as u32, 0) < 0.2);
+            assert_eq!(read(pieces.clone()), whole, "{pieces:?}");
+        }
+    }
+}
+
+#[test]
+fn whatever_a_model_writes_is_read() {
+    let words = [
+        r#"{"name": "f", "arguments": {}}"#,
+        "<tool_call>",
+        "</tool_call>",
+        "[TOOL_CALLS]",
+        "<|python_tag|>",
+        "{\"name\": \"f\", ",
+        "\"arguments\": ",
+        "{}",
+        "{",
+        "}",
+        "[",
+        "]",
+        "\"",
+        "\\",
+        "é",
+        "\u{fffd}",
+        " ",
+        "\n",
+        ";",
+        ", ",
+        "<",
+        "f",
+        "1",
+    ];
+    let mut num_calls = 0;
+    for seed in 0..4000 {
+        let draw = |position, num: usize| (uniform(seed, 0, position, 0) * num as f64) as usize;
+        let answer: Vec<&str> =
+            (1..2 + draw(0, 30) as u32).map(|position| words[draw(position, words.len())]).collect();
+        let parts = read(answer.clone());
+        assert_eq!(parts, read([answer.concat().as_str()]), "{answer:?}");
+        assert_eq!(parts, read(pieces(&answer.concat(), |_| true)), "{answer:?}");
+        num_calls += parts.iter().filter(|part| matches!(part, Call(_))).count();
+        if parts.iter().all(|part| matches!(part, Text(_))) {
+            assert_eq!(parts, [text(&answer.concat())], "{answer:?}");
+        }
+    }
+    assert!(num_calls > 0);
+}
+
+#[test]
+fn text_is_told_as_soon_as_it_cannot_become_a_call() {
+    let mut reader = reader();
+    assert_eq!(reader.push(" <"), []);
+    assert_eq!(reader.push("b> a"), [text(" <b> a")]);
+    assert_eq!(reader.push("b <tool_"), [text("b ")]);
+    assert_eq!(reader.push("call>{\"name\": \"f\", \"arguments\": {"), []);
+    assert_eq!(reader.push("}"), []);
+    assert_eq!(reader.push("}\n</tool_call>"), [call("f", "{}")]);
+    assert_eq!(reader.push(" c"), [text("c")]);
+    assert_eq!(reader.finish(), []);
+}
+
+fn tools() -> Vec<Value> {
+    let choice = json!({"type": "object", "properties": {"unit": {"$ref": "#/$defs/unit"}, "n": {"type": "integer", "maximum": 99,
+        "minimum": 0}}, "required": ["unit", "n"], "additionalProperties": false, "$defs": {"unit": {"enum": ["c", "f<s>"]}}});
+    vec![
+        json!({"type": "function", "function": {"name": "f", "parameters": choice}}),
+        json!({"type": "function", "function": {"name": "get_time", "description": "The time."}}),
+    ]
+}
+
+fn check_drawn(subject: &Subject, form: CallForm, count: CallCount, skips_special: bool) -> usize {
+    let tools = tools();
+    let grammar = form.grammar(&tools, count, &subject.tokenizer);
+    let mut num_calls = 0;
+    for seed in 0..12 {
+        let answer = subject.draw_ids(&grammar, seed);
+        let answer = subject.tokenizer.decode(&answer, skips_special);
+        let calls = read([answer.as_str()]);
+        assert!(!calls.is_empty() && (count == CallCount::Many || calls.len() == 1), "{answer:?}");
+        num_calls += calls.len();
+        for part in calls {
+            let Call(ToolCall { name, arguments }) = part else { panic!("{answer:?}: {part:?}") };
+            let arguments: Value = serde_json::from_str(&arguments).unwrap();
+            match name.as_str() {
+                "get_time" => assert_eq!(arguments, json!({})),
+                _ => assert!(arguments["n"].as_f64().unwrap() < 100.0 && arguments["unit"].is_string(), "{arguments}"),
+            }
+        }
+    }
+    num_calls
+}
+
+#[test]
+fn what_is_drawn_by_a_grammar_is_a_call() {
+    let plain = Subject::small();
+    let marked = Subject::small_with(&["<tool_call>", "</tool_call>", "[TOOL_CALLS]"]);
+    for form in [CallForm::Tagged, CallForm::List, CallForm::Object] {
+        for (subject, skips_special) in [(&plain, true), (&marked, true), (&marked, false)] {
+            let one = check_drawn(subject, form, CallCount::One, skips_special);
+            let many = check_drawn(subject, form, CallCount::Many, skips_special);
+            assert_eq!(many > one, form != CallForm::Object, "{form:?}: {many} calls");
+        }
+    }
+    // A mark that is a token is that token.
+    let grammar = CallForm::List.grammar(&tools(), CallCount::One, &marked.tokenizer);
+    let ids = marked.draw_ids(&grammar, 0);
+    assert_eq!(Some(ids[0]), marked.tokenizer.token_to_id("[TOOL_CALLS]"));
+}
+
+#[test]
+fn as_many_tools_as_are_taken_can_be_required() {
+    let subject = Subject::small();
+    let tool = |i: usize| {
+        let members =
+            (0..8).map(|j| (format!("member_{j}"), json!({"enum": [i, "ö & ~ \\\" # // /x/ <b>", {"a": [j]}]})));
+        let members: Map<String, Value> = members.collect();
+        let parameters = json!({"properties": members, "required": ["member_0"], "additionalProperties": false});
+        json!({"type": "function", "function": {"name": format!("f.{i}"), "parameters": parameters}})
+    };
+    let tools: Vec<Value> = (0..128).map(tool).collect();
+    let grammar = CallForm::Tagged.grammar(&tools, CallCount::One, &subject.tokenizer);
+    let answer = subject.draw(&grammar, 1);
+    let names: Vec<String> = (0..128).map(|i| format!("f.{i}")).collect();
+    assert!(matches!(CallReader::new(names.into()).push(&answer)[..], [Call(_)]), "{answer}");
+}
+
+#[test]
+fn a_template_says_which_form() {
+    for (source, form) in [
+        ("{{ '<tool_call>\\n' }}", CallForm::Tagged),
+        ("{{ '[TOOL_CALLS] [' }}", CallForm::List),
+        ("{{ '{\"name\": \"' }}", CallForm::Object),
+    ] {
+        assert_eq!(CallForm::of(source).unwrap(), form, "{source}");
+    }
+    for source in ["[TOOL_CALLS]name[ARGS]", "<tool_call><function=name>"] {
+        let error = CallForm::of(source).unwrap_err();
+        assert_eq!(error.param(), Some("tools"), "{error}");
+    }
+}
