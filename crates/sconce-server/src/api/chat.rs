@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use hyper::{Response, StatusCode};
-use sconce::{FinishReason, StreamEvent, Usage};
+use sconce::{StreamEvent, Usage};
 use serde_json::{Value, json};
 
 use super::events::{collect, deltas, submit};
 use super::logprobs::{self, TokenBytes, token_bytes};
 use super::stream::{Encoder, stream};
+use super::tools::{AnswerCalls, Calls};
 use super::{Head, usage_json};
 use crate::http::{self, ApiError, Body, Exchange};
 use crate::state::Served;
@@ -23,13 +24,14 @@ pub(super) async fn answer(
     let head = Head::new(exchange, served, &mut request);
     let has_logprobs = request.params.logprobs.is_some();
     let token_bytes = token_bytes(served);
+    let calls = Calls::new(served, &mut request)?.map(Arc::new);
     let submitted = submit(exchange, served, request.take_request()?).await;
     let submitted = submitted.map_err(|error| request.with_own_name(error))?;
     if request.stream {
         let chunks = Chunks {
             head,
             token_bytes,
-            has_begun: vec![false; submitted.num_sequences],
+            answers: Answer::several(submitted.num_sequences, calls.as_ref()),
             include_usage: request.stream_usage == Some(true),
             usage: Usage::default(),
         };
@@ -39,11 +41,13 @@ pub(super) async fn answer(
     output.outputs.sort_by_key(|o| o.index);
     let choices = output.outputs.iter().map(|o| {
         let logprobs = if has_logprobs { logprobs::of_chat(&token_bytes, &o.logprobs) } else { Value::Null };
+        let mut calls = AnswerCalls::new(calls.as_ref());
+        let message = calls.message(&o.text);
         json!({
             "index": o.index,
-            "message": {"role": "assistant", "content": o.text, "refusal": null},
+            "message": message,
             "logprobs": logprobs,
-            "finish_reason": o.finish.as_ref().map(|f| f.reason.as_str()),
+            "finish_reason": o.finish.as_ref().map(|f| calls.finish_reason(f.reason)),
         })
     });
     let mut answer = head.openai("chat.completion", choices.collect());
@@ -54,23 +58,37 @@ pub(super) async fn answer(
     Ok(http::json(StatusCode::OK, &answer))
 }
 
-/// The streamed form: for each sequence a chunk with the role, chunks with text, and one with the finish reason.
+/// How far one of several answers has been sent.
+pub(super) struct Answer {
+    has_begun: bool,
+    calls: AnswerCalls,
+}
+
+impl Answer {
+    /// `n` of them.
+    pub(super) fn several(n: usize, calls: Option<&Arc<Calls>>) -> Vec<Self> {
+        let answer = || Self { has_begun: false, calls: AnswerCalls::new(calls) };
+        std::iter::repeat_with(answer).take(n).collect()
+    }
+}
+
+/// The streamed form: for each sequence a chunk with the role, chunks with text and calls, and one with the finish reason.
 pub(super) struct Chunks {
     pub head: Head,
     pub token_bytes: TokenBytes,
     /// One a sequence.
-    pub has_begun: Vec<bool>,
+    pub answers: Vec<Answer>,
     pub include_usage: bool,
     pub usage: Usage,
 }
 
 impl Chunks {
-    fn write(&self, index: usize, delta: Value, logprobs: Value, finish: Option<FinishReason>, out: &mut Vec<u8>) {
+    fn write(&self, index: usize, delta: Value, logprobs: Value, finish: Option<&str>, out: &mut Vec<u8>) {
         let choice = json!({
             "index": index,
             "delta": delta,
             "logprobs": logprobs,
-            "finish_reason": finish.map(FinishReason::as_str),
+            "finish_reason": finish,
         });
         let mut chunk = self.head.openai("chat.completion.chunk", vec![choice]);
         if self.include_usage {
@@ -90,19 +108,26 @@ impl Encoder for Chunks {
             StreamEvent::Done(usage) => return self.usage = usage,
             StreamEvent::Token(token) => token,
         };
-        if !std::mem::replace(&mut self.has_begun[token.index], true) {
+        let answer = &mut self.answers[token.index];
+        let is_first = !std::mem::replace(&mut answer.has_begun, true);
+        let mut deltas = answer.calls.deltas(&token.text, token.finish.is_some());
+        let finish = token.finish.as_ref().map(|finish| answer.calls.finish_reason(finish.reason));
+        if is_first {
             self.write(token.index, json!({"role": "assistant", "content": ""}), Value::Null, None, out);
         }
         // Text that is held back makes no chunk; logprobs of its tokens do.
-        if !token.text.is_empty() || !token.logprobs.is_empty() {
-            let logprobs = match token.logprobs.as_slice() {
-                [] => Value::Null,
-                logprobs => logprobs::of_chat(&self.token_bytes, logprobs),
-            };
-            self.write(token.index, json!({"content": token.text}), logprobs, None, out);
+        if deltas.is_empty() && !token.logprobs.is_empty() {
+            deltas.push(json!({"content": ""}));
         }
-        if let Some(finish) = token.finish {
-            self.write(token.index, json!({}), Value::Null, Some(finish.reason), out);
+        let mut logprobs = match token.logprobs.as_slice() {
+            [] => Value::Null,
+            logprobs => logprobs::of_chat(&self.token_bytes, logprobs),
+        };
+        for delta in deltas {
+            self.write(token.index, delta, logprobs.take(), None, out);
+        }
+        if finish.is_some() {
+            self.write(token.index, json!({}), Value::Null, finish, out);
         }
     }
 

@@ -12,6 +12,7 @@ pub mod openapi;
 pub mod playground;
 mod stream;
 mod tokenize;
+mod tools;
 pub mod worker;
 
 #[cfg(test)]

@@ -14,26 +14,26 @@ use super::logprobs::{CompletionLogprobs, IsSpecial, TokenBytes, of_chat, of_out
 use super::stream::{Encoder, encoded};
 use super::{Head, chat, completions, generate};
 
-type Event = Result<StreamEvent, Error>;
+pub(super) type Event = Result<StreamEvent, Error>;
 
-fn token(index: usize, text: &str) -> Event {
+pub(super) fn token(index: usize, text: &str) -> Event {
     let logprobs = Vec::new();
     Ok(StreamEvent::Token(TokenEvent { index, token_ids: vec![7], text: text.into(), logprobs, finish: None }))
 }
 
-fn last(index: usize, text: &str, reason: FinishReason, cumulative_logprob: f64) -> Event {
+pub(super) fn last(index: usize, text: &str, reason: FinishReason, cumulative_logprob: f64) -> Event {
     let stop_reason = (reason == FinishReason::Stop).then(|| StopReason::Text("!".into()));
     let finish = Some(Finish { reason, stop_reason, cumulative_logprob, beam_score: None });
     let logprobs = Vec::new();
     Ok(StreamEvent::Token(TokenEvent { index, token_ids: vec![8], text: text.into(), logprobs, finish }))
 }
 
-fn done(completion_tokens: usize) -> Event {
+pub(super) fn done(completion_tokens: usize) -> Event {
     Ok(StreamEvent::Done(Usage { prompt_tokens: 3, completion_tokens, cached_tokens: 1, prediction: None }))
 }
 
 /// Events that come one at a time, as from an engine that is slower than the client.
-fn slow(events: Vec<Event>) -> Events {
+pub(super) fn slow(events: Vec<Event>) -> Events {
     iter(events)
         .then(|event| async {
             tokio::task::yield_now().await;
@@ -42,12 +42,12 @@ fn slow(events: Vec<Event>) -> Events {
         .boxed()
 }
 
-fn head() -> Head {
+pub(super) fn head() -> Head {
     Head { id: "cmpl-1".into(), model: "m".into(), created: 5 }
 }
 
 /// Letters: id 0 is `a`. Ids from 100 on are halves of `é`.
-fn letters() -> TokenBytes {
+pub(super) fn letters() -> TokenBytes {
     Arc::new(|id| match id {
         100 => vec![0xC3],
         101 => vec![0xA9],
@@ -59,13 +59,13 @@ fn logprob(token_id: u32, logprob: f32) -> Logprob {
     Logprob { token_id, logprob, rank: 1 }
 }
 
-async fn body(events: Vec<Events>, encoder: impl Encoder) -> String {
+pub(super) async fn body(events: Vec<Events>, encoder: impl Encoder) -> String {
     let frames: Vec<_> = encoded(events, encoder).collect().await;
     String::from_utf8(frames.concat()).unwrap()
 }
 
 /// The JSON of each event; the last is the string `[DONE]` where the stream has that.
-fn sse(body: &str) -> Vec<Value> {
+pub(super) fn sse(body: &str) -> Vec<Value> {
     let data = body.split_terminator("\n\n").map(|event| event.strip_prefix("data: ").expect("an event is one line"));
     data.map(|data| if data == "[DONE]" { json!(data) } else { serde_json::from_str(data).unwrap() }).collect()
 }
@@ -152,7 +152,7 @@ async fn an_error_is_the_last_record() {
 
 fn chat_chunks(n: usize, include_usage: bool) -> chat::Chunks {
     let (head, usage) = (head(), Usage::default());
-    chat::Chunks { head, token_bytes: letters(), has_begun: vec![false; n], include_usage, usage }
+    chat::Chunks { head, token_bytes: letters(), answers: chat::Answer::several(n, None), include_usage, usage }
 }
 
 #[tokio::test]

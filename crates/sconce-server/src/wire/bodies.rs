@@ -15,6 +15,9 @@ pub(super) const JSON_SCHEMA: Schema = AnyOf(&[Schema::Any, Text]);
 /// Text, whole or in parts.
 const CONTENT: Schema = AnyOf(&[Text, List(&Ref("TextPart"), 0, usize::MAX)]);
 
+/// A message of a conversation.
+pub(super) const MESSAGE: Schema = AnyOf(&[Ref("Message"), Ref("MessageWithCalls"), Ref("ToolMessage")]);
+
 /// The objects that fields hold.
 pub static OBJECTS: &[Object] = &[
     Object {
@@ -26,6 +29,69 @@ pub static OBJECTS: &[Object] = &[
             may("name", Schema::OrNull(&Text)),
         ],
         rest: Rest::Nothing,
+    },
+    Object {
+        name: "MessageWithCalls",
+        doc: "The assistant's message where it called tools.",
+        members: &[
+            must("role", Only("\"assistant\"")),
+            must("tool_calls", List(&Ref("CallOfTool"), 1, usize::MAX)),
+            may("content", Schema::OrNull(&CONTENT)),
+            may("name", Schema::OrNull(&Text)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "CallOfTool",
+        doc: "A call of a tool.",
+        members: &[must("id", Text), must("type", Only("\"function\"")), must("function", Ref("CalledFunction"))],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "CalledFunction",
+        doc: "A function and its arguments: a JSON object, as text.",
+        members: &[must("name", Schema::Name), must("arguments", Text)],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "ToolMessage",
+        doc: "The result of a call.",
+        members: &[
+            must("role", Only("\"tool\"")),
+            must("content", CONTENT),
+            must("tool_call_id", Text),
+            may("name", Schema::OrNull(&Text)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "Tool",
+        doc: "A tool. No two have the same name.",
+        members: &[must("type", Only("\"function\"")), must("function", Ref("Function"))],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "Function",
+        doc: "A function that can be called. Its parameters are a JSON Schema of an object; without them it takes no arguments.",
+        members: &[
+            must("name", Schema::Name),
+            may("description", Schema::OrNull(&Text)),
+            may("parameters", Schema::OrNull(&Schema::Any)),
+            may("strict", Schema::OrNull(&Schema::Bool)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "NamedToolChoice",
+        doc: "The tool that is to be called.",
+        members: &[must("type", Only("\"function\"")), must("function", Ref("NamedFunction"))],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "NamedFunction",
+        doc: "The name of one of the tools.",
+        members: &[must("name", Schema::Name)],
+        rest: Rest::Refused,
     },
     Object {
         name: "TextPart",

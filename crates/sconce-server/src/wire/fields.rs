@@ -3,14 +3,15 @@
 
 use sconce::{BeamLength, EarlyStopping, Grammar, SamplingParams};
 
-use super::bodies::{JSON_SCHEMA, PROMPT, TOKEN_ID};
+use super::bodies::{JSON_SCHEMA, MESSAGE, PROMPT, TOKEN_ID};
 use super::format::{guided_json, response_format, structured_outputs};
-use super::messages::{messages, no_tools, prediction, tool_choice};
+use super::messages::{messages, prediction};
 use super::prompt::{one_prompt, prompts};
 use super::request::WireRequest;
 use super::schema::Schema::{
     self, Any, AnyOf, Bool, Int, List, Number, OfTokens, OneOf, Only, Positive, Ref, SomeText, Text,
 };
+use super::tools::{MAX_TOOLS, tool_choice, tools};
 use super::value::{FieldValue, FromField};
 use crate::http::ApiError;
 
@@ -100,10 +101,17 @@ pub static FIELDS: &[Field] = &[
         "Formatted text, or token ids, taken as they stand."),
     field("prompt", COMPLETIONS, AnyOf(&[PROMPT, List(&PROMPT, 1, MANY)]), |r, v| prompts(v).map(|p| r.prompts = Some(p)),
         "One prompt or several, each text or token ids."),
-    field("messages", TEMPLATED, List(&Ref("Message"), 1, MANY), |r, v| messages(v).map(|m| r.messages = Some(m)),
+    field("messages", TEMPLATED, List(&MESSAGE, 1, MANY), |r, v| messages(v).map(|m| r.messages = Some(m)),
         "A conversation, to which the model's chat template is applied."),
     field("tokens", DETOKENIZE, List(&TOKEN_ID, 0, MANY), |r, v| v.store(&mut r.tokens),
         "Token ids to decode."),
+    field("tools", CHAT | TOKENIZE, List(&Ref("Tool"), 0, MAX_TOOLS), |r, v| tools(v).map(|t| r.tools.list = t),
+        "Functions that the model may call; needs messages, and a chat template that knows tools.").or("[]"),
+    field("tool_choice", CHAT, AnyOf(&[OneOf(&["none", "auto", "required"]), Ref("NamedToolChoice")]), |r, v| tool_choice(v).map(|c| r.tools.choice = c),
+        "Which tools are called: none, of which the model is told none then; those that it likes to; one at least; or the one named. \
+        Where a call has to come it matches its schema; otherwise arguments are as the model writes them, strict or not.").or("\"auto\""),
+    field("parallel_tool_calls", CHAT, Bool, |r, v| v.store(&mut r.tools.is_parallel),
+        "Whether an answer may have several calls; if not, what the model writes behind the first call is left out.").or("true"),
     field("chat_template_kwargs", TEMPLATED, Any, |r, v| object(v).map(|o| r.template_kwargs = o),
         "Further variables of the chat template; needs messages.").or("{}"),
     field("add_generation_prompt", TEMPLATED, Bool, |r, v| v.store(&mut r.add_generation_prompt),
@@ -202,12 +210,6 @@ pub static FIELDS: &[Field] = &[
     // Accepted where they ask for nothing that is not done anyway.
     field("suffix", COMPLETIONS, Only("\"\""), |_, v| only(v, "no suffix", |s: &String| s.is_empty()),
         "What follows the answer: nothing else is supported."),
-    field("tools", CHAT, Only("[]"), |_, v| no_tools(v),
-        "Tools that the model may call: none are supported."),
-    field("tool_choice", CHAT, OneOf(&["none", "auto"]), |_, v| tool_choice(v),
-        "Which tools are called: there are none."),
-    field("parallel_tool_calls", CHAT, Bool, |_, v| only(v, "true or false", |_: &bool| true),
-        "Whether several tools are called at once: there are none."),
     field("modalities", CHAT, Only("[\"text\"]"), |_, v| only(v, "[\"text\"]", |m: &Vec<String>| *m == ["text"]),
         "What an answer consists of."),
     field("store", CHAT, Only("false"), |_, v| only(v, "false: nothing is stored", |store: &bool| !store),

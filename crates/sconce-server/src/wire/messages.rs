@@ -1,11 +1,12 @@
-//! Conversations as OpenAI's clients send them, and the fields beside them that ask for tools.
+//! Conversations as OpenAI's clients send them.
 
 use serde_json::{Map, Value};
 
+use super::tools::tool_calls;
 use super::value::FieldValue;
 use crate::http::ApiError;
 
-/// A conversation: at least one message, each with a role and text.
+/// A conversation: at least one message, each with a role and text, or calls of tools.
 pub(super) fn messages(v: FieldValue) -> Result<Vec<Value>, ApiError> {
     let empty = v.refuse("must not be empty");
     let messages: Vec<Value> = v.list("a list of messages")?.map(message).collect::<Result<_, _>>()?;
@@ -13,29 +14,40 @@ pub(super) fn messages(v: FieldValue) -> Result<Vec<Value>, ApiError> {
 }
 
 fn message(v: FieldValue) -> Result<Value, ApiError> {
-    let no_role = v.refuse("has no role");
-    let no_content = v.refuse("has no content");
-    let mut message = Map::new();
+    let (no_role, no_content) = (v.refuse("has no role"), v.refuse("has no content"));
+    let no_call_id = v.refuse("has no tool_call_id, which says of what call it is the result");
+    let (mut misplaced, mut message) = (None, Map::new());
+    let author = v.value["role"].as_str().unwrap_or_default().to_owned();
     for (key, value) in v.members("an object with role and content")? {
         match key.as_str() {
             "role" => drop(message.insert(key, role(value)?)),
-            "content" if !value.value.is_null() => drop(message.insert(key, content(value)?)),
-            "name" if !value.value.is_null() => drop(message.insert(key, Value::String(value.read()?))),
-            // What the official client sends back of an earlier answer: refusal, tool_calls, annotations, audio.
+            // What the official client sends back of an earlier answer: content, refusal, tool_calls, annotations, audio.
+            _ if value.value.is_null() => {}
+            "content" => drop(message.insert(key, content(value)?)),
+            "name" => drop(message.insert(key, Value::String(value.read()?))),
             _ if is_nothing(&value.value) => {}
+            "tool_calls" if author == "assistant" => drop(message.insert(key, tool_calls(value)?)),
+            "tool_call_id" if author == "tool" => drop(message.insert(key, Value::String(value.read()?))),
+            // Said once it is known that there is a role.
+            "tool_calls" => misplaced = Some(value.refuse("only a message with the role \"assistant\" has calls")),
+            "tool_call_id" => {
+                misplaced = Some(value.refuse("only a message with the role \"tool\" is a call's result"))
+            }
             _ => return Err(value.refuse("unknown or unsupported field of a message")),
         }
     }
-    if !message.contains_key("role") {
-        return Err(no_role);
+    let has = |key: &str| message.contains_key(key);
+    match misplaced {
+        _ if !has("role") => Err(no_role),
+        Some(error) => Err(error),
+        None if !has("content") && !has("tool_calls") => Err(no_content),
+        None if author == "tool" && !has("tool_call_id") => Err(no_call_id),
+        None => Ok(Value::Object(message)),
     }
-    if !message.contains_key("content") {
-        return Err(no_content);
-    }
-    Ok(Value::Object(message))
 }
 
-fn is_nothing(value: &Value) -> bool {
+/// Null, or an empty list.
+pub(super) fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
@@ -43,8 +55,8 @@ fn role(v: FieldValue) -> Result<Value, ApiError> {
     match v.value.as_str() {
         // The newer name of the same role; chat templates know the older one.
         Some("developer") => Ok("system".into()),
-        Some("system" | "user" | "assistant") => Ok(v.value),
-        _ => Err(v.expected("\"system\", \"developer\", \"user\" or \"assistant\"")),
+        Some("system" | "user" | "assistant" | "tool") => Ok(v.value),
+        _ => Err(v.expected("\"system\", \"developer\", \"user\", \"assistant\" or \"tool\"")),
     }
 }
 
@@ -91,22 +103,5 @@ fn text_of(content: &Value) -> String {
     match content {
         Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
         content => content.as_str().unwrap_or_default().to_owned(),
-    }
-}
-
-/// `tools`: none.
-pub(super) fn no_tools(v: FieldValue) -> Result<(), ApiError> {
-    match &v.value {
-        Value::Array(tools) if tools.is_empty() => Ok(()),
-        Value::Array(_) => Err(v.refuse("tools are not supported")),
-        _ => Err(v.expected("a list")),
-    }
-}
-
-/// `tool_choice`: whatever comes to "none" where there are no tools.
-pub(super) fn tool_choice(v: FieldValue) -> Result<(), ApiError> {
-    match v.value.as_str() {
-        Some("none" | "auto") => Ok(()),
-        _ => Err(v.expected("\"none\" or \"auto\": tools are not supported")),
     }
 }

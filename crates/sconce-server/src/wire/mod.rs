@@ -7,6 +7,7 @@ mod messages;
 mod prompt;
 mod request;
 mod schema;
+mod tools;
 mod value;
 
 #[cfg(test)]
@@ -16,4 +17,5 @@ pub use bodies::{OBJECTS, body};
 pub use fields::{Endpoint, FIELDS, Field};
 pub use request::WireRequest;
 pub use schema::{Member, Object, Rest, Schema, may, must};
+pub use tools::{ToolChoice, Tools};
 pub use value::{FieldValue, FromField};

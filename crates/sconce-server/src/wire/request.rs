@@ -4,6 +4,7 @@ use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest
 use serde_json::{Map, Value};
 
 use super::fields::{Endpoint, FIELDS};
+use super::tools::Tools;
 use super::value::FieldValue;
 use crate::http::ApiError;
 
@@ -25,6 +26,8 @@ pub struct WireRequest {
     pub echo: bool,
     /// Token ids to decode.
     pub tokens: Option<Vec<u32>>,
+    /// Tools that may be called.
+    pub tools: Tools,
     pub(super) prompts: Option<Vec<Prompt>>,
     pub(super) messages: Option<Vec<Value>>,
     pub(super) template_kwargs: Map<String, Value>,
@@ -55,6 +58,7 @@ impl WireRequest {
             stream_usage: None,
             echo: false,
             tokens: None,
+            tools: Tools::default(),
             prompts: None,
             messages: None,
             template_kwargs: Map::new(),
@@ -102,6 +106,7 @@ impl WireRequest {
             _ => {}
         }
         self.check_template()?;
+        self.check_tools()?;
         self.check_special_tokens()?;
         self.check_lengths()?;
         self.check_logprobs(endpoint)?;
@@ -119,6 +124,7 @@ impl WireRequest {
             ("chat_template_kwargs", !self.template_kwargs.is_empty()),
             (ADD, self.add_generation_prompt.is_some()),
             ("continue_final_message", self.continue_final_message),
+            ("tools", !self.tools.list.is_empty()),
         ];
         if let (None, Some((name, _))) = (&self.messages, given.iter().find(|(_, is_given)| *is_given)) {
             return Err(ApiError::invalid(*name, format!("{name}: needs messages")));
@@ -133,6 +139,18 @@ impl WireRequest {
             }
         }
         Ok(())
+    }
+
+    /// An answer that has to match something else cannot call tools.
+    fn check_tools(&self) -> Result<(), ApiError> {
+        self.tools.check()?;
+        match self.grammar {
+            Some((name, _)) if self.tools.is_any() => {
+                let message = format!("{name}: cannot stand beside tools, unless tool_choice is \"none\"");
+                Err(ApiError::invalid(name, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// They can be added to text. A template adds its own, and token ids are taken as they are.
@@ -237,7 +255,7 @@ impl WireRequest {
         let prompts = match self.messages.take() {
             Some(messages) => vec![Prompt::Chat(ChatInput {
                 messages,
-                tools: None,
+                tools: self.tools.is_any().then(|| std::mem::take(&mut self.tools.list)),
                 template_kwargs: std::mem::take(&mut self.template_kwargs),
                 continue_final_message: self.continue_final_message,
             })],
@@ -259,6 +277,11 @@ impl WireRequest {
             Some((other, _)) => Err(ApiError::invalid(name, format!("{name}: cannot stand beside {other}"))),
             None => Ok(()),
         }
+    }
+
+    /// The answer has to match what calls of the tools match.
+    pub fn require_calls(&mut self, grammar: Grammar) {
+        self.grammar = Some(("tools", grammar));
     }
 
     /// An error of the engine's, which knows no more of a grammar than that it is one, under the field's name.

@@ -11,6 +11,8 @@ pub enum Schema {
     Text,
     /// A string that is not empty.
     SomeText,
+    /// The name of a function.
+    Name,
     /// An integer from the first to the second; the ends of `i64` are no bounds.
     Int(i64, i64),
     /// A finite number from the first to the second; infinity is no bound.
@@ -46,6 +48,7 @@ impl Schema {
             Self::Bool => json!({"type": "boolean"}),
             Self::Text => json!({"type": "string"}),
             Self::SomeText => json!({"type": "string", "minLength": 1}),
+            Self::Name => json!({"type": "string", "pattern": "^[a-zA-Z0-9_.-]{1,64}$"}),
             Self::Int(min, max) => {
                 let mut json = json!({"type": "integer"});
                 put(&mut json, "minimum", (min != i64::MIN).then_some(min));

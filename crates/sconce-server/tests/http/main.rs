@@ -4,3 +4,4 @@
 mod connection;
 mod loading;
 mod support;
+mod tools;

@@ -6,6 +6,7 @@ use crate::wire::{Member, Object, Rest, may, must};
 const COUNT: Schema = Int(0, i64::MAX);
 const LOGPROB: Schema = Number(f64::NEG_INFINITY, f64::INFINITY);
 const FINISH: Schema = OrNull(&OneOf(&["stop", "length", "abort"]));
+const CHAT_FINISH: Schema = OrNull(&OneOf(&["stop", "length", "tool_calls", "abort"]));
 const TEXTS: Schema = many(&Text);
 const COUNTS: Schema = many(&COUNT);
 const LOGPROBS: Schema = many(&Ref("TokenLogprobs"));
@@ -65,11 +66,16 @@ pub(super) static OBJECTS: &[Object] = &[
     ]),
     object("ChatChoice", "One answer.", &[
         must("index", COUNT), must("message", Ref("ChatMessage")), must("logprobs", OrNull(&Ref("ChatLogprobs"))),
-        must("finish_reason", FINISH),
+        must("finish_reason", CHAT_FINISH),
     ]),
-    object("ChatMessage", "The model's message.", &[
-        must("role", Only("\"assistant\"")), must("content", Text), must("refusal", Only("null")),
+    object("ChatMessage", "The model's message. Its content is null where there is nothing but calls.", &[
+        must("role", Only("\"assistant\"")), must("content", OrNull(&Text)), must("refusal", Only("null")),
+        may("tool_calls", List(&Ref("ToolCall"), 1, usize::MAX)),
     ]),
+    object("ToolCall", "A call of a tool.", &[
+        must("id", Text), must("type", Only("\"function\"")), must("function", Ref("FunctionCall")),
+    ]),
+    object("FunctionCall", "A function and its arguments: a JSON object, as text.", &[must("name", Text), must("arguments", Text)]),
     object("ChatLogprobs", "Log-probabilities of an answer's tokens.", &[
         must("content", many(&Ref("ChatTokenLogprobs"))), must("refusal", Only("null")),
     ]),
@@ -86,9 +92,17 @@ pub(super) static OBJECTS: &[Object] = &[
     ]),
     object("ChatChunkChoice", "What one answer has grown by.", &[
         must("index", COUNT), must("delta", Ref("ChatDelta")), must("logprobs", OrNull(&Ref("ChatLogprobs"))),
-        must("finish_reason", FINISH),
+        must("finish_reason", CHAT_FINISH),
     ]),
-    object("ChatDelta", "The role, in the first chunk, and text.", &[may("role", Only("\"assistant\"")), may("content", Text)]),
+    object("ChatDelta", "The role, in the first chunk, and text or calls.", &[
+        may("role", Only("\"assistant\"")), may("content", Text), may("tool_calls", many(&Ref("ToolCallDelta"))),
+    ]),
+    object("ToolCallDelta", "Which call of an answer it is, its id and name when it begins, and more of its arguments.", &[
+        must("index", COUNT), may("id", Text), may("type", Only("\"function\"")), must("function", Ref("FunctionCallDelta")),
+    ]),
+    object("FunctionCallDelta", "The function, when a call begins, and more of its arguments' text.", &[
+        may("name", Text), must("arguments", Text),
+    ]),
     object("Tokens", "A prompt's tokens, and how many the model takes.", &[
         must("count", COUNT), must("max_model_len", COUNT), must("tokens", COUNTS),
     ]),

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::super::schema::Schema::{self, AllOf, Any, AnyOf, Bool, Int, List, Map, Number, OfTokens, OneOf, Only};
-use super::super::schema::Schema::{OrNull, Positive, Ref, SomeText, Text};
+use super::super::schema::Schema::{Name, OrNull, Positive, Ref, SomeText, Text};
 use super::super::schema::{Object, Rest, parse};
+use super::super::tools::is_name;
 use super::super::{Endpoint, FIELDS, Field, WireRequest};
 use super::{OBJECTS, body};
 
@@ -21,7 +22,8 @@ fn read(endpoint: Endpoint, body: &Value) -> Result<WireRequest, String> {
 
 /// The shortest body that `endpoint` accepts beside `field`, with what the field needs beside it.
 fn beside(endpoint: Endpoint, field: &str) -> Value {
-    let needs_messages = ["chat_template_kwargs", "add_generation_prompt", "continue_final_message"].contains(&field);
+    let needs_messages =
+        ["chat_template_kwargs", "add_generation_prompt", "continue_final_message", "tools"].contains(&field);
     let mut body = match endpoint {
         _ if endpoint.subjects().contains(&field) => json!({}),
         Endpoint::Detokenize => json!({"tokens": [1]}),
@@ -32,6 +34,7 @@ fn beside(endpoint: Endpoint, field: &str) -> Value {
     match field {
         "top_logprobs" => body["logprobs"] = true.into(),
         "stream_options" => body["stream"] = true.into(),
+        "tool_choice" => body["tools"] = json!([{"type": "function", "function": {"name": "f"}}]),
         "use_beam_search" => body["n"] = 2.into(),
         "length_penalty" | "early_stopping" | "beam_length" => {
             body["n"] = 2.into();
@@ -48,6 +51,7 @@ fn admits(schema: Schema, value: &Value) -> bool {
     match schema {
         Bool => value.is_boolean(),
         Text => value.is_string(),
+        Name => value.as_str().is_some_and(is_name),
         SomeText => value.as_str().is_some_and(|text| !text.is_empty()),
         Int(min, max) => number.is_some_and(|x| x.fract() == 0.0 && (min as f64..=max as f64).contains(&x)),
         Number(min, max) => number.is_some_and(|x| (min..=max).contains(&x)),
@@ -67,6 +71,15 @@ fn admits(schema: Schema, value: &Value) -> bool {
         OrNull(schema) => value.is_null() || admits(*schema, value),
         Ref(name) => OBJECTS.iter().find(|o| o.name == name).is_some_and(|object| is_object(object, value)),
     }
+}
+
+/// The same element, under a name of its own where it is a tool's.
+fn distinct(element: &Value, i: usize) -> Value {
+    let mut element = element.clone();
+    if let Some(name) = element.pointer_mut("/function/name").filter(|name| name.is_string()) {
+        *name = format!("f{i}").into();
+    }
+    element
 }
 
 fn is_object(object: &Object, value: &Value) -> bool {
@@ -99,9 +112,9 @@ fn edges(schema: Schema) -> Vec<Value> {
             let lists = edges(*element).into_iter().map(|v| json!([v]));
             let of = |length: usize| {
                 let element = edges(*element).into_iter().find(|v| admits(*element, v)).unwrap_or(json!("a"));
-                Value::Array(vec![element; length])
+                Value::Array((0..length).map(|i| distinct(&element, i)).collect())
             };
-            let max = max.min(100);
+            let max = max.min(200);
             lists.chain([of(min), of(max), of(max + 1), of(min.saturating_sub(1))]).collect()
         }
         OfTokens(bias) => {
@@ -123,7 +136,40 @@ fn objects(name: &str) -> Vec<Value> {
             {"role": "developer", "content": [{"type": "text", "text": "a", "more": null}], "name": null},
             {"role": "system", "content": [{"type": "text"}]}, {"role": "user", "content": [{"type": "x", "text": "a"}]},
             {"role": "assistant", "content": "a", "refusal": null, "tool_calls": [], "name": "n"},
-            {"role": "assistant", "content": "a", "tool_calls": [{}]}, {"role": "user", "content": "a", "name": 1}]"#
+            {"role": "assistant", "content": "a", "tool_calls": [{}]}, {"role": "user", "content": "a", "name": 1},
+            {"role": "user", "content": "a", "tool_call_id": null}, {"role": "user", "content": "a", "tool_call_id": "b"}]"#
+        }
+        "MessageWithCalls" => {
+            r#"[{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "assistant", "content": null, "refusal": null, "name": "n", "tool_calls":
+                [{"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}, "more": null}]},
+            {"role": "assistant", "content": "a", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": ""}}]},
+            {"role": "assistant", "content": "a", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": ""}}]},
+            {"role": "assistant", "content": "a", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f"}}]},
+            {"role": "assistant", "content": "a", "tool_calls": [{"id": "a", "type": "function", "function": {"arguments": ""}}]},
+            {"role": "assistant", "content": "a", "tool_calls": [{"id": "a", "type": "f", "function": {"name": "f", "arguments": ""}}]},
+            {"role": "assistant", "content": "a", "tool_calls": [{"id": 1, "type": "function", "function": {"name": "f", "arguments": ""}}]},
+            {"role": "user", "content": "a", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+            {"role": "assistant", "tool_calls": []}, {"role": "assistant", "content": "a", "tool_calls": {}}]"#
+        }
+        "ToolMessage" => {
+            r#"[{"role": "tool", "content": "a", "tool_call_id": "b"}, {"role": "tool", "content": "a"},
+            {"role": "tool", "tool_call_id": "b"}, {"role": "tool", "content": [], "tool_call_id": "b", "name": null},
+            {"role": "tool", "content": "a", "tool_call_id": 1}]"#
+        }
+        "Tool" => {
+            r#"[{"type": "function", "function": {"name": "f"}}, {"type": "function"}, {"function": {"name": "f"}},
+            {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": true}},
+            {"type": "function", "function": {"name": "a.b-c_D9", "description": null, "parameters": null, "strict": null}},
+            {"type": "function", "function": {"name": "a b"}}, {"type": "function", "function": {"name": ""}},
+            {"type": "function", "function": {"name": "f", "parameters": "{}"}}, {"type": "custom", "function": {"name": "f"}},
+            {"type": "function", "function": {"name": "f", "strict": 1}}, {"type": "function", "function": {"name": "f", "more": 1}},
+            {"type": "function", "function": {"name": "f"}, "id": "a"}, {"type": "function", "function": {}}]"#
+        }
+        "NamedToolChoice" => {
+            r#"[{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": ""}}, {"type": "function"},
+            {"function": {"name": "f"}}, {"type": "function", "function": {"name": "f", "more": null}}, {"type": "f", "function": {"name": "f"}},
+            {"type": "function", "function": {}}]"#
         }
         "Prediction" => {
             r#"[{"type": "content", "content": "a"}, {"type": "content", "content": [{"type": "text", "text": "a"}]},
