@@ -25,8 +25,7 @@ pub(super) async fn answer(
     let has_logprobs = request.params.logprobs.is_some();
     let token_bytes = token_bytes(served);
     let calls = Calls::new(served, &mut request)?.map(Arc::new);
-    let submitted = submit(exchange, served, request.take_request()?).await;
-    let submitted = submitted.map_err(|error| request.with_own_name(error))?;
+    let submitted = submit(exchange, served, request.take_request()?, request.grammar_field()).await?;
     if request.stream {
         let chunks = Chunks {
             head,

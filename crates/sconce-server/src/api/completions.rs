@@ -37,10 +37,9 @@ pub(super) async fn answer(
     };
     let mut submitted = Vec::new();
     // All are in the engine's hands before the first is waited for, so that they run together.
-    let prompts: Vec<_> = request.take_requests().collect();
-    for prompt in prompts {
-        let one = submit(exchange, served, prompt).await;
-        submitted.push(one.map_err(|error| request.with_own_name(error))?);
+    let grammar_field = request.grammar_field();
+    for request in request.take_requests() {
+        submitted.push(submit(exchange, served, request, grammar_field).await?);
     }
     if request.stream {
         let chunks = Chunks::new(form, &submitted, request.stream_usage == Some(true));

@@ -24,13 +24,15 @@ pub(super) struct Submitted {
     pub events: Events,
 }
 
-/// Hands `request` to the engine. Tokenizing can take a while, which must not hold up other connections.
+/// Hands `request` to the engine. Tokenizing can take a while, which must not hold up other connections. Errors about a grammar name
+/// `grammar_field`.
 pub(super) async fn submit(
     exchange: &Arc<Exchange>,
     served: &Arc<Served>,
     request: GenerationRequest,
+    grammar_field: Option<&'static str>,
 ) -> Result<Submitted, ApiError> {
-    submit_with(exchange, served, request, Snapshots::Skipped).await
+    submit_with(exchange, served, request, grammar_field, Snapshots::Skipped).await
 }
 
 /// Whether the best so far are wanted before the answer, where they are what the engine tells.
@@ -45,12 +47,13 @@ pub(super) async fn submit_with(
     exchange: &Arc<Exchange>,
     served: &Arc<Served>,
     request: GenerationRequest,
+    grammar_field: Option<&'static str>,
     snapshots: Snapshots,
 ) -> Result<Submitted, ApiError> {
     let served = served.clone();
     let skip_special_tokens = request.params.skip_special_tokens;
     let submitted = blocking(move || {
-        let stream = served.engine.stream(request)?;
+        let stream = served.engine.stream(request).map_err(|error| named(error, grammar_field))?;
         if snapshots == Snapshots::Skipped {
             stream.skip_snapshots();
         }
@@ -63,7 +66,20 @@ pub(super) async fn submit_with(
     });
     let (stream, prompt_text, prompt_token_ids) = submitted.await?;
     let num_sequences = stream.num_sequences();
-    Ok(Submitted { prompt_text, prompt_token_ids, num_sequences, events: events(stream, Meter::new(exchange.clone())) })
+    let events = events(stream, Meter::new(exchange.clone()));
+    let events = events.map(move |event| event.map_err(|error| named(error, grammar_field))).boxed();
+    Ok(Submitted { prompt_text, prompt_token_ids, num_sequences, events })
+}
+
+/// An error about a grammar, of which the engine knows no more than that it is one, under the name of the request's field.
+fn named(error: Error, grammar_field: Option<&'static str>) -> Error {
+    match (error, grammar_field) {
+        (Error::InvalidRequest { param, message }, Some(field)) if param == "grammar" => {
+            let rest = message.strip_prefix("grammar").unwrap_or(&message);
+            Error::invalid(field, format!("{field}{rest}"))
+        }
+        (error, _) => error,
+    }
 }
 
 /// Runs `work` where it may take its time. A panic in it is the request's error and nobody else's.
@@ -163,5 +179,22 @@ impl Meter {
         if let Some(last) = self.last[index].replace(now) {
             self.exchange.state.metrics.inter_token.observe(now - last);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_grammar_is_said_of_its_field() {
+        let error = |param: &'static str| Error::invalid(param, format!("{param}: is wrong"));
+        let check = |param, field, expected: &str| {
+            let error = named(error(param), field);
+            assert_eq!((error.to_string(), error.param()), (format!("{expected}: is wrong"), Some(expected)));
+        };
+        check("grammar", Some("guided_regex"), "guided_regex");
+        check("top_p", Some("guided_regex"), "top_p");
+        check("grammar", None, "grammar");
     }
 }

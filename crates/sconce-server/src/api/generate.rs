@@ -24,8 +24,7 @@ pub(super) async fn answer(
     let has_messages = request.has_messages();
     let request_stream = request.stream;
     let snapshots = if request_stream { Snapshots::Wanted } else { Snapshots::Skipped };
-    let submitted = submit_with(exchange, served, request.take_request()?, snapshots).await;
-    let submitted = submitted.map_err(|error| request.with_own_name(error))?;
+    let submitted = submit_with(exchange, served, request.take_request()?, request.grammar_field(), snapshots).await?;
     let prefix = if has_messages { String::new() } else { submitted.prompt_text.clone() };
     let form = Form { head, prefix, token_bytes: token_bytes(served) };
     if request_stream {

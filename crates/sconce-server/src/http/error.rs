@@ -50,16 +50,6 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
-    /// The same error where it is about the field `old`, under the field's other name.
-    pub fn renamed(mut self, old: &str, new: &str) -> Self {
-        if self.param.as_deref() == Some(old) {
-            let rest = self.message.strip_prefix(old).map(|rest| format!("{new}{rest}"));
-            self.message = rest.unwrap_or(self.message);
-            self.param = Some(new.to_owned());
-        }
-        self
-    }
-
     /// 401: the API key is missing or wrong.
     pub fn unauthorized() -> Self {
         let message = "this server needs an API key: send it as \"Authorization: Bearer KEY\"";

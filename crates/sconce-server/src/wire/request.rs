@@ -284,12 +284,9 @@ impl WireRequest {
         self.grammar = Some(("tools", grammar));
     }
 
-    /// An error of the engine's, which knows no more of a grammar than that it is one, under the field's name.
-    pub fn with_own_name(&self, error: ApiError) -> ApiError {
-        match self.grammar {
-            Some((name, _)) => error.renamed("grammar", name),
-            None => error,
-        }
+    /// The field that says what the answer has to match.
+    pub fn grammar_field(&self) -> Option<&'static str> {
+        self.grammar.as_ref().map(|&(name, _)| name)
     }
 }
 

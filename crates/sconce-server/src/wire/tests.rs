@@ -439,13 +439,3 @@ fn formats_become_grammars() {
     check_refused(r#""structured_outputs": {"structural_tag": "a"}"#, "unknown field");
     check_refused(r#""guided_regex": "a", "guided_choice": ["a"]"#, "cannot stand beside guided_regex");
 }
-
-#[test]
-fn what_is_wrong_with_a_grammar_is_said_of_its_field() {
-    let request = accept(Endpoint::Generate, r#"{"prompt": "a", "guided_regex": "("}"#);
-    let error = |param: &'static str| sconce::Error::invalid(param, format!("{param}: is wrong")).into();
-    assert_eq!(request.with_own_name(error("grammar")).message, "guided_regex: is wrong");
-    assert_eq!(request.with_own_name(error("top_p")).message, "top_p: is wrong");
-    let request = accept(Endpoint::Generate, r#"{"prompt": "a"}"#);
-    assert_eq!(request.with_own_name(error("grammar")).message, "grammar: is wrong");
-}
