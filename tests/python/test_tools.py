@@ -96,6 +96,16 @@ def test_the_result_of_a_call_goes_back(client, tools_server):
     assert tools_server.post("/tokenize", body).json()["count"] == answer.usage.prompt_tokens
 
 
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_what_a_stream_gave_goes_back(client, choice):
+    with client.chat.completions.stream(**REQUEST, tool_choice=choice) as stream:
+        message = stream.get_final_completion().choices[0].message
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "15 degrees"}
+    for sent in (message, message.model_dump()):
+        answer = client.chat.completions.create(**{**REQUEST, "messages": [*MESSAGES, sent, result], "max_tokens": 8})
+        assert answer.choices[0].message.content is not None
+
+
 def test_a_template_that_knows_no_tools(server, model_id):
     with pytest.raises(openai.BadRequestError) as bad_request:
         client_of(server).chat.completions.create(**{**REQUEST, "model": model_id})

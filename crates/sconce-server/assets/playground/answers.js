@@ -91,7 +91,9 @@ export class Exchange {
   }
 
   drawOutput(output, i) {
-    const card = this.answers.children[i] ?? this.answers.appendChild(this.card(i));
+    const cards = this.answers.children;
+    while (cards.length <= i) this.answers.append(this.card(cards.length));
+    const card = cards[i];
     const text = card.querySelector(".answer");
     // What only grows is added to; what is replaced as a whole is drawn anew, and all of it in the end.
     const isGrown = output.numDrawn > 0 && output.decoder && !this.isDone;

@@ -92,11 +92,16 @@ export class Settings {
   }
 
   restore() {
-    const kept = JSON.parse(recall("localStorage", STORE) ?? "{}");
+    let kept = {};
+    try {
+      kept = JSON.parse(recall("localStorage", STORE) ?? "{}") ?? {};
+    } catch {
+      // Kept by another version, or changed by hand.
+    }
     for (const input of this.inputs()) {
       if (!(input.id in kept)) continue;
       if (input.type === "checkbox") input.checked = kept[input.id];
-      else input.value = kept[input.id];
+      else if (input.tagName !== "SELECT" || [...input.options].some((o) => o.value === kept[input.id])) input.value = kept[input.id];
     }
   }
 }

@@ -37,6 +37,7 @@ pub static OBJECTS: &[Object] = &[
             must("role", Only("\"assistant\"")),
             must("tool_calls", List(&Ref("CallOfTool"), 1, usize::MAX)),
             may("content", Schema::OrNull(&CONTENT)),
+            may("parsed", Schema::OrNull(&Schema::Any)),
             may("name", Schema::OrNull(&Text)),
         ],
         rest: Rest::Nothing,
@@ -44,13 +45,22 @@ pub static OBJECTS: &[Object] = &[
     Object {
         name: "CallOfTool",
         doc: "A call of a tool.",
-        members: &[must("id", Text), must("type", Only("\"function\"")), must("function", Ref("CalledFunction"))],
+        members: &[
+            must("id", Text),
+            must("type", Only("\"function\"")),
+            must("function", Ref("CalledFunction")),
+            may("index", Schema::OrNull(&Schema::Int(0, i64::MAX))),
+        ],
         rest: Rest::Nothing,
     },
     Object {
         name: "CalledFunction",
         doc: "A function and its arguments: a JSON object, as text.",
-        members: &[must("name", Schema::Name), must("arguments", Text)],
+        members: &[
+            must("name", Schema::Name),
+            must("arguments", Text),
+            may("parsed_arguments", Schema::OrNull(&Schema::Any)),
+        ],
         rest: Rest::Nothing,
     },
     Object {

@@ -26,6 +26,8 @@ fn message(v: FieldValue) -> Result<Value, ApiError> {
             "content" => drop(message.insert(key, content(value)?)),
             "name" => drop(message.insert(key, Value::String(value.read()?))),
             _ if is_nothing(&value.value) => {}
+            // The content as the official client has read it.
+            "parsed" if author == "assistant" && value.value.is_object() => {}
             "tool_calls" if author == "assistant" => drop(message.insert(key, tool_calls(value)?)),
             "tool_call_id" if author == "tool" => drop(message.insert(key, Value::String(value.read()?))),
             // Said once it is known that there is a role.

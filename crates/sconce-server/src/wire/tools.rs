@@ -105,6 +105,8 @@ fn function_of(v: FieldValue, kind: Kind, read: fn(FieldValue) -> Result<Value, 
             "function" => drop(members.insert(key, read(value)?)),
             "id" if kind == Kind::Call => drop(members.insert(key, Value::String(value.read()?))),
             _ if is_nothing(&value.value) => {}
+            // As a stream has it, and clients that put one together.
+            "index" if kind == Kind::Call => drop(value.read::<usize>()?),
             _ => return Err(value.refuse("unknown field")),
         }
     }
@@ -194,6 +196,8 @@ fn called_function(v: FieldValue) -> Result<Value, ApiError> {
         match key.as_str() {
             "name" => drop(function.insert(key, name(value)?)),
             "arguments" => drop(function.insert(key, Value::String(value.read()?))),
+            // The same as the official client has read them.
+            "parsed_arguments" if value.value.is_object() => {}
             _ if is_nothing(&value.value) => {}
             _ => return Err(value.refuse("unknown field of a function")),
         }

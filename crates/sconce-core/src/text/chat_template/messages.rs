@@ -100,6 +100,7 @@ fn prepare_content(i: usize, author: Author, message: &mut Map<String, Value>, f
             if calls.is_none_or(Vec::is_empty) {
                 return Err(bad("is missing"));
             }
+            message.insert("content".into(), Value::Null);
         }
         None => return Err(bad("is missing")),
         Some(_) => return Err(bad("must be a string or a list of parts")),
@@ -135,17 +136,13 @@ pub(super) fn first_with_calls(messages: &[Value]) -> Option<usize> {
     messages.iter().position(|message| message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty()))
 }
 
-/// `messages` without calls of tools; with an empty text where there was none beside them.
+/// `messages` without calls of tools.
 pub(super) fn without_calls(messages: &[Value]) -> Vec<Value> {
-    with_text(messages)
-        .into_iter()
-        .map(|mut message| {
-            if let Value::Object(members) = &mut message {
-                members.shift_remove("tool_calls");
-            }
-            message
-        })
-        .collect()
+    let mut messages = messages.to_vec();
+    for message in messages.iter_mut().filter_map(Value::as_object_mut) {
+        message.shift_remove("tool_calls");
+    }
+    messages
 }
 
 /// `messages` with an empty text where one has none.

@@ -145,9 +145,18 @@ impl ChatTemplate {
     /// `arguments` reach the template as objects, also where they were sent as JSON in a string. Tools, and calls of
     /// them, that the template takes no notice of are refused at `tools` and `messages[i].tool_calls`.
     pub fn render(&self, input: &ChatInput, tokenizer: &Tokenizer) -> Result<RenderedChat> {
-        if let (Some(template), Some(_)) = (&self.with_tools, &input.tools) {
-            return template.render(input, tokenizer);
+        match &self.with_tools {
+            Some(template) if input.tools.is_some() => template.render_own(input, tokenizer),
+            // Calls of earlier turns may be for it too.
+            Some(template) => self.render_own(input, tokenizer).or_else(|error| match error.param() {
+                Some(param) if param.ends_with(".tool_calls") => template.render_own(input, tokenizer),
+                _ => Err(error),
+            }),
+            None => self.render_own(input, tokenizer),
         }
+    }
+
+    fn render_own(&self, input: &ChatInput, tokenizer: &Tokenizer) -> Result<RenderedChat> {
         let control = tokenizer.control_tokens();
         let mut messages = messages::prepare(&input.messages, self.content_form, control)?;
         let tools = input.tools.as_deref().map(messages::check_tools).transpose()?;
@@ -206,9 +215,14 @@ impl ChatTemplate {
                 return Err(Error::invalid("tools", format!("tools: {message}")));
             }
         }
+        // Some show them only where there is no text, and some cannot do without one.
+        let shows_calls = |messages: &[Value]| {
+            let without = run("messages", messages::without_calls(messages).into());
+            without.is_err() || run("messages", messages.into()) != without
+        };
         if let Some(i) = messages::first_with_calls(messages)
-            && let Ok(without) = run("messages", messages::without_calls(messages).into())
-            && run("messages", messages::with_text(messages).into()) == Ok(without)
+            && !shows_calls(&messages::with_text(messages))
+            && run("messages", messages.into()) == run("messages", messages::without_calls(messages).into())
         {
             let param = format!("messages[{i}].tool_calls");
             let message = format!("{param}: the model's chat template knows no calls of tools");

@@ -428,4 +428,22 @@ fn tools_and_calls_that_a_template_leaves_out_are_refused() {
     let source = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ m.tool_calls | default([]) | tojson }}{% endfor %}";
     let chat = compile(source, &tokenizer).render(&all, &tokenizer).unwrap();
     assert!(chat.text().contains("\"arguments\": {\"city\": \"Paris\"}"), "{}", chat.text());
+    // One that shows calls only where nothing is said beside them.
+    let source = "{% for m in messages %}{% if m.content is none %}{{ m.tool_calls | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+    let chat = compile(source, &tokenizer).render(&ChatInput { tools: None, ..all }, &tokenizer).unwrap();
+    assert!(chat.text().contains("get_weather"), "{}", chat.text());
+}
+
+/// A model with a template of its own for tools needs it for earlier calls too, where a request has no tools.
+#[test]
+fn calls_of_earlier_turns_are_shown_without_tools() {
+    let tokenizer = small_tokenizer();
+    let dir = tempfile::tempdir().unwrap();
+    let own = "{% for m in messages %}{{ m.tool_calls | default('') | tojson }}{% endfor %}";
+    let config =
+        json!({"chat_template": [{"name": "tool_use", "template": own}, {"name": "default", "template": SIMPLE}]});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let template = ChatTemplate::from_dir(dir.path(), &tokenizer).unwrap().unwrap();
+    let chat = template.render(&ChatInput { tools: None, ..with_tools("") }, &tokenizer).unwrap();
+    assert!(chat.text().contains("get_weather"), "{}", chat.text());
 }

@@ -43,8 +43,8 @@ impl CallForm {
     /// The form of the model whose chat template for tools has this source. Error: `InvalidRequest` at `tools` for forms that
     /// [`CallReader`] does not read.
     pub fn of(template: &str) -> Result<Self> {
-        // Newer templates of Mistral's, and of models that write XML.
-        for mark in ["[ARGS]", "<function="] {
+        // Newer templates of Mistral's, and of models that write XML or words of their own.
+        for mark in ["[ARGS]", "<function=", "<arg_key>", "tool\u{2581}call", "<|tool_call_start|>"] {
             if template.contains(mark) {
                 let message =
                     format!("tools: calls in the form of this model's chat template ({mark}) are not supported");
@@ -103,7 +103,8 @@ fn parameters(function: &Value) -> Map<String, Value> {
         _ => Map::from_iter([("additionalProperties".to_owned(), json!(false))]),
     };
     schema.entry("type").or_insert_with(|| json!("object"));
-    schema.entry("x-guidance").or_insert_with(|| json!({"whitespace_pattern": JSON_SPACE}));
+    // Calls are JSON as all know it, whatever a schema says of how to write it.
+    schema.insert("x-guidance".to_owned(), json!({"whitespace_pattern": JSON_SPACE}));
     schema
 }
 

@@ -1,14 +1,18 @@
 //! [`CallReader`]: an answer's text, as it comes, in parts that are text and parts that are calls.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{END_TAG, LIST_MARK, PYTHON_MARK, TAG};
 
 /// What a call may begin with, wherever it stands. Where they are tokens of control they are not in the text: a call
 /// without one is found at the answer's beginning, and behind another call.
 const MARKS: [&str; 3] = [TAG, LIST_MARK, PYTHON_MARK];
+
+/// So often what looks like a call and has no end is searched for calls.
+const MAX_ENDLESS: usize = 16;
 
 /// A call of a tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +38,13 @@ pub enum AnswerPart {
 #[derive(Debug, Clone)]
 pub struct CallReader {
     tools: Arc<[String]>,
-    /// What is not decided yet.
+    /// What is not decided yet, behind what is.
     pending: String,
+    num_taken: usize,
     place: Place,
-    /// How far the JSON in `pending` has been looked at.
+    /// How often what looked like a call had no end.
+    num_endless: usize,
+    /// How far the JSON that comes next has been looked at.
     scan: Scan,
 }
 
@@ -66,7 +73,7 @@ enum Step {
 impl CallReader {
     /// `tools`: the names of those that can be called.
     pub fn new(tools: Arc<[String]>) -> Self {
-        Self { tools, pending: String::new(), place: Place::Start, scan: Scan::default() }
+        Self { tools, pending: String::new(), num_taken: 0, place: Place::Start, num_endless: 0, scan: Scan::default() }
     }
 
     /// What is certain once `text` has followed.
@@ -82,7 +89,7 @@ impl CallReader {
 
     fn read(&mut self, is_whole: bool) -> Vec<AnswerPart> {
         let mut parts = Vec::new();
-        while !self.pending.is_empty() {
+        while !self.rest().is_empty() {
             let step = match self.place {
                 Place::Text => self.read_text(is_whole, &mut parts),
                 _ => self.read_call(is_whole, &mut parts),
@@ -91,55 +98,69 @@ impl CallReader {
                 break;
             }
         }
+        self.pending.drain(..self.num_taken);
+        self.num_taken = 0;
         parts
+    }
+
+    fn rest(&self) -> &str {
+        &self.pending[self.num_taken..]
     }
 
     /// Takes text up to the next mark.
     fn read_text(&mut self, is_whole: bool, parts: &mut Vec<AnswerPart>) -> Step {
-        if let Some(at) = MARKS.iter().filter_map(|mark| self.pending.find(mark)).min() {
+        let rest = self.rest();
+        let is_mark = |at: &usize| MARKS.iter().any(|mark| rest[*at..].starts_with(mark));
+        if let Some(at) = rest.match_indices(['<', '[']).map(|(at, _)| at).find(is_mark) {
             self.take_text(at, parts);
             self.place = Place::Mark;
             return Step::Taken;
         }
-        let len = self.pending.len();
-        let begins_mark = |at: &usize| MARKS.iter().any(|mark| mark.starts_with(&self.pending[*at..]));
+        let len = rest.len();
+        let begins_mark = |at: &usize| MARKS.iter().any(|mark| mark.starts_with(&rest[*at..]));
         let first_possible = len.saturating_sub(MARKS.iter().map(|mark| mark.len() - 1).max().unwrap_or(0));
-        let mut held = (first_possible..len).filter(|&at| self.pending.is_char_boundary(at));
+        let mut held = (first_possible..len).filter(|&at| rest.is_char_boundary(at));
         let certain = if is_whole { len } else { held.find(begins_mark).unwrap_or(len) };
         self.take_text(certain, parts);
         Step::Waits
     }
 
-    /// Takes a call, or several in a list, or finds that there is none.
+    /// Takes a call, or several in a list, or finds that there is none: then all that looked like one is text, so that nothing of it is
+    /// looked at again.
     fn read_call(&mut self, is_whole: bool, parts: &mut Vec<AnswerPart>) -> Step {
-        let rest = match self.place {
-            Place::Behind => behind(&self.pending),
-            _ => self.pending.trim_start(),
+        let rest = &self.pending[self.num_taken..];
+        let begin = match self.place {
+            Place::Behind => behind(rest),
+            _ => rest.trim_start(),
         };
-        let mark = MARKS.iter().find(|mark| rest.starts_with(**mark)).map_or(0, |mark| mark.len());
-        let value = rest[mark..].trim_start();
+        let mark = MARKS.iter().find(|mark| begin.starts_with(**mark)).map_or(0, |mark| mark.len());
+        let value = begin[mark..].trim_start();
         let ends_of_calls = (self.place == Place::Behind).then_some(END_TAG);
-        let is_half_mark = mark == 0 && MARKS.iter().copied().chain(ends_of_calls).any(|mark| mark.starts_with(rest));
+        let is_half_mark = mark == 0 && MARKS.iter().copied().chain(ends_of_calls).any(|mark| mark.starts_with(begin));
         let end = if value.is_empty() || is_half_mark { End::Unknown } else { self.scan.end(value) };
-        let calls = match end {
+        let (num_before, num_in_value) = (rest.len() - begin.len(), rest.len() - value.len());
+        let (calls, num_of_text) = match end {
             End::Unknown if !is_whole => return Step::Waits,
-            End::At(end) => calls(&value[..end], &self.tools).map(|calls| (calls, value.len() - end)),
-            _ => None,
+            // What never ends may hold a call all the same; but not all of it is looked at again and again.
+            End::Unknown if self.num_endless < MAX_ENDLESS => (None, mark),
+            End::Unknown => (None, begin.len()),
+            End::Nowhere => (None, mark),
+            End::At(end) => (calls(&value[..end], &self.tools), num_in_value - num_before + end),
         };
-        let (num_before, num_in_mark) = (self.pending.len() - rest.len(), mark);
+        self.num_endless += usize::from(end == End::Unknown);
         self.scan = Scan::default();
-        if let Some((calls, num_behind)) = calls {
-            self.pending.drain(..self.pending.len() - num_behind);
+        if let Some(calls) = calls {
+            self.num_taken += num_before + num_of_text;
             parts.extend(calls.into_iter().map(AnswerPart::Call));
             self.place = Place::Behind;
             return Step::Taken;
         }
-        // A mark without a call is text; behind a call, what stands before it is not.
+        // What stands before text is text too, but behind a call.
         if self.place == Place::Behind {
-            self.pending.drain(..num_before);
-            self.take_text(num_in_mark, parts);
-        } else if num_in_mark > 0 {
-            self.take_text(num_before + num_in_mark, parts);
+            self.num_taken += num_before;
+            self.take_text(num_of_text, parts);
+        } else if num_of_text > 0 {
+            self.take_text(num_before + num_of_text, parts);
         }
         self.place = Place::Text;
         Step::Taken
@@ -147,12 +168,13 @@ impl CallReader {
 
     /// The next `len` bytes are text.
     fn take_text(&mut self, len: usize, parts: &mut Vec<AnswerPart>) {
-        let text = self.pending.drain(..len);
+        let text = &self.pending[self.num_taken..][..len];
         match parts.last_mut() {
             _ if len == 0 => {}
-            Some(AnswerPart::Text(before)) => before.extend(text),
-            _ => parts.push(AnswerPart::Text(text.collect())),
+            Some(AnswerPart::Text(before)) => before.push_str(text),
+            _ => parts.push(AnswerPart::Text(text.to_owned())),
         }
+        self.num_taken += len;
     }
 }
 
@@ -171,20 +193,24 @@ fn behind(text: &str) -> &str {
 
 /// The calls in a JSON value: an object that is one, or a list of such objects.
 fn calls(value: &str, tools: &[String]) -> Option<Vec<ToolCall>> {
-    match serde_json::from_str(value).ok()? {
-        Value::Array(items) if !items.is_empty() => items.iter().map(|item| call(item, tools)).collect(),
-        object => Some(vec![call(&object, tools)?]),
+    if !value.starts_with('[') {
+        return Some(vec![call(value, tools)?]);
     }
+    let items: Vec<&RawValue> = serde_json::from_str(value).ok()?;
+    if items.is_empty() { None } else { items.iter().map(|item| call(item.get(), tools)).collect() }
 }
 
-/// The call that a JSON object says: `name`, and its arguments under one of two names, some models write as text.
-fn call(object: &Value, tools: &[String]) -> Option<ToolCall> {
-    let name = object.get("name")?.as_str().filter(|name| tools.iter().any(|tool| tool == name))?;
-    let arguments = match object.get("arguments").or_else(|| object.get("parameters"))? {
-        Value::String(text) => serde_json::from_str(text).ok()?,
-        arguments => arguments.clone(),
+/// The call that a JSON object says: `name`, and its arguments under one of two names, as the model has written them. Some models write
+/// them as a string.
+fn call(object: &str, tools: &[String]) -> Option<ToolCall> {
+    let members: BTreeMap<String, &RawValue> = serde_json::from_str(object).ok()?;
+    let name: String = serde_json::from_str(members.get("name")?.get()).ok()?;
+    let arguments = members.get("arguments").or_else(|| members.get("parameters"))?.get();
+    let arguments = match serde_json::from_str::<String>(arguments) {
+        Ok(text) => serde_json::from_str::<&RawValue>(&text).ok()?.get().to_owned(),
+        Err(_) => arguments.to_owned(),
     };
-    arguments.is_object().then(|| ToolCall { name: name.to_owned(), arguments: arguments.to_string() })
+    (tools.contains(&name) && arguments.starts_with('{')).then_some(ToolCall { name, arguments })
 }
 
 /// Where a JSON value ends.

@@ -40,7 +40,7 @@ fn text(text: &str) -> AnswerPart {
 
 /// Answers, and their parts.
 fn answers() -> Vec<(&'static str, Vec<AnswerPart>)> {
-    let f = || call("f", r#"{"x":1}"#);
+    let f = || call("f", r#"{"x": 1}"#);
     vec![
         // The forms, with marks and without.
         ("<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call>", vec![f()]),
@@ -67,7 +67,12 @@ fn answers() -> Vec<(&'static str, Vec<AnswerPart>)> {
         ("{\"arguments\": \"{\\\"x\\\": 1}\", \"type\": \"function\", \"name\": \"f\"}", vec![f()]),
         (
             "{\"name\": \"f\", \"arguments\": {\"é\": \"}]{\\\"\\\\\", \"y\": [{}, [\"<tool_call>\"]]}} Done; <",
-            vec![call("f", "{\"é\":\"}]{\\\"\\\\\",\"y\":[{},[\"<tool_call>\"]]}"), text("Done; <")],
+            vec![call("f", "{\"é\": \"}]{\\\"\\\\\", \"y\": [{}, [\"<tool_call>\"]]}"), text("Done; <")],
+        ),
+        // Numbers are as the model has written them.
+        (
+            "{\"name\": \"f\", \"arguments\": {\"n\": 12345678901234567890123, \"x\": 1e400}}",
+            vec![call("f", "{\"n\": 12345678901234567890123, \"x\": 1e400}")],
         ),
         // What is none.
         ("", vec![]),
@@ -168,6 +173,23 @@ fn whatever_a_model_writes_is_read() {
         }
     }
     assert!(num_calls > 0);
+}
+
+/// Each would take hours if what has been looked at were looked at again for every mark in it.
+#[test]
+fn what_looks_like_many_calls_is_read_once() {
+    for piece in [
+        "<tool_call>{\"",
+        "<tool_call>",
+        "[TOOL_CALLS] [{\"a\": ",
+        "<tool_call>{\"a\": {\"<tool_call>\": 1}}",
+        "<|python_tag|> ",
+    ] {
+        let answer = piece.repeat((2 << 20) / piece.len());
+        assert_eq!(read([answer.as_str()]), [text(&answer)], "{piece}");
+    }
+    let nested = "<tool_call>{\"a\": ".repeat(100_000) + &"}".repeat(100_000);
+    assert_eq!(read([nested.as_str()]), [text(&nested)]);
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn check_message(of: Option<&Arc<Calls>>, text: &str, content: Value, calls: Val
 #[test]
 fn messages_have_calls_and_content() {
     let (many, one) = (calls(CallCount::Many, false), calls(CallCount::One, false));
-    let (first, second) = (call(r#"{"x":[1,"é"]}"#), call("{}"));
+    let (first, second) = (call(r#"{"x": [1, "é"]}"#), call("{}"));
     check_message(Some(&many), TWO, json!("Yes: "), json!([first, second]), "tool_calls");
     check_message(Some(&one), TWO, json!("Yes: "), json!([first]), "tool_calls");
     check_message(Some(&many), &TWO[5..], Value::Null, json!([first, second]), "tool_calls");
@@ -95,7 +95,7 @@ async fn a_stream_tells_calls_once_they_are_certain() {
     let rest = |index, arguments| json!([{"index": index, "function": {"arguments": arguments}}]);
     let found: Vec<Value> =
         deltas.into_iter().map(|delta| if delta[0].get("id").is_some() { without_ids(delta) } else { delta }).collect();
-    assert_eq!(found, [begun(0), rest(0, r#"{"x":[1,"é"]}"#), begun(1), rest(1, "{}")]);
+    assert_eq!(found, [begun(0), rest(0, r#"{"x": [1, "é"]}"#), begun(1), rest(1, "{}")]);
     assert_eq!(first.last().unwrap()["finish_reason"], "tool_calls");
     let second = choices(&events, 1);
     let content: String = second.iter().filter_map(|choice| choice["delta"]["content"].as_str()).collect();
