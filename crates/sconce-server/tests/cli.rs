@@ -46,12 +46,15 @@ fn flags_that_do_not_parse() {
     check(&["serve", "--port", "many"], 2, "--port");
     check(&["serve", "--kv-cache-bytes", "2Gigs"], 2, "expected a size such as 512MiB");
     check(&["serve", "--device", "tpu"], 2, "expected auto, cpu, cuda or cuda:N");
+    check(&["generate", "--regex", "a", "--choice", "b", "hi"], 2, "cannot be used with");
 }
 
 #[test]
 fn settings_that_cannot_be() {
     check(&["serve", "--port", "0", "--model", "m", "--max-num-seqs", "0"], 1, "max-num-seqs: must be at least 1");
     check(&["generate", "--model", "m", "--block-size", "3", "hi"], 1, "block-size: must be a power of two");
+    check(&["generate", "--json-schema", "no/schema.json", "hi"], 1, "no/schema.json: ");
+    check(&["generate", "--grammar", "no/grammar.lark", "hi"], 1, "no/grammar.lark: ");
 }
 
 /// A folder with nothing but the config.json of a small Mistral, with `changes`.
