@@ -57,7 +57,8 @@ impl Sampler {
     ///
     /// Logits of NaN count as -inf, and +inf as the greatest finite number. Where the request's edits leave no token
     /// above -inf they are dropped, and so is the randomness: the greatest of the row's own logits is taken, id 0 if
-    /// it has none, and the model's own logprobs are reported.
+    /// it has none, and the model's own logprobs are reported. So is a grammar's mask: its matcher does not take the
+    /// token then, and the request fails.
     ///
     /// Under [`LogprobsMode::Processed`] tokens that filters removed are not reported, and a greedy request reports
     /// the distribution of the edited row at temperature 1.
