@@ -63,6 +63,15 @@ LLAMA_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3
                r"\s*[\r\n]+|\s+(?!\S)|\s+")
 
 
+QWEN_TEMPLATE = """{%- for m in messages -%}
+{%- if m.role not in ['system', 'user', 'assistant'] -%}{{ raise_exception(m.role ~ ' is no role') }}{%- endif -%}
+{{ '<|from|>' ~ m.role ~ '\\n' ~ m.content ~ '<|over|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|from|>assistant\\n' }}{%- endif -%}"""
+
+QWEN_SPLIT = LLAMA_SPLIT.replace("{1,3}", "")
+
+
 @dataclass
 class Text:
     """Contents of tokenizer.json and tokenizer_config.json, and the ids that other files name."""
@@ -221,6 +230,16 @@ def llama():
     return byte_level(words, special, [], {"ignore_merges": True}, pipeline, config)
 
 
+def qwen():
+    words = [f" {word}" for word in CORPUS.split()]
+    split = {"type": "Split", "pattern": {"Regex": QWEN_SPLIT}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    pipeline = {"normalizer": {"type": "NFC"},
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]}}
+    config = {"bos_token": "<|void|>", "ends": ["<|over|>", "<|void|>"], "chat_template": QWEN_TEMPLATE}
+    return byte_level(words, ["<|void|>", "<|from|>", "<|over|>"], [], {}, pipeline, config)
+
+
 def phi():
     words = [f" {word}" for word in CORPUS.split()]
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -234,6 +253,9 @@ TOKENIZERS = {
     "mistral": mistral,
     "mistral-swa": lambda: mistral(MISTRAL_SWA_TEMPLATE),
     "phi3": phi3,
+    "gemma3": gemma2,
     "llama": llama,
+    "qwen2": qwen,
+    "qwen3": qwen,
     "phi": phi,
 }

@@ -79,6 +79,16 @@ MODELS = {
                       {"query_pre_attn_scalar": 12}, {"rope_theta": 5000.0},
                       {"layer_types": ["full_attention", "sliding_attention"] * 2}],
     },
+    "gemma3": {
+        "class": "Gemma3ForCausalLM", "model_type": "gemma3_text", "dtype": torch.bfloat16, "seed": 7200,
+        "config": {**COMMON, "num_hidden_layers": 6, "head_dim": 12, "query_pre_attn_scalar": 256, "sliding_window": 6,
+                   "sliding_window_pattern": 6, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+                   "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "attention_bias": False,
+                   "rope_theta": 500.0, "rope_local_base_freq": 10000.0,
+                   "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        "mutations": [{"sliding_window": 7}, {"sliding_window_pattern": 2}, {"query_pre_attn_scalar": 12},
+                      {"rope_theta": 10000.0}, {"rope_local_base_freq": 500.0}, {"rope_scaling": None}],
+    },
     "mistral": {
         "class": "MistralForCausalLM", "dtype": torch.float32, "seed": 2000,
         "config": {**UNTIED, "num_hidden_layers": 2, "sliding_window": None, "rope_theta": 1000000.0},
@@ -104,6 +114,18 @@ MODELS = {
                                     "high_freq_factor": 4.0, "original_max_position_embeddings": 24}},
         "mutations": [{"rope_scaling": None}, {"rope_theta": 10000.0}],
     },
+    "qwen2": {
+        "class": "Qwen2ForCausalLM", "dtype": torch.bfloat16, "seed": 8000,
+        "config": {**UNTIED, "num_hidden_layers": 3, "rope_theta": 10000.0, "sliding_window": 6,
+                   "use_sliding_window": False, "max_window_layers": 1},
+        "mutations": [{"use_sliding_window": True}, {"rope_theta": 100.0}],
+    },
+    "qwen3": {
+        "class": "Qwen3ForCausalLM", "dtype": torch.bfloat16, "seed": 9000,
+        "config": {**UNTIED, "num_hidden_layers": 3, "head_dim": 12, "rope_theta": 10000.0, "attention_bias": False,
+                   "use_sliding_window": False},
+        "mutations": [{"rope_theta": 100.0}, {"rms_norm_eps": 0.1}],
+    },
     # More rows of logits than the tokenizer has tokens.
     "phi": {
         "class": "PhiForCausalLM", "dtype": torch.float16, "seed": 6000,
@@ -122,14 +144,16 @@ def random_weights(model, seed, is_gemma):
     Gemma's tied embedding would repeat the last token for ever, were its blocks not to add much more to it.
     """
     generator = torch.Generator().manual_seed(seed)
-    hidden = model.config.hidden_size
+    hidden, num_layers = model.config.hidden_size, model.config.num_hidden_layers
     weights = {}
     for name, old in model.state_dict().items():
         noise = torch.randn(old.shape, generator=generator)
         if name.endswith(".bias"):
             weights[name] = 0.3 * noise
+        elif "q_norm" in name or "k_norm" in name:
+            weights[name] = 0.2 * noise + 2.0
         elif is_gemma and "norm" in name:
-            weights[name] = 0.2 * noise + (7.0 if "post_" in name else 0.0)
+            weights[name] = 0.2 * noise + (112.0 / num_layers**2 if "post_" in name else 0.0)
         elif "norm" in name:
             weights[name] = 0.2 * noise + 1.0
         elif "embed" in name:
@@ -354,7 +378,7 @@ def write_model(directory, spec, text):
     (directory / "golden").mkdir(parents=True)
     dtype = str(spec["dtype"]).removeprefix("torch.")
     tokens = {"bos_token_id": text.bos_id, "eos_token_id": text.eos_ids[0]}
-    model_type = spec["class"].removesuffix("ForCausalLM").lower()
+    model_type = spec.get("model_type", spec["class"].removesuffix("ForCausalLM").lower())
     head = {"architectures": [spec["class"]], "model_type": model_type, "torch_dtype": dtype}
     write_json(directory / "config.json", {**head, **spec["config"], **tokens})
     write_json(directory / "generation_config.json", {**tokens, "eos_token_id": text.eos_ids})
@@ -372,7 +396,7 @@ def make(name, spec):
     prompts = make_prompts(tokenizer, chats)
     blank = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     for seed in range(spec["seed"], spec["seed"] + 1000):
-        weights = random_weights(blank, seed, name == "gemma2")
+        weights = random_weights(blank, seed, spec["class"].startswith("Gemma"))
         weights = {key: weight.to(spec["dtype"]) for key, weight in weights.items()}
         save_weights(directory, weights, spec.get("shards", 1))
         model = load(directory)

@@ -232,6 +232,19 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         })
     }
 
+    fn head_norm(
+        &self,
+        qkv: &mut Self::Buffer,
+        (q, k): (&Self::Vector, &Self::Vector),
+        spec: &AttentionSpec,
+        eps: f32,
+    ) -> Result<()> {
+        self.check("head_norm", qkv, |qkv| {
+            self.tested.head_norm(&mut qkv.tested, (&q.tested, &k.tested), spec, eps)?;
+            self.reference.head_norm(&mut qkv.reference, (&q.reference, &k.reference), spec, eps)
+        })
+    }
+
     fn rope_append_kv(
         &self,
         qkv: &mut Self::Buffer,

@@ -210,6 +210,14 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<()>;
     /// out = x . weight^T + bias.
     fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix) -> Result<()>;
+    /// Heads of q and k in `qkv` become x / rms(x) * weight, each by itself.
+    fn head_norm(
+        &self,
+        qkv: &mut Self::Buffer,
+        weights: (&Self::Vector, &Self::Vector),
+        spec: &AttentionSpec,
+        eps: f32,
+    ) -> Result<()>;
     /// Turns q and k in `qkv` by their positions, and writes k and v to the cache.
     fn rope_append_kv(
         &self,

@@ -293,6 +293,16 @@ impl<B: Backend> Backend for Profiled<B> {
         })
     }
 
+    fn head_norm(
+        &self,
+        qkv: &mut B::Buffer,
+        weights: (&B::Vector, &B::Vector),
+        spec: &AttentionSpec,
+        eps: f32,
+    ) -> Result<()> {
+        self.time("head_norm", || self.backend.head_norm(qkv, weights, spec, eps))
+    }
+
     fn rope_append_kv(
         &self,
         qkv: &mut B::Buffer,

@@ -78,6 +78,10 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// Rotary position embedding.
     pub rope: RopeConfig,
+    /// That of layers with a sliding window, where they have another.
+    pub local_rope: Option<RopeConfig>,
+    /// Whether each head of q and of k goes through an RMSNorm before it turns.
+    pub qk_norm: bool,
     /// Whether the logits use the embedding's matrix.
     pub tie_word_embeddings: bool,
     /// Whether q, k, v and o projections have biases.
@@ -126,12 +130,13 @@ impl ModelConfig {
         if self.head_dim == 0 {
             return error(format!("head_dim: {} hidden elements are too few for {heads} heads", self.hidden_size));
         }
-        let rotary = self.rope.rotary_dim;
-        if !rotary.is_multiple_of(2) || rotary > self.head_dim {
-            return error(format!(
-                "rotary dimensions: expected an even number up to the head's {}, found {rotary}",
-                self.head_dim
-            ));
+        for rotary in [&self.rope].into_iter().chain(&self.local_rope).map(|rope| rope.rotary_dim) {
+            if !rotary.is_multiple_of(2) || rotary > self.head_dim {
+                return error(format!(
+                    "rotary dimensions: expected an even number up to the head's {}, found {rotary}",
+                    self.head_dim
+                ));
+            }
         }
         let ids = self.bos_token_id.iter().chain(&self.eos_token_ids);
         if let Some(id) = ids.copied().find(|&id| id as usize >= self.vocab_size) {

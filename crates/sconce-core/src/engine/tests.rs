@@ -71,6 +71,8 @@ pub(super) fn tiny_config() -> ModelConfig {
         max_position_embeddings: 64,
         norm_eps: 1e-5,
         rope: RopeConfig { rope_theta: 1e4, rotary_dim: 2, scaling: RopeScaling::Default },
+        local_rope: None,
+        qk_norm: false,
         tie_word_embeddings: true,
         attention_bias: false,
         mlp_bias: false,

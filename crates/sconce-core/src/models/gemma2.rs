@@ -15,11 +15,14 @@ pub(super) struct Gemma2<B: Backend> {
     /// `None`: the embedding's.
     lm_head: Option<B::Matrix>,
     rope: B::Rope,
+    local_rope: Option<B::Rope>,
 }
 
 struct Layer<B: Backend> {
     input_norm: B::Vector,
     qkv: B::Matrix,
+    /// Of a head of q and of one of k (Gemma 3).
+    head_norms: Option<(B::Vector, B::Vector)>,
     o: B::Matrix,
     post_attention_norm: B::Vector,
     pre_feedforward_norm: B::Vector,
@@ -57,6 +60,8 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
         max_position_embeddings: raw.opt_length("max_position_embeddings")?.unwrap_or(8192),
         norm_eps: raw.opt_float("rms_norm_eps")?.unwrap_or(1e-6),
         rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling: raw.rope_scaling()? },
+        local_rope: None,
+        qk_norm: false,
         tie_word_embeddings: raw.bool_or("tie_word_embeddings", true)?,
         attention_bias: raw.bool_or("attention_bias", false)?,
         mlp_bias: false,
@@ -89,6 +94,7 @@ impl<B: Backend> Architecture<B> for Gemma2<B> {
             norm: loader.vector_plus_one("model.norm.weight", hidden)?,
             lm_head: if config.tie_word_embeddings { None } else { Some(embedding("lm_head")?) },
             rope: loader.rope()?,
+            local_rope: loader.local_rope()?,
             config: config.clone(),
         })
     }
@@ -98,7 +104,8 @@ impl<B: Backend> Layer<B> {
     fn load(loader: &Loader<'_, B>, idx: usize) -> Result<Self> {
         let config = loader.config;
         let name = |part: &str| format!("model.layers.{idx}.{part}");
-        let norm = |part: &str| loader.vector_plus_one(&name(&format!("{part}.weight")), config.hidden_size);
+        let norm_of = |part: &str, len| loader.vector_plus_one(&name(&format!("{part}.weight")), len);
+        let norm = |part| norm_of(part, config.hidden_size);
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
         let bias = Bias::from(config.attention_bias);
@@ -107,6 +114,12 @@ impl<B: Backend> Layer<B> {
         Ok(Self {
             input_norm: norm("input_layernorm")?,
             qkv: loader.matrix(&qkv, hidden, bias)?,
+            head_norms: if config.qk_norm {
+                let norm = |part| norm_of(part, config.head_dim);
+                Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?))
+            } else {
+                None
+            },
             o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, bias)?,
             post_attention_norm: norm("post_attention_layernorm")?,
             pre_feedforward_norm: norm("pre_feedforward_layernorm")?,
@@ -137,7 +150,11 @@ impl<B: Backend> Model<B> for Gemma2<B> {
             backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.input_norm, eps)?;
         }
         backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
-        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, &spec)?;
+        if let Some((q, k)) = &layer.head_norms {
+            backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
+        }
+        let rope = self.local_rope.as_ref().filter(|_| spec.window.is_some()).unwrap_or(&self.rope);
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, &spec)?;
         backend.linear(&mut ws.normed, &ws.attn_out, &layer.o)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_attention_norm, eps)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.pre_feedforward_norm, eps)?;

@@ -20,6 +20,8 @@ pub(super) struct Llama<B: Backend> {
 pub(super) struct Layer<B: Backend> {
     pub(super) input_norm: B::Vector,
     pub(super) qkv: B::Matrix,
+    /// Of a head of q and of one of k.
+    pub(super) head_norms: Option<(B::Vector, B::Vector)>,
     pub(super) o: B::Matrix,
     pub(super) post_attention_norm: B::Vector,
     pub(super) gate_up: B::Matrix,
@@ -28,8 +30,13 @@ pub(super) struct Layer<B: Backend> {
 
 /// The config of a model of this shape.
 pub(super) fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
+    parse_config_with(raw, raw.length("hidden_size")? / raw.length("num_attention_heads")?)
+}
+
+/// The same, with the width of a head where the config says nothing of it.
+pub(super) fn parse_config_with(raw: &RawConfig, head_dim: usize) -> Result<ModelConfig> {
     let (hidden_size, num_attention_heads) = (raw.length("hidden_size")?, raw.length("num_attention_heads")?);
-    let head_dim = raw.opt_length("head_dim")?.unwrap_or(hidden_size / num_attention_heads);
+    let head_dim = raw.opt_length("head_dim")?.unwrap_or(head_dim);
     let num_hidden_layers = raw.num_layers()?;
     let attention_bias = raw.bool_or("attention_bias", false)?;
     Ok(ModelConfig {
@@ -44,6 +51,8 @@ pub(super) fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
         max_position_embeddings: raw.opt_length("max_position_embeddings")?.unwrap_or(2048),
         norm_eps: raw.opt_float("rms_norm_eps")?.unwrap_or(1e-6),
         rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling: raw.rope_scaling()? },
+        local_rope: None,
+        qk_norm: false,
         tie_word_embeddings: raw.bool_or("tie_word_embeddings", false)?,
         attention_bias,
         mlp_bias: raw.bool_or("mlp_bias", false)?,
@@ -67,7 +76,8 @@ impl<B: Backend> Architecture<B> for Llama<B> {
     }
 
     fn load(loader: &Loader<'_, B>) -> Result<Self> {
-        Self::load_with(loader, Layer::load)
+        let bias = Bias::from(loader.config.attention_bias);
+        Self::load_with(loader, |loader, idx| Layer::load(loader, idx, [bias, bias]))
     }
 }
 
@@ -75,7 +85,7 @@ impl<B: Backend> Llama<B> {
     /// Loads a model of this shape whose layers are stored in another way.
     pub(super) fn load_with(
         loader: &Loader<'_, B>,
-        load_layer: fn(&Loader<'_, B>, usize) -> Result<Layer<B>>,
+        load_layer: impl Fn(&Loader<'_, B>, usize) -> Result<Layer<B>>,
     ) -> Result<Self> {
         let config = loader.config;
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
@@ -92,18 +102,25 @@ impl<B: Backend> Llama<B> {
 }
 
 impl<B: Backend> Layer<B> {
-    fn load(loader: &Loader<'_, B>, idx: usize) -> Result<Self> {
+    /// A layer, by the names that most models of this shape have. The biases are those of q, k and v, and of o.
+    pub(super) fn load(loader: &Loader<'_, B>, idx: usize, [qkv_bias, o_bias]: [Bias; 2]) -> Result<Self> {
         let config = loader.config;
         let name = |part: &str| format!("model.layers.{idx}.{part}");
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
-        let (attention_bias, mlp_bias) = (Bias::from(config.attention_bias), Bias::from(config.mlp_bias));
+        let mlp_bias = Bias::from(config.mlp_bias);
         let qkv = [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
         let gate_up = [(name("mlp.gate_proj"), inter), (name("mlp.up_proj"), inter)];
         Ok(Self {
             input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
-            qkv: loader.matrix(&qkv, hidden, attention_bias)?,
-            o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, attention_bias)?,
+            qkv: loader.matrix(&qkv, hidden, qkv_bias)?,
+            head_norms: if config.qk_norm {
+                let norm = |part| loader.vector(&name(part), config.head_dim);
+                Some((norm("self_attn.q_norm.weight")?, norm("self_attn.k_norm.weight")?))
+            } else {
+                None
+            },
+            o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, o_bias)?,
             post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
             gate_up: loader.matrix(&gate_up, hidden, mlp_bias)?,
             down: loader.matrix(&[(name("mlp.down_proj"), hidden)], inter, mlp_bias)?,
@@ -130,6 +147,9 @@ impl<B: Backend> Model<B> for Llama<B> {
             backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.input_norm, eps)?;
         }
         backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
+        if let Some((q, k)) = &layer.head_norms {
+            backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
+        }
         backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, &spec)?;
         backend.linear(&mut ws.delta, &ws.attn_out, &layer.o)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.post_attention_norm, eps)?;

@@ -77,6 +77,11 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.rope(&self.config.rope, self.max_model_len)
     }
 
+    /// The same of layers with a sliding window, where they have others.
+    pub fn local_rope(&self) -> Result<Option<B::Rope>> {
+        self.config.local_rope.as_ref().map(|rope| self.backend.rope(rope, self.max_model_len)).transpose()
+    }
+
     fn bias(&self, parts: &[(String, usize)]) -> Result<Vec<f32>> {
         let part = |(name, rows): &(String, usize)| self.floats(&format!("{name}.bias"), *rows);
         Ok(parts.iter().map(part).collect::<Result<Vec<_>>>()?.concat())

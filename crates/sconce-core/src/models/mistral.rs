@@ -1,5 +1,5 @@
-//! `MistralForCausalLM`: Mistral 7B (Hugging Face's `modeling_mistral.py`). A Llama whose config can have a sliding
-//! window. In GGUF files it goes by the name `llama`.
+//! `MistralForCausalLM`: Mistral 7B, Nemo and Small (Hugging Face's `modeling_mistral.py`), and the text part of
+//! `Mistral3ForConditionalGeneration`. A Llama whose config can have a sliding window. In GGUF files it goes by the name `llama`.
 
 use super::llama::{self, Llama};
 use super::{Architecture, Loader, RawConfig};
@@ -13,9 +13,14 @@ pub(super) struct Mistral;
 impl<B: Backend> Architecture<B> for Mistral {
     type Model = Llama<B>;
     const NAME: &'static str = "MistralForCausalLM";
+    const WITH_IMAGES: Option<&'static str> = Some("Mistral3ForConditionalGeneration");
     const GGUF_NAME: Option<&'static str> = None;
 
     fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
+        // Of the text part; Ministral's scales its queries by their positions.
+        if let Some(other) = raw.get("model_type").filter(|&found| found != "mistral") {
+            return Err(raw.error("model_type", format!("expected \"mistral\", found {other}")));
+        }
         let mut config = llama::parse_config(raw)?;
         if !raw.contains("num_key_value_heads") {
             config.num_key_value_heads = 8;

@@ -3,12 +3,15 @@
 //! A model is written in the operations of [`Backend`]; it names no backend and sees no KV block.
 
 mod gemma2;
+mod gemma3;
 mod llama;
 mod loader;
 mod mistral;
 mod phi;
 mod phi3;
 mod quantization;
+mod qwen2;
+mod qwen3;
 mod raw_config;
 #[cfg(test)]
 mod tests;
@@ -57,6 +60,8 @@ pub trait Architecture<B: Backend> {
     type Model: Model<B> + 'static;
     /// The class name in config.json's `architectures`.
     const NAME: &'static str;
+    /// The class of models that see images too, and whose text part this is.
+    const WITH_IMAGES: Option<&'static str> = None;
     /// `general.architecture` in a GGUF, where llama.cpp has it.
     const GGUF_NAME: Option<&'static str>;
     /// Normalises config.json (a GGUF's metadata comes under the same keys).
@@ -72,6 +77,8 @@ pub type Load<B> = fn(&Loader<'_, B>) -> Result<Box<dyn Model<B>>>;
 pub struct Entry<B: Backend> {
     /// See [`Architecture::NAME`].
     pub name: &'static str,
+    /// See [`Architecture::WITH_IMAGES`].
+    pub with_images: Option<&'static str>,
     /// See [`Architecture::GGUF_NAME`].
     pub gguf_name: Option<&'static str>,
     /// See [`Architecture::parse_config`].
@@ -86,6 +93,9 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
         entry::<B, llama::Llama<B>>(),
         entry::<B, mistral::Mistral>(),
         entry::<B, gemma2::Gemma2<B>>(),
+        entry::<B, gemma3::Gemma3>(),
+        entry::<B, qwen2::Qwen2>(),
+        entry::<B, qwen3::Qwen3>(),
         entry::<B, phi3::Phi3>(),
         entry::<B, phi::Phi<B>>(),
     ]
@@ -94,6 +104,7 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
 fn entry<B: Backend, A: Architecture<B>>() -> Entry<B> {
     Entry {
         name: A::NAME,
+        with_images: A::WITH_IMAGES,
         gguf_name: A::GGUF_NAME,
         parse_config: A::parse_config,
         load: |loader| Ok(Box::new(A::load(loader)?)),
@@ -103,10 +114,11 @@ fn entry<B: Backend, A: Architecture<B>>() -> Entry<B> {
 /// The registry's line for a config. The error lists what there is.
 pub fn find<B: Backend>(raw: &RawConfig) -> Result<Entry<B>> {
     let asked = raw.architecture()?;
-    let known: Vec<_> = architectures::<B>().iter().map(|e| e.name).collect();
+    let known: Vec<_> = architectures::<B>().iter().flat_map(|e| [Some(e.name), e.with_images]).flatten().collect();
     let unknown = || {
         let message = format!("architecture {asked} is not supported; supported: {}", known.join(", "));
         Error::file(raw.path(), message)
     };
-    architectures().into_iter().find(|e| e.name == asked || e.gguf_name == Some(asked)).ok_or_else(unknown)
+    let names = |e: &Entry<B>| [Some(e.name), e.with_images, e.gguf_name];
+    architectures().into_iter().find(|e| names(e).contains(&Some(asked))).ok_or_else(unknown)
 }

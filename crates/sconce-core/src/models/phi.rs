@@ -55,6 +55,8 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
             rotary_dim: raw.rotary_dim(head_dim, 0.5)?,
             scaling: raw.rope_scaling()?,
         },
+        local_rope: None,
+        qk_norm: false,
         tie_word_embeddings: false,
         attention_bias: true,
         mlp_bias: true,

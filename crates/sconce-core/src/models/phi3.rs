@@ -42,6 +42,7 @@ fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<llama::L
     Ok(llama::Layer {
         input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
         qkv: matrix("self_attn.qkv_proj", config.qkv_dim(), hidden)?,
+        head_norms: None,
         o: matrix("self_attn.o_proj", hidden, config.q_dim())?,
         post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
         gate_up: matrix("mlp.gate_up_proj", 2 * inter, hidden)?,

@@ -24,6 +24,7 @@ const GGUF_KEYS: &[(&str, &str)] = &[
     ("final_logit_softcapping", "final_logit_softcapping"),
     ("rope.dimension_count", "rotary_dim"),
     ("rope.freq_base", "rope_theta"),
+    ("rope.freq_base_swa", "rope_local_base_freq"),
     ("vocab_size", "vocab_size"),
 ];
 
@@ -38,10 +39,14 @@ pub struct RawConfig {
 }
 
 impl RawConfig {
-    /// Reads `config.json` in `dir`, and the end tokens of `generation_config.json` where there is one.
+    /// Reads `config.json` in `dir`, and the end tokens of `generation_config.json` where there is one. A model that sees images has what
+    /// is said of its text part under a key of its own, which stands for what is said beside it.
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let mut values = read_object(&path)?;
+        if let Some(Value::Object(of_text)) = values.remove("text_config") {
+            values.extend(of_text.into_iter().filter(|(key, _)| key != "architectures"));
+        }
         let generation = dir.join("generation_config.json");
         if generation.exists()
             && let Some(eos) = read_object(&generation)?.remove("eos_token_id")
@@ -196,6 +201,27 @@ impl RawConfig {
             return Err(self.error("partial_rotary_factor", message));
         }
         Ok((head_dim as f32 * factor) as usize)
+    }
+
+    /// An integer from 0 to 2^31, or `default` where it is absent or null.
+    pub fn int_or(&self, key: &str, default: usize) -> Result<usize> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let int = value.as_u64().filter(|v| *v < 1 << 31);
+        Ok(int.ok_or_else(|| self.error(key, format!("expected an integer from 0 to 2^31, found {value}")))? as usize)
+    }
+
+    /// The config as layers of one kind have it, where `rope_parameters` has an entry for each kind (transformers 5). Where it has none,
+    /// scaling is that of layers without a window.
+    pub fn rope_of(&self, kind: &str) -> Self {
+        let mut values = self.values.clone();
+        if let Some(of_kind) = self.rope_parameters().and_then(|all| all.get(kind)) {
+            values.insert("rope_parameters".into(), of_kind.clone());
+        } else if kind == "sliding_attention" {
+            for key in ["rope_theta", "rope_scaling", "rope_parameters"] {
+                values.remove(key);
+            }
+        }
+        Self { path: self.path.clone(), values }
     }
 
     /// `rope_theta`, of either generation of configs.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{RawConfig, find};
 use crate::backend::cpu::CpuBackend;
-use crate::config::{Activation, ModelConfig, RopeScaling};
+use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Result;
 use crate::weights::gguf_writer::GgufWriter;
 use crate::weights::{GgufFile, GgufValue};
@@ -49,6 +49,23 @@ fn absent_keys_have_the_defaults_of_their_class() {
     assert_eq!((gemma.hidden_act, gemma.attention_scale), (Activation::GeluTanh, 1.0 / 16.0));
     assert_eq!(gemma.sliding_window, [Some(4096), None, Some(4096), None]);
 
+    // What is published says next to nothing.
+    let absent = json!({"num_attention_heads": null, "vocab_size": null, "num_hidden_layers": 7});
+    let gemma3 = parse("Gemma3ForCausalLM", absent).unwrap();
+    assert_eq!((gemma3.head_dim, gemma3.num_attention_heads, gemma3.num_key_value_heads), (256, 8, 4));
+    assert_eq!((gemma3.vocab_size, gemma3.attention_scale, gemma3.qk_norm), (262_208, 1.0 / 16.0, true));
+    assert_eq!((gemma3.attn_logit_softcapping, gemma3.final_logit_softcapping), (None, None));
+    let theta = |rope: &RopeConfig| (rope.rope_theta, rope.rotary_dim);
+    assert_eq!((theta(&gemma3.rope), gemma3.local_rope.as_ref().map(theta)), ((1e6, 256), Some((1e4, 256))));
+    let full: Vec<bool> = gemma3.sliding_window.iter().map(Option::is_none).collect();
+    assert_eq!(full, [false, false, false, false, false, true, false]);
+
+    let qwen2 = parse("Qwen2ForCausalLM", json!({"num_attention_heads": 32})).unwrap();
+    assert_eq!((qwen2.head_dim, qwen2.num_key_value_heads, &qwen2.sliding_window), (2, 32, &vec![None; 4]));
+    let qwen3 = parse("Qwen3ForCausalLM", json!({})).unwrap();
+    assert_eq!((qwen3.head_dim, qwen3.rope.rotary_dim, qwen3.qk_norm), (128, 128, true));
+    assert_eq!((qwen3.attention_scale, qwen3.max_position_embeddings), (1.0 / 128f32.sqrt(), 32768));
+
     let phi3 = parse("Phi3ForCausalLM", json!({})).unwrap();
     assert_eq!((&phi3.sliding_window, phi3.rope.rotary_dim), (&vec![None; 4], 16));
 
@@ -79,6 +96,43 @@ fn both_generations_of_keys_are_read() {
     assert_eq!(parse("LlamaForCausalLM", linear).unwrap().rope.scaling, RopeScaling::Linear { factor: 2.0 });
     let types = json!({"layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]});
     assert_eq!(parse("Gemma2ForCausalLM", types).unwrap().sliding_window, [None, None, Some(4096), None]);
+}
+
+#[test]
+fn layers_with_and_without_a_window_have_ropes_of_their_own() {
+    let linear = json!({"rope_type": "linear", "factor": 8.0});
+    let old = json!({"rope_theta": 5e5, "rope_local_base_freq": 7e3, "rope_scaling": linear});
+    let full = json!({"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5});
+    let local = json!({"rope_type": "default", "rope_theta": 7e3});
+    let new = json!({"rope_parameters": {"full_attention": full, "sliding_attention": local}});
+    let (old, new) = (parse("Gemma3ForCausalLM", old).unwrap(), parse("Gemma3ForCausalLM", new).unwrap());
+    assert_eq!(old, new);
+    assert_eq!((new.rope.rope_theta, &new.rope.scaling), (5e5, &RopeScaling::Linear { factor: 8.0 }));
+    let local = new.local_rope.unwrap();
+    assert_eq!((local.rope_theta, local.scaling), (7e3, RopeScaling::Default));
+}
+
+#[test]
+fn qwens_upper_layers_slide_where_the_config_says_so() {
+    let window = |changes| parse("Qwen2ForCausalLM", changes).unwrap().sliding_window;
+    assert_eq!(window(json!({"sliding_window": 8, "max_window_layers": 3})), [None; 4]);
+    let used = json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 3});
+    assert_eq!(window(used), [None, None, None, Some(8)]);
+    assert_eq!(window(json!({"use_sliding_window": true, "max_window_layers": 0})), [Some(4096); 4]);
+    assert_eq!(window(json!({"use_sliding_window": true})), [None; 4], "28 layers are full where nothing is said");
+}
+
+#[test]
+fn a_model_that_sees_images_is_described_by_its_text_part() {
+    let of_text =
+        json!({"model_type": "gemma3_text", "architectures": ["Other"], "hidden_size": 32, "sliding_window": 9});
+    let gemma3 = parse("Gemma3ForConditionalGeneration", json!({"text_config": of_text, "vision_config": {}})).unwrap();
+    assert_eq!((gemma3.hidden_size, gemma3.sliding_window[0]), (32, Some(9)));
+    assert_eq!(gemma3.architecture, "Gemma3ForConditionalGeneration");
+    let part = |kind: &str| json!({"text_config": {"model_type": kind, "rope_theta": 1e9, "sliding_window": null}});
+    let mistral = parse("Mistral3ForConditionalGeneration", part("mistral")).unwrap();
+    assert_eq!((mistral.rope.rope_theta, mistral.sliding_window), (1e9, vec![None; 4]));
+    check_error("Mistral3ForConditionalGeneration", part("ministral3"), &["model_type", "ministral3"]);
 }
 
 #[test]
@@ -158,9 +212,7 @@ fn a_window_of_0_in_a_gguf_is_none() {
 
 #[test]
 fn more_layers_than_any_model_has_are_refused() {
-    for architecture in
-        ["LlamaForCausalLM", "MistralForCausalLM", "Gemma2ForCausalLM", "Phi3ForCausalLM", "PhiForCausalLM"]
-    {
+    for architecture in super::architectures::<CpuBackend>().iter().map(|entry| entry.name) {
         let layers = json!({"num_hidden_layers": 2_147_483_647});
         check_error(architecture, layers, &["num_hidden_layers", "at most 4096", "2147483647"]);
     }

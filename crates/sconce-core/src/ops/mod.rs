@@ -13,6 +13,7 @@ pub mod gate_act_mul;
 pub mod gated_linear;
 pub mod gather_columns;
 pub mod gather_rows;
+pub mod head_norm;
 mod lanes;
 pub mod layer_norm;
 pub mod linear;

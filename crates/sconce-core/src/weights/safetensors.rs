@@ -26,6 +26,15 @@ const METADATA: &str = "__metadata__";
 /// Bytes of the header's length, at the beginning of a file.
 const LEN_BYTES: usize = 8;
 
+/// The name that a tensor of a text model has by itself, where it is a part of one that sees images; of older and of newer files.
+fn of_text(name: String) -> String {
+    match (name.strip_prefix("language_model."), name.strip_prefix("model.language_model.")) {
+        (Some(name), _) => name.into(),
+        (_, Some(name)) => format!("model.{name}"),
+        _ => name,
+    }
+}
+
 /// The tensors of `model.safetensors`, or of the shards that an index names.
 #[derive(Debug)]
 pub(super) struct Safetensors {
@@ -56,7 +65,9 @@ struct Entry {
 impl Safetensors {
     /// Opens the model in `dir`.
     pub(super) fn open(dir: &Path, form: StoredForm) -> Result<Self> {
-        Ok(Self { form, ..Self::open_plain(dir)? })
+        let mut this = Self { form, ..Self::open_plain(dir)? };
+        this.tensors = this.tensors.into_iter().map(|(name, location)| (of_text(name), location)).collect();
+        Ok(this)
     }
 
     fn open_plain(dir: &Path) -> Result<Self> {

@@ -35,15 +35,17 @@ const KEYS: &[(&str, &str)] = &[
     ("vocab_size", "vocab_size"),
 ];
 
-/// Parts of tensors' names, those of one architecture first.
+/// Parts of tensors' names; first those of architectures whose names begin so.
 const NAMES: &[(&str, &str, &str)] = &[
-    ("gemma2", "post_attention_layernorm", "post_attention_norm"),
-    ("gemma2", "pre_feedforward_layernorm", "ffn_norm"),
-    ("gemma2", "post_feedforward_layernorm", "post_ffw_norm"),
+    ("gemma", "post_attention_layernorm", "post_attention_norm"),
+    ("gemma", "pre_feedforward_layernorm", "ffn_norm"),
+    ("gemma", "post_feedforward_layernorm", "post_ffw_norm"),
     ("", "post_attention_layernorm", "ffn_norm"),
     ("", "input_layernorm", "attn_norm"),
     ("", "self_attn.q_proj", "attn_q"),
     ("", "self_attn.k_proj", "attn_k"),
+    ("", "self_attn.q_norm", "attn_q_norm"),
+    ("", "self_attn.k_norm", "attn_k_norm"),
     ("", "self_attn.v_proj", "attn_v"),
     ("", "self_attn.qkv_proj", "attn_qkv"),
     ("", "self_attn.o_proj", "attn_output"),
@@ -69,11 +71,14 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
         "MistralForCausalLM" if config["sliding_window"].is_u64() => {
             return Err("a GGUF says nothing of a llama's sliding window");
         }
-        "Gemma2ForCausalLM" if config["query_pre_attn_scalar"] != 256 => {
+        "Gemma2ForCausalLM" | "Gemma3ForCausalLM" if config["query_pre_attn_scalar"] != 256 => {
             return Err("a GGUF says nothing of query_pre_attn_scalar");
         }
         "LlamaForCausalLM" | "MistralForCausalLM" => "llama",
         "Gemma2ForCausalLM" => "gemma2",
+        "Gemma3ForCausalLM" => "gemma3",
+        "Qwen2ForCausalLM" => "qwen2",
+        "Qwen3ForCausalLM" => "qwen3",
         "Phi3ForCausalLM" => "phi3",
         "PhiForCausalLM" => "phi2",
         _ => return Err("no GGUF is known for the architecture"),
@@ -156,6 +161,10 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
         };
         writer.set(&format!("{arch}.{gguf_key}"), &value);
     }
+    if config["rope_scaling"]["rope_type"] == "linear" {
+        let factor = config["rope_scaling"]["factor"].as_f64().unwrap();
+        writer.set(&format!("{arch}.rope.scaling.factor"), &GgufValue::Float(factor));
+    }
     if let Some(factor) = config["partial_rotary_factor"].as_f64() {
         let rotary_dim = (head_dim(config) as f64 * factor) as i64;
         writer.set(&format!("{arch}.rope.dimension_count"), &GgufValue::Int(rotary_dim));
@@ -176,12 +185,11 @@ fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config:
             // A bias is a column.
             data = interleave(&data, head_dim(config), tensor.shape().get(1).copied().unwrap_or(1));
         }
-        if arch == "gemma2" && name.contains("norm") {
+        if arch.starts_with("gemma") && name.contains("norm") {
             data.iter_mut().for_each(|x| *x += 1.0);
         }
-        let is_of = |of: &str| of.is_empty() || of == arch;
         let rename = |name: String, (of, from, to): &(&str, &str, &str)| {
-            if is_of(of) { name.replace(from, to) } else { name }
+            if arch.starts_with(of) { name.replace(from, to) } else { name }
         };
         let name = NAMES.iter().fold(name, rename);
         let is_in_blocks = |row_len: &usize| row_len.is_multiple_of(wanted.block_len());
@@ -253,10 +261,15 @@ fn write_tokenizer(writer: &mut GgufWriter, arch: &str, dir: &Path) {
             scores[ids[pair.concat().as_str()] as usize] = -(rank as f32);
         }
         set("scores", GgufValue::Floats(scores));
-        set("add_space_prefix", GgufValue::Bool(arch != "gemma2"));
+        set("add_space_prefix", GgufValue::Bool(!arch.starts_with("gemma")));
     } else {
         set("merges", GgufValue::Strings(merges.iter().map(|pair| pair.join(" ")).collect()));
-        set("pre", GgufValue::String(if arch == "llama" { "llama-bpe" } else { "phi-2" }.into()));
+        let pre = match arch {
+            "llama" => "llama-bpe",
+            "qwen2" | "qwen3" => "qwen2",
+            _ => "phi-2",
+        };
+        set("pre", GgufValue::String(pre.into()));
     }
     set("model", GgufValue::String(if is_sentence_piece { "llama" } else { "gpt2" }.into()));
     set("tokens", GgufValue::Strings(tokens.iter().map(|(_, token, _)| (*token).to_owned()).collect()));

@@ -149,7 +149,9 @@ fn positions(config: &ModelConfig) -> String {
         }
         RopeScaling::Factors(_) => "scaled by factors of the file".into(),
     };
-    format!("RoPE of {rotary_dim} dimensions, theta {rope_theta}, {scaling}")
+    let local = config.local_rope.as_ref();
+    let local = local.map_or(String::new(), |rope| format!("; theta {} in layers with a window", rope.rope_theta));
+    format!("RoPE of {rotary_dim} dimensions, theta {rope_theta}, {scaling}{local}")
 }
 
 fn activation(config: &ModelConfig) -> &'static str {

@@ -223,6 +223,17 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn head_norm(
+        &self,
+        qkv: &mut Buffer,
+        (q, k): (&Vec<f32>, &Vec<f32>),
+        spec: &AttentionSpec,
+        eps: f32,
+    ) -> Result<()> {
+        ops::head_norm::cpu(&mut self.cpu.borrow_mut(), qkv, (q, k), spec, eps);
+        Ok(())
+    }
+
     fn rope_append_kv(
         &self,
         qkv: &mut Buffer,

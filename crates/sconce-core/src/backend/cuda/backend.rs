@@ -380,6 +380,10 @@ impl Backend for CudaBackend {
         self.scratch.borrow_mut().linear.linear(out, x, weight)
     }
 
+    fn head_norm(&self, qkv: &mut Buffer, weights: (&Vector, &Vector), spec: &AttentionSpec, eps: f32) -> Result<()> {
+        ops::head_norm::cuda(&*self.device, qkv, weights, spec, eps)
+    }
+
     fn rope_append_kv(
         &self,
         qkv: &mut Buffer,

@@ -155,6 +155,15 @@ fn templates_see_other_marks_in_users_text() {
 }
 
 #[test]
+fn templates_walk_backwards_and_cut_texts() {
+    let source = "{% set ns = namespace(last=-1) %}{% for m in messages[::-1] %}\
+        {% if ns.last < 0 and m.role == 'user' and not (m.content.startswith('[') and m.content.endswith(']')) %}\
+        {% set ns.last = (messages | length - 1) - loop.index0 %}{% endif %}{% endfor %}{{ ns.last }} \
+        {{ messages[0].content.split('</think>')[-1].lstrip('\\n').rstrip('!') }}";
+    assert_eq!(rendered(source, &json!("<think>\nno\n</think>\n\nyes!")).0, "0 yes");
+}
+
+#[test]
 fn every_real_template_keeps_users_text_plain() {
     for name in TOKENIZERS.iter().filter(|name| !name.ends_with("phi-2") && !name.ends_with("/phi")) {
         let Some(dir) = shared(name) else { return };

@@ -165,3 +165,17 @@ fn corrupt_bytes_never_panic() {
     // Both ways must have been taken for the loop to mean anything.
     assert!((1..rounds).contains(&accepted), "seed {seed:#x}: {accepted} of {rounds} accepted");
 }
+
+#[test]
+fn the_text_part_of_a_model_that_sees_images_has_the_names_of_a_text_model() {
+    let bytes = file_of(&[
+        ("language_model.model.norm.weight", StDtype::F32, &[1], &[0, 0, 128, 63]),
+        ("model.language_model.layers.0.mlp.up_proj.weight", StDtype::F32, &[1], &[0, 0, 0, 64]),
+        ("vision_tower.norm.weight", StDtype::F32, &[1], &[0; 4]),
+    ]);
+    let model = open(&[(SINGLE, &bytes)]).unwrap();
+    for (name, value) in [("model.norm.weight", 1.0), ("model.layers.0.mlp.up_proj.weight", 2.0)] {
+        assert_eq!(model.tensor(name).unwrap().unwrap().to_f32(), [value], "{name}");
+    }
+    assert!(model.contains("vision_tower.norm.weight") && !model.contains("language_model.model.norm.weight"));
+}

@@ -22,6 +22,8 @@ fn config(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usiz
         max_position_embeddings: 0,
         norm_eps: 0.0,
         rope: RopeConfig { rope_theta: 0.0, rotary_dim: 0, scaling: RopeScaling::Default },
+        local_rope: None,
+        qk_norm: false,
         tie_word_embeddings: false,
         attention_bias: false,
         mlp_bias: false,
@@ -216,7 +218,7 @@ fn an_error_says_what_was_looked_for() {
 #[test]
 fn an_architecture_without_names_is_refused() {
     let error = open(&writer("mamba"), &config(1, 1, 1)).unwrap_err();
-    check_message(error, &["general.architecture", "llama, gemma2, phi3, phi2", "\"mamba\""]);
+    check_message(error, &["general.architecture", "llama, gemma2, gemma3, qwen2, qwen3, phi3, phi2", "\"mamba\""]);
     check_message(open(&GgufWriter::new(), &config(1, 1, 1)).unwrap_err(), &["general.architecture is missing"]);
 }
 
