@@ -254,6 +254,7 @@ TOKENIZERS = {
     "mistral-swa": lambda: mistral(MISTRAL_SWA_TEMPLATE),
     "phi3": phi3,
     "gemma3": gemma2,
+    "phi3-long": phi3,
     "llama": llama,
     "qwen2": qwen,
     "qwen3": qwen,

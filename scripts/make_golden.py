@@ -107,6 +107,19 @@ MODELS = {
                    "attention_bias": False, "pad_token_id": 0},
         "mutations": [{"sliding_window": None}, {"sliding_window": 8}, {"sliding_window": 10}],
     },
+    # Shorter sequences than 29 tokens turn by other angles than longer ones: the first two prompts are continued beyond
+    # that, the third begins there.
+    "phi3-long": {
+        "class": "Phi3ForCausalLM", "dtype": torch.bfloat16, "seed": 7000,
+        "config": {**COMMON, "hidden_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True,
+                   "hidden_act": "silu", "rms_norm_eps": 1e-5, "sliding_window": None, "rope_theta": 10000.0,
+                   "partial_rotary_factor": 0.75, "original_max_position_embeddings": 28, "embd_pdrop": 0.0,
+                   "resid_pdrop": 0.0, "attention_bias": False, "pad_token_id": 0,
+                   "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.05, 1.2, 1.4, 1.7, 2.0],
+                                    "long_factor": [1.1, 1.6, 2.5, 4.0, 6.5, 9.0]}},
+        "mutations": [{"original_max_position_embeddings": 40}, {"max_position_embeddings": 28},
+                      {"partial_rotary_factor": 1.0, "rope_scaling": None}],
+    },
     "llama": {
         "class": "LlamaForCausalLM", "dtype": torch.float32, "seed": 5000, "shards": 2,
         "config": {**UNTIED, "num_hidden_layers": 2, "rope_theta": 500000.0, "attention_bias": False, "mlp_bias": False,
@@ -141,7 +154,7 @@ MODELS = {
 def random_weights(model, seed, is_gemma):
     """Weights that make hidden states of about 1, sharp attention, and logits spread by about 3.
 
-    Gemma's tied embedding would repeat the last token for ever, were its blocks not to add much more to it.
+    A tied embedding would repeat the last token for ever, were its blocks not to add much more to it.
     """
     generator = torch.Generator().manual_seed(seed)
     hidden, num_layers = model.config.hidden_size, model.config.num_hidden_layers
@@ -157,7 +170,7 @@ def random_weights(model, seed, is_gemma):
         elif "norm" in name:
             weights[name] = 0.2 * noise + 1.0
         elif "embed" in name:
-            weights[name] = noise * (3 / hidden**0.5 if is_gemma else 1.0)
+            weights[name] = noise * (3 / hidden**0.5 if model.config.tie_word_embeddings else 1.0)
         elif name == "lm_head.weight":
             weights[name] = noise * 3 / hidden**0.5
         else:
