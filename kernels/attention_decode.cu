@@ -8,8 +8,9 @@
 // Arguments are attention.cu's, but for prompts. Sequences of several queries are passed over; those of no key get zeros.
 // shared_splits [num_seqs], or null for none: as many of a sequence's first splits are attention_shared's. arrivals [num_seqs,
 // grid.y], zeros before and after. partials [num_seqs, num_heads, num_slots, DIM] and, behind all of them, (max, sum) [num_seqs,
-// num_heads, num_slots, 2]. table [positions, rotary_dim] f32: of each position cosines, then sines; or null. rotary_dim is a multiple of 4,
-// at most head_dim. In a cache of 8 bits a table is for at most 16 query heads a key head. lets_next: let_next_begin_if's.
+// num_heads, num_slots, 2]. table [table_rows, rotary_dim] f32: of each row cosines, then sines; or null. table_rows [num_tokens]: by which of them a
+// token turns. rotary_dim is a multiple of 4, at most head_dim. In a cache of 8 bits a table is for at most 16 query heads a key head.
+// lets_next: let_next_begin_if's.
 //
 // Grid (parts, num_kv_heads * row tiles, num_seqs): a row tile is 16 of a key head's query heads; a part has an equal share of the
 // splits that are not shared. With more than one part, which there must be where splits are shared, a sequence of several splits
@@ -34,7 +35,7 @@
 //
 // Bounded by memory, 4 * head_dim bytes a key and key head: up to 68 KiB a block are on their way, three blocks to an H100's
 // multiprocessor. Of 8 bits half of that, and 2 * head_dim + 4 bytes. With a table k and v are read once more and written once, and each
-// part reads q and the position's row of the table.
+// part reads q and the token's row of the table.
 #include "lib/platform.h"
 #include "lib/softmax.h"
 #include "lib/rope.h"
@@ -51,6 +52,7 @@ static constexpr u32 NO_KEY = 0xffffffffu;
 // and values are in the cache.
 struct Rope {
     const float* table;
+    const u32* rows;
     u32 rotary_dim;
 };
 
@@ -139,13 +141,13 @@ struct Decode {
     struct Angles {
         float2 cosines[WORDS], sines[WORDS];
     };
-    DEVICE Angles angles_of(const Rope& rope, u32 pos) {
+    DEVICE Angles angles_of(const Rope& rope, u32 table_row) {
         const u32 half = rope.rotary_dim / 2;
         Angles angles;
 #pragma unroll
         for (u32 i = 0; i < WORDS; i++) {
             const u32 d = 2 * (threadIdx.x % 32 + 32 * i);
-            const float* at = rope.table + (u64)pos * rope.rotary_dim + (d < half ? d : d - half);
+            const float* at = rope.table + (u64)table_row * rope.rotary_dim + (d < half ? d : d - half);
             const bool is_there = d < rope.rotary_dim;
             angles.cosines[i] = is_there ? *(const float2*)at : make_float2(0.0f, 0.0f);
             angles.sines[i] = is_there ? *(const float2*)(at + half) : make_float2(0.0f, 0.0f);
@@ -275,7 +277,7 @@ struct Decode {
         copy_commit();
         u32 block = find(first_round + 1);
         Angles angles;
-        if (turns) angles = angles_of(rope, work.num_keys - 1);
+        if (turns) angles = angles_of(rope, rope.rows[work.token]);
         if (is_early) wait_for_kernel_before();
         Rows rows;
         const T* from[2];
@@ -433,13 +435,14 @@ struct Decode {
 
 #define ATTENTION(C_NAME, T, C, DIM)                                                                                   \
     extern "C" __global__ void __launch_bounds__(32 * WARPS, DIM > 128 ? 2 : 3) attention_decode##C_NAME##_##T##_##DIM( \
-        CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals, const float* table, u32 rotary_dim,             \
-        u32 lets_next) {                                                                                               \
+        CALL_ARGUMENTS(T, C), const u32* shared_splits, u32* arrivals, const float* table, const u32* table_rows,      \
+        u32 rotary_dim, u32 lets_next) {                                                                               \
         let_next_begin_if(lets_next);                                                                                  \
         const Call<T, C> call = CALL(T);                                                                               \
         Work work;                                                                                                     \
         if (take_decode(call, shared_splits, work)) {                                                                  \
-            Decode<T, DIM, C>::run(call, work, arrivals + blockIdx.z * gridDim.y + blockIdx.y, {table, rotary_dim});      \
+            u32* arrived = arrivals + blockIdx.z * gridDim.y + blockIdx.y;                                             \
+            Decode<T, DIM, C>::run(call, work, arrived, {table, table_rows, rotary_dim});                              \
         } else {                                                                                                       \
             wait_for_kernel_before();                                                                                  \
             if (work.num_rows > 0 && work.num_keys == 0 && blockIdx.x == 0) clear_rows(call, work);                    \

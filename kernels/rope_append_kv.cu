@@ -1,16 +1,17 @@
-// rope_append_kv: turns the pairs (i, i + rotary_dim / 2) of q's and k's heads by the angles of their position, and writes k
+// rope_append_kv: turns the pairs (i, i + rotary_dim / 2) of q's and k's heads by the angles in a row of a table, and writes k
 // and v to the paged cache (lib/rope.h). In f32, rounded once: the cache gets the bits of k that qkv gets. Of steps of single queries
 // attention_decode.cu does the same on its way.
 //
 // qkv [num_tokens, q of num_heads, k of num_kv_heads, v of num_kv_heads] of head_dim, in 16 bits, turned in place.
 // keys, values [num_blocks, num_kv_heads, block_size, head_stride], of one layer, in the same type; dimensions from head_dim on
-// are left as they are. table [positions, rotary_dim] f32: of each position cosines, then sines. positions, slots [num_tokens]:
-// block * block_size + offset, or NO_SLOT where nothing goes to the cache. lets_next: let_next_begin_if's.
+// are left as they are. table [table_rows, rotary_dim] f32: of each row cosines, then sines. rows [num_tokens]: by which of
+// them a token turns. slots [num_tokens]: block * block_size + offset, or NO_SLOT where nothing goes to the cache. lets_next:
+// let_next_begin_if's.
 //
 // A thread has an item: WIDTH pairs of a head, or WIDTH dimensions that do not turn, or WIDTH dimensions of v. WIDTH is 8 where
 // halves and heads are whole vectors of 16 bytes, else 1. Grid (num_tokens, items / 128), 128 threads; no shared memory.
 //
-// Bounded by memory: 4 bytes an element of q, 6 of k, 4 of v, and the position's row of the table, which all heads read.
+// Bounded by memory: 4 bytes an element of q, 6 of k, 4 of v, and the token's row of the table, which all heads read.
 #include "lib/platform.h"
 #include "lib/rope.h"
 #include "lib/vector.h"
@@ -109,11 +110,11 @@ DEVICE void do_item(T* row, T* key, T* value, const float* angles, const Heads& 
 }
 
 template <typename T>
-DEVICE void do_token(T* qkv, T* keys, T* values, const float* table, const u32* positions, const u32* slots,
+DEVICE void do_token(T* qkv, T* keys, T* values, const float* table, const u32* rows, const u32* slots,
                      const Heads& heads, u32 width) {
     const u32 token = blockIdx.x, item = blockIdx.y * blockDim.x + threadIdx.x, slot = slots[token];
     T* row = qkv + (u64)token * (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
-    const float* angles = table + (u64)positions[token] * heads.rotary_dim;
+    const float* angles = table + (u64)rows[token] * heads.rotary_dim;
     const u64 head_step = (u64)heads.block_size * heads.head_stride;
     const u64 start = slot / heads.block_size * heads.num_kv_heads * head_step + slot % heads.block_size * heads.head_stride;
     T* key = slot == NO_SLOT ? nullptr : keys + start;
@@ -127,12 +128,12 @@ DEVICE void do_token(T* qkv, T* keys, T* values, const float* table, const u32* 
 
 #define KERNELS(T)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(128)                                                                  \
-        rope_append_kv_##T(T* qkv, T* keys, T* values, const float* table, const u32* positions, const u32* slots,     \
+        rope_append_kv_##T(T* qkv, T* keys, T* values, const float* table, const u32* rows, const u32* slots,          \
             u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 rotary_dim, u32 block_size, u32 head_stride,            \
             u32 width, u32 lets_next) {                                                                                \
         let_next_begin_if(lets_next);                                                                                  \
         const Heads heads = {num_heads, num_kv_heads, head_dim, rotary_dim, block_size, head_stride};                  \
-        do_token(qkv, keys, values, table, positions, slots, heads, width);                                            \
+        do_token(qkv, keys, values, table, rows, slots, heads, width);                                                 \
     }                                                                                                                  \
     EXPORT_KERNEL(rope_append_kv_##T)
 KERNELS(bf16)

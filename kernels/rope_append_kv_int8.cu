@@ -6,7 +6,7 @@
 //
 // A warp has a head of q, k or v of a token; grid (num_tokens, heads / 4), 128 threads; no shared memory.
 //
-// Bounded by memory: 4 bytes an element of q, 5 of k, 3 of v, and the position's row of the table, which all heads read.
+// Bounded by memory: 4 bytes an element of q, 5 of k, 3 of v, and the token's row of the table, which all heads read.
 #include "lib/platform.h"
 #include "lib/rope.h"
 #include "lib/kv_int8.h"
@@ -56,12 +56,12 @@ DEVICE void append(u16* to, T* scale_to, const T* at, const Heads& heads) {
 }
 
 template <typename T>
-DEVICE void do_head(T* qkv, u8* keys, u8* values, const float* table, const u32* positions, const u32* slots, const Heads& heads) {
+DEVICE void do_head(T* qkv, u8* keys, u8* values, const float* table, const u32* rows, const u32* slots, const Heads& heads) {
     const u32 token = blockIdx.x, head = blockIdx.y * WARPS + threadIdx.x / 32, num_turning = heads.num_heads + heads.num_kv_heads;
     const u32 slot = slots[token];
     T* at = qkv + ((u64)token * (num_turning + heads.num_kv_heads) + head) * heads.head_dim;
     if (head < num_turning) {
-        turn(at, table + (u64)positions[token] * heads.rotary_dim, heads.rotary_dim / 2);
+        turn(at, table + (u64)rows[token] * heads.rotary_dim, heads.rotary_dim / 2);
         // What a lane brings to the cache others have turned.
         __syncwarp();
     } else {
@@ -77,12 +77,12 @@ DEVICE void do_head(T* qkv, u8* keys, u8* values, const float* table, const u32*
 
 #define KERNELS(T)                                                                                                     \
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
-        rope_append_kv_int8_##T(T* qkv, u8* keys, u8* values, const float* table, const u32* positions,                   \
+        rope_append_kv_int8_##T(T* qkv, u8* keys, u8* values, const float* table, const u32* rows,                        \
             const u32* slots, u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 rotary_dim, u32 block_size,           \
             u32 head_stride, u32 lets_next) {                                                                          \
         let_next_begin_if(lets_next);                                                                                  \
         const Heads heads = {num_heads, num_kv_heads, head_dim, rotary_dim, block_size, head_stride};                  \
-        do_head(qkv, keys, values, table, positions, slots, heads);                                                    \
+        do_head(qkv, keys, values, table, rows, slots, heads);                                                         \
     }                                                                                                                  \
     EXPORT_KERNEL(rope_append_kv_int8_##T)
 KERNELS(bf16)

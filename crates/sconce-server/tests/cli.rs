@@ -105,6 +105,12 @@ fn a_config_alone_is_inspected() {
     {
         assert!(stdout.contains(words), "{words}: {stdout}");
     }
+    let long = json!({"architectures": ["Phi3ForCausalLM"], "original_max_position_embeddings": 64,
+        "rope_scaling": {"type": "longrope", "short_factor": vec![1; 8], "long_factor": vec![2; 8], "attention_factor": 1.5}});
+    let (code, stdout, stderr) = inspect(long, &["--load-format", "dummy"]);
+    let scaling =
+        "theta 10000, longrope: one set of factors up to 64 tokens, another in longer sequences, attention by 1.5";
+    assert!(code == 0 && stdout.contains(scaling), "{stdout}{stderr}");
     let flags = ["--load-format", "dummy", "--device", "cuda", "--quantization", "fp8"];
     let (code, stdout, stderr) = inspect(json!({}), &flags);
     assert!(code == 0 && stdout.contains("F8_E4M3"), "{stdout}{stderr}");

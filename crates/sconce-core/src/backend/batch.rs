@@ -43,6 +43,8 @@ pub struct Batch {
     pub unread_tokens: Vec<UnreadToken>,
     /// [num_tokens]: their positions in their sequences.
     pub positions: Vec<u32>,
+    /// [num_tokens]: the rows of the RoPE table by which they turn.
+    pub rope_rows: Vec<u32>,
     /// [num_tokens]: where their keys and values go: block * block_size + offset.
     pub slot_mapping: Vec<u32>,
     /// [num_seqs].
@@ -66,6 +68,7 @@ impl Batch {
         self.token_ids.clear();
         self.unread_tokens.clear();
         self.positions.clear();
+        self.rope_rows.clear();
         self.slot_mapping.clear();
         self.sequences.clear();
         self.block_tables.clear();
@@ -109,13 +112,20 @@ impl Batch {
         self.unread_tokens.push(UnreadToken { row: self.num_tokens() - 1, logits_row });
     }
 
-    /// Adds tokens `start..end` of a sequence whose `blocks` reach to `end`; logits are wanted from `logits_from` on.
+    /// Has the tokens from row `first` on turn by rows of the RoPE table that are so many behind those of their positions.
+    pub fn shift_rope_rows(&mut self, first: usize, num_rows: usize) {
+        self.rope_rows[first..].iter_mut().for_each(|row| *row += num_rows as u32);
+    }
+
+    /// Adds tokens `start..end` of a sequence whose `blocks` reach to `end`; logits are wanted from `logits_from` on. They turn by the
+    /// rows of their positions.
     pub fn push(&mut self, tokens: &[u32], blocks: &[u32], start: usize, logits_from: usize, block_size: usize) {
         let (query_start, end) = (self.num_tokens(), start + tokens.len());
         let table_start = self.block_tables.len();
         self.token_ids.extend_from_slice(tokens);
         for pos in start..end {
             self.positions.push(pos as u32);
+            self.rope_rows.push(pos as u32);
             self.slot_mapping.push(blocks[pos / block_size] * block_size as u32 + (pos % block_size) as u32);
             if pos >= logits_from {
                 self.logit_rows.push((query_start + pos - start) as u32);

@@ -102,7 +102,7 @@ pub trait Backend: Send + Sized + 'static {
     type Vector: Send;
     /// Keys and values of all layers.
     type KvCache: Send;
-    /// Cosines and sines of all positions.
+    /// Cosines and sines of all positions, a row each.
     type Rope: Send;
     /// A step's [`Batch`], where the device reads it.
     type Batch: Send;
@@ -164,7 +164,8 @@ pub trait Backend: Send + Sized + 'static {
     }
     /// An empty cache.
     fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache>;
-    /// Cosines and sines of positions `0..max_len`.
+    /// Cosines and sines of positions `0..max_len`. Where short sequences turn by other angles than long ones, there are first as many
+    /// rows as a short one has tokens ([`RopeConfig::short_len`]), then those of long ones.
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<Self::Rope>;
     /// Room for a step's batch.
     fn batch(&self, config: &ModelConfig, limits: &StepLimits) -> Result<Self::Batch>;
@@ -218,7 +219,7 @@ pub trait Backend: Send + Sized + 'static {
         spec: &AttentionSpec,
         eps: f32,
     ) -> Result<()>;
-    /// Turns q and k in `qkv` by their positions, and writes k and v to the cache.
+    /// Turns q and k in `qkv` by their rows of `rope`, and writes k and v to the cache.
     fn rope_append_kv(
         &self,
         qkv: &mut Self::Buffer,

@@ -40,6 +40,23 @@ pub enum RopeScaling {
     },
     /// A divisor a frequency, as a GGUF's `rope_freqs.weight` stores it. Length: rotary_dim / 2.
     Factors(Vec<f32>),
+    /// Phi-3's `longrope`.
+    Long(LongRope),
+}
+
+/// `longrope` (Ding et al. 2024) as Phi-3 has it: two sets of divisors, one a frequency. A sequence of at most
+/// `original_max_position_embeddings` tokens turns by those of short sequences, a longer one by the others, either from its first
+/// token on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongRope {
+    /// Of short sequences. Length: rotary_dim / 2.
+    pub short_factors: Vec<f32>,
+    /// Of long ones. Length: rotary_dim / 2.
+    pub long_factors: Vec<f32>,
+    /// Tokens of a short sequence, at most.
+    pub original_max_position_embeddings: usize,
+    /// Multiplied to cosines and sines, of either.
+    pub attention_factor: f32,
 }
 
 /// Rotary position embedding.
@@ -51,6 +68,19 @@ pub struct RopeConfig {
     pub rotary_dim: usize,
     /// Stretching beyond the trained context.
     pub scaling: RopeScaling,
+}
+
+impl RopeConfig {
+    /// Tokens of a sequence, at most, that turns by other angles than a longer one does; `None`: all sequences of at most
+    /// `max_model_len` tokens turn alike.
+    pub fn short_len(&self, max_model_len: usize) -> Option<usize> {
+        match &self.scaling {
+            RopeScaling::Long(long) => {
+                Some(long.original_max_position_embeddings).filter(|&short_len| max_model_len > short_len)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The normalised description of a model. Lengths are in elements, contexts in tokens.

@@ -108,6 +108,7 @@ impl Running {
             max_num_seqs: sizes.max_num_seqs,
             max_prompt_logits: 3,
             window: None,
+            short_len: None,
         };
         let Sizes { num_blocks, .. } = sizes;
         let cache_config = CacheConfig { num_blocks, block_size: BLOCK_SIZE, has_prefix_cache: true };

@@ -19,6 +19,8 @@ pub(super) struct Compute<B: Backend> {
     /// Of each slot of the steps.
     pub(super) answers: [B::Answers; NUM_SLOTS],
     pub(super) backend: B,
+    /// The row of the RoPE table by which the first token of a long sequence turns.
+    pub(super) first_long_row: usize,
 }
 
 /// What is loaded, and how.
@@ -39,6 +41,7 @@ pub(super) struct Loaded<B: Backend> {
     batch: B::Batch,
     answers: [B::Answers; NUM_SLOTS],
     pub(super) backend: B,
+    first_long_row: usize,
     pub(super) footprint: Footprint,
     /// Of keys and values: no blocks yet.
     shape: KvCacheShape,
@@ -102,6 +105,7 @@ impl<B: Backend> Loaded<B> {
             batch,
             answers,
             backend,
+            first_long_row: model_config.rope.short_len(wanted_len).unwrap_or(0),
             footprint,
             shape,
             asked_len,
@@ -129,8 +133,8 @@ impl<B: Backend> Loaded<B> {
     /// The same with so many blocks of keys and values.
     pub(super) fn with_blocks(self, num_blocks: usize) -> Result<Compute<B>> {
         let kv = self.backend.kv_cache(self.kv_shape(num_blocks))?;
-        let Self { model, ws, batch, answers, backend, .. } = self;
-        Ok(Compute { model, ws, kv, batch, answers, backend })
+        let Self { model, ws, batch, answers, backend, first_long_row, .. } = self;
+        Ok(Compute { model, ws, kv, batch, answers, backend, first_long_row })
     }
 }
 

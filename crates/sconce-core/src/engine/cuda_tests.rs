@@ -3,7 +3,9 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
-use common::{prompt, write_tiny_model};
+use std::path::Path;
+
+use common::{ROPE_FACTORS, prompt, write_long_rope_model, write_tiny_model};
 
 use super::compute::{num_seqs, step_tokens};
 use super::load::Launch;
@@ -45,8 +47,18 @@ fn engine(order: Order, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
 
 /// With a draft model it is the model itself.
 fn start(order: Order, has_draft_model: bool, change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+    start_with(&|dir| write_tiny_model(dir), order, has_draft_model, change)
+}
+
+/// The same of the model that `write` writes.
+fn start_with(
+    write: &dyn Fn(&Path),
+    order: Order,
+    has_draft_model: bool,
+    change: impl Fn(&mut EngineConfig),
+) -> EngineHandle {
     let dir = tempfile::tempdir().unwrap();
-    write_tiny_model(dir.path());
+    write(dir.path());
     let mut config = EngineConfig {
         load_format: LoadFormat::Dummy,
         kv_cache_bytes: Some(256 * BLOCK_BYTES),
@@ -139,6 +151,26 @@ fn device_steps_give_each_request_what_it_gets_alone() {
         let num_preempted = check(order, &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES));
         assert!(num_preempted > 0, "the pool was meant to be too small");
     }
+}
+
+/// Sequences of more than 40 tokens turn otherwise than shorter ones, all of whose steps are read before.
+#[test]
+fn sequences_that_become_long_get_what_they_get_alone() {
+    let requests = requests();
+    let new = |order, has_draft_model, change: &dyn Fn(&mut EngineConfig)| {
+        start_with(&|dir| write_long_rope_model(dir, 40, ROPE_FACTORS), order, has_draft_model, change)
+    };
+    let lone = new(Order::ReadFirst, false, &|_| {});
+    let alone: Vec<_> =
+        requests.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
+    for order in orders_ahead() {
+        let small = new(order, false, &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES));
+        assert_eq!(run_together(&small, &requests), alone, "{order:?}");
+        assert!(EngineStatus::get(&small.status().num_steps_ahead) > 0, "{order:?}");
+    }
+    let drafted = new(Order::Ahead, true, &|config| config.num_speculative_tokens = 7);
+    assert_eq!(run_together(&drafted, &requests), alone);
+    assert!(EngineStatus::get(&drafted.status().num_accepted_tokens) > 0);
 }
 
 /// Pages with their scales are shared, copied, given up and found again as others are.

@@ -167,6 +167,9 @@ impl<B: Backend> DraftModel<B> {
                 let last = drafted.drafts.last().copied();
                 let last = last.expect("invariant: an open sequence has got a draft in the step before");
                 self.batch.push(&[last], seq.block_table.blocks(), pos, pos, scheduler.pool().block_size());
+                if scheduler.is_long(seq) {
+                    self.batch.shift_rope_rows(self.batch.num_tokens() - 1, self.compute.first_long_row);
+                }
                 drafted.row = self.batch.logit_rows.len() - 1;
             }
         }
@@ -194,7 +197,7 @@ impl<B: Backend> DraftModel<B> {
             if most == 0 || tokens.is_empty() || tokens.iter().any(|&token| token as usize >= self.vocab_size) {
                 continue;
             }
-            let (blocks, is_open) = (seq.block_table.blocks(), end == len);
+            let (blocks, is_open, first_token) = (seq.block_table.blocks(), end == len, self.batch.num_tokens());
             if tokens.len() <= MAX_SINGLE_TOKENS {
                 // Logits of each, as of decodes; the last are asked for.
                 for (pos, &token) in (start..).zip(tokens) {
@@ -202,6 +205,9 @@ impl<B: Backend> DraftModel<B> {
                 }
             } else {
                 self.batch.push(tokens, blocks, start, if is_open { end - 1 } else { end }, block_size);
+            }
+            if scheduler.is_long(seq) {
+                self.batch.shift_rope_rows(first_token, self.compute.first_long_row);
             }
             num_left -= tokens.len();
             self.count_computed(pool, seq, start..end);
@@ -215,7 +221,7 @@ impl<B: Backend> DraftModel<B> {
     fn step(&mut self, requests: &mut BTreeMap<GroupId, RunningRequest>) -> Result<()> {
         self.batch.find_shared_prefixes();
         let wants_logits = !self.batch.logit_rows.is_empty();
-        let Compute { backend, model, ws, kv, batch, answers: [answers, _] } = &mut self.compute;
+        let Compute { backend, model, ws, kv, batch, answers: [answers, _], .. } = &mut self.compute;
         backend.upload(batch, &self.batch)?;
         let mut step = Step { backend, ws, kv, batch };
         backend.run(batch, &mut || model.forward(&mut step, wants_logits))?;

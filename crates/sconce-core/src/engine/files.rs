@@ -59,11 +59,7 @@ impl ModelFiles {
 
     fn open_gguf(path: &Path) -> Result<Self> {
         let file = GgufFile::open(path)?;
-        if file.contains("rope_factors_long.weight") {
-            let message = "long-rope scaling is not supported, and without it the model's answers would be wrong";
-            return Err(Error::tensor(path, "rope_factors_long.weight", message));
-        }
-        let raw = RawConfig::from_gguf(file.metadata(), |name| file.contains(name))?;
+        let raw = RawConfig::from_gguf(&file)?;
         let mut config = parse_config(&raw)?;
         let store = WeightStore::open_gguf(file, &config)?;
         if store.contains("rope_freqs.weight") {

@@ -250,6 +250,7 @@ impl Launch<'_> {
             max_num_seqs: sizes.max_num_seqs,
             max_prompt_logits: MAX_PROMPT_LOGITS,
             window,
+            short_len: info.config.rope.short_len(info.max_model_len),
         };
         let cache_config = CacheConfig {
             num_blocks: info.num_kv_blocks,

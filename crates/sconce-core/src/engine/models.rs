@@ -95,11 +95,15 @@ impl<B: Backend> Models<B> {
         progress: &dyn Progress,
     ) -> Result<(Self, Sizes)> {
         let vocab_size = opened.files.config.vocab_size;
+        let short_len = opened.files.config.rope.short_len(usize::MAX);
         let loaded = target.load(opened, sizes.map(|sizes| sizes.max_model_len), drafting_rows, progress)?;
         let load_draft = |(part, opened): (&Part<B>, Opened<B>)| {
             let config = &opened.files.config;
             let (len, common) = (config.max_position_embeddings, config.vocab_size.min(vocab_size));
             let len = len.min(loaded.wanted_len);
+            // Sequences are long where the model's are: where its own are elsewhere, the draft model has short ones alone.
+            let own_short_len = config.rope.short_len(len);
+            let len = own_short_len.filter(|_| own_short_len != short_len).unwrap_or(len);
             Ok::<_, Error>((part.load(opened, Some(len), drafting_rows, progress)?, common))
         };
         let draft = draft.map(load_draft).transpose()?;

@@ -104,7 +104,7 @@ impl<B: Backend> Engine<B> {
             let error = Error::internal("nothing could be scheduled though requests wait");
             return before.map_or(Err(error), |_| Ok(None));
         }
-        fill_batch(batch, plan, scheduler);
+        fill_batch(batch, plan, scheduler, target.first_long_row);
         let wants_logits = !batch.logit_rows.is_empty();
         let Compute { backend, model, ws, kv, batch: device_batch, .. } = target;
         backend.copy_blocks(kv, &plan.copies)?;
@@ -224,6 +224,10 @@ impl State {
                 continue;
             }
             match requests[&chunk.group].after_step(pos) {
+                // It loses its blocks by that token.
+                AfterStep::GoesOn if scheduler.becomes_long(&scheduler.group(chunk.group).sequences[chunk.index]) => {
+                    return false;
+                }
                 AfterStep::GoesOn => unread.push((chunk.group, chunk.index, row)),
                 AfterStep::Nothing => {}
                 AfterStep::Waits => return false,
@@ -262,16 +266,19 @@ fn grow(scheduler: &mut Scheduler, id: GroupId, growth: &Growth) {
     }
 }
 
-fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler) {
+fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler, first_long_row: usize) {
     batch.clear();
     for chunk in &plan.chunks {
         let seq = &scheduler.group(chunk.group).sequences[chunk.index];
         let (tokens, blocks) = (&seq.token_ids[chunk.start..chunk.end_of_own()], seq.block_table.blocks());
-        let block_size = scheduler.pool().block_size();
+        let (block_size, first_token) = (scheduler.pool().block_size(), batch.num_tokens());
         batch.push(tokens, blocks, chunk.start, chunk.logits_from, block_size);
         // Each a sequence of its own, with the same blocks: so they are attended as decodes are.
         for (pos, &draft) in (chunk.end_of_own()..).zip(&seq.drafts[..chunk.num_drafts]) {
             batch.push(&[draft], blocks, pos, pos, block_size);
+        }
+        if scheduler.is_long(seq) {
+            batch.shift_rope_rows(first_token, first_long_row);
         }
         if let Some(row) = seq.unread_row {
             batch.set_last_unread(row);

@@ -122,6 +122,7 @@ pub(super) fn compute<B: Backend>(
         answers: [(); 2].map(|()| backend.answers().unwrap()),
         backend,
         model,
+        first_long_row: 0,
     }
 }
 
@@ -146,8 +147,13 @@ fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
 pub(super) type Reload<B> = Box<dyn Fn() -> Result<Compute<B>> + Send>;
 
 fn start_small<B: Backend>(compute: Compute<B>, reload: Reload<B>) -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
-    let scheduler_config =
-        SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1, window: None };
+    let scheduler_config = SchedulerConfig {
+        max_num_batched_tokens: 16,
+        max_num_seqs: 4,
+        max_prompt_logits: 1,
+        window: None,
+        short_len: None,
+    };
     let cache_config = CacheConfig { num_blocks: NUM_BLOCKS, block_size: BLOCK_SIZE, has_prefix_cache: true };
     let limits = Limits { eos_token_ids: vec![], max_model_len: 64 };
     start_with(compute, reload, limits, State::new(scheduler_config, cache_config))

@@ -114,12 +114,12 @@ impl BlockPool {
         self.ref_counts[id as usize] > 1
     }
 
-    /// The cached blocks that hold the first of `tokens`, as many as there are and as `tokens` fill. Nobody holds them
-    /// for that: take them with [`BlockTable::of_cached`](super::BlockTable::of_cached) before the next allocation.
-    pub fn find_prefix(&mut self, tokens: &[u32]) -> Vec<CachedBlock> {
+    /// The cached blocks that hold the first of `tokens` after `root`, which is no token, as many as there are and as `tokens` fill.
+    /// Nobody holds them for that: take them with [`BlockTable::of_cached`](super::BlockTable::of_cached) before the next allocation.
+    pub fn find_prefix(&mut self, root: PrefixId, tokens: &[u32]) -> Vec<CachedBlock> {
         let mut found = Vec::new();
         if let Some(cache) = &mut self.cache {
-            let mut before = PrefixId::EMPTY;
+            let mut before = root;
             for tokens in tokens.chunks_exact(self.block_size) {
                 let Some(cached) = cache.find(before, tokens) else { break };
                 before = cached.prefix;

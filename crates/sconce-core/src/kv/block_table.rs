@@ -75,15 +75,15 @@ impl BlockTable {
         Self { blocks, num_released: 0, prefixes: found.iter().map(|cached| cached.prefix).collect() }
     }
 
-    /// Lets the full blocks of `computed`, the tokens whose keys and values are written, be found by others. Does
-    /// nothing without a prefix cache.
-    pub fn cache_full_blocks(&mut self, pool: &mut BlockPool, computed: &[u32]) {
+    /// Lets the full blocks of `computed`, the tokens whose keys and values are written, be found by others after `root`, which is no
+    /// token and the same for as long as the table holds blocks. Does nothing without a prefix cache.
+    pub fn cache_full_blocks(&mut self, pool: &mut BlockPool, root: PrefixId, computed: &[u32]) {
         if !pool.has_prefix_cache() {
             return;
         }
         let block_size = pool.block_size();
         for (idx, tokens) in computed.chunks_exact(block_size).enumerate().skip(self.prefixes.len()) {
-            let before = self.prefixes.last().copied().unwrap_or(PrefixId::EMPTY);
+            let before = self.prefixes.last().copied().unwrap_or(root);
             self.prefixes.push(pool.cache_block(before, tokens, self.blocks[idx]));
         }
     }
@@ -178,9 +178,9 @@ mod tests {
         let mut pool = BlockPool::new(6, 4).with_prefix_cache();
         let mut a = BlockTable::default();
         check_reserve(&mut a, &mut pool, 0, 11);
-        a.cache_full_blocks(&mut pool, &tokens[..11]);
+        a.cache_full_blocks(&mut pool, PrefixId::EMPTY, &tokens[..11]);
         let found = |pool: &mut BlockPool, tokens: &[u32]| {
-            pool.find_prefix(tokens).iter().map(|cached| cached.block).collect::<Vec<_>>()
+            pool.find_prefix(PrefixId::EMPTY, tokens).iter().map(|cached| cached.block).collect::<Vec<_>>()
         };
         assert_eq!(found(&mut pool, &tokens), a.blocks()[..2], "the third is not full");
         assert_eq!(found(&mut pool, &tokens[..7]), a.blocks()[..1]);
@@ -190,7 +190,7 @@ mod tests {
         assert_eq!((pool.num_used(), found(&mut pool, &tokens)), (0, blocks[..2].to_vec()));
 
         // Held by one who found it, and by two.
-        let cached = pool.find_prefix(&tokens);
+        let cached = pool.find_prefix(PrefixId::EMPTY, &tokens);
         let mut b = BlockTable::of_cached(&mut pool, &cached);
         assert_eq!((pool.num_used(), b.blocks()), (2, &blocks[..2]));
         let mut c = BlockTable::of_cached(&mut pool, &cached[..1]);
@@ -217,15 +217,34 @@ mod tests {
         let (mut a, mut b) = (BlockTable::default(), BlockTable::default());
         for table in [&mut a, &mut b] {
             check_reserve(table, &mut pool, 0, 8);
-            table.cache_full_blocks(&mut pool, &tokens[..4]);
+            table.cache_full_blocks(&mut pool, PrefixId::EMPTY, &tokens[..4]);
         }
         // The chain goes on after either.
-        b.cache_full_blocks(&mut pool, &tokens);
-        let found = pool.find_prefix(&tokens);
+        b.cache_full_blocks(&mut pool, PrefixId::EMPTY, &tokens);
+        let found = pool.find_prefix(PrefixId::EMPTY, &tokens);
         assert_eq!([found[0].block, found[1].block], [a.blocks()[0], b.blocks()[1]]);
         a.release(&mut pool);
         b.release(&mut pool);
-        assert_eq!((pool.num_used(), pool.find_prefix(&tokens).len()), (0, 2));
+        assert_eq!((pool.num_used(), pool.find_prefix(PrefixId::EMPTY, &tokens).len()), (0, 2));
+    }
+
+    #[test]
+    fn what_follows_one_root_is_not_found_after_another() {
+        let tokens: Vec<u32> = (0..8).collect();
+        let mut pool = BlockPool::new(8, 4).with_prefix_cache();
+        let mut tables = [BlockTable::default(), BlockTable::default()];
+        let roots = [PrefixId::EMPTY, PrefixId::EMPTY_LONG];
+        for (table, root) in tables.iter_mut().zip(roots) {
+            assert!(pool.find_prefix(root, &tokens).is_empty());
+            check_reserve(table, &mut pool, 0, 8);
+            table.cache_full_blocks(&mut pool, root, &tokens[..4]);
+            table.cache_full_blocks(&mut pool, root, &tokens);
+        }
+        for (table, root) in tables.iter_mut().zip(roots) {
+            let found: Vec<_> = pool.find_prefix(root, &tokens).iter().map(|cached| cached.block).collect();
+            assert_eq!(found, table.blocks());
+            table.release(&mut pool);
+        }
     }
 
     #[test]

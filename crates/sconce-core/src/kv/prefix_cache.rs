@@ -13,6 +13,8 @@ pub struct PrefixId(u64);
 impl PrefixId {
     /// No tokens.
     pub const EMPTY: Self = Self(0);
+    /// No tokens of a sequence whose keys and values are other ones than those that the same tokens have behind [`PrefixId::EMPTY`].
+    pub const EMPTY_LONG: Self = Self(u64::MAX);
 }
 
 /// A block that was found.

@@ -2,7 +2,7 @@
 
 use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
 use crate::backend::{AttentionSpec, Backend};
-use crate::config::{Activation, ModelConfig, RopeConfig};
+use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Result;
 
 /// A loaded model.
@@ -30,11 +30,12 @@ pub(super) struct Layer<B: Backend> {
 
 /// The config of a model of this shape.
 pub(super) fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
-    parse_config_with(raw, raw.length("hidden_size")? / raw.length("num_attention_heads")?)
+    let head_dim = raw.length("hidden_size")? / raw.length("num_attention_heads")?;
+    parse_config_with(raw, head_dim, raw.rope_scaling()?)
 }
 
-/// The same, with the width of a head where the config says nothing of it.
-pub(super) fn parse_config_with(raw: &RawConfig, head_dim: usize) -> Result<ModelConfig> {
+/// The same, with the width of a head where the config says nothing of it, and with how RoPE is scaled.
+pub(super) fn parse_config_with(raw: &RawConfig, head_dim: usize, scaling: RopeScaling) -> Result<ModelConfig> {
     let (hidden_size, num_attention_heads) = (raw.length("hidden_size")?, raw.length("num_attention_heads")?);
     let head_dim = raw.opt_length("head_dim")?.unwrap_or(head_dim);
     let num_hidden_layers = raw.num_layers()?;
@@ -50,7 +51,7 @@ pub(super) fn parse_config_with(raw: &RawConfig, head_dim: usize) -> Result<Mode
         vocab_size: raw.length("vocab_size")?,
         max_position_embeddings: raw.opt_length("max_position_embeddings")?.unwrap_or(2048),
         norm_eps: raw.opt_float("rms_norm_eps")?.unwrap_or(1e-6),
-        rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling: raw.rope_scaling()? },
+        rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling },
         local_rope: None,
         qk_norm: false,
         tie_word_embeddings: raw.bool_or("tie_word_embeddings", false)?,

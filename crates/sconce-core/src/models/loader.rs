@@ -72,7 +72,7 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.vector(&data)
     }
 
-    /// Cosines and sines of the model's positions.
+    /// Cosines and sines by which the model's tokens turn.
     pub fn rope(&self) -> Result<B::Rope> {
         self.backend.rope(&self.config.rope, self.max_model_len)
     }

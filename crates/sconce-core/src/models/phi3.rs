@@ -1,11 +1,11 @@
-//! `Phi3ForCausalLM`: Phi-3 and Phi-3.5 mini and medium (Hugging Face's `modeling_phi3.py`). A Llama whose q, k, v and
-//! whose gate, up are stored as one matrix each, with a sliding window. The long-context variants' `longrope` scaling
-//! is refused by the config.
+//! `Phi3ForCausalLM`: Phi-3 and Phi-3.5 mini and medium, Phi-4 and Phi-4 mini (Hugging Face's `modeling_phi3.py`). A Llama whose
+//! q, k, v and whose gate, up are stored as one matrix each, with a sliding window. Of a head a part may turn, and by other angles in
+//! sequences beyond the original context (`longrope`): these are computed anew there, as transformers does.
 
 use super::llama::{self, Llama};
 use super::{Architecture, Bias, Loader, RawConfig};
 use crate::backend::Backend;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::error::Result;
 
 /// The architecture.
@@ -17,7 +17,8 @@ impl<B: Backend> Architecture<B> for Phi3 {
     const GGUF_NAME: Option<&'static str> = Some("phi3");
 
     fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
-        let mut config = llama::parse_config(raw)?;
+        let head_dim = raw.length("hidden_size")? / raw.length("num_attention_heads")?;
+        let mut config = llama::parse_config_with(raw, head_dim, RopeScaling::Default)?;
         if !raw.contains("max_position_embeddings") {
             config.max_position_embeddings = 4096;
         }
@@ -25,6 +26,10 @@ impl<B: Backend> Architecture<B> for Phi3 {
             config.norm_eps = 1e-5;
         }
         config.rope.rotary_dim = raw.rotary_dim(config.head_dim, 1.0)?;
+        config.rope.scaling = match raw.long_rope(config.rope.rotary_dim, config.max_position_embeddings)? {
+            Some(long) => RopeScaling::Long(long),
+            None => raw.rope_scaling()?,
+        };
         config.sliding_window.fill(raw.opt_length("sliding_window")?);
         Ok(config)
     }

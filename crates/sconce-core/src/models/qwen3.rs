@@ -19,7 +19,7 @@ impl<B: Backend> Architecture<B> for Qwen3 {
     const GGUF_NAME: Option<&'static str> = Some("qwen3");
 
     fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
-        let config = qwen2::with_defaults(raw, llama::parse_config_with(raw, HEAD_DIM)?)?;
+        let config = qwen2::with_defaults(raw, llama::parse_config_with(raw, HEAD_DIM, raw.rope_scaling()?)?)?;
         Ok(ModelConfig { qk_norm: true, ..config })
     }
 

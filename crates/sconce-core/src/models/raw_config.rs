@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{Activation, RopeScaling};
+use crate::config::{Activation, LongRope, RopeScaling};
 use crate::error::{Error, Result};
-use crate::weights::{GgufMetadata, GgufValue};
+use crate::weights::{GgufFile, GgufValue};
 
 /// GGUF keys (after the architecture's name and a dot) and the config.json keys that they stand for.
 const GGUF_KEYS: &[(&str, &str)] = &[
@@ -25,11 +25,14 @@ const GGUF_KEYS: &[(&str, &str)] = &[
     ("rope.dimension_count", "rotary_dim"),
     ("rope.freq_base", "rope_theta"),
     ("rope.freq_base_swa", "rope_local_base_freq"),
+    ("rope.scaling.original_context_length", "original_max_position_embeddings"),
     ("vocab_size", "vocab_size"),
 ];
 
 /// More layers than any model has: what is said of each takes memory before a tensor is looked for.
 const MAX_LAYERS: usize = 4096;
+/// More frequencies than any head has, likewise.
+const MAX_FREQUENCIES: usize = 4096;
 
 /// config.json, or a GGUF's metadata under config.json's keys. Getters name the file and the key in their errors.
 #[derive(Debug, Clone)]
@@ -56,8 +59,9 @@ impl RawConfig {
         Ok(Self { path, values })
     }
 
-    /// Translates a GGUF's metadata. What it does not say is told by which tensors there are: `has` says whether one is there.
-    pub fn from_gguf(metadata: &GgufMetadata, has: impl Fn(&str) -> bool) -> Result<Self> {
+    /// Translates a GGUF's metadata. What it does not say is told by which tensors there are, and by those of `longrope`.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self> {
+        let (metadata, has) = (file.metadata(), |name: &str| file.contains(name));
         let arch = metadata.string("general.architecture")?.ok_or_else(|| metadata.missing("general.architecture"))?;
         let mut values = Map::new();
         values.insert("architectures".into(), json!([arch]));
@@ -86,7 +90,13 @@ impl RawConfig {
             Some(factor) => Some(factor),
             None => metadata.float(&format!("{arch}.rope.scale_linear"))?,
         };
-        if kind != "none" && (kind != "linear" || factor.is_some_and(|factor| factor != 0.0)) {
+        if let Some(long_factor) = frequency_factors(file, "rope_factors_long.weight")? {
+            let short_factor = frequency_factors(file, "rope_factors_short.weight")?;
+            let attention_factor = metadata.float(&format!("{arch}.rope.scaling.attn_factor"))?;
+            let scaling = json!({"rope_type": "longrope", "factor": factor, "short_factor": short_factor,
+                                 "long_factor": long_factor, "attention_factor": attention_factor});
+            values.insert("rope_scaling".into(), scaling);
+        } else if kind != "none" && (kind != "linear" || factor.is_some_and(|factor| factor != 0.0)) {
             values.insert("rope_scaling".into(), json!({"rope_type": kind, "factor": factor}));
         }
         if let Some(bos) = metadata.uint("tokenizer.ggml.bos_token_id")? {
@@ -233,15 +243,14 @@ impl RawConfig {
         theta.filter(|t| *t > 0.0).ok_or_else(|| self.error("rope_theta", "expected a positive number"))
     }
 
-    /// `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
+    /// `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5), but for `longrope`.
     pub fn rope_scaling(&self) -> Result<RopeScaling> {
         let Some(object) = self.rope_parameters() else { return Ok(RopeScaling::Default) };
         let number = |key: &str| {
-            let found = object.get(key).and_then(Value::as_f64).filter(|v| *v > 0.0);
-            found.ok_or_else(|| self.error("rope_scaling", format!("{key}: expected a positive number")))
+            let missing = || self.error("rope_scaling", format!("{key}: expected a positive number"));
+            self.rope_number(object, key)?.ok_or_else(missing)
         };
-        let kind = object.get("rope_type").or_else(|| object.get("type")).and_then(Value::as_str);
-        match kind.unwrap_or("default") {
+        match rope_type(object) {
             "default" => Ok(RopeScaling::Default),
             "linear" => Ok(RopeScaling::Linear { factor: number("factor")? as f32 }),
             "llama3" => Ok(RopeScaling::Llama3 {
@@ -252,6 +261,55 @@ impl RawConfig {
             }),
             other => Err(self.error("rope_scaling", format!("rope_type {other:?} is not supported"))),
         }
+    }
+
+    /// `longrope`, `su` in older files, whose sequences have at most `max_len` tokens; `None`: RoPE is scaled in another way.
+    pub fn long_rope(&self, rotary_dim: usize, max_len: usize) -> Result<Option<LongRope>> {
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        let is_long = |object: &&Map<String, Value>| matches!(rope_type(object), "longrope" | "su");
+        let Some(object) = self.rope_parameters().filter(is_long) else { return Ok(None) };
+        // Beside `rope_scaling` is where Phi-3 has it.
+        let original = match self.opt_length(ORIGINAL)? {
+            Some(len) => len,
+            None => {
+                let inside = self.rope_number(object, ORIGINAL)?;
+                inside.ok_or_else(|| self.error(ORIGINAL, "is missing, and rope_scaling is longrope"))? as usize
+            }
+        };
+        let ratio = self.rope_number(object, "factor")?.unwrap_or(max_len as f64 / original as f64);
+        let attention_factor = match self.rope_number(object, "attention_factor")? {
+            Some(factor) => factor,
+            None if ratio <= 1.0 => 1.0,
+            None => (1.0 + ratio.ln() / (original as f64).ln()).sqrt(),
+        };
+        if !attention_factor.is_finite() {
+            return Err(self.error(ORIGINAL, format!("expected at least 2, found {original}")));
+        }
+        Ok(Some(LongRope {
+            short_factors: self.rope_factors(object, "short_factor", rotary_dim / 2)?,
+            long_factors: self.rope_factors(object, "long_factor", rotary_dim / 2)?,
+            original_max_position_embeddings: original,
+            attention_factor: attention_factor as f32,
+        }))
+    }
+
+    /// A positive number of `rope_scaling`, which may be absent or null.
+    fn rope_number(&self, object: &Map<String, Value>, key: &str) -> Result<Option<f64>> {
+        let Some(value) = object.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
+        let found = || self.error("rope_scaling", format!("{key}: expected a positive number, found {value}"));
+        value.as_f64().filter(|v| *v > 0.0).map(Some).ok_or_else(found)
+    }
+
+    /// Positive numbers of `rope_scaling`.
+    fn rope_factors(&self, object: &Map<String, Value>, key: &str, len: usize) -> Result<Vec<f32>> {
+        let error = |found: &str| {
+            self.error("rope_scaling", format!("{key}: expected a list of {len} positive numbers, found {found}"))
+        };
+        let list = object.get(key).and_then(Value::as_array).ok_or_else(|| error("none"))?;
+        let number = |value: &Value| value.as_f64().map(|v| v as f32).filter(|v| *v > 0.0 && v.is_finite());
+        let factors: Vec<f32> = list.iter().filter_map(number).collect();
+        let are_all = factors.len() == len && list.len() == len;
+        if are_all { Ok(factors) } else { Err(error(&format!("{} in a list of {}", factors.len(), list.len()))) }
     }
 
     fn rope_parameters(&self) -> Option<&Map<String, Value>> {
@@ -289,6 +347,23 @@ impl RawConfig {
     pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|v| !v.is_null())
     }
+}
+
+/// How RoPE is scaled, by either key.
+fn rope_type(object: &Map<String, Value>) -> &str {
+    let kind = object.get("rope_type").or_else(|| object.get("type")).and_then(Value::as_str);
+    kind.unwrap_or("default")
+}
+
+/// A GGUF's divisors of frequencies, where it has a tensor of this name.
+fn frequency_factors(file: &GgufFile, name: &str) -> Result<Option<Vec<f32>>> {
+    let Some(tensor) = file.tensor(name) else { return Ok(None) };
+    let len: usize = tensor.shape.iter().product();
+    if len > MAX_FREQUENCIES {
+        let message = format!("expected at most {MAX_FREQUENCIES} elements, found {len}");
+        return Err(Error::tensor(file.path(), name, message));
+    }
+    Ok(Some(tensor.to_f32()))
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {

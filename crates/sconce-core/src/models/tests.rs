@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::{RawConfig, find};
 use crate::backend::cpu::CpuBackend;
-use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling};
+use crate::config::{Activation, LongRope, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Result;
 use crate::weights::gguf_writer::GgufWriter;
-use crate::weights::{GgufFile, GgufValue};
+use crate::weights::{Dtype, GgufFile, GgufValue};
 
 /// A config of the architecture with the required keys, and `changes` over it; a change to "absent" removes the key.
 fn parse(architecture: &str, changes: Value) -> Result<ModelConfig> {
@@ -152,14 +152,112 @@ fn errors_name_the_key() {
     check_error("LlamaForCausalLM", json!({"eos_token_id": [-1]}), &["eos_token_id"]);
     let narrow = parse("LlamaForCausalLM", json!({"hidden_size": 2})).unwrap();
     assert!(narrow.validate("config.json".as_ref()).unwrap_err().to_string().contains("head_dim"));
-    check_error("Phi3ForCausalLM", json!({"rope_scaling": {"type": "longrope"}}), &["rope_scaling", "longrope"]);
     check_error("PhiForCausalLM", json!({"qk_layernorm": true}), &["qk_layernorm"]);
     check_error("PhiForCausalLM", json!({"partial_rotary_factor": 1.5}), &["partial_rotary_factor"]);
     check_error("Gemma2ForCausalLM", json!({"layer_types": ["full_attention"]}), &["layer_types"]);
 }
 
-/// What a GGUF's metadata says, with tensors of these names beside it.
-fn gguf(architecture: &str, values: &[(&str, GgufValue)], tensors: &[&str]) -> Result<ModelConfig> {
+/// A Phi-3 with heads of 16 dimensions, of which 12 turn, and `changes` to its `rope_scaling`; a change to null is as if it were absent.
+fn long_phi3(changes: Value, beside: Value) -> Value {
+    let mut scaling =
+        json!({"type": "longrope", "short_factor": [1, 1.5, 2, 2.5, 3, 3.5], "long_factor": [1, 2, 4, 8, 16, 32]});
+    for (key, value) in changes.as_object().unwrap() {
+        scaling[key] = value.clone();
+    }
+    let mut config = json!({"partial_rotary_factor": 0.75, "max_position_embeddings": 1024,
+                            "original_max_position_embeddings": 64, "rope_scaling": scaling});
+    for (key, value) in beside.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    config
+}
+
+#[test]
+fn longrope_is_read_where_either_generation_has_it() {
+    let long = |changes, beside| match parse("Phi3ForCausalLM", long_phi3(changes, beside)).unwrap().rope.scaling {
+        RopeScaling::Long(long) => long,
+        other => panic!("{other:?}"),
+    };
+    let expected = LongRope {
+        short_factors: vec![1.0, 1.5, 2.0, 2.5, 3.0, 3.5],
+        long_factors: vec![1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+        original_max_position_embeddings: 64,
+        // sqrt(1 + ln(1024 / 64) / ln(64)).
+        attention_factor: (1.0_f64 + 4.0 / 6.0).sqrt() as f32,
+    };
+    assert_eq!(long(json!({}), json!({})), expected);
+    assert_eq!(long(json!({"type": null, "rope_type": "su"}), json!({})), expected);
+    let inside = json!({"original_max_position_embeddings": 64});
+    assert_eq!(long(inside.clone(), json!({"original_max_position_embeddings": null})), expected);
+    // What stands beside goes first, as transformers has it.
+    assert_eq!(long(json!({"original_max_position_embeddings": 32}), json!({})), expected);
+    let mut parameters = long_phi3(inside, json!({}))["rope_scaling"].clone();
+    (parameters["rope_theta"], parameters["partial_rotary_factor"]) = (json!(1e4), json!(0.75));
+    let new = json!({"rope_parameters": parameters, "rope_scaling": null, "partial_rotary_factor": null});
+    assert_eq!(long(json!({}), new), expected);
+
+    let factor = |changes, beside| long(changes, beside).attention_factor;
+    assert_eq!(factor(json!({"factor": 8}), json!({})), 1.5_f32.sqrt());
+    assert_eq!(factor(json!({"attention_factor": 1.25, "factor": 8}), json!({})), 1.25);
+    assert_eq!(factor(json!({}), json!({"max_position_embeddings": 64})), 1.0);
+    let plain = json!({"rope_scaling": null, "original_max_position_embeddings": 64});
+    assert_eq!(parse("Phi3ForCausalLM", plain).unwrap().rope.scaling, RopeScaling::Default);
+}
+
+#[test]
+fn errors_of_longrope_name_the_key() {
+    let check = |changes, beside, words: &[&str]| check_error("Phi3ForCausalLM", long_phi3(changes, beside), words);
+    let factors = "rope_scaling: short_factor: expected a list of 6 positive numbers";
+    check(json!({"short_factor": [1, 1, 1, 1, 1]}), json!({}), &[factors, "found 5 in a list of 5"]);
+    check(json!({"short_factor": [1, 1, 1, 1, 1, 0]}), json!({}), &[factors, "found 5 in a list of 6"]);
+    check(json!({"short_factor": [1, 1, 1, 1, 1, 1, "1"]}), json!({}), &[factors, "found 6 in a list of 7"]);
+    check(json!({"short_factor": null}), json!({}), &[factors, "found none"]);
+    check(json!({"long_factor": 1}), json!({}), &["rope_scaling: long_factor", "found none"]);
+    check(json!({}), json!({"partial_rotary_factor": 1.0}), &["short_factor", "list of 8", "found 6"]);
+    check(json!({"attention_factor": -1}), json!({}), &["rope_scaling: attention_factor", "found -1"]);
+    check(json!({"factor": "8"}), json!({}), &["rope_scaling: factor", "found \"8\""]);
+    let original = "original_max_position_embeddings";
+    check(json!({}), json!({"original_max_position_embeddings": null}), &[original, "missing"]);
+    check(json!({}), json!({"original_max_position_embeddings": 0}), &[original, "found 0"]);
+    check(json!({}), json!({"original_max_position_embeddings": 1}), &[original, "at least 2"]);
+    check(json!({original: -1}), json!({original: null}), &[original, "found -1"]);
+    // Other models' sequences would not be computed anew by transformers.
+    check_error("LlamaForCausalLM", long_phi3(json!({}), json!({})), &["rope_scaling", "longrope", "not supported"]);
+}
+
+#[test]
+fn a_gguf_has_the_factors_of_longrope_as_tensors() {
+    let (long, short) = ("rope_factors_long.weight", "rope_factors_short.weight");
+    let values = [
+        ("context_length", GgufValue::Int(1024)),
+        ("rope.dimension_count", GgufValue::Int(12)),
+        ("rope.scaling.original_context_length", GgufValue::Int(64)),
+        ("rope.scaling.attn_factor", GgufValue::Float(1.25)),
+    ];
+    let six = [1.0, 1.5, 2.0, 2.5, 3.0, 3.5];
+    let scaling = |values: &[_], tensors: &[_]| gguf("phi3", values, tensors).map(|config| config.rope.scaling);
+    let RopeScaling::Long(found) = scaling(&values, &[(short, &six), (long, &[2.0; 6])]).unwrap() else {
+        panic!("the factors were not read");
+    };
+    assert_eq!((found.original_max_position_embeddings, found.attention_factor), (64, 1.25));
+    assert_eq!((found.short_factors, found.long_factors), (six.to_vec(), vec![2.0; 6]));
+    assert_eq!(scaling(&values, &[]).unwrap(), RopeScaling::Default);
+    let without_factor = scaling(&values[..3], &[(short, &six), (long, &six)]).unwrap();
+    assert!(matches!(without_factor, RopeScaling::Long(long) if (long.attention_factor - 1.29099).abs() < 1e-5));
+
+    let error = |values: &[_], tensors: &[_]| scaling(values, tensors).unwrap_err().to_string();
+    assert!(error(&values, &[(long, &six)]).contains("short_factor"));
+    assert!(error(&values, &[(short, &six), (long, &[1.0; 5])]).contains("long_factor"));
+    assert!(error(&values, &[(short, &six), (long, &[f32::NAN; 6])]).contains("long_factor"));
+    assert!(error(&values[..2], &[(short, &six), (long, &six)]).contains("original_max_position_embeddings"));
+    let many = error(&values, &[(short, &six), (long, &[1.0; 5000])]);
+    assert!(many.contains("rope_factors_long.weight") && many.contains("5000"), "{many}");
+    let llama = gguf("llama", &values, &[(short, &six), (long, &six)]).unwrap_err().to_string();
+    assert!(llama.contains("longrope"), "{llama}");
+}
+
+/// What a GGUF's metadata says, with tensors of these names and elements beside it.
+fn gguf(architecture: &str, values: &[(&str, GgufValue)], tensors: &[(&str, &[f32])]) -> Result<ModelConfig> {
     let int = |key: &str, value| (key.to_owned(), GgufValue::Int(value));
     let required = [("block_count", 2), ("embedding_length", 64), ("feed_forward_length", 96), ("vocab_size", 100)];
     let mut writer = GgufWriter::new();
@@ -169,18 +267,21 @@ fn gguf(architecture: &str, values: &[(&str, GgufValue)], tensors: &[&str]) -> R
     for (key, value) in required.chain(given) {
         writer.set(&format!("{architecture}.{key}"), &value);
     }
+    for &(name, elements) in tensors {
+        writer.tensor(name, Dtype::F32, &[elements.len()], bytemuck::cast_slice(elements));
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     writer.write(&path).unwrap();
-    let raw = RawConfig::from_gguf(GgufFile::open(&path).unwrap().metadata(), |name| tensors.contains(&name))?;
+    let raw = RawConfig::from_gguf(&GgufFile::open(&path).unwrap())?;
     (find::<CpuBackend>(&raw)?.parse_config)(&raw)
 }
 
 #[test]
 fn a_gguf_tells_by_its_tensors_what_its_metadata_does_not() {
-    let plain = gguf("llama", &[], &["output.weight"]).unwrap();
+    let plain = gguf("llama", &[], &[("output.weight", &[0.0])]).unwrap();
     assert!(!plain.tie_word_embeddings && !plain.attention_bias && !plain.mlp_bias);
-    let biased = gguf("llama", &[], &["blk.0.attn_k.bias", "blk.0.ffn_down.bias"]).unwrap();
+    let biased = gguf("llama", &[], &[("blk.0.attn_k.bias", &[0.0]), ("blk.0.ffn_down.bias", &[0.0])]).unwrap();
     assert!(biased.tie_word_embeddings && biased.attention_bias && biased.mlp_bias);
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::plan::{ScheduledChunk, StepPlan};
 use super::sequence::{GroupId, Sequence, SequenceGroup, SequenceStatus, UNREAD};
-use crate::kv::{BlockPool, BlockTable, CachedBlock};
+use crate::kv::{BlockPool, BlockTable, CachedBlock, PrefixId};
 
 /// Limits of one step.
 #[derive(Debug, Clone, Copy)]
@@ -17,12 +17,30 @@ pub struct SchedulerConfig {
     pub max_prompt_logits: usize,
     /// Every layer's queries see at most so many tokens, their own among them; `None`: a layer sees all.
     pub window: Option<usize>,
+    /// Sequences of more tokens are long: all of their keys and values are other ones than a short sequence's of the same tokens.
+    /// `None`: all are alike.
+    pub short_len: Option<usize>,
 }
 
 impl SchedulerConfig {
     /// The first token that queries from `start` on see.
     fn first_visible(&self, start: usize) -> usize {
         self.window.map_or(0, |window| (start + 1).saturating_sub(window))
+    }
+
+    /// Whether a sequence of so many tokens is long.
+    fn is_long(&self, len: usize) -> bool {
+        self.short_len.is_some_and(|short_len| len > short_len)
+    }
+
+    /// What the first block of a sequence of so many tokens is found after.
+    fn root(&self, len: usize) -> PrefixId {
+        if self.is_long(len) { PrefixId::EMPTY_LONG } else { PrefixId::EMPTY }
+    }
+
+    /// Drafts that may follow so many tokens: a short sequence's are computed as a short one's.
+    fn max_drafts(&self, len: usize) -> usize {
+        self.short_len.and_then(|short_len| short_len.checked_sub(len)).unwrap_or(usize::MAX)
     }
 }
 
@@ -49,6 +67,8 @@ enum Prefix {
 /// A sequence's priority is its (group, index): the oldest always gets what it needs, taking blocks from the youngest,
 /// which is recomputed later. So the oldest always ends, and nobody starves, as long as the pool holds one sequence of
 /// the greatest length.
+///
+/// A sequence that has become long gives up its blocks too, and is computed anew in its turn.
 ///
 /// Beams go on together or not at all: one whose logits have been taken keeps its blocks, and gives them up when
 /// nothing else can run. However small the pool, a search goes on, if need be beam by beam.
@@ -90,6 +110,16 @@ impl Scheduler {
     pub fn live_sequence(&self, id: GroupId, idx: usize) -> Option<&Sequence> {
         let seq = self.groups.get(&id)?.sequences.get(idx)?;
         (seq.status != SequenceStatus::Finished).then_some(seq)
+    }
+
+    /// Whether a sequence has become long: its keys and values are other ones than a short one's.
+    pub fn is_long(&self, seq: &Sequence) -> bool {
+        self.config.is_long(seq.token_ids.len())
+    }
+
+    /// Whether one more token makes a sequence long.
+    pub fn becomes_long(&self, seq: &Sequence) -> bool {
+        self.config.short_len == Some(seq.token_ids.len())
     }
 
     /// Whether there is nothing to compute.
@@ -208,7 +238,7 @@ impl Scheduler {
         let most = (token_ids.len() - 1).min(group.wanted_prompt_logits().unwrap_or(usize::MAX));
         let (mut best, mut soon) = (None, 0);
         for (sibling, seq) in group.sequences.iter().enumerate() {
-            if seq.status != SequenceStatus::Running {
+            if seq.status != SequenceStatus::Running || self.is_long(seq) != self.config.is_long(token_ids.len()) {
                 continue;
             }
             let len = group.common_len(idx, sibling).min(most) / block_size * block_size;
@@ -220,7 +250,7 @@ impl Scheduler {
                 best = Some((sibling, len));
             }
         }
-        let found = self.pool.find_prefix(&token_ids[..most]);
+        let found = self.pool.find_prefix(self.config.root(token_ids.len()), &token_ids[..most]);
         let cached_len = found.len() * block_size;
         match best {
             _ if soon > cached_len.max(best.map_or(0, |(_, len)| len)) => None,
@@ -296,28 +326,36 @@ impl Scheduler {
             seq.num_computed_tokens = chunk.end_of_own();
             // A block is found by its tokens: one with an unread token is held until that is read.
             let num_known = chunk.end_of_own().min(seq.num_read());
-            seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..num_known]);
+            let root = self.config.root(seq.token_ids.len());
+            seq.block_table.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..num_known]);
             seq.block_table.release_before(&mut self.pool, self.config.first_visible(num_known));
         }
     }
 
-    /// Adds to a sequence the token that the step under way samples from row `row` of its logits, before it is known.
+    /// Adds to a sequence the token that the step under way samples from row `row` of its logits, before it is known. It must not
+    /// [become long](Scheduler::becomes_long) by it.
     pub fn push_unread(&mut self, id: GroupId, idx: usize, row: usize) {
+        debug_assert!(!self.becomes_long(self.sequence(id, idx)), "invariant: what is computed anew is read first");
         let seq = self.sequence_mut(id, idx);
         debug_assert_eq!(seq.unread_row, None, "invariant: a step is read before the next but one is planned");
         seq.token_ids.push(UNREAD);
         seq.unread_row = Some(row);
     }
 
-    /// Adds a sampled token to a sequence; where it is there unread, says which it is.
+    /// Adds a sampled token to a sequence; where it is there unread, says which it is. A sequence that becomes long by it loses its
+    /// blocks, which are a short one's.
     pub fn push_token(&mut self, id: GroupId, idx: usize, token_id: u32) {
+        if self.becomes_long(self.sequence(id, idx)) && self.sequence(id, idx).unread_row.is_none() {
+            self.leave_running(id, idx, SequenceStatus::Waiting);
+        }
         let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
         if seq.unread_row.take().is_none() {
             return seq.token_ids.push(token_id);
         }
         *seq.token_ids.last_mut().expect("invariant: it has an unread token") = token_id;
         // The step that computes it may be under way: later ones can begin with the block that it fills.
-        seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..seq.num_computed_tokens]);
+        let root = self.config.root(seq.token_ids.len());
+        seq.block_table.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..seq.num_computed_tokens]);
     }
 
     /// Tokens that a step can have beside those of a plan.
@@ -326,11 +364,12 @@ impl Scheduler {
     }
 
     /// Takes blocks for drafts behind chunk `at` of a plan, which is complete and has there the last token of a sequence alone. Returns
-    /// for how many: at most `most`, as there are tokens left in the step, and blocks that are free. Nobody gives way to a draft:
+    /// for how many: at most `most`, as there are tokens left in the step, and blocks that are free, and none that would make a short
+    /// sequence long. Nobody gives way to a draft:
     /// [`Scheduler::add_drafts`] is to be told of all that there are, and gives back what they do not need.
     pub fn reserve_drafts(&mut self, plan: &StepPlan, at: usize, most: usize) -> usize {
-        let num_left = self.num_tokens_left(plan);
         let chunk = &plan.chunks[at];
+        let num_left = self.num_tokens_left(plan).min(self.config.max_drafts(chunk.end()));
         let seq = &mut self.groups.get_mut(&chunk.group).expect("invariant: a plan's groups are there").sequences
             [chunk.index];
         debug_assert!(
@@ -373,7 +412,8 @@ impl Scheduler {
             return false;
         }
         seq.num_computed_tokens = pos + 1;
-        seq.block_table.cache_full_blocks(&mut self.pool, &seq.token_ids[..pos + 1]);
+        let root = self.config.root(seq.token_ids.len());
+        seq.block_table.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..pos + 1]);
         seq.block_table.release_before(&mut self.pool, self.config.first_visible(pos + 1));
         true
     }

@@ -8,7 +8,7 @@ pub type GroupId = u64;
 /// What a sequence is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SequenceStatus {
-    /// It holds no blocks, and nothing of it is computed.
+    /// It holds no blocks, and nothing of it is computed, be it for the first time or anew.
     Waiting,
     /// It holds blocks. Where all of it is computed it waits: in a beam search for its siblings, or for the step under way
     /// to be read.

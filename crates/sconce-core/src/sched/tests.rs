@@ -1,5 +1,6 @@
-//! The scheduler against a simulated cache: every slot remembers which token was written to it.
+//! The scheduler against a simulated cache: every slot remembers which token was written to it, and whether of a long sequence.
 
+mod long;
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,11 +35,11 @@ enum Kind {
     Beams { width: usize, num_ready: usize },
 }
 
-/// Runs steps as the engine does, on a cache of token ids instead of keys and values.
+/// Runs steps as the engine does, on a cache of token ids, and of whether their sequences were long, instead of keys and values.
 struct Simulation {
     scheduler: Scheduler,
     config: SchedulerConfig,
-    cache: Vec<u32>,
+    cache: Vec<(u32, bool)>,
     requests: BTreeMap<GroupId, Request>,
     plan: StepPlan,
     num_steps: usize,
@@ -59,9 +60,15 @@ struct Simulation {
     /// Most drafts of a sequence in a step, some of which are right.
     drafts: usize,
     num_accepted: usize,
+    num_tokens: usize,
 }
 
 const BLOCK_SIZE: usize = 4;
+
+/// Of steps of so many tokens and sequences. All sequences are alike, and every token sees all before it.
+fn limits(max_num_batched_tokens: usize, max_num_seqs: usize) -> SchedulerConfig {
+    SchedulerConfig { max_num_batched_tokens, max_num_seqs, max_prompt_logits: 0, window: None, short_len: None }
+}
 
 impl Simulation {
     fn new(num_blocks: usize, config: SchedulerConfig) -> Self {
@@ -73,7 +80,7 @@ impl Simulation {
         Self {
             scheduler: Scheduler::new(config, pool),
             config,
-            cache: vec![u32::MAX; num_blocks * BLOCK_SIZE],
+            cache: vec![(u32::MAX, false); num_blocks * BLOCK_SIZE],
             requests: BTreeMap::new(),
             plan: StepPlan::default(),
             num_steps: 0,
@@ -88,6 +95,7 @@ impl Simulation {
             num_in_vain: 0,
             drafts: 0,
             num_accepted: 0,
+            num_tokens: 0,
         }
     }
 
@@ -144,6 +152,7 @@ impl Simulation {
         self.check_contexts(&plan);
         self.scheduler.commit(&plan);
         self.num_cached_tokens += plan.num_cached_tokens;
+        self.num_tokens += plan.num_tokens();
         self.num_ahead += usize::from(before.is_some() && !plan.chunks.is_empty());
         plan
     }
@@ -200,6 +209,9 @@ impl Simulation {
                 return false;
             }
             if pos + 2 - request.prompt.len() < max_tokens(request, chunk.index) {
+                if self.scheduler.becomes_long(&self.scheduler.group(chunk.group).sequences[chunk.index]) {
+                    return false;
+                }
                 unread.push((chunk.group, chunk.index, row));
             }
         }
@@ -212,6 +224,11 @@ impl Simulation {
         let seq = &self.scheduler.group(id).sequences[idx];
         let token = seq.token_ids.iter().chain(&seq.drafts).nth(pos).copied().unwrap();
         if token == UNREAD { generated_token(id, idx, pos) } else { token }
+    }
+
+    /// Whether a sequence of so many tokens is long.
+    fn is_long(&self, len: usize) -> bool {
+        self.config.short_len.is_some_and(|short_len| len > short_len)
     }
 
     fn slot(&self, chunk: &ScheduledChunk, pos: usize) -> usize {
@@ -227,9 +244,10 @@ impl Simulation {
                 assert_eq!((from.group, from.index, pos), (chunk.group, chunk.index, chunk.start - 1));
                 assert_eq!((chunk.len, chunk.end()), (1, seq.token_ids.len()));
             }
+            let is_long = self.scheduler.is_long(seq);
             for pos in chunk.start..chunk.end() {
                 let slot = self.slot(chunk, pos);
-                self.cache[slot] = self.token(chunk.group, chunk.index, pos);
+                self.cache[slot] = (self.token(chunk.group, chunk.index, pos), is_long);
             }
         }
     }
@@ -240,8 +258,11 @@ impl Simulation {
             assert_eq!(chunk.start, seq.num_computed_tokens);
             let first = self.config.window.map_or(0, |window| (chunk.start + 1).saturating_sub(window));
             assert!(seq.block_table.num_released() * BLOCK_SIZE <= first, "{chunk:?}");
+            // A draft's place is the end of a sequence of its own.
+            let is_long = self.is_long(seq.token_ids.len());
+            assert_eq!(self.is_long(chunk.end().max(seq.token_ids.len())), is_long, "{chunk:?}");
             for pos in first..chunk.end() {
-                let expected = self.token(chunk.group, chunk.index, pos);
+                let expected = (self.token(chunk.group, chunk.index, pos), is_long);
                 assert_eq!(self.cache[self.slot(chunk, pos)], expected, "{chunk:?} position {pos}");
             }
         }
@@ -356,7 +377,7 @@ fn generated_token(id: GroupId, idx: usize, pos: usize) -> u32 {
 
 #[test]
 fn a_window_keeps_few_blocks_however_long_the_sequence() {
-    let config = SchedulerConfig { max_num_batched_tokens: 8, max_num_seqs: 2, max_prompt_logits: 0, window: Some(8) };
+    let config = SchedulerConfig { window: Some(8), ..limits(8, 2) };
     let mut sim = Simulation::new(64, config);
     sim.add(0, 100, 2, 100);
     let mut most = 0;
@@ -369,7 +390,7 @@ fn a_window_keeps_few_blocks_however_long_the_sequence() {
 
 #[test]
 fn a_small_pool_preempts_and_still_ends() {
-    let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let config = limits(16, 8);
     let mut sim = Simulation::new(12, config);
     (0..6).for_each(|id| sim.add(id, 6, 2, 30));
     let mut num_preempted = 0;
@@ -383,7 +404,7 @@ fn a_small_pool_preempts_and_still_ends() {
 
 #[test]
 fn the_prompt_is_stored_once_for_all_sequences() {
-    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let config = limits(64, 8);
     let mut sim = Simulation::new(64, config);
     sim.add(0, 32, 8, 20);
     sim.step();
@@ -394,7 +415,7 @@ fn the_prompt_is_stored_once_for_all_sequences() {
 
 #[test]
 fn beams_share_what_they_have_in_common_and_drop_the_rest_at_once() {
-    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let config = limits(64, 8);
     let mut scheduler = Scheduler::new(config, BlockPool::new(32, BLOCK_SIZE));
     scheduler.add(0, SequenceGroup::new((0..10).collect()));
     let mut plan = StepPlan::default();
@@ -419,7 +440,7 @@ fn beams_share_what_they_have_in_common_and_drop_the_rest_at_once() {
 #[test]
 fn a_search_wider_than_the_pool_or_the_batch_goes_on_beam_by_beam() {
     for (num_blocks, max_num_seqs) in [(10, 8), (60, 2), (10, 1)] {
-        let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs, max_prompt_logits: 0, window: None };
+        let config = limits(16, max_num_seqs);
         let mut sim = Simulation::new(num_blocks, config);
         sim.add_kind(0, 20, Kind::Beams { width: 4, num_ready: 0 }, 20);
         sim.add(1, 20, 2, 20);
@@ -432,7 +453,7 @@ fn a_search_wider_than_the_pool_or_the_batch_goes_on_beam_by_beam() {
 
 #[test]
 fn a_prompt_that_is_cached_is_not_computed_again() {
-    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let config = limits(64, 8);
     let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
     let mut check = |id: GroupId, prompt_len: usize, num_cached: usize| {
         let before = sim.num_cached_tokens;
@@ -457,7 +478,7 @@ fn a_prompt_that_is_cached_is_not_computed_again() {
 
 #[test]
 fn prompt_logits_come_once_and_in_order() {
-    let config = SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 2, max_prompt_logits: 3, window: None };
+    let config = SchedulerConfig { max_prompt_logits: 3, ..limits(16, 2) };
     let mut scheduler = Scheduler::new(config, BlockPool::new(16, BLOCK_SIZE));
     let mut group = SequenceGroup::new((0..20).collect());
     group.prompt_logits_from = Some(5);

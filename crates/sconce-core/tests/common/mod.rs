@@ -48,6 +48,23 @@ pub(crate) fn write_tiny_model(dir: &Path) {
     }
 }
 
+/// Divisors of the six frequencies of the model that [`write_long_rope_model`] writes: of short sequences, and of long ones.
+#[allow(dead_code)]
+pub(crate) const ROPE_FACTORS: [[f32; 6]; 2] = [[1.0, 1.1, 1.25, 1.5, 1.75, 2.0], [1.5, 2.0, 3.0, 4.5, 6.0, 8.0]];
+
+/// The tiny model as a Phi-3 whose sequences of more than `short_len` tokens turn by the second factors, the others by the first.
+#[allow(dead_code)]
+pub(crate) fn write_long_rope_model(dir: &Path, short_len: usize, [short_factor, long_factor]: [[f32; 6]; 2]) {
+    write_tiny_model(dir);
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["architectures"] = json!(["Phi3ForCausalLM"]);
+    config["partial_rotary_factor"] = json!(0.75);
+    config["original_max_position_embeddings"] = json!(short_len);
+    config["rope_scaling"] = json!({"type": "longrope", "short_factor": short_factor, "long_factor": long_factor});
+    std::fs::write(&path, config.to_string()).unwrap();
+}
+
 /// The printable stand-ins of all bytes, as byte-level BPE spells them.
 fn byte_alphabet() -> impl Iterator<Item = char> {
     let printable = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || (174..=255).contains(&b);

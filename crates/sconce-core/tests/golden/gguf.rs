@@ -32,6 +32,7 @@ const KEYS: &[(&str, &str)] = &[
     ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("final_logit_softcapping", "final_logit_softcapping"),
     ("rope_theta", "rope.freq_base"),
+    ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ("vocab_size", "vocab_size"),
 ];
 
@@ -91,9 +92,17 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
             write_tensors(&mut writer, (arch, dtype), &config, &std::fs::read(&file).unwrap());
         }
     }
-    if config["rope_scaling"]["rope_type"] == "llama3" {
-        let factors = rope_factors(&config);
-        writer.tensor("rope_freqs.weight", Dtype::F32, &[factors.len()], bytemuck::cast_slice(&factors));
+    let mut write_factors = |name: &str, factors: Vec<f32>| {
+        writer.tensor(name, Dtype::F32, &[factors.len()], bytemuck::cast_slice(&factors));
+    };
+    let scaling = &config["rope_scaling"];
+    if scaling["rope_type"] == "llama3" {
+        write_factors("rope_freqs.weight", rope_factors(&config));
+    }
+    for (key, name) in [("long_factor", "rope_factors_long.weight"), ("short_factor", "rope_factors_short.weight")] {
+        if let Some(factors) = scaling[key].as_array() {
+            write_factors(name, factors.iter().map(|factor| factor.as_f64().unwrap() as f32).collect());
+        }
     }
     writer.write(path).unwrap();
     Ok(())
@@ -141,7 +150,7 @@ pub(crate) fn open(fixture: &Fixture, dtype: Dtype) -> Result<(RawConfig, ModelC
     let path = dir.path().join("model.gguf");
     write(fixture, &path, dtype)?;
     let file = GgufFile::open(&path).unwrap();
-    let raw = RawConfig::from_gguf(file.metadata(), |name| file.contains(name)).unwrap();
+    let raw = RawConfig::from_gguf(&file).unwrap();
     let mut config = (models::find::<CpuBackend>(&raw).unwrap().parse_config)(&raw).unwrap();
     let store = WeightStore::open_gguf(file, &config).unwrap();
     if store.contains("rope_freqs.weight") {
@@ -168,6 +177,12 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
     if let Some(factor) = config["partial_rotary_factor"].as_f64() {
         let rotary_dim = (head_dim(config) as f64 * factor) as i64;
         writer.set(&format!("{arch}.rope.dimension_count"), &GgufValue::Int(rotary_dim));
+    }
+    if config["rope_scaling"]["type"] == "longrope" {
+        let [max_len, original] =
+            ["max_position_embeddings", "original_max_position_embeddings"].map(|key| config[key].as_f64().unwrap());
+        let factor = (1.0 + (max_len / original).ln() / original.ln()).sqrt();
+        writer.set(&format!("{arch}.rope.scaling.attn_factor"), &GgufValue::Float(factor));
     }
 }
 

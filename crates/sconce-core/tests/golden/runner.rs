@@ -13,6 +13,7 @@ pub(crate) const BLOCK_SIZE: usize = 8;
 const MAX_TOKENS: usize = 1024;
 const BLOCKS_PER_SEQ: usize = 40;
 const MAX_SEQS: usize = 8;
+const MAX_MODEL_LEN: usize = BLOCK_SIZE * BLOCKS_PER_SEQ;
 
 pub(crate) struct Runner<B: Backend> {
     model: Box<dyn Model<B>>,
@@ -44,7 +45,7 @@ impl<B: Backend> Runner<B> {
             store,
             config: &config,
             dtype,
-            max_model_len: BLOCK_SIZE * BLOCKS_PER_SEQ,
+            max_model_len: MAX_MODEL_LEN,
             progress: &NoProgress,
         };
         let model = (models::find::<B>(raw).unwrap().load)(&loader).unwrap();
@@ -66,7 +67,7 @@ impl<B: Backend> Runner<B> {
             max_tokens: MAX_TOKENS,
             max_seqs: MAX_SEQS,
             max_logits: MAX_TOKENS,
-            max_model_len: BLOCK_SIZE * BLOCKS_PER_SEQ,
+            max_model_len: MAX_MODEL_LEN,
             block_size: BLOCK_SIZE,
             kv_dtype: dtype,
         };
@@ -89,7 +90,9 @@ impl<B: Backend> Runner<B> {
             let (mut batch, mut rows) = (Batch::default(), Vec::new());
             for (i, seq) in sequences.iter().enumerate().filter(|(_, s)| s.len() > start) {
                 let end = seq.len().min(start + chunk_len);
+                let first = batch.num_tokens();
                 batch.push(&seq[start..end], &blocks_of(i), start, start, BLOCK_SIZE);
+                batch.shift_rope_rows(first, self.first_rope_row(seq.len()));
                 rows.extend(std::iter::repeat_n(i, end - start));
             }
             self.forward(&batch);
@@ -153,6 +156,11 @@ impl<B: Backend> Runner<B> {
         format!("{:.0} %, KL {mean:.0e}", 100.0 * agreement)
     }
 
+    /// The row of the RoPE table by which the first token of a sequence of so many turns.
+    fn first_rope_row(&self, len: usize) -> usize {
+        self.config.rope.short_len(MAX_MODEL_LEN).filter(|&short_len| len > short_len).unwrap_or(0)
+    }
+
     fn forward(&mut self, batch: &Batch) {
         let Self { backend, model, ws, kv, device_batch, .. } = self;
         backend.upload(device_batch, batch).unwrap();
@@ -164,6 +172,7 @@ impl<B: Backend> Runner<B> {
     pub(crate) fn hidden_states(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
         let mut batch = Batch::default();
         batch.push(tokens, &blocks_of(0), 0, tokens.len(), BLOCK_SIZE);
+        batch.shift_rope_rows(0, self.first_rope_row(tokens.len()));
         let Self { backend, model, ws, kv, device_batch, config } = self;
         backend.upload(device_batch, &batch).unwrap();
         let mut step = Step { backend, ws, kv, batch: device_batch };

@@ -148,6 +148,12 @@ fn positions(config: &ModelConfig) -> String {
             format!("scaled by {factor} as Llama 3, from {original_max_position_embeddings} tokens")
         }
         RopeScaling::Factors(_) => "scaled by factors of the file".into(),
+        RopeScaling::Long(long) => {
+            let (short_len, factor) = (long.original_max_position_embeddings, long.attention_factor);
+            format!(
+                "longrope: one set of factors up to {short_len} tokens, another in longer sequences, attention by {factor}"
+            )
+        }
     };
     let local = config.local_rope.as_ref();
     let local = local.map_or(String::new(), |rope| format!("; theta {} in layers with a window", rope.rope_theta));

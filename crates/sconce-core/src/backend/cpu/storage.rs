@@ -106,7 +106,7 @@ impl Matrix {
     }
 }
 
-/// Cosines and sines, [max_len, rotary_dim / 2] each.
+/// Cosines and sines, [rows, rotary_dim / 2] each. A row is that of its position, or there are two sets of them.
 #[derive(Debug)]
 pub struct RopeTable {
     /// Cosines.
@@ -115,4 +115,12 @@ pub struct RopeTable {
     pub sin: Vec<f32>,
     /// How many of a head's dimensions turn.
     pub rotary_dim: usize,
+}
+
+impl RopeTable {
+    /// Cosines and sines of a row.
+    pub(crate) fn row(&self, idx: usize) -> (&[f32], &[f32]) {
+        let half = self.rotary_dim / 2;
+        (&self.cos[idx * half..(idx + 1) * half], &self.sin[idx * half..(idx + 1) * half])
+    }
 }

@@ -90,7 +90,7 @@ impl DeviceBatch {
         words.clear();
         for (section, len, padding) in [
             (&batch.token_ids, self.num_tokens, 0),
-            (&batch.positions, self.num_tokens, 0),
+            (&batch.rope_rows, self.num_tokens, 0),
             (&batch.slot_mapping, self.num_tokens, NO_SLOT),
             (&batch.logit_rows, self.num_logits, 0),
         ] {
@@ -141,8 +141,8 @@ impl DeviceBatch {
         self.memory.ptr()
     }
 
-    /// [num_tokens]: their positions.
-    pub(crate) fn positions(&self) -> DevicePtr {
+    /// [num_tokens]: the rows of the RoPE table by which they turn.
+    pub(crate) fn rope_rows(&self) -> DevicePtr {
         self.word(self.num_tokens)
     }
 

@@ -283,7 +283,7 @@ impl Matrix {
     }
 }
 
-/// Cosines and sines: [positions, rotary_dim] f32, of a position the cosines, then the sines.
+/// Cosines and sines: [rows, rotary_dim] f32, of a row the cosines, then the sines.
 pub struct RopeTable {
     pub(crate) memory: Memory,
     pub(crate) rotary_dim: usize,

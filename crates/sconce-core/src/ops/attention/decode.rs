@@ -112,14 +112,15 @@ impl Call<'_> {
         let shared_splits = if are_shared { self.batch.shared_splits() } else { DevicePtr::NULL };
         let (table, rotary_dim) = self.rope.map_or((DevicePtr::NULL, 0), |rope| (rope.memory.ptr(), rope.rotary_dim));
         let args = self.args(num_slots).with(shared_splits).with(self.space.arrivals.ptr());
-        let args = args.with(table).with(rotary_dim).with(u32::from(device.lets_next(num_seqs)));
+        let args = args.with(table).with(self.batch.rope_rows()).with(rotary_dim);
+        let args = args.with(u32::from(device.lets_next(num_seqs)));
         let kernel = if self.kv.is_int8() {
             kernel_of!(self.qkv.elem(), dim, "attention_decode_int8")
         } else {
             kernel_of!(self.qkv.elem(), dim, "attention_decode")
         };
         // SAFETY: `cuda` compared the shapes, `check` the widths when the model was loaded; partial results and arrivals fit
-        // their memory where there are several parts; the batch's tables name blocks of the cache.
+        // their memory where there are several parts; the batch's tables name blocks of the cache, its rows are of the RoPE table.
         unsafe { device.launch(kernel, &dims, &args) }
     }
 

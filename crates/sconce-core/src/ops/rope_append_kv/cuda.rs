@@ -27,7 +27,7 @@ pub(crate) fn cuda(
     assert_eq!(qkv.elem(), kv.elem(), "invariant: the cache has the type of the activations");
     let (dim, half) = (spec.head_dim, rope.rotary_dim / 2);
     let args = Args::new().with(qkv.ptr()).with(kv.keys(spec.layer)).with(kv.values(spec.layer));
-    let args = args.with(rope.memory.ptr()).with(batch.positions()).with(batch.slot_mapping());
+    let args = args.with(rope.memory.ptr()).with(batch.rope_rows()).with(batch.slot_mapping());
     let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(dim).with(rope.rotary_dim);
     let args = args.with(kv.shape.block_size).with(kv.head_stride());
     let lets_next = u32::from(device.lets_next(qkv.rows()));
@@ -35,7 +35,7 @@ pub(crate) fn cuda(
         let num_heads = spec.num_heads + 2 * spec.num_kv_heads;
         let grid = [qkv.rows() as u32, num_heads.div_ceil(THREADS / 32) as u32, 1];
         let kernel = qkv.elem().kernel("rope_append_kv_int8_bf16", "rope_append_kv_int8_f16");
-        // SAFETY: the shapes were compared, attention's `check` the width; positions are within the table, slots within the cache or
+        // SAFETY: the shapes were compared, attention's `check` the width; rows are within the table, slots within the cache or
         // NO_SLOT, and each head has a warp.
         return unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args.with(lets_next)) };
     }
@@ -45,12 +45,12 @@ pub(crate) fn cuda(
     let grid = [qkv.rows() as u32, num_items.div_ceil(THREADS) as u32, 1];
     let kernel = qkv.elem().kernel("rope_append_kv_bf16", "rope_append_kv_f16");
     let args = args.with(width).with(lets_next);
-    // SAFETY: the shapes were compared, positions are within the table, slots within the cache or NO_SLOT, and each
+    // SAFETY: the shapes were compared, rows are within the table, slots within the cache or NO_SLOT, and each
     // item has a thread.
     unsafe { device.launch(kernel, &Dims { grid, ..Dims::linear(0, THREADS) }, &args) }
 }
 
-/// The table as the kernel reads it: of each position the cosines, then the sines.
+/// The table as the kernel reads it: of each row the cosines, then the sines.
 pub(crate) fn table(device: &Arc<dyn Device>, table: &RopeTable) -> Result<DeviceTable> {
     let half = (table.rotary_dim / 2).max(1);
     let rows = table.cos.chunks(half).zip(table.sin.chunks(half));
@@ -87,6 +87,7 @@ mod tests {
                 let blocks: Vec<u32> = free.by_ref().take(usize::div_ceil(context, 4)).collect();
                 batch.push(&vec![7; query], &blocks, context - query, context, 4);
             }
+            batch.shift_rope_rows(batch.num_tokens() / 2, 40);
             let rows = num_rows.unwrap_or(batch.num_tokens());
             let data = round(&random(rows * spec.qkv_dim(), 5), elem);
             let mut expected =
@@ -129,6 +130,7 @@ mod tests {
         let mut batch = Batch::default();
         batch.push(&[7], &[3, 1], 10, 11, block_size);
         batch.push(&[7; 12], &[0, 4], 1, 13, block_size);
+        batch.shift_rope_rows(4, 40);
         let (rows, cols, tolerance) = (15, spec.qkv_dim(), if elem == ElemType::F16 { 1e-3 } else { 8e-3 });
         // Rows of several magnitudes, and one that is zeros.
         let magnitude = |row: usize| [1.0, 300.0, 1e-3, 0.0][row % 4];
@@ -142,7 +144,7 @@ mod tests {
         // Padding tokens are no part of the batch's sequences.
         let mut padded = batch.clone();
         padded.token_ids.extend([0; 2]);
-        padded.positions.extend([0; 2]);
+        padded.rope_rows.extend([0; 2]);
         padded.slot_mapping.extend([u32::MAX; 2]);
         on_dev.upload(&padded, None).unwrap();
         let mut qkv = on_device::buffer(device, &data, cols, elem);

@@ -1,4 +1,4 @@
-//! `rope_append_kv`: turns q and k by their positions (RoPE, Su et al. 2021; the two-halves layout of Hugging Face's
+//! `rope_append_kv`: turns q and k by their rows of a table of angles (RoPE, Su et al. 2021; the two-halves layout of Hugging Face's
 //! `rotate_half`) and writes k and v to the paged cache. Bounded by memory: each element of q, k, v is moved once.
 
 pub(crate) mod cuda;
@@ -12,28 +12,41 @@ const TASK_TOKENS: usize = 16;
 /// Dimensions of a key that are rounded together.
 const CHUNK_LEN: usize = 64;
 
-/// Cosines and sines of positions `0..max_len`. Angles are products in f32, as transformers computes them.
+/// Cosines and sines of positions `0..max_len`. Angles are products in f32, as transformers computes them. Of `longrope` there are
+/// first those of a short sequence's positions, then, where there can be long ones, theirs ([`RopeConfig::short_len`]).
 pub fn table(config: &RopeConfig, max_len: usize) -> RopeTable {
-    let inv_freq = inverse_frequencies(config);
+    let factor = match &config.scaling {
+        RopeScaling::Long(long) => long.attention_factor,
+        _ => 1.0,
+    };
+    let short_len = config.short_len(max_len);
+    let sets = [(false, short_len.unwrap_or(max_len)), (true, short_len.map_or(0, |_| max_len))];
+    let sets = sets.map(|(is_long, len)| (inverse_frequencies(config, is_long), len));
     let angle = |pos: usize, freq: f32| f64::from(pos as f32 * freq);
     let collect = |f: fn(f64) -> f64| {
-        let row = |pos| inv_freq.iter().map(move |&freq| f(angle(pos, freq)) as f32);
-        (0..max_len).flat_map(row).collect()
+        let row = |inv_freq, pos| <[f32]>::iter(inv_freq).map(move |&freq| f(angle(pos, freq)) as f32 * factor);
+        sets.iter().flat_map(|(inv_freq, len)| (0..*len).flat_map(move |pos| row(inv_freq, pos))).collect()
     };
     RopeTable { cos: collect(f64::cos), sin: collect(f64::sin), rotary_dim: config.rotary_dim }
 }
 
-/// Radians a position, [rotary_dim / 2], in f32 as transformers' `modeling_rope_utils.py` computes them.
-fn inverse_frequencies(config: &RopeConfig) -> Vec<f32> {
+/// Radians a position, [rotary_dim / 2], in f32 as transformers' `modeling_rope_utils.py` computes them; those of long sequences, if
+/// `is_long` and they are others.
+fn inverse_frequencies(config: &RopeConfig, is_long: bool) -> Vec<f32> {
     let dim = config.rotary_dim;
-    let base = |i: usize| 1.0 / config.rope_theta.powf((2 * i) as f32 / dim as f32);
-    (0..dim / 2).map(|i| scale_frequency(base(i), i, &config.scaling)).collect()
+    let period = |i: usize| config.rope_theta.powf((2 * i) as f32 / dim as f32);
+    (0..dim / 2).map(|i| scaled_frequency(period(i), i, &config.scaling, is_long)).collect()
 }
 
-fn scale_frequency(freq: f32, idx: usize, scaling: &RopeScaling) -> f32 {
+fn scaled_frequency(period: f32, idx: usize, scaling: &RopeScaling, is_long: bool) -> f32 {
+    let freq = 1.0 / period;
     match scaling {
         RopeScaling::Default => freq,
         RopeScaling::Linear { factor } => freq / factor,
+        RopeScaling::Long(long) => {
+            let factors = if is_long { &long.long_factors } else { &long.short_factors };
+            1.0 / (factors[idx] * period)
+        }
         RopeScaling::Factors(factors) => freq / factors[idx],
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let original = *original_max_position_embeddings as f32;
@@ -56,10 +69,9 @@ pub fn reference(qkv: &mut Buffer, kv: &mut KvCache, rope: &RopeTable, batch: &B
     assert_eq!(qkv.cols(), spec.qkv_dim(), "invariant: q, k and v of all heads");
     let (dim, shape) = (spec.head_dim, kv.shape);
     let (q_len, k_len) = (spec.num_heads * dim, spec.num_kv_heads * dim);
-    let (block_size, half) = (shape.block_size, rope.rotary_dim / 2);
+    let block_size = shape.block_size;
     for (t, row) in qkv.data_mut().chunks_exact_mut(spec.qkv_dim()).enumerate() {
-        let pos = batch.positions[t] as usize;
-        let (cos, sin) = (&rope.cos[pos * half..(pos + 1) * half], &rope.sin[pos * half..(pos + 1) * half]);
+        let (cos, sin) = rope.row(batch.rope_rows[t] as usize);
         row[..q_len + k_len].chunks_exact_mut(dim).for_each(|head| rotate(head, cos, sin));
         let (block, offset) = (batch.slot_mapping[t] / block_size as u32, batch.slot_mapping[t] as usize % block_size);
         for (head, d) in (0..spec.num_kv_heads).flat_map(|head| (0..dim).map(move |d| (head, d))) {
@@ -100,20 +112,19 @@ fn run<E: KvElem>(
         for t in task * TASK_TOKENS..num_tokens.min((task + 1) * TASK_TOKENS) {
             // SAFETY: this task alone has row t.
             let row = unsafe { rows.range(t * qkv_dim, qkv_dim) };
-            turn(isa, row, batch.positions[t] as usize, rope, spec);
+            turn(isa, row, batch.rope_rows[t] as usize, rope, spec);
             append(row, batch.slot_mapping[t] as usize, keys, values, &shape, spec);
         }
     });
 }
 
 multiversion! {
-    fn turn(row: &mut [f32], pos: usize, rope: &RopeTable, spec: &AttentionSpec) = turn_body
+    fn turn(row: &mut [f32], table_row: usize, rope: &RopeTable, spec: &AttentionSpec) = turn_body
 }
 
 #[inline(always)]
-fn turn_body<const FMA: bool>(row: &mut [f32], pos: usize, rope: &RopeTable, spec: &AttentionSpec) {
-    let half = rope.rotary_dim / 2;
-    let (cos, sin) = (&rope.cos[pos * half..(pos + 1) * half], &rope.sin[pos * half..(pos + 1) * half]);
+fn turn_body<const FMA: bool>(row: &mut [f32], table_row: usize, rope: &RopeTable, spec: &AttentionSpec) {
+    let (cos, sin) = rope.row(table_row);
     for head in row[..(spec.num_heads + spec.num_kv_heads) * spec.head_dim].chunks_exact_mut(spec.head_dim) {
         rotate(head, cos, sin);
     }
@@ -166,6 +177,7 @@ mod tests {
     use super::*;
     use crate::backend::KvDtype;
     use crate::backend::cpu::{Isa, KvLayer};
+    use crate::config::LongRope;
     use crate::ops::testing::{assert_close, random};
 
     #[test]
@@ -177,10 +189,36 @@ mod tests {
             original_max_position_embeddings: 8192,
         };
         let plain = RopeConfig { rope_theta: 5e5, rotary_dim: 128, scaling: RopeScaling::Default };
-        let (plain, scaled) = (inverse_frequencies(&plain), inverse_frequencies(&RopeConfig { scaling, ..plain }));
+        let (plain, scaled) =
+            (inverse_frequencies(&plain, false), inverse_frequencies(&RopeConfig { scaling, ..plain }, false));
         assert_eq!(scaled[..20], plain[..20]);
         assert_close(&scaled[40..], &plain[40..].iter().map(|f| f / 8.0).collect::<Vec<_>>(), 1e-9);
         assert!(scaled.windows(2).all(|w| w[1] < w[0]));
+    }
+
+    #[test]
+    fn long_sequences_turn_by_rows_of_their_own() {
+        let (short_factors, long_factors) = (vec![1.0, 2.0, 3.5], vec![1.5, 4.0, 40.0]);
+        let scaling = RopeScaling::Long(LongRope {
+            short_factors: short_factors.clone(),
+            long_factors: long_factors.clone(),
+            original_max_position_embeddings: 5,
+            attention_factor: 1.25,
+        });
+        let config = RopeConfig { rope_theta: 1e4, rotary_dim: 6, scaling };
+        let rows = |factors: &[f32], len: usize| {
+            let angle =
+                |pos: usize, i: usize| pos as f64 / (f64::from(factors[i]) * 1e4_f64.powf(2.0 * i as f64 / 6.0));
+            (0..len).flat_map(|pos| (0..3).map(move |i| angle(pos, i))).collect::<Vec<_>>()
+        };
+        for (max_len, short_rows, long_rows) in [(0, 0, 0), (4, 4, 0), (5, 5, 0), (6, 5, 6), (300, 5, 300)] {
+            let (found, half) = (table(&config, max_len), 3);
+            let angles = [rows(&short_factors, short_rows), rows(&long_factors, long_rows)].concat();
+            let of = |f: fn(f64) -> f64| angles.iter().map(|&angle| (f(angle) * 1.25) as f32).collect::<Vec<_>>();
+            assert_close(&found.cos, &of(f64::cos), 3e-5);
+            assert_close(&found.sin, &of(f64::sin), 3e-5);
+            assert_eq!(config.short_len(max_len), (long_rows > 0).then_some(found.cos.len() / half - long_rows));
+        }
     }
 
     #[test]
@@ -243,6 +281,7 @@ mod tests {
         let rope = table(&RopeConfig { rope_theta: 1e4, rotary_dim, scaling: RopeScaling::Default }, 64);
         let mut batch = Batch::default();
         batch.push(&vec![7; tokens], &(0..16).rev().collect::<Vec<_>>(), 3, 64, 4);
+        batch.shift_rope_rows(tokens / 2, 20);
         let data = random(tokens * spec.qkv_dim(), 5);
         let mut expected = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
         reference(&mut expected.0, &mut expected.1, &rope, &batch, spec);

@@ -9,11 +9,19 @@ struct Run {
     window: Option<usize>,
     runs_ahead: bool,
     drafts: usize,
+    short_len: Option<usize>,
+}
+
+impl Run {
+    /// Where all sequences are alike, and each step is read before the next is planned.
+    fn new(seed: u64) -> Self {
+        Self { seed, window: None, runs_ahead: false, drafts: 0, short_len: None }
+    }
 }
 
 /// Returns how many steps were planned ahead, how many sequences were computed once too often, and how many drafts were right.
 fn check_random(run: Run) -> [usize; 3] {
-    let Run { seed, window, runs_ahead, drafts } = run;
+    let Run { seed, window, runs_ahead, drafts, short_len } = run;
     let mut rng = Lcg(seed);
     let max_num_seqs = 1 + rng.below(8);
     let config = SchedulerConfig {
@@ -21,6 +29,7 @@ fn check_random(run: Run) -> [usize; 3] {
         max_num_seqs,
         max_prompt_logits: rng.below(4),
         window,
+        short_len,
     };
     // 15 blocks hold the longest sequence (prompt 40, output 20).
     let mut pool = BlockPool::new(15 + rng.below(30), BLOCK_SIZE);
@@ -68,14 +77,14 @@ fn check_random(run: Run) -> [usize; 3] {
 #[test]
 fn random_requests_end_and_never_read_a_wrong_slot() {
     for seed in 0..300 {
-        assert_eq!(check_random(Run { seed, window: None, runs_ahead: false, drafts: 0 }), [0; 3]);
+        assert_eq!(check_random(Run::new(seed)), [0; 3]);
     }
 }
 
 #[test]
 fn with_a_window_too() {
     for seed in 0..300 {
-        check_random(Run { seed, window: Some(1 + seed as usize % 24), runs_ahead: false, drafts: 0 });
+        check_random(Run { window: Some(1 + seed as usize % 24), ..Run::new(seed) });
     }
 }
 
@@ -85,7 +94,7 @@ fn drafts_change_nothing() {
         let mut num_accepted = 0;
         for seed in 0..300 {
             let window = window.then_some(1 + seed as usize % 24);
-            num_accepted += check_random(Run { seed, window, runs_ahead: false, drafts: 1 + seed as usize % 9 })[2];
+            num_accepted += check_random(Run { window, drafts: 1 + seed as usize % 9, ..Run::new(seed) })[2];
         }
         assert!(num_accepted > 5000, "{num_accepted} drafts were right");
     }
@@ -94,7 +103,7 @@ fn drafts_change_nothing() {
 /// Each right draft saves a step, and the block that drafts fill is found once they are known to be right.
 #[test]
 fn right_drafts_save_steps() {
-    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let config = limits(64, 8);
     let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
     sim.drafts = 6;
     sim.add(0, 10, 1, 40);
@@ -115,17 +124,31 @@ fn steps_planned_before_the_last_is_read_change_nothing() {
         let (mut num_ahead, mut num_in_vain) = (0, 0);
         for seed in 0..300 {
             let window = window.then_some(1 + seed as usize % 24);
-            let counts = check_random(Run { seed, window, runs_ahead: true, drafts: 0 });
+            let counts = check_random(Run { window, runs_ahead: true, ..Run::new(seed) });
             (num_ahead, num_in_vain) = (num_ahead + counts[0], num_in_vain + counts[1]);
         }
         assert!(num_ahead > 1000 && num_in_vain > 1000, "{num_ahead} steps ahead, {num_in_vain} sequences in vain");
     }
 }
 
+#[test]
+fn sequences_that_become_long_read_nothing_of_short_ones() {
+    let mut counts = [0; 3];
+    for seed in 0..400 {
+        let window = (seed % 3 == 0).then_some(1 + seed as usize % 24);
+        // Prompts have up to 40 tokens, and 20 follow.
+        let run = Run { window, short_len: Some(1 + seed as usize % 53), ..Run::new(seed) };
+        for run in [run, Run { runs_ahead: true, ..run }, Run { drafts: 1 + seed as usize % 9, ..run }] {
+            counts.iter_mut().zip(check_random(run)).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    assert!(counts.iter().all(|&count| count > 1000), "{counts:?} steps ahead, sequences in vain, right drafts");
+}
+
 /// The block that a token fills while it is unread is found once it is read.
 #[test]
 fn what_was_computed_unread_is_found_later() {
-    let config = SchedulerConfig { max_num_batched_tokens: 64, max_num_seqs: 8, max_prompt_logits: 0, window: None };
+    let config = limits(64, 8);
     let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
     sim.runs_ahead = true;
     sim.add(0, 10, 1, 11);

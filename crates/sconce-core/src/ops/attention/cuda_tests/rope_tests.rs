@@ -65,7 +65,10 @@ impl Case {
 
     fn check_decodes(&mut self, contexts: &[usize], num_rows: Option<usize>, rope: &RopeTable) {
         let lens: Vec<_> = contexts.iter().map(|&context| (context, 1)).collect();
-        let inputs = self.own_inputs(&self.batch(&lens, &self.tables(&lens)), num_rows);
+        let mut batch = self.batch(&lens, &self.tables(&lens));
+        // Of some sequences the rows of the table are others than those of their positions.
+        batch.shift_rope_rows(lens.len() / 2, 500);
+        let inputs = self.own_inputs(&batch, num_rows);
         assert!(inputs.are_keys_apart());
         self.check_rope(&inputs, rope, true);
     }
