@@ -107,17 +107,24 @@ fn run_alone(engine: &EngineHandle, requests: &[GenerationRequest]) -> Vec<Gener
 fn what_runs_beside_a_sequence_changes_nothing() {
     let requests = requests();
     let expected = run_alone(&engine(|config| config.prefix_cache = false), &requests);
+    // No sequence has more tokens than the pool holds.
+    let small = |config: &mut EngineConfig| {
+        (config.max_model_len, config.kv_cache_bytes) = (Some(7 * 16), Some(7 * BLOCK_BYTES));
+    };
     let changes: [&dyn Fn(&mut EngineConfig); 7] = [
         &|_| {},
         // In chunks beside decodes.
         &|config| (config.max_num_batched_tokens, config.max_num_seqs) = (Some(7), Some(6)),
         &|config| config.max_num_seqs = Some(2),
-        // 16 blocks hold one sequence of the whole context.
-        &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES),
+        &small,
         &|config| config.num_speculative_tokens = 4,
         &|config| (config.num_speculative_tokens, config.prefix_cache) = (15, false),
-        &|config| (config.num_speculative_tokens, config.kv_cache_bytes) = (15, Some(16 * BLOCK_BYTES)),
+        &|config| {
+            small(config);
+            config.num_speculative_tokens = 15;
+        },
     ];
+    let mut num_preemptions: Vec<usize> = Vec::new();
     for (i, change) in changes.into_iter().enumerate() {
         let engine = engine(change);
         assert!(run(&engine, &requests) == expected, "change {i}");
@@ -126,11 +133,12 @@ fn what_runs_beside_a_sequence_changes_nothing() {
         wait_until("blocks return to the pool", || used_blocks(&engine) == 0);
         let get = EngineStatus::get;
         assert_eq!(get(&engine.status().num_accepted_tokens) > 20, i >= 4, "change {i}");
-        assert!(
-            get(&engine.status().num_preemptions) > 0 || ![3, 6].contains(&i),
-            "the pool was meant to be too small"
-        );
+        num_preemptions.push(get(&engine.status().num_preemptions));
     }
+    assert!(
+        num_preemptions[3] > 0 && num_preemptions[6] > 0,
+        "the pool was meant to be too small: {num_preemptions:?}"
+    );
 }
 
 /// What was computed of short sequences is found for short ones, and of long for long.
