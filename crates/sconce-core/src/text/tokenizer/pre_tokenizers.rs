@@ -11,6 +11,9 @@ use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior}
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The words of GPT-4o, and of Phi-4 mini: where a capital follows a small letter another begins, and what is left out of "it's" goes with
+/// the word before.
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// What llama.cpp does with a vocabulary whose kind its converter did not know, one split after the other.
 const DEFAULT: [&str; 4] = [
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -30,8 +33,7 @@ pub(super) struct Rules {
 }
 
 /// The names that [`rules`] knows.
-pub(super) const KNOWN: &str =
-    "default, gpt-2, phi-2, smollm, starcoder, llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, qwen2, deepseek-r1-qwen";
+pub(super) const KNOWN: &str = "default, gpt-2, phi-2, smollm, starcoder, llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, gpt-4o, qwen2, deepseek-r1-qwen";
 
 /// The rules that go by `name`; None if there are none.
 pub(super) fn rules(name: &str) -> tokenizers::Result<Option<Rules>> {
@@ -43,6 +45,7 @@ pub(super) fn rules(name: &str) -> tokenizers::Result<Option<Rules>> {
         "smollm" | "starcoder" => (sequence(vec![Digits::new(true).into(), gpt2()]), None),
         // Phi-4 goes by the name of dbrx.
         "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" => (splits(&[LLAMA3])?, None),
+        "gpt-4o" => (splits(&[GPT4O])?, None),
         "qwen2" | "deepseek-r1-qwen" => (splits(&[QWEN2])?, Some(NFC.into())),
         "default" => (splits(&DEFAULT)?, None),
         _ => return Ok(None),

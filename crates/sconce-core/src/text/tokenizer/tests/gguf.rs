@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
+use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
 
 use crate::text::Tokenizer;
 use crate::text::testing::{legacy_mistral, shared_json, shared_tokenizer};
+use crate::text::tokenizer::pre_tokenizers;
 use crate::weights::{GgufMetadata, GgufValue};
 
 const TEXTS: [&str; 12] = [
@@ -159,13 +161,23 @@ fn every_byte_has_its_own_spelling() {
 fn words_are_split_as_the_pre_tokenizer_says() {
     let ids = |pre: &str, text: &str| from_gguf(small(pre)).unwrap().encode(text, false).unwrap();
     let digits = ["1", "2"].map(|c| u32::from(c.as_bytes()[0]));
-    for pre in ["gpt-2", "phi-2", "llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "default"] {
+    for pre in ["gpt-2", "phi-2", "llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "gpt-4o", "default"] {
         assert_eq!(ids(pre, "12"), [257], "{pre}");
     }
     for pre in ["smollm", "starcoder", "qwen2", "deepseek-r1-qwen"] {
         assert_eq!(ids(pre, "12"), digits, "{pre}");
     }
     assert_eq!(ids("smollm", "ab<eos>"), [256, 259]);
+}
+
+#[test]
+fn words_of_gpt_4o_begin_with_capitals() {
+    let mut text = PreTokenizedString::from("HelloWorld I'LL 12345 a/\nB");
+    let rules = pre_tokenizers::rules("gpt-4o").unwrap().unwrap();
+    rules.pre_tokenizer.pre_tokenize(&mut text).unwrap();
+    let words = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+    let words: Vec<&str> = words.iter().map(|(word, ..)| *word).collect();
+    assert_eq!(words, ["Hello", "World", "ĠI'LL", "Ġ", "123", "45", "Ġa", "/Ċ", "B"]);
 }
 
 #[test]
