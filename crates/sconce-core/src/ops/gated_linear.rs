@@ -5,6 +5,7 @@
 //! are few, and on Hopper of most shapes ([`linear::cuda::gated`]).
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::gate_act_mul::{self, Columns};
 use super::linear::{self, Inputs, PAIR, Place};
@@ -28,35 +29,54 @@ pub fn reference(out: &mut Buffer, x: &Buffer, weight: &Matrix, act: Activation)
 
 /// The same with the CPU's kernels. `gate_up`: room for [n, 2 * inter], used where rows of gate and up do not fill pairs of panels.
 pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, gate_up: &mut Buffer, x: &Buffer, weight: &Matrix, act: Activation) {
-    let (num_tokens, inter, isa) = (x.rows(), out.cols(), cpu.isa);
+    let (num_tokens, inter) = (x.rows(), out.cols());
     assert_eq!((x.cols(), 2 * inter), (weight.cols, weight.rows()), "invariant: shapes fit");
-    if !inter.is_multiple_of(PAIR) || weight.parts.iter().any(|part| !part.rows.is_multiple_of(PAIR)) {
+    if !has_whole_pairs(weight) {
         linear::cpu(cpu, gate_up, x, weight);
         return gate_act_mul::cpu(cpu, out, gate_up, act);
     }
     out.set_rows(num_tokens);
-    let (pool, inputs) = Inputs::of(cpu, x, weight);
-    let shared = SharedSlice::new(out.data_mut());
+    let (pool, inputs) = Inputs::of(cpu, x, std::slice::from_ref(weight), weight.column_order.as_deref());
+    let place = Place { out: SharedSlice::new(out.data_mut()), cols: inter, first_row: 0, first: 0 };
+    linear::for_shares(pool, inter / PAIR, &|pairs| {
+        multiply(&inputs, weight, act, pairs, 0..num_tokens, place);
+    });
+}
+
+/// Whether gate and up are whole pairs of panels each, which [`multiply`] takes.
+pub(super) fn has_whole_pairs(weight: &Matrix) -> bool {
+    (weight.rows() / 2).is_multiple_of(PAIR) && weight.parts.iter().all(|part| part.rows.is_multiple_of(PAIR))
+}
+
+/// What some pairs of gate's panels, and the same of up's, give of some tokens: one task's share.
+pub(super) fn multiply(
+    inputs: &Inputs<'_>,
+    weight: &Matrix,
+    act: Activation,
+    pairs: Range<usize>,
+    tokens: Range<usize>,
+    place: Place<'_>,
+) {
+    let inter = weight.rows() / 2;
     let num_pairs = inter / PAIR;
-    let most = (SCRATCH_BYTES / (8 * PAIR * num_tokens).max(1)).max(1);
-    linear::for_shares(pool, num_pairs, &|pairs| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            for first in pairs.clone().step_by(most) {
-                let end = pairs.end.min(first + most);
-                let cols = (end - first) * PAIR;
-                let len = num_tokens * 2 * cols;
-                scratch.resize(len.max(scratch.len()), 0.0);
-                let scratch = &mut scratch[..len];
-                let gate_up = SharedSlice::new(&mut *scratch);
-                for half in 0..2 {
-                    let first_row = half * inter + first * PAIR;
-                    let place = Place { out: gate_up, cols: 2 * cols, first_row, first_col: half * cols };
-                    inputs.multiply(weight, half * num_pairs + first..half * num_pairs + end, place);
-                }
-                let columns = Columns { out: shared, out_cols: inter, first: first * PAIR, count: cols };
-                gate_act_mul::columns(isa, columns, scratch, act);
+    let most = (SCRATCH_BYTES / (8 * PAIR * tokens.len()).max(1)).max(1);
+    SCRATCH.with_borrow_mut(|scratch| {
+        for first in pairs.clone().step_by(most) {
+            let end = pairs.end.min(first + most);
+            let cols = (end - first) * PAIR;
+            let len = tokens.len() * 2 * cols;
+            scratch.resize(len.max(scratch.len()), 0.0);
+            let scratch = &mut scratch[..len];
+            let gate_up = SharedSlice::new(&mut *scratch);
+            for half in 0..2 {
+                let first_row = half * inter + first * PAIR;
+                let place = Place { out: gate_up, cols: 2 * cols, first_row, first: half * cols };
+                inputs.multiply(weight, half * num_pairs + first..half * num_pairs + end, tokens.clone(), place);
             }
-        });
+            let first = place.first + first * PAIR;
+            let columns = Columns { out: place.out, out_cols: place.cols, first, count: cols };
+            gate_act_mul::columns(inputs.isa(), columns, scratch, act);
+        }
     });
 }
 

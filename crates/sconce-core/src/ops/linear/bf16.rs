@@ -74,7 +74,7 @@ struct Task<'a> {
     x: &'a Bf16Rows,
 }
 
-/// Panels `first..first + count` times all tokens.
+/// Panels `first..first + count` times the target's tokens.
 ///
 /// # Safety
 /// The machine has AVX-512 F, BW, DQ, VL and BF16; the weights are bf16.
@@ -83,8 +83,8 @@ pub(super) unsafe fn multiply(target: &Target<'_>, weight: &FloatPanels, first: 
     let task = Task { target, weight, first, x };
     let chunk_rows = (CHUNK_BYTES / (4 * x.pairs).max(1)).next_multiple_of(8).max(8);
     let end_panel = first + count;
-    for start in (0..x.rows).step_by(chunk_rows) {
-        let end = x.rows.min(start + chunk_rows);
+    for start in (target.first_token..target.end_token).step_by(chunk_rows) {
+        let end = target.end_token.min(start + chunk_rows);
         let mut panel = first;
         while panel < end_panel {
             // SAFETY: tokens up to `end` and the panels exist.

@@ -125,11 +125,11 @@ pub(super) fn stream_dims(
 }
 
 /// Features of a warp, columns of a chunk, and the warps of a block, as `linear.cu` has them.
-const WARP_FEATURES: usize = 16;
+pub(crate) const WARP_FEATURES: usize = 16;
 const CHUNK: usize = 32;
-const WARPS: usize = 8;
+pub(crate) const WARPS: usize = 8;
 /// Bytes of a warp's stages, where it streams its weights.
-const STREAM_BYTES: usize = 10 * 1024;
+pub(crate) const STREAM_BYTES: usize = 10 * 1024;
 /// The most tokens of the kernels without tiles.
 pub(super) const MAX_ROWS: usize = 16;
 /// Warps that keep a large device's memory busy, each with some KiB under way.
@@ -142,21 +142,26 @@ const SEGMENT_STEP: usize = quant::COLUMNS;
 /// How the sums over a matrix's columns are cut. It depends on the matrix's shape alone, never on the device or the step: with
 /// it the order of the sums would change, and with that the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Segments {
+pub(crate) struct Segments {
     /// A power of two, at least as many as there are segments.
-    pub(super) splits: usize,
+    pub(crate) splits: usize,
     /// Columns of a segment.
-    pub(super) len: usize,
+    pub(crate) len: usize,
 }
 
 impl Segments {
     pub(super) fn of(weight: &Matrix) -> Self {
-        let num_warps = weight.rows.div_ceil(WARP_FEATURES);
+        Self::of_shape([weight.rows, weight.cols], WARPS)
+    }
+
+    /// Of so many rows and columns, with so many splits at most.
+    pub(crate) fn of_shape([rows, cols]: [usize; 2], most: usize) -> Self {
+        let num_warps = rows.div_ceil(WARP_FEATURES);
         let mut splits = 1;
-        while splits < WARPS && splits * num_warps < ENOUGH_WARPS && weight.cols >= 2 * splits * MIN_SEGMENT {
+        while splits < most && splits * num_warps < ENOUGH_WARPS && cols >= 2 * splits * MIN_SEGMENT {
             splits *= 2;
         }
-        Self { splits, len: weight.cols.div_ceil(splits).next_multiple_of(SEGMENT_STEP) }
+        Self { splits, len: cols.div_ceil(splits).next_multiple_of(SEGMENT_STEP) }
     }
 }
 
@@ -170,7 +175,7 @@ pub(super) enum Kernel {
 
 /// A tile, as `linear.cu` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tile {
+pub(crate) struct Tile {
     features: usize,
     tokens: usize,
     /// Of a stage.
@@ -178,9 +183,9 @@ pub(super) struct Tile {
     stages: usize,
 }
 
-const TILE_THREADS: usize = 128;
+pub(crate) const TILE_THREADS: usize = 128;
 const TILE_64X32: Tile = Tile { features: 64, tokens: 32, chunks: 2, stages: 7 };
-pub(super) const TILE_64X64: Tile = Tile { features: 64, tokens: 64, chunks: 2, stages: 5 };
+pub(crate) const TILE_64X64: Tile = Tile { features: 64, tokens: 64, chunks: 2, stages: 5 };
 const TILE_128X128: Tile = Tile { features: 128, tokens: 128, chunks: 1, stages: 3 };
 
 impl Tile {
@@ -189,13 +194,17 @@ impl Tile {
     }
 
     fn shared_bytes(&self, weight: &Matrix) -> usize {
+        self.shared_bytes_of(weight.is_fp8(), Segments::of(weight).len < weight.cols)
+    }
+
+    /// `has_totals`: where there is more than one segment.
+    pub(crate) fn shared_bytes_of(&self, is_fp8: bool, has_totals: bool) -> usize {
         // Chunks in 64 bytes of a row of weights, and in a stage.
-        let of_step = if weight.is_fp8() { 2 } else { 1 };
+        let of_step = if is_fp8 { 2 } else { 1 };
         let chunks = self.chunks.max(of_step);
         let padding = if chunks > 1 { 64 } else { 0 };
         let step = self.features * 64 + of_step * (self.tokens * CHUNK * 2 + padding);
         let stages = self.stages * chunks / of_step * step;
-        let has_totals = Segments::of(weight).len < weight.cols;
         let totals = if has_totals { self.features * self.tokens * 4 } else { 0 };
         let results = self.tokens * (self.features + 4) * 4;
         results.max(stages + totals)
@@ -268,7 +277,7 @@ pub(super) fn check(out: &Buffer, x: &Buffer, weight: &Matrix) {
 }
 
 /// Of a vector with an element a row; null where there is none.
-pub(super) fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr {
+pub(crate) fn ptr_of_rows(weight: &Matrix, vector: Option<&Vector>) -> DevicePtr {
     vector.map_or(DevicePtr::NULL, |vector| {
         assert_eq!(vector.len, weight.rows, "invariant: a bias and a scale a row");
         vector.memory.ptr()

@@ -23,7 +23,7 @@ const TILE: usize = 64;
 const TILE_THREADS: usize = 128;
 const STAGES: usize = 3;
 /// Bytes of a warp's tiles, where it streams them.
-pub(super) const STREAM_BYTES: usize = 8704;
+pub(crate) const STREAM_BYTES: usize = 8704;
 
 /// The kernel of a format whose name begins so.
 macro_rules! kernel_of {
@@ -88,7 +88,7 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &Buffer, x: &Buff
         let args = args(out, x, weight, part.first_row..part.first_row + part.rows, part.start);
         let (dims, args) = if kernel == Kernel::Tile {
             let dims = Dims::linear(tile_count(TILE, TILE, x.rows(), part.rows), TILE_THREADS);
-            (dims.with_shared(shared_bytes(part.dtype, weight)), args)
+            (dims.with_shared(shared_bytes(part.dtype, segments.len < weight.cols)), args)
         } else {
             (stream_dims(device, x.rows(), part.rows, segments.splits, STREAM_BYTES), args.with(segments.splits))
         };
@@ -98,11 +98,12 @@ pub(super) fn launch(device: &dyn Device, kernel: Kernel, out: &Buffer, x: &Buff
     Ok(())
 }
 
-/// Of a tile of products: its stages and behind them the sums of finished segments, or in their place the results.
-fn shared_bytes(dtype: Dtype, weight: &Matrix) -> usize {
+/// Of a tile of products: its stages and behind them the sums of finished segments, where there is more than one, or in their place the
+/// results.
+pub(crate) fn shared_bytes(dtype: Dtype, has_totals: bool) -> usize {
     let (num_chunks, chunk_bytes) = (COLUMNS / 32, TILE * 64 + 64);
     let stages = STAGES * (TILE / ROWS * tile_bytes(dtype) + num_chunks * chunk_bytes);
-    let totals = if Segments::of(weight).len < weight.cols { TILE * TILE * 4 } else { 0 };
+    let totals = if has_totals { TILE * TILE * 4 } else { 0 };
     (stages + totals).max(TILE * (TILE + 4) * 4)
 }
 

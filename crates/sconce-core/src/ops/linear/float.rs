@@ -30,7 +30,7 @@ struct Task<'a> {
     x: &'a Buffer,
 }
 
-/// Panels `first..first + count` times all tokens.
+/// Panels `first..first + count` times the target's tokens.
 pub(super) fn multiply(isa: Isa, target: &Target<'_>, weight: &FloatPanels, first: usize, count: usize, x: &Buffer) {
     let task = Task { target, weight, first, count, x };
     #[cfg(target_arch = "x86_64")]
@@ -82,8 +82,8 @@ unsafe fn of_any_type<V: Lanes>(task: &Task<'_>) {
 unsafe fn run<V: Lanes, const F: u8>(task: &Task<'_>) {
     let chunk_rows = (CHUNK_BYTES / (4 * task.x.cols()).max(1)).next_multiple_of(12).max(12);
     let end_panel = task.first + task.count;
-    for start in (0..task.x.rows()).step_by(chunk_rows) {
-        let end = task.x.rows().min(start + chunk_rows);
+    for start in (task.target.first_token..task.target.end_token).step_by(chunk_rows) {
+        let end = task.target.end_token.min(start + chunk_rows);
         let mut panel = task.first;
         while panel < end_panel {
             let most = end_panel - panel;

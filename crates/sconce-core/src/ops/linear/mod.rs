@@ -50,7 +50,7 @@ use crate::ops::gather_columns;
 use crate::weights::{Dtype, TensorView, convert, quant};
 
 /// Tasks that a matrix is cut into, for every thread.
-const TASKS_A_THREAD: usize = 6;
+pub(super) const TASKS_A_THREAD: usize = 6;
 /// Rows of two panels.
 pub(super) const PAIR: usize = 2 * panels::ROWS;
 
@@ -86,11 +86,10 @@ pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, x: &Buffer, weight: &Matrix) 
     assert_eq!((x.cols(), out.cols()), (weight.cols, weight.rows()), "invariant: shapes fit");
     out.set_rows(x.rows());
     let cols = out.cols();
-    let (pool, inputs) = Inputs::of(cpu, x, weight);
+    let (pool, inputs) = Inputs::of(cpu, x, std::slice::from_ref(weight), weight.column_order.as_deref());
     let shared = SharedSlice::new(out.data_mut());
-    let num_pairs = weight.parts.iter().map(num_pairs).sum::<usize>();
-    for_shares(pool, num_pairs, &|pairs| {
-        inputs.multiply(weight, pairs, Place { out: shared, cols, first_row: 0, first_col: 0 })
+    for_shares(pool, num_pairs(weight), &|pairs| {
+        inputs.multiply(weight, pairs, 0..x.rows(), Place { out: shared, cols, first_row: 0, first: 0 })
     });
 }
 
@@ -101,8 +100,12 @@ pub(super) fn for_shares(pool: &mut ThreadPool, num_pairs: usize, task: &(dyn Fn
     pool.run(num_tasks, &|idx| task(idx * num_pairs / num_tasks..(idx + 1) * num_pairs / num_tasks));
 }
 
-/// Pairs of panels of 16 rows, as the tiles of several tokens take them. A last panel without another counts as one.
-fn num_pairs(part: &MatrixPart) -> usize {
+/// Pairs of panels of 16 rows, as the tiles of several tokens take them. A last panel of a part without another counts as one.
+pub(super) fn num_pairs(weight: &Matrix) -> usize {
+    weight.parts.iter().map(pairs_of_part).sum()
+}
+
+fn pairs_of_part(part: &MatrixPart) -> usize {
     part.rows.div_ceil(PAIR)
 }
 
@@ -116,26 +119,34 @@ pub(super) struct Inputs<'a> {
     bf16: Option<&'a Bf16Rows>,
 }
 
-/// Where products go: row `first_row` of the weights to column `first_col` of `out`, [n, cols], and those below it beside that.
+/// Where products go: of the first token and row `first_row` of the weights to element `first` of `out`, [n, cols], those of rows
+/// below it beside that.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) out: SharedSlice<'a, f32>,
     pub(super) cols: usize,
     pub(super) first_row: usize,
-    pub(super) first_col: usize,
+    pub(super) first: usize,
 }
 
 impl<'a> Inputs<'a> {
-    /// Converts `x`, and leaves the threads to whoever multiplies.
-    pub(super) fn of(cpu: &'a mut Cpu, x: &'a Buffer, weight: &Matrix) -> (&'a mut ThreadPool, Self) {
-        let x = match &weight.column_order {
+    /// Converts `x` for each of `weights`, and leaves the threads to whoever multiplies. `order`: of columns, where x has them in another
+    /// than the weights.
+    pub(super) fn of(
+        cpu: &'a mut Cpu,
+        x: &'a Buffer,
+        weights: &[Matrix],
+        order: Option<&[u32]>,
+    ) -> (&'a mut ThreadPool, Self) {
+        let x = match order {
             Some(order) => {
                 gather_columns::cpu(&mut cpu.pool, &mut cpu.ordered, x, order);
                 &cpu.ordered
             }
             None => x,
         };
-        let has = |is_kept: fn(&PartData) -> bool| weight.parts.iter().any(|part| is_kept(&part.data));
+        let parts = || weights.iter().flat_map(|weight| &weight.parts);
+        let has = |is_kept: fn(&PartData) -> bool| parts().any(|part| is_kept(&part.data));
         if has(|data| matches!(data, PartData::Panels(_))) {
             cpu.planes.fill(&mut cpu.pool, cpu.isa, cpu.precision, x);
         }
@@ -145,7 +156,7 @@ impl<'a> Inputs<'a> {
         #[cfg(target_arch = "x86_64")]
         let in_bf16 = cpu.precision != MatmulPrecision::Exact
             && cpu.isa >= Isa::Avx512Bf16
-            && weight.parts.iter().any(|part| part.dtype == Dtype::BF16);
+            && parts().any(|part| part.dtype == Dtype::BF16);
         #[cfg(target_arch = "x86_64")]
         if in_bf16 {
             cpu.bf16.fill(&mut cpu.pool, x);
@@ -161,56 +172,60 @@ impl<'a> Inputs<'a> {
         (&mut cpu.pool, inputs)
     }
 
-    /// The products of all inputs with pairs of panels.
-    pub(super) fn multiply(&self, weight: &Matrix, pairs: Range<usize>, place: Place<'_>) {
+    /// The instructions that products are taken with.
+    pub(super) fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The products of some inputs with pairs of panels.
+    pub(super) fn multiply(&self, weight: &Matrix, pairs: Range<usize>, tokens: Range<usize>, place: Place<'_>) {
         let (mut before, mut rows) = (0, 0);
         for part in &weight.parts {
-            let [first, end] = [pairs.start, pairs.end].map(|pair| pair.saturating_sub(before).min(num_pairs(part)));
+            let num_pairs = pairs_of_part(part);
+            let [first, end] = [pairs.start, pairs.end].map(|pair| pair.saturating_sub(before).min(num_pairs));
             if first < end {
-                let bias = weight.bias.as_deref().map(|bias| &bias[rows + first * PAIR..]);
-                self.multiply_part(
-                    part,
-                    (first * PAIR, part.rows.min(end * PAIR)),
-                    bias,
-                    Place { first_col: place.first_col + rows + first * PAIR - place.first_row, ..place },
-                );
+                let (start, end) = (first * PAIR, part.rows.min(end * PAIR));
+                let bias = weight.bias.as_deref().map(|bias| &bias[rows + start..]);
+                let target = Target {
+                    out: place.out,
+                    out_cols: place.cols,
+                    first: place.first + rows + start - place.first_row,
+                    num_rows: end - start,
+                    first_token: tokens.start,
+                    end_token: tokens.end,
+                    // Scales come before it.
+                    bias: if part.row_scales.is_some() { None } else { bias },
+                };
+                self.multiply_part(part, start, &target);
+                if let Some(scales) = &part.row_scales {
+                    target.scale(&scales[start..end], bias);
+                }
             }
-            (before, rows) = (before + num_pairs(part), rows + part.rows);
+            (before, rows) = (before + num_pairs, rows + part.rows);
         }
     }
 
-    /// Rows `start..end` of a part. `bias`: from `start` on.
-    fn multiply_part(&self, part: &MatrixPart, (start, end): (usize, usize), bias: Option<&[f32]>, place: Place<'_>) {
-        let (first, count) = (start / panels::ROWS, (end - start).div_ceil(panels::ROWS));
-        let target = Target {
-            out: place.out,
-            out_cols: place.cols,
-            first_col: place.first_col,
-            end_col: place.first_col + end - start,
-            // Scales come before it.
-            bias: if part.row_scales.is_some() { None } else { bias },
-        };
+    /// Rows of a part from `start` on, as many as `target` has.
+    fn multiply_part(&self, part: &MatrixPart, start: usize, target: &Target<'_>) {
+        let (first, count) = (start / panels::ROWS, target.num_rows.div_ceil(panels::ROWS));
         match &part.data {
             PartData::Rows(data) => {
                 let row_bytes = part.dtype.row_bytes(self.x.cols());
-                let data = &data[start * row_bytes..end * row_bytes];
-                quantized::rows(self.isa, &target, self.quantized, part.dtype, data);
+                let data = &data[start * row_bytes..(start + target.num_rows) * row_bytes];
+                quantized::rows(self.isa, target, self.quantized, part.dtype, data);
             }
-            PartData::Panels(panels) => multiply_panels(&target, panels, first, count, self.planes),
+            PartData::Panels(panels) => multiply_panels(target, panels, first, count, self.planes),
             PartData::FloatPanels(panels) => {
                 #[cfg(target_arch = "x86_64")]
                 if let (Some(x), Dtype::BF16) = (self.bf16, part.dtype) {
                     // SAFETY: Isa::detect found the instructions.
-                    unsafe { bf16::multiply(&target, panels, first, count, x) };
+                    unsafe { bf16::multiply(target, panels, first, count, x) };
                 } else {
-                    float::multiply(self.isa, &target, panels, first, count, self.x);
+                    float::multiply(self.isa, target, panels, first, count, self.x);
                 }
                 #[cfg(not(target_arch = "x86_64"))]
-                float::multiply(self.isa, &target, panels, first, count, self.x);
+                float::multiply(self.isa, target, panels, first, count, self.x);
             }
-        }
-        if let Some(scales) = &part.row_scales {
-            target.scale(self.x.rows(), &scales[start..end], bias);
         }
     }
 }
@@ -226,24 +241,33 @@ fn multiply_panels(_: &Target<'_>, _: &Panels, _: usize, _: usize, _: &Planes) {
     unreachable!("weights are packed only on x86-64")
 }
 
-/// Where a task's results go: columns `first_col..` of every row of `out`.
+/// What a task multiplies, and where its results go: those of the first token are `num_rows` elements of `out` from `first` on, and those
+/// of each further one `out_cols` behind.
 #[derive(Clone, Copy)]
 struct Target<'a> {
     out: SharedSlice<'a, f32>,
     out_cols: usize,
-    first_col: usize,
-    /// One past the last column of the part.
-    end_col: usize,
+    first: usize,
+    num_rows: usize,
+    /// Among the inputs.
+    first_token: usize,
+    end_token: usize,
     /// From the task's first row on.
     bias: Option<&'a [f32]>,
 }
 
 impl<'a> Target<'a> {
+    /// The element of token `t` and row `row`.
+    #[inline(always)]
+    fn at(&self, t: usize, row: usize) -> usize {
+        (t - self.first_token) * self.out_cols + self.first + row
+    }
+
     /// Writes row `row` of the task's weights times token `t`.
     #[inline(always)]
     fn set(&self, t: usize, row: usize, value: f32) {
         // SAFETY: tasks have disjoint rows of W, hence disjoint columns of `out`.
-        let cell = unsafe { self.out.range(t * self.out_cols + self.first_col + row, 1) };
+        let cell = unsafe { self.out.range(self.at(t, row), 1) };
         cell[0] = value + self.bias.map_or(0.0, |b| b[row]);
     }
 
@@ -252,16 +276,16 @@ impl<'a> Target<'a> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn address(&self, t: usize, row: usize) -> *const f32 {
-        self.out.address(t * self.out_cols + self.first_col + row)
+        self.out.address(self.at(t, row))
     }
 
     /// Multiplies what the task has written with the scales of its rows, and adds the bias. By itself, so that kernels stay as
     /// small as they are: outputs are few beside the products that they are sums of.
     #[inline(never)]
-    fn scale(&self, num_tokens: usize, scales: &[f32], bias: Option<&[f32]>) {
-        for t in 0..num_tokens {
+    fn scale(&self, scales: &[f32], bias: Option<&[f32]>) {
+        for t in self.first_token..self.end_token {
             // SAFETY: tasks have disjoint rows of W, hence disjoint columns of `out`, and this one's are written.
-            let cells = unsafe { self.out.range(t * self.out_cols + self.first_col, scales.len()) };
+            let cells = unsafe { self.out.range(self.at(t, 0), scales.len()) };
             cells.iter_mut().zip(scales).for_each(|(x, scale)| *x *= scale);
             if let Some(bias) = bias {
                 cells.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
@@ -276,9 +300,8 @@ impl<'a> Target<'a> {
     /// Nobody else holds these cells.
     #[inline(always)]
     unsafe fn cells(self, t: usize, row: usize) -> (&'a mut [f32], Option<&'a [f32]>) {
-        let col = self.first_col + row;
         // SAFETY: the caller's, and tasks have disjoint rows of W, hence disjoint columns of `out`.
-        let cells = unsafe { self.out.range(t * self.out_cols + col, panels::ROWS.min(self.end_col - col)) };
+        let cells = unsafe { self.out.range(self.at(t, row), panels::ROWS.min(self.num_rows - row)) };
         let bias = self.bias.map(|bias| &bias[row..row + cells.len()]);
         (cells, bias)
     }

@@ -100,7 +100,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Every row of `rows` times every token of `x`.
+/// Every row of `rows` times the target's tokens.
 pub(super) fn rows(isa: Isa, target: &Target<'_>, x: &QuantizedRows, dtype: Dtype, rows: &[u8]) {
     SCRATCH.with_borrow_mut(|scratch| {
         let groups = x.cols / quant::group_len(dtype);
@@ -170,9 +170,9 @@ unsafe fn all_rows<I: Int8, const FMA: bool, const G: usize>(task: &Task<'_>, sc
             };
             quant::unpack_row(dtype, row, out);
         }
-        let mut t = 0;
-        while t < x.rows {
-            let tile = TILE.min(x.rows - t);
+        let mut t = target.first_token;
+        while t < target.end_token {
+            let tile = TILE.min(target.end_token - t);
             for r in 0..block.len() / row_bytes {
                 let w = Row {
                     q: &scratch.q[r * cols..(r + 1) * cols],

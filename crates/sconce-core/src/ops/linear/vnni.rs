@@ -49,7 +49,7 @@ const fn dtype_of(format: u8) -> Dtype {
     }
 }
 
-/// Panels `first..first + count` times all tokens.
+/// Panels `first..first + count` times the target's tokens.
 ///
 /// # Safety
 /// The machine has AVX-512 F, BW, DQ, VL and VNNI.
@@ -98,8 +98,8 @@ struct Task<'a> {
 unsafe fn run<const F: u8, const LOW: u8>(task: &Task<'_>) {
     let num_planes = const { if LOW == NO_LOW { 1 } else { 2 } };
     let chunk_rows = (CHUNK_BYTES / (num_planes * task.x.cols)).next_multiple_of(12).max(12);
-    for start in (0..task.x.rows).step_by(chunk_rows) {
-        let end = task.x.rows.min(start + chunk_rows);
+    for start in (task.target.first_token..task.target.end_token).step_by(chunk_rows) {
+        let end = task.target.end_token.min(start + chunk_rows);
         let (mut panel, panels_end) = (task.first, task.first + task.count);
         while panel < panels_end {
             // SAFETY: tokens up to `end` and the panels exist.
