@@ -251,6 +251,7 @@ def phi():
 TOKENIZERS = {
     "gemma2": gemma2,
     "mistral": mistral,
+    "mixtral": mistral,
     "mistral-swa": lambda: mistral(MISTRAL_SWA_TEMPLATE),
     "phi3": phi3,
     "gemma3": gemma2,
@@ -258,5 +259,6 @@ TOKENIZERS = {
     "llama": llama,
     "qwen2": qwen,
     "qwen3": qwen,
+    "qwen3-moe": qwen,
     "phi": phi,
 }

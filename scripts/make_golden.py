@@ -18,9 +18,9 @@ tokenizer.json       texts, their ids, and the text of those ids as a whole and 
 chat.json            conversations, their rendered text and ids, or the template's refusal
 
 Weights are rounded to the type in which they are stored and computed with in float32. Seeds are tried in order until
-no greedy step is nearly a tie, a continuation meets an end token, and so does a beam; a beam search is kept only if
-noise on every log-probability does not change it. What a fixture is meant to catch is in `mutations`: config entries
-that are changed, whereupon the logits must change. manifest.json has versions, seeds and the files' sha256.
+no greedy step is nearly a tie, nor a prompt's choice of experts, a continuation meets an end token, and so does a beam;
+a beam search is kept only if noise on every log-probability does not change it. What a fixture is meant to catch is in
+`mutations`: config entries that are changed, whereupon the logits must change. manifest.json has versions, seeds and the files' sha256.
 """
 
 import argparse
@@ -58,10 +58,12 @@ CONVERSATIONS = {
 TEXTS = ["The boat sails", "  two  spaces", "naïve café 日本 🙂", "tab\tand\nline\n\n", "👩‍👧 zwj", "aaaaa", "", " \n ",
          "¿Ærø? ελ", "a <s> </s> <bos> <|done|> b"]
 
+ROUTER_SCALE = 4.0  # of experts' logits, so that few are nearly ties
 GREEDY_TOKENS, PENALTY_TOKENS, BEAM_TOKENS = 24, 16, 12
 MIN_MARGIN = 0.01  # between the two best logits of a greedy step
 NOISE = 3e-4  # on log-probabilities, which must not change a beam search
 MIN_SHIFT = 0.05  # of some logit, by every mutation
+MIN_ROUTER_MARGIN = 0.04  # between the logits of a prompt's last expert that is taken and the first that is not
 
 COMMON = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2,
           "max_position_embeddings": 128, "vocab_size": VOCAB_SIZE, "attention_dropout": 0.0, "use_cache": True}
@@ -139,6 +141,23 @@ MODELS = {
                    "use_sliding_window": False},
         "mutations": [{"rope_theta": 100.0}, {"rms_norm_eps": 0.1}],
     },
+    # Experts are as wide as a block, so that they are in blocks too. What is generated goes on with more bytes that are no
+    # text than a stream holds back.
+    "mixtral": {
+        "class": "MixtralForCausalLM", "dtype": torch.bfloat16, "seed": 7200, "num_streamed": 12,
+        "config": {**UNTIED, "intermediate_size": 32, "num_hidden_layers": 2, "num_local_experts": 6,
+                   "num_experts_per_tok": 2, "sliding_window": None, "rope_theta": 1000000.0,
+                   "output_router_logits": False, "router_aux_loss_coef": 0.0, "router_jitter_noise": 0.0},
+        "mutations": [{"num_experts_per_tok": 1}, {"num_experts_per_tok": 3}, {"rope_theta": 10000.0}],
+    },
+    "qwen3-moe": {
+        "class": "Qwen3MoeForCausalLM", "model_type": "qwen3_moe", "dtype": torch.bfloat16, "seed": 10000,
+        "config": {**UNTIED, "num_hidden_layers": 2, "head_dim": 12, "rope_theta": 10000.0, "attention_bias": False,
+                   "use_sliding_window": False, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                   "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+                   "output_router_logits": False, "router_aux_loss_coef": 0.0},
+        "mutations": [{"norm_topk_prob": False}, {"num_experts_per_tok": 1}, {"num_experts_per_tok": 3}],
+    },
     # More rows of logits than the tokenizer has tokens.
     "phi": {
         "class": "PhiForCausalLM", "dtype": torch.float16, "seed": 6000,
@@ -175,10 +194,47 @@ def random_weights(model, seed, is_gemma):
             weights[name] = noise * 3 / hidden**0.5
         else:
             is_query_or_key = any(part in name for part in ("q_proj", "k_proj", "qkv_proj"))
-            weights[name] = noise * (2.5 if is_query_or_key else 1.0) / old.shape[1] ** 0.5
+            scale = 2.5 if is_query_or_key else ROUTER_SCALE if name.endswith("mlp.gate.weight") else 1.0
+            weights[name] = noise * scale / old.shape[-1] ** 0.5
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
-    return weights
+    return as_hubs_have_them(weights, model.config.model_type)
+
+
+def as_hubs_have_them(weights, model_type):
+    """transformers has the matrices of all experts in one tensor, checkpoints a tensor each."""
+    is_mixtral = model_type == "mixtral"
+    gate, up, down = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
+    found = {}
+    for name, weight in weights.items():
+        if is_mixtral:
+            name = name.replace(".mlp.", ".block_sparse_moe.")
+        prefix, part = name.rsplit(".", 1)
+        if part == "gate_up_proj":
+            for i, expert in enumerate(weight):
+                for part, rows in zip((gate, up), expert.chunk(2)):
+                    found[f"{prefix}.{i}.{part}.weight"] = rows.clone()
+        elif part == "down_proj":
+            found.update({f"{prefix}.{i}.{down}.weight": expert.clone() for i, expert in enumerate(weight)})
+        else:
+            found[name] = weight
+    return found
+
+
+@torch.no_grad()
+def router_margin(model, prompts):
+    """The least difference between logits of an expert that is taken and one that is not."""
+    margins, per_token = [float("inf")], getattr(model.config, "num_experts_per_tok", None)
+    def note(module, inputs, output):
+        logits = output[0].sort(-1, descending=True).values
+        margins.append((logits[:, per_token - 1] - logits[:, per_token]).min().item())
+    routers = [module for name, module in model.named_modules() if per_token and name.endswith("mlp.gate")]
+    hooks = [router.register_forward_hook(note) for router in routers]
+    for prompt in prompts:
+        logits_of(model, prompt["input_ids"])
+    for hook in hooks:
+        hook.remove()
+    return min(margins)
 
 
 def save_weights(directory, weights, shards):
@@ -413,7 +469,7 @@ def make(name, spec):
         weights = {key: weight.to(spec["dtype"]) for key, weight in weights.items()}
         save_weights(directory, weights, spec.get("shards", 1))
         model = load(directory)
-        if not meets_end(model, tokenizer, prompts, text.eos_ids):
+        if router_margin(model, prompts) < MIN_ROUTER_MARGIN or not meets_end(model, tokenizer, prompts, text.eos_ids):
             continue
         cases = greedy_cases(model, tokenizer, prompts, text.eos_ids)
         margin = min(case["min_top2_margin"] for case in cases)
@@ -430,7 +486,7 @@ def make(name, spec):
     write_json(golden / "prompts.json", prompts)
     write_json(golden / "greedy.json", cases)
     write_json(golden / "beam.json", beams)
-    write_json(golden / "tokenizer.json", tokenizer_cases(tokenizer, cases[0]["output_ids"]))
+    write_json(golden / "tokenizer.json", tokenizer_cases(tokenizer, cases[0]["output_ids"][: spec.get("num_streamed")]))
     if chats:
         write_json(golden / "chat.json", chats)
     files = sorted(path for path in directory.rglob("*") if path.is_file())

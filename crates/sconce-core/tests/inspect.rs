@@ -127,6 +127,20 @@ fn tied_embeddings_are_counted_once() {
     assert_eq!(count(json!({"attention_bias": true})) - count(json!({})), 2 * (64 + 32 + 32 + 64));
 }
 
+/// A token reads its own experts alone.
+#[test]
+fn experts_are_counted_whole_and_for_a_token() {
+    let changes = json!({"architectures": ["MixtralForCausalLM"], "num_local_experts": 6, "num_experts_per_tok": 2});
+    let report = tiny(changes, &dummy()).unwrap();
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    let (attention, router, expert) = (64 * 64 * 2 + 2 * 64 * 32, 6 * 64, 3 * 64 * 96);
+    let (embeddings, norms) = (2 * 258 * 64, 5 * 64);
+    assert_eq!(report.footprint.num_parameters(), 2 * (attention + router + 6 * expert) + embeddings + norms);
+    let layers = 2 * (attention + router + 2 * expert);
+    let bytes_read = 2 * (layers + 258 * 64) + 4 * norms;
+    assert_eq!(report.footprint.token_cost, TokenCost { layer_weights: layers, head_weights: 258 * 64, bytes_read });
+}
+
 #[test]
 fn what_cannot_run_is_said() {
     let refused = |changes: Value, words: &str| {

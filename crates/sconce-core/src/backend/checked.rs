@@ -3,7 +3,7 @@
 //! After each operation the second backend's result is replaced by the first's, so that each is checked on its own, on equal
 //! inputs: differences do not add up, and the operation that is named is the one that is wrong.
 
-use super::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use super::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
@@ -72,6 +72,7 @@ impl<A: Backend, B: Backend> Checked<A, B> {
 impl<A: Backend, B: Backend> Backend for Checked<A, B> {
     type Buffer = Pair<A::Buffer, B::Buffer>;
     type Matrix = Pair<A::Matrix, B::Matrix>;
+    type ExpertMatrices = Pair<A::ExpertMatrices, B::ExpertMatrices>;
     type Vector = Pair<A::Vector, B::Vector>;
     type KvCache = Pair<A::KvCache, B::KvCache>;
     type Rope = Pair<A::Rope, B::Rope>;
@@ -113,6 +114,18 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         Ok(Pair {
             tested: self.tested.matrix(parts.clone(), bias, dtype)?,
             reference: self.reference.matrix(parts, bias, dtype)?,
+        })
+    }
+
+    fn expert_matrices(
+        &self,
+        parts: Vec<TensorView<'_>>,
+        num_experts: usize,
+        dtype: WeightDtype,
+    ) -> Result<Self::ExpertMatrices> {
+        Ok(Pair {
+            tested: self.tested.expert_matrices(parts.clone(), num_experts, dtype)?,
+            reference: self.reference.expert_matrices(parts, num_experts, dtype)?,
         })
     }
 
@@ -302,6 +315,22 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         self.check("gate_act_mul", out, |out| {
             self.tested.gate_act_mul(&mut out.tested, &gate_up.tested, act)?;
             self.reference.gate_act_mul(&mut out.reference, &gate_up.reference, act)
+        })
+    }
+
+    /// Both choose by the same logits.
+    fn experts(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        logits: &Self::Buffer,
+        weights: [&Self::ExpertMatrices; 2],
+        spec: &ExpertsSpec,
+    ) -> Result<()> {
+        self.check("experts", out, |out| {
+            let (a, b) = (weights.map(|pair| &pair.tested), weights.map(|pair| &pair.reference));
+            self.tested.experts(&mut out.tested, &x.tested, &logits.tested, a, spec)?;
+            self.reference.experts(&mut out.reference, &x.reference, &logits.reference, b, spec)
         })
     }
 

@@ -19,7 +19,7 @@ pub use peaks::Peaks;
 pub use profiled::{OpProfile, OpTime, Profiled, StepShape};
 pub use workspace::Workspace;
 
-use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
+use crate::config::{Activation, ExpertsConfig, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::Result;
 use crate::kv::BlockCopy;
 use crate::sample::{SampleResults, SampleRow};
@@ -64,6 +64,24 @@ impl AttentionSpec {
     }
 }
 
+/// How a layer's tokens go through experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsSpec {
+    /// Experts of a token.
+    pub per_token: usize,
+    /// Whether the weights of a token's experts add up to 1.
+    pub normalizes: bool,
+    /// The gate's activation.
+    pub act: Activation,
+}
+
+impl ExpertsSpec {
+    /// Of a model's layers.
+    pub fn new(config: &ExpertsConfig, act: Activation) -> Self {
+        Self { per_token: config.per_token, normalizes: config.normalizes, act }
+    }
+}
+
 /// What a buffer holds; a device chooses the type of its elements by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BufferRole {
@@ -73,6 +91,8 @@ pub enum BufferRole {
     Activation,
     /// Logits: f32.
     Logits,
+    /// What experts are chosen by: f32.
+    RouterLogits,
 }
 
 /// What a step has at most.
@@ -98,6 +118,8 @@ pub trait Backend: Send + Sized + 'static {
     type Buffer: Send;
     /// A weight matrix (or several over each other), as [`Backend::linear`] wants it.
     type Matrix: Send;
+    /// A matrix for each expert of a layer, as [`Backend::experts`] wants them.
+    type ExpertMatrices: Send;
     /// A weight vector.
     type Vector: Send;
     /// Keys and values of all layers.
@@ -150,6 +172,23 @@ pub trait Backend: Send + Sized + 'static {
         _bias: Option<&[f32]>,
         _random: RandomWeights,
     ) -> Result<Option<Self::Matrix>> {
+        Ok(None)
+    }
+    /// Matrices of `num_experts` experts, of equally many of `parts` over each other each, the first expert's first; all parts have the same
+    /// number of columns.
+    fn expert_matrices(
+        &self,
+        parts: Vec<TensorView<'_>>,
+        num_experts: usize,
+        dtype: WeightDtype,
+    ) -> Result<Self::ExpertMatrices>;
+    /// The same of random weights, made on the device, each of `shape`; `None`: [`Backend::expert_matrices`] is to be given some.
+    fn random_expert_matrices(
+        &self,
+        _num_experts: usize,
+        _shape: [usize; 2],
+        _random: RandomWeights,
+    ) -> Result<Option<Self::ExpertMatrices>> {
         Ok(None)
     }
     /// The type in memory of weights that are stored as `stored`, where `asked` is the setting.
@@ -268,6 +307,16 @@ pub trait Backend: Send + Sized + 'static {
         self.linear(gate_up, x, weight)?;
         self.gate_act_mul(out, gate_up, act)
     }
+    /// out = sum over each token's experts of weight * down(act(gate) * up), where rows of an expert's first matrix are gate's, then up's.
+    /// Which experts, and their weights, is by `logits`, [num_tokens, num_experts] in f32.
+    fn experts(
+        &self,
+        out: &mut Self::Buffer,
+        x: &Self::Buffer,
+        logits: &Self::Buffer,
+        gate_up_down: [&Self::ExpertMatrices; 2],
+        spec: &ExpertsSpec,
+    ) -> Result<()>;
     /// x = act(x).
     fn activate(&self, x: &mut Self::Buffer, act: Activation) -> Result<()>;
     /// x = cap * tanh(x / cap).

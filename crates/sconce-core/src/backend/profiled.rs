@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use super::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::Result;
 use crate::kv::BlockCopy;
@@ -149,6 +149,7 @@ impl<B: Backend> Profiled<B> {
 impl<B: Backend> Backend for Profiled<B> {
     type Buffer = B::Buffer;
     type Matrix = Shaped<B::Matrix>;
+    type ExpertMatrices = B::ExpertMatrices;
     type Vector = B::Vector;
     type KvCache = B::KvCache;
     type Rope = B::Rope;
@@ -200,6 +201,24 @@ impl<B: Backend> Backend for Profiled<B> {
     ) -> Result<Option<Self::Matrix>> {
         let matrix = self.backend.random_matrix(shape, bias, random)?;
         Ok(matrix.map(|matrix| Shaped { matrix, shape }))
+    }
+
+    fn expert_matrices(
+        &self,
+        parts: Vec<TensorView<'_>>,
+        num_experts: usize,
+        dtype: WeightDtype,
+    ) -> Result<B::ExpertMatrices> {
+        self.backend.expert_matrices(parts, num_experts, dtype)
+    }
+
+    fn random_expert_matrices(
+        &self,
+        num_experts: usize,
+        shape: [usize; 2],
+        random: RandomWeights,
+    ) -> Result<Option<B::ExpertMatrices>> {
+        self.backend.random_expert_matrices(num_experts, shape, random)
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
@@ -360,6 +379,18 @@ impl<B: Backend> Backend for Profiled<B> {
         self.time_products("gated_linear", Some(weight.shape), bytes, num_rows, || {
             self.backend.gated_linear(out, gate_up, x, &weight.matrix, act)
         })
+    }
+
+    /// Which weights are read depends on the tokens: neither bytes nor products are counted.
+    fn experts(
+        &self,
+        out: &mut B::Buffer,
+        x: &B::Buffer,
+        logits: &B::Buffer,
+        weights: [&B::ExpertMatrices; 2],
+        spec: &ExpertsSpec,
+    ) -> Result<()> {
+        self.time("experts", || self.backend.experts(out, x, logits, weights, spec))
     }
 
     fn activate(&self, x: &mut B::Buffer, act: Activation) -> Result<()> {

@@ -16,10 +16,12 @@ pub struct Workspace<B: Backend> {
     pub qkv: B::Buffer,
     /// [T, num_heads * head_dim]: what attention gives.
     pub attn_out: B::Buffer,
-    /// [T, 2 * intermediate_size]: gate, up.
+    /// [T, 2 * intermediate_size]: gate, up. Without columns where there are experts.
     pub gate_up: B::Buffer,
-    /// [T, intermediate_size]: act(gate) * up.
+    /// [T, intermediate_size]: act(gate) * up. The same.
     pub mlp_act: B::Buffer,
+    /// [T, num_experts]: by which experts are chosen.
+    pub router_logits: B::Buffer,
     /// [R, hidden_size]: the residual stream's rows whose logits are wanted.
     pub last_residual: B::Buffer,
     /// [R, hidden_size]: the same rows of `delta`.
@@ -36,14 +38,17 @@ impl<B: Backend> Workspace<B> {
         let residual = |rows| backend.buffer(rows, config.hidden_size, BufferRole::Residual);
         let tokens = |cols| backend.buffer(max_tokens, cols, BufferRole::Activation);
         let rows = |cols| backend.buffer(max_logits, cols, BufferRole::Activation);
+        let inter = if config.experts.is_some() { 0 } else { config.intermediate_size };
+        let num_experts = config.experts.map_or(0, |experts| experts.num_experts);
         Ok(Self {
             residual: residual(max_tokens)?,
             delta: tokens(config.hidden_size)?,
             normed: tokens(config.hidden_size)?,
             qkv: tokens(config.qkv_dim())?,
             attn_out: tokens(config.q_dim())?,
-            gate_up: tokens(2 * config.intermediate_size)?,
-            mlp_act: tokens(config.intermediate_size)?,
+            gate_up: tokens(2 * inter)?,
+            mlp_act: tokens(inter)?,
+            router_logits: backend.buffer(max_tokens, num_experts, BufferRole::RouterLogits)?,
             last_residual: residual(max_logits)?,
             last_delta: rows(config.hidden_size)?,
             last_normed: rows(config.hidden_size)?,

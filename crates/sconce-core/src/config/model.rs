@@ -83,6 +83,19 @@ impl RopeConfig {
     }
 }
 
+/// Experts in place of one MLP: each token goes through some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// Experts of a layer.
+    pub num_experts: usize,
+    /// How many of them a token goes through.
+    pub per_token: usize,
+    /// Width of an expert between its two matrices.
+    pub intermediate_size: usize,
+    /// Whether the weights of a token's experts add up to 1. Elsewhere each is its share of all experts' exponentials.
+    pub normalizes: bool,
+}
+
 /// The normalised description of a model. Lengths are in elements, contexts in tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -90,8 +103,10 @@ pub struct ModelConfig {
     pub architecture: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP between its two matrices.
+    /// Width of the MLP between its two matrices, where it is one.
     pub intermediate_size: usize,
+    /// What every layer has in place of one MLP.
+    pub experts: Option<ExpertsConfig>,
     /// Transformer blocks.
     pub num_hidden_layers: usize,
     /// Query heads.

@@ -10,6 +10,8 @@ use crate::weights::{Dtype, Outline, TensorInfo, WeightStore};
 /// The weights' names, which are Hugging Face's whatever the file.
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+/// Part of the names of experts' matrices.
+const EXPERTS: &str = ".experts.";
 
 /// Weights of one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,11 +29,11 @@ pub struct WeightGroup {
 /// What the weights cost a token. Attention, activations, keys and values are not in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TokenCost {
-    /// Elements of the matrices that every token is multiplied with.
+    /// Elements of the matrices that a token is multiplied with: of experts, as many as it goes through.
     pub layer_weights: u64,
     /// Elements of the head, which only tokens that are sampled from are multiplied with.
     pub head_weights: u64,
-    /// Bytes of weights that a token sampled alone reads: all but an embedding that only gives rows.
+    /// Bytes of weights that a token sampled alone reads: all but an embedding that only gives rows, and experts it does not go through.
     pub bytes_read: u64,
 }
 
@@ -71,7 +73,13 @@ impl Footprint {
         let head = if tensors.contains_key(HEAD) { HEAD } else { EMBEDDING };
         for (name, tensor) in &tensors {
             let bytes = footprint.add(tensor, in_memory);
-            footprint.token_cost.add(name, head, tensor, bytes);
+            // Of a token's way through the experts.
+            let [taken, all] = match config.experts {
+                Some(experts) if name.contains(EXPERTS) => [experts.per_token, experts.num_experts],
+                _ => [1, 1],
+            };
+            let share = |count: u64| count * taken as u64 / all as u64;
+            footprint.token_cost.add(name, head, tensor.shape.len(), share(tensor.num_elements()), share(bytes));
         }
         footprint.groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
         Ok(footprint)
@@ -106,15 +114,15 @@ impl Footprint {
 }
 
 impl TokenCost {
-    fn add(&mut self, name: &str, head: &str, tensor: &TensorInfo, bytes: u64) {
+    fn add(&mut self, name: &str, head: &str, num_dims: usize, num_elements: u64, bytes: u64) {
         if name == EMBEDDING && name != head {
             return;
         }
         self.bytes_read += bytes;
-        match tensor.shape.len() {
+        match num_dims {
             1 => {}
-            _ if name == head => self.head_weights += tensor.num_elements(),
-            _ => self.layer_weights += tensor.num_elements(),
+            _ if name == head => self.head_weights += num_elements,
+            _ => self.layer_weights += num_elements,
         }
     }
 }

@@ -63,6 +63,7 @@ pub(super) fn tiny_config() -> ModelConfig {
         architecture: "Faulty".into(),
         hidden_size: 2,
         intermediate_size: 2,
+        experts: None,
         num_hidden_layers: 0,
         num_attention_heads: 1,
         num_key_value_heads: 1,

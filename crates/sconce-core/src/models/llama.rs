@@ -1,6 +1,7 @@
 //! `LlamaForCausalLM`: Llama 1 to 3.3, SmolLM and the many models of that shape (Hugging Face's `modeling_llama.py`).
 
-use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
+use super::experts::Experts;
+use super::{Architecture, Bias, Loader, Model, RawConfig, Step, mixtral};
 use crate::backend::{AttentionSpec, Backend};
 use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Result;
@@ -24,8 +25,13 @@ pub(super) struct Layer<B: Backend> {
     pub(super) head_norms: Option<(B::Vector, B::Vector)>,
     pub(super) o: B::Matrix,
     pub(super) post_attention_norm: B::Vector,
-    pub(super) gate_up: B::Matrix,
-    pub(super) down: B::Matrix,
+    pub(super) mlp: Mlp<B>,
+}
+
+/// What stands behind attention.
+pub(super) enum Mlp<B: Backend> {
+    Dense { gate_up: B::Matrix, down: B::Matrix },
+    Experts(Experts<B>),
 }
 
 /// The config of a model of this shape.
@@ -44,6 +50,7 @@ pub(super) fn parse_config_with(raw: &RawConfig, head_dim: usize, scaling: RopeS
         architecture: raw.architecture()?.into(),
         hidden_size,
         intermediate_size: raw.length("intermediate_size")?,
+        experts: None,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: raw.opt_length("num_key_value_heads")?.unwrap_or(num_attention_heads),
@@ -73,7 +80,12 @@ impl<B: Backend> Architecture<B> for Llama<B> {
     const GGUF_NAME: Option<&'static str> = Some("llama");
 
     fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
-        parse_config(raw)
+        let mut config = parse_config(raw)?;
+        // A GGUF of Mixtral.
+        if raw.get(mixtral::NUM_EXPERTS).is_some() {
+            config.experts = Some(mixtral::parse_experts(raw, config.intermediate_size)?);
+        }
+        Ok(config)
     }
 
     fn load(loader: &Loader<'_, B>) -> Result<Self> {
@@ -104,14 +116,22 @@ impl<B: Backend> Llama<B> {
 
 impl<B: Backend> Layer<B> {
     /// A layer, by the names that most models of this shape have. The biases are those of q, k and v, and of o.
-    pub(super) fn load(loader: &Loader<'_, B>, idx: usize, [qkv_bias, o_bias]: [Bias; 2]) -> Result<Self> {
+    pub(super) fn load(loader: &Loader<'_, B>, idx: usize, biases: [Bias; 2]) -> Result<Self> {
+        Self::load_with(loader, idx, biases, Mlp::load(loader, idx)?)
+    }
+
+    /// The same with another MLP.
+    pub(super) fn load_with(
+        loader: &Loader<'_, B>,
+        idx: usize,
+        [qkv_bias, o_bias]: [Bias; 2],
+        mlp: Mlp<B>,
+    ) -> Result<Self> {
         let config = loader.config;
         let name = |part: &str| format!("model.layers.{idx}.{part}");
-        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let hidden = config.hidden_size;
         let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
-        let mlp_bias = Bias::from(config.mlp_bias);
         let qkv = [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
-        let gate_up = [(name("mlp.gate_proj"), inter), (name("mlp.up_proj"), inter)];
         Ok(Self {
             input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
             qkv: loader.matrix(&qkv, hidden, qkv_bias)?,
@@ -123,8 +143,24 @@ impl<B: Backend> Layer<B> {
             },
             o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, o_bias)?,
             post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate_up: loader.matrix(&gate_up, hidden, mlp_bias)?,
-            down: loader.matrix(&[(name("mlp.down_proj"), hidden)], inter, mlp_bias)?,
+            mlp,
+        })
+    }
+}
+
+impl<B: Backend> Mlp<B> {
+    /// By the names that most models of this shape have; experts by Mixtral's.
+    fn load(loader: &Loader<'_, B>, idx: usize) -> Result<Self> {
+        let config = loader.config;
+        if let Some(experts) = &config.experts {
+            return Ok(Self::Experts(Experts::load(loader, idx, &mixtral::NAMES, experts)?));
+        }
+        let name = |part: &str| format!("model.layers.{idx}.{part}");
+        let (hidden, inter, bias) = (config.hidden_size, config.intermediate_size, Bias::from(config.mlp_bias));
+        let gate_up = [(name("mlp.gate_proj"), inter), (name("mlp.up_proj"), inter)];
+        Ok(Self::Dense {
+            gate_up: loader.matrix(&gate_up, hidden, bias)?,
+            down: loader.matrix(&[(name("mlp.down_proj"), hidden)], inter, bias)?,
         })
     }
 }
@@ -154,9 +190,14 @@ impl<B: Backend> Model<B> for Llama<B> {
         backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, &spec)?;
         backend.linear(&mut ws.delta, &ws.attn_out, &layer.o)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.post_attention_norm, eps)?;
-        let act = self.config.hidden_act;
-        backend.gated_linear(&mut ws.mlp_act, &mut ws.gate_up, &ws.normed, &layer.gate_up, act)?;
-        backend.linear(&mut ws.delta, &ws.mlp_act, &layer.down)
+        match &layer.mlp {
+            Mlp::Dense { gate_up, down } => {
+                let act = self.config.hidden_act;
+                backend.gated_linear(&mut ws.mlp_act, &mut ws.gate_up, &ws.normed, gate_up, act)?;
+                backend.linear(&mut ws.delta, &ws.mlp_act, down)
+            }
+            Mlp::Experts(experts) => experts.forward(backend, ws),
+        }
     }
 
     fn head(&self, step: &mut Step<'_, B>) -> Result<()> {

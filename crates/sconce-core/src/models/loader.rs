@@ -52,12 +52,29 @@ impl<B: Backend> Loader<'_, B> {
                 return Ok(matrix);
             }
         }
-        let get = |(name, rows): &(String, usize)| self.tensor(&format!("{name}.weight"), &[*rows, cols]);
-        let tensors: Vec<_> = parts.iter().map(get).collect::<Result<_>>()?;
-        let matrix = self.backend.matrix(tensors, bias.as_deref(), self.dtype);
+        let matrix = self.backend.matrix(self.tensors(parts, cols)?, bias.as_deref(), self.dtype);
         // The file and its copy would take twice the memory.
         self.store.release();
         matrix
+    }
+
+    /// `<name>.weight` of each part, (name, rows): equally many of each expert, the first expert's first.
+    pub fn expert_matrices(
+        &self,
+        parts: &[(String, usize)],
+        cols: usize,
+        num_experts: usize,
+    ) -> Result<B::ExpertMatrices> {
+        if let Some(random) = self.store.random(&format!("{}.weight", parts[0].0)) {
+            let rows = parts[..parts.len() / num_experts].iter().map(|(_, rows)| rows).sum();
+            if let Some(matrices) = self.backend.random_expert_matrices(num_experts, [rows, cols], random)? {
+                self.progress.advance((num_experts * rows * random.dtype.row_bytes(cols)) as u64);
+                return Ok(matrices);
+            }
+        }
+        let matrices = self.backend.expert_matrices(self.tensors(parts, cols)?, num_experts, self.dtype);
+        self.store.release();
+        matrices
     }
 
     /// `name`, a vector.
@@ -80,6 +97,10 @@ impl<B: Backend> Loader<'_, B> {
     /// The same of layers with a sliding window, where they have others.
     pub fn local_rope(&self) -> Result<Option<B::Rope>> {
         self.config.local_rope.as_ref().map(|rope| self.backend.rope(rope, self.max_model_len)).transpose()
+    }
+
+    fn tensors(&self, parts: &[(String, usize)], cols: usize) -> Result<Vec<TensorView<'_>>> {
+        parts.iter().map(|(name, rows)| self.tensor(&format!("{name}.weight"), &[*rows, cols])).collect()
     }
 
     fn bias(&self, parts: &[(String, usize)]) -> Result<Vec<f32>> {

@@ -2,16 +2,19 @@
 //!
 //! A model is written in the operations of [`Backend`]; it names no backend and sees no KV block.
 
+mod experts;
 mod gemma2;
 mod gemma3;
 mod llama;
 mod loader;
 mod mistral;
+mod mixtral;
 mod phi;
 mod phi3;
 mod quantization;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod raw_config;
 #[cfg(test)]
 mod tests;
@@ -92,10 +95,12 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
     vec![
         entry::<B, llama::Llama<B>>(),
         entry::<B, mistral::Mistral>(),
+        entry::<B, mixtral::Mixtral>(),
         entry::<B, gemma2::Gemma2<B>>(),
         entry::<B, gemma3::Gemma3>(),
         entry::<B, qwen2::Qwen2>(),
         entry::<B, qwen3::Qwen3>(),
+        entry::<B, qwen3_moe::Qwen3Moe>(),
         entry::<B, phi3::Phi3>(),
         entry::<B, phi::Phi<B>>(),
     ]

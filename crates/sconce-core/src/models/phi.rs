@@ -43,6 +43,7 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
         architecture: raw.architecture()?.into(),
         hidden_size,
         intermediate_size: raw.length("intermediate_size")?,
+        experts: None,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads: raw.opt_length("num_key_value_heads")?.unwrap_or(num_attention_heads),

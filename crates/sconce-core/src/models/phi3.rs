@@ -50,7 +50,9 @@ fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<llama::L
         head_norms: None,
         o: matrix("self_attn.o_proj", hidden, config.q_dim())?,
         post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
-        gate_up: matrix("mlp.gate_up_proj", 2 * inter, hidden)?,
-        down: matrix("mlp.down_proj", hidden, inter)?,
+        mlp: llama::Mlp::Dense {
+            gate_up: matrix("mlp.gate_up_proj", 2 * inter, hidden)?,
+            down: matrix("mlp.down_proj", hidden, inter)?,
+        },
     })
 }

@@ -22,6 +22,9 @@ const GGUF_KEYS: &[(&str, &str)] = &[
     ("attention.sliding_window", "sliding_window"),
     ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("final_logit_softcapping", "final_logit_softcapping"),
+    ("expert_count", "num_local_experts"),
+    ("expert_feed_forward_length", "moe_intermediate_size"),
+    ("expert_used_count", "num_experts_per_tok"),
     ("rope.dimension_count", "rotary_dim"),
     ("rope.freq_base", "rope_theta"),
     ("rope.freq_base_swa", "rope_local_base_freq"),
@@ -73,7 +76,7 @@ impl RawConfig {
         for (gguf_key, key) in GGUF_KEYS {
             let value = match metadata.get(&format!("{arch}.{gguf_key}")) {
                 // There is none, whatever the architecture has where nothing is said.
-                Some(GgufValue::Int(0)) if *key == "sliding_window" => Value::Null,
+                Some(GgufValue::Int(0)) if matches!(*key, "sliding_window" | "num_local_experts") => Value::Null,
                 Some(GgufValue::Int(v)) => json!(v),
                 Some(GgufValue::Float(v)) => json!(v),
                 Some(GgufValue::Ints(v)) => json!(v),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{RawConfig, find};
 use crate::backend::cpu::CpuBackend;
-use crate::config::{Activation, LongRope, ModelConfig, RopeConfig, RopeScaling};
+use crate::config::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Result;
 use crate::weights::gguf_writer::GgufWriter;
 use crate::weights::{Dtype, GgufFile, GgufValue};
@@ -42,6 +42,18 @@ fn absent_keys_have_the_defaults_of_their_class() {
 
     let mistral = parse("MistralForCausalLM", json!({})).unwrap();
     assert_eq!((mistral.num_key_value_heads, &mistral.sliding_window), (8, &vec![Some(4096); 4]));
+
+    let mixtral = parse("MixtralForCausalLM", json!({})).unwrap();
+    assert_eq!((mixtral.num_key_value_heads, mixtral.norm_eps, mixtral.rope.rope_theta), (8, 1e-5, 1e6));
+    assert_eq!(mixtral.sliding_window, [None; 4]);
+    let experts = ExpertsConfig { num_experts: 8, per_token: 2, intermediate_size: 96, normalizes: true };
+    assert_eq!((mixtral.experts, mistral.experts), (Some(experts), None));
+
+    let qwen = parse("Qwen3MoeForCausalLM", json!({})).unwrap();
+    let experts = ExpertsConfig { num_experts: 128, per_token: 8, intermediate_size: 768, normalizes: false };
+    assert_eq!((qwen.experts, qwen.qk_norm, qwen.num_key_value_heads, qwen.head_dim), (Some(experts), true, 4, 16));
+    let qwen = parse("Qwen3MoeForCausalLM", json!({"use_sliding_window": true, "num_local_experts": 9})).unwrap();
+    assert_eq!((qwen.experts.unwrap().num_experts, &qwen.sliding_window), (9, &vec![Some(4096); 4]));
 
     let gemma = parse("Gemma2ForCausalLM", json!({})).unwrap();
     assert_eq!((gemma.head_dim, gemma.num_key_value_heads, gemma.tie_word_embeddings), (256, 4, true));
@@ -153,6 +165,12 @@ fn errors_name_the_key() {
     let narrow = parse("LlamaForCausalLM", json!({"hidden_size": 2})).unwrap();
     assert!(narrow.validate("config.json".as_ref()).unwrap_err().to_string().contains("head_dim"));
     check_error("PhiForCausalLM", json!({"qk_layernorm": true}), &["qk_layernorm"]);
+    check_error("MixtralForCausalLM", json!({"num_local_experts": 513}), &["num_local_experts", "at most 512", "513"]);
+    check_error("MixtralForCausalLM", json!({"num_experts_per_tok": 9}), &["num_experts_per_tok", "at most 8", "9"]);
+    check_error("MixtralForCausalLM", json!({"num_experts_per_tok": 0}), &["num_experts_per_tok", "found 0"]);
+    check_error("Qwen3MoeForCausalLM", json!({"mlp_only_layers": [0, 3]}), &["mlp_only_layers", "[0,3]"]);
+    check_error("Qwen3MoeForCausalLM", json!({"decoder_sparse_step": 2}), &["decoder_sparse_step", "found 2"]);
+    check_error("Qwen3MoeForCausalLM", json!({"num_experts": 4}), &["num_experts_per_tok", "at most 4", "8"]);
     check_error("PhiForCausalLM", json!({"partial_rotary_factor": 1.5}), &["partial_rotary_factor"]);
     check_error("Gemma2ForCausalLM", json!({"layer_types": ["full_attention"]}), &["layer_types"]);
 }
@@ -303,6 +321,18 @@ fn a_gguf_scales_rope_by_either_key() {
     }
     let refused = scaling(&[(kind, text("yarn")), (factor, float(8.0))]).unwrap_err().to_string();
     assert!(refused.contains("rope_type \"yarn\""), "{refused}");
+}
+
+#[test]
+fn a_llama_in_a_gguf_may_have_experts() {
+    let int = |key, value| (key, GgufValue::Int(value));
+    let experts = |values: &[(&str, GgufValue)]| gguf("llama", values, &[]).unwrap().experts;
+    let expected = ExpertsConfig { num_experts: 6, per_token: 3, intermediate_size: 96, normalizes: true };
+    assert_eq!(experts(&[int("expert_count", 6), int("expert_used_count", 3)]), Some(expected));
+    assert_eq!((experts(&[]), experts(&[int("expert_count", 0)])), (None, None));
+    let sizes = [int("expert_count", 6), int("expert_used_count", 3), int("expert_feed_forward_length", 40)];
+    let qwen = gguf("qwen3moe", &sizes, &[]).unwrap();
+    assert_eq!(qwen.experts, Some(ExpertsConfig { intermediate_size: 40, ..expected }));
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod copy_blocks;
 pub mod embed;
 pub(crate) mod expand_kv;
+pub mod experts;
 pub mod gate_act_mul;
 pub mod gated_linear;
 pub mod gather_columns;

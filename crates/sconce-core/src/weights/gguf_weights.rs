@@ -51,7 +51,7 @@ impl GgufWeights {
         let places = self.names.places(name);
         let found = places.iter().find_map(|place| Some((self.file.tensor(&place.name)?, place)));
         match found {
-            Some((tensor, place)) => self.restore(&place.name, tensor, place.stored).map(Ok),
+            Some((tensor, place)) => self.restore(place, tensor).map(Ok),
             None => Ok(Err(places)),
         }
     }
@@ -64,20 +64,24 @@ impl GgufWeights {
         if place.stored == Stored::PlusOne {
             info.dtype = Dtype::F32;
         }
-        if let (Some((first, len)), Some(rows)) = (self.rows_in_fused(place.stored), info.shape.first_mut()) {
+        if let (Some((first, len)), Some(rows)) = (self.rows_in_fused(place), info.shape.first_mut()) {
             self.check_rows(&place.name, *rows, first, len)?;
             *rows = len;
+        }
+        if place.stored == Stored::Expert {
+            info.shape.remove(0);
         }
         Ok(Ok(info))
     }
 
-    /// Where the rows of one projection are in a fused tensor: the first and how many.
-    fn rows_in_fused(&self, stored: Stored) -> Option<(usize, usize)> {
+    /// Where the rows of one projection are in a fused tensor, the first and how many; or one expert's matrix among those of all.
+    fn rows_in_fused(&self, place: &Place) -> Option<(usize, usize)> {
         // Saturated, they are more rows than any tensor has.
         let q_rows = self.num_attention_heads.saturating_mul(self.head_dim);
         let k_rows = self.num_key_value_heads.saturating_mul(self.head_dim);
-        match stored {
+        match place.stored {
             Stored::Same | Stored::InterleavedQ | Stored::InterleavedK | Stored::PlusOne => None,
+            Stored::Expert => Some((place.expert, 1)),
             Stored::RowsQ => Some((0, q_rows)),
             Stored::RowsK => Some((q_rows, k_rows)),
             Stored::RowsV => Some((q_rows.saturating_add(k_rows), k_rows)),
@@ -93,15 +97,20 @@ impl GgufWeights {
         Err(Error::tensor(self.file.path(), name, message))
     }
 
-    fn restore<'a>(&self, name: &str, tensor: TensorView<'a>, stored: Stored) -> Result<TensorView<'a>> {
-        if let Some((first, len)) = self.rows_in_fused(stored) {
-            return self.rows(name, tensor, first, len);
+    fn restore<'a>(&self, place: &Place, tensor: TensorView<'a>) -> Result<TensorView<'a>> {
+        let name = &place.name;
+        if let Some((first, len)) = self.rows_in_fused(place) {
+            let mut rows = self.rows(name, tensor, first, len)?;
+            if place.stored == Stored::Expert {
+                rows.shape.remove(0);
+            }
+            return Ok(rows);
         }
-        match stored {
+        match place.stored {
             Stored::InterleavedQ => self.deinterleave(name, tensor, self.num_attention_heads),
             Stored::InterleavedK => self.deinterleave(name, tensor, self.num_key_value_heads),
             Stored::PlusOne => Ok(minus_one(tensor)),
-            Stored::Same | Stored::RowsQ | Stored::RowsK | Stored::RowsV => Ok(tensor),
+            Stored::Same | Stored::RowsQ | Stored::RowsK | Stored::RowsV | Stored::Expert => Ok(tensor),
         }
     }
 

@@ -124,7 +124,7 @@ impl WeightStore {
     /// What this tensor becomes, if it is to be quantized.
     fn target(&self, name: &str, info: &TensorInfo) -> Result<Option<Dtype>> {
         let target = match self.quantization {
-            _ if info.shape.len() != 2 => None,
+            _ if info.shape.len() != 2 || is_router(name) => None,
             Quantization::None => None,
             Quantization::Fp8 => is_of_layer(name).then_some(Dtype::F8E4M3),
             Quantization::Q4_0 if is_of_layer(name) => Some(Dtype::Q4_0),
@@ -287,9 +287,15 @@ impl WeightStore {
     }
 }
 
-/// Whether a tensor belongs to one of a model's layers: not an embedding, nor the head.
+/// Whether a tensor belongs to one of a model's layers: not an embedding, nor the head. What chooses experts is not counted: it is
+/// small, and nobody quantizes it.
 pub(super) fn is_of_layer(name: &str) -> bool {
-    name.contains(".layers.")
+    name.contains(".layers.") && !is_router(name)
+}
+
+/// Whether a matrix's products choose experts.
+fn is_router(name: &str) -> bool {
+    name.ends_with(".block_sparse_moe.gate.weight") || name.ends_with(".mlp.gate.weight")
 }
 
 /// The name that differs least from `asked`, if it is at all like it.

@@ -1,6 +1,6 @@
 //! A fixture as a GGUF: what llama.cpp's converter would make of its folder.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::f64::consts::TAU;
 use std::path::Path;
 
@@ -34,6 +34,10 @@ const KEYS: &[(&str, &str)] = &[
     ("rope_theta", "rope.freq_base"),
     ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ("vocab_size", "vocab_size"),
+    ("num_experts", "expert_count"),
+    ("num_local_experts", "expert_count"),
+    ("num_experts_per_tok", "expert_used_count"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
 ];
 
 /// Parts of tensors' names; first those of architectures whose names begin so.
@@ -52,9 +56,17 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("", "self_attn.o_proj", "attn_output"),
     ("", "self_attn.dense", "attn_output"),
     ("", "mlp.gate_up_proj", "ffn_up"),
+    ("", "mlp.experts.gate_proj", "ffn_gate_exps"),
+    ("", "mlp.experts.up_proj", "ffn_up_exps"),
+    ("", "mlp.experts.down_proj", "ffn_down_exps"),
+    ("", "mlp.gate.", "ffn_gate_inp."),
     ("", "mlp.gate_proj", "ffn_gate"),
     ("", "mlp.up_proj", "ffn_up"),
     ("", "mlp.down_proj", "ffn_down"),
+    ("", "block_sparse_moe.gate", "ffn_gate_inp"),
+    ("", "block_sparse_moe.experts.w1", "ffn_gate_exps"),
+    ("", "block_sparse_moe.experts.w2", "ffn_down_exps"),
+    ("", "block_sparse_moe.experts.w3", "ffn_up_exps"),
     ("", "mlp.fc1", "ffn_up"),
     ("", "mlp.fc2", "ffn_down"),
     ("", "model.layers.", "blk."),
@@ -69,17 +81,18 @@ const NAMES: &[(&str, &str, &str)] = &[
 pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), &'static str> {
     let config = json(&fixture.dir.join("config.json"));
     let arch = match config["architectures"][0].as_str().unwrap() {
-        "MistralForCausalLM" if config["sliding_window"].is_u64() => {
+        "MistralForCausalLM" | "MixtralForCausalLM" if config["sliding_window"].is_u64() => {
             return Err("a GGUF says nothing of a llama's sliding window");
         }
         "Gemma2ForCausalLM" | "Gemma3ForCausalLM" if config["query_pre_attn_scalar"] != 256 => {
             return Err("a GGUF says nothing of query_pre_attn_scalar");
         }
-        "LlamaForCausalLM" | "MistralForCausalLM" => "llama",
+        "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" => "llama",
         "Gemma2ForCausalLM" => "gemma2",
         "Gemma3ForCausalLM" => "gemma3",
         "Qwen2ForCausalLM" => "qwen2",
         "Qwen3ForCausalLM" => "qwen3",
+        "Qwen3MoeForCausalLM" => "qwen3moe",
         "Phi3ForCausalLM" => "phi3",
         "PhiForCausalLM" => "phi2",
         _ => return Err("no GGUF is known for the architecture"),
@@ -186,7 +199,12 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
     }
 }
 
+/// Shape and numbers of each expert's matrix.
+type Stack = BTreeMap<usize, (Vec<usize>, Vec<f32>)>;
+
 fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config: &Value, file: &[u8]) {
+    // By name without a number, of each expert.
+    let mut stacks: BTreeMap<String, Stack> = BTreeMap::new();
     for (name, tensor) in SafeTensors::deserialize(file).unwrap().tensors() {
         let dtype = match tensor.dtype() {
             safetensors::Dtype::F32 => Dtype::F32,
@@ -203,16 +221,35 @@ fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config:
         if arch.starts_with("gemma") && name.contains("norm") {
             data.iter_mut().for_each(|x| *x += 1.0);
         }
-        let rename = |name: String, (of, from, to): &(&str, &str, &str)| {
-            if arch.starts_with(of) { name.replace(from, to) } else { name }
-        };
-        let name = NAMES.iter().fold(name, rename);
-        let is_in_blocks = |row_len: &usize| row_len.is_multiple_of(wanted.block_len());
-        if tensor.shape().len() == 2 && tensor.shape().last().is_some_and(is_in_blocks) {
-            writer.tensor(&name, wanted, tensor.shape(), &quant::encode(wanted, &data).unwrap());
-        } else {
-            writer.tensor(&name, Dtype::F32, tensor.shape(), bytemuck::cast_slice(&data));
+        if let Some((prefix, (number, part))) =
+            name.split_once(".experts.").and_then(|(prefix, rest)| Some((prefix, rest.split_once('.')?)))
+        {
+            let stack = stacks.entry(format!("{prefix}.experts.{part}")).or_default();
+            stack.insert(number.parse().unwrap(), (tensor.shape().to_vec(), data));
+            continue;
         }
+        write_tensor(writer, (arch, wanted), &name, tensor.shape(), &data);
+    }
+    for (name, stack) in stacks {
+        assert!(stack.keys().copied().eq(0..stack.len()), "{name}: experts are not 0, 1, 2, ...");
+        let shape = [&[stack.len()], &stack[&0].0[..]].concat();
+        let data = stack.into_values().flat_map(|(_, data)| data).collect::<Vec<_>>();
+        write_tensor(writer, (arch, wanted), &name, &shape, &data);
+    }
+}
+
+/// `name`: Hugging Face's.
+fn write_tensor(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), name: &str, shape: &[usize], data: &[f32]) {
+    let rename = |name: String, (of, from, to): &(&str, &str, &str)| {
+        if arch.starts_with(of) { name.replace(from, to) } else { name }
+    };
+    let name = NAMES.iter().fold(name.to_owned(), rename);
+    let is_in_blocks = |row_len: &usize| row_len.is_multiple_of(wanted.block_len());
+    let is_router = name.contains("ffn_gate_inp");
+    if shape.len() > 1 && !is_router && shape.last().is_some_and(is_in_blocks) {
+        writer.tensor(&name, wanted, shape, &quant::encode(wanted, data).unwrap());
+    } else {
+        writer.tensor(&name, Dtype::F32, shape, bytemuck::cast_slice(data));
     }
 }
 
@@ -281,7 +318,7 @@ fn write_tokenizer(writer: &mut GgufWriter, arch: &str, dir: &Path) {
         set("merges", GgufValue::Strings(merges.iter().map(|pair| pair.join(" ")).collect()));
         let pre = match arch {
             "llama" => "llama-bpe",
-            "qwen2" | "qwen3" => "qwen2",
+            "qwen2" | "qwen3" | "qwen3moe" => "qwen2",
             _ => "phi-2",
         };
         set("pre", GgufValue::String(pre.into()));

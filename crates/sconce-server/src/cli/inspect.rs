@@ -86,7 +86,12 @@ pub(super) fn to_text(report: &ModelReport) -> String {
     let config = &report.config;
     line("model", report.path.display().to_string());
     line("architecture", config.architecture.clone());
-    line("parameters", HumanCount(report.footprint.num_parameters()).to_string());
+    let cost = report.footprint.token_cost;
+    let of_token = match config.experts {
+        Some(_) => format!(", {} of them for a token", HumanCount(cost.layer_weights + cost.head_weights)),
+        None => String::new(),
+    };
+    line("parameters", format!("{}{of_token}", HumanCount(report.footprint.num_parameters())));
     line("layers", config.num_hidden_layers.to_string());
     line(
         "attention",
@@ -98,7 +103,19 @@ pub(super) fn to_text(report: &ModelReport) -> String {
     line("window", window(config));
     line("positions", positions(config));
     line("hidden size", config.hidden_size.to_string());
-    line("MLP", format!("{} wide, {}", config.intermediate_size, activation(config)));
+    match config.experts {
+        None => line("MLP", format!("{} wide, {}", config.intermediate_size, activation(config))),
+        Some(experts) => line(
+            "experts",
+            format!(
+                "{}, {} of them a token, {} wide, {}",
+                experts.num_experts,
+                experts.per_token,
+                experts.intermediate_size,
+                activation(config)
+            ),
+        ),
+    }
     line("vocabulary", vocabulary(config, report.tokenizer.as_ref()));
     line("context", format!("{} tokens", HumanCount(report.max_model_len as u64)));
     line("weights", weights(report));
@@ -213,6 +230,11 @@ pub(super) fn to_json(report: &ModelReport) -> Value {
         "head_dim": config.head_dim,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
+        "experts": config.experts.map(|experts| json!({
+            "num_experts": experts.num_experts,
+            "per_token": experts.per_token,
+            "intermediate_size": experts.intermediate_size,
+        })),
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
         "max_model_len": report.max_model_len,

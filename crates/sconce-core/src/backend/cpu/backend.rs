@@ -8,7 +8,7 @@ use super::memory;
 use super::pool::ThreadPool;
 use super::storage::{Buffer, Matrix, MatrixPart, RopeTable};
 use super::{Isa, topology};
-use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
@@ -35,6 +35,7 @@ pub(crate) struct Cpu {
     pub(crate) planes: ops::linear::Planes,
     #[cfg(target_arch = "x86_64")]
     pub(crate) bf16: ops::linear::Bf16Rows,
+    pub(crate) experts: ops::experts::Scratch,
     pub(crate) attention: ops::attention::Plan,
     pub(crate) sample_shares: Vec<ops::sample::Share>,
 }
@@ -51,6 +52,7 @@ impl Cpu {
             planes: Default::default(),
             #[cfg(target_arch = "x86_64")]
             bf16: Default::default(),
+            experts: Default::default(),
             attention: Default::default(),
             sample_shares: Vec::new(),
         }
@@ -79,6 +81,7 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     type Buffer = Buffer;
     type Matrix = Matrix;
+    type ExpertMatrices = Vec<Matrix>;
     type Vector = Vec<f32>;
     type KvCache = KvCache;
     type Rope = RopeTable;
@@ -119,6 +122,16 @@ impl Backend for CpuBackend {
         let load = |part| ops::linear::load_part((&mut *pool, &mut *weights), *isa, part, dtype);
         let parts = parts.into_iter().map(load).collect::<Result<_>>()?;
         Ok(Matrix { parts, cols, bias: bias.map(Into::into), column_order: column_order.map(Into::into) })
+    }
+
+    fn expert_matrices(
+        &self,
+        parts: Vec<TensorView<'_>>,
+        num_experts: usize,
+        dtype: WeightDtype,
+    ) -> Result<Vec<Matrix>> {
+        let (num_parts, mut parts) = (parts.len() / num_experts, parts.into_iter());
+        (0..num_experts).map(|_| self.matrix(parts.by_ref().take(num_parts).collect(), None, dtype)).collect()
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
@@ -272,6 +285,18 @@ impl Backend for CpuBackend {
         act: Activation,
     ) -> Result<()> {
         ops::gated_linear::cpu(&mut self.cpu.borrow_mut(), out, gate_up, x, weight, act);
+        Ok(())
+    }
+
+    fn experts(
+        &self,
+        out: &mut Buffer,
+        x: &Buffer,
+        logits: &Buffer,
+        [gate_up, down]: [&Vec<Matrix>; 2],
+        spec: &ExpertsSpec,
+    ) -> Result<()> {
+        ops::experts::cpu(&mut self.cpu.borrow_mut(), out, x, logits, [gate_up, down], spec);
         Ok(())
     }
 

@@ -1,5 +1,8 @@
 //! [`CudaBackend`]: the operations, handed to their launches in `ops/`.
 
+#[cfg(test)]
+mod variants;
+
 use std::cell::RefCell;
 use std::sync::{Arc, Weak};
 
@@ -8,9 +11,9 @@ use super::device::{Device, ElemType};
 use super::gpu::Gpu;
 use super::graphs::{Graphs, StepShape, padded_rows};
 use super::kv_cache::{self, KvCache};
-use super::storage::{Buffer, Matrix, RopeTable, Vector};
+use super::storage::{Buffer, ExpertMatrices, Matrix, RopeTable, Vector};
 use super::weights;
-use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype, StepLimits};
+use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::BlockCopy;
@@ -22,6 +25,7 @@ use crate::ops::{
     attention::shared::{MIN_SAVED_BYTES, SharedSplits},
     copy_blocks::CopySpace,
     expand_kv::ExpandSpace,
+    experts::cuda::ExpertsSpace,
     linear::cuda::Products,
     linear::space::{LinearSpace, Settings},
     sample::cuda::{Answers, SampleSpace},
@@ -67,6 +71,7 @@ struct Scratch {
     graphs: Graphs,
     max_seqs: usize,
     linear: LinearSpace,
+    experts: Option<ExpertsSpace>,
 }
 
 impl CudaBackend {
@@ -104,6 +109,7 @@ impl CudaBackend {
             graphs: Graphs::default(),
             max_seqs: 0,
             linear: LinearSpace::new(&device),
+            experts: None,
         };
         Self {
             device,
@@ -130,54 +136,6 @@ impl CudaBackend {
         self
     }
 
-    /// The same with kernels for Hopper.
-    #[cfg(test)]
-    pub(crate) fn with_hopper(self) -> Self {
-        Self { products: Products::Hopper, ..self }
-    }
-
-    /// The same, whose weights of block formats are expanded at load.
-    #[cfg(test)]
-    pub(crate) fn without_blocks(self) -> Self {
-        Self { keeps_blocks: false, ..self }
-    }
-
-    /// The same, with every launch made anew in each step.
-    #[cfg(test)]
-    pub(crate) fn without_graphs(self) -> Self {
-        Self { uses_graphs: false, ..self }
-    }
-
-    /// The same, where sequences that begin alike are attended together however little that saves.
-    #[cfg(test)]
-    pub(crate) fn sharing_always(self) -> Self {
-        Self { min_saved_bytes: 0, ..self }
-    }
-
-    /// The same, with RoPE of decodes in a launch of its own.
-    #[cfg(test)]
-    pub(crate) fn without_fused_rope(self) -> Self {
-        Self { fuses_rope: false, ..self }
-    }
-
-    /// The same, with every step read before the next is launched.
-    #[cfg(test)]
-    pub(crate) fn without_running_ahead(self) -> Self {
-        Self { runs_ahead: false, ..self }
-    }
-
-    /// The same, with algorithms of products tried before the first step.
-    #[cfg(test)]
-    pub(crate) fn tuned(self) -> Self {
-        Self { tunes: true, ..self }
-    }
-
-    /// How many graphs there are.
-    #[cfg(test)]
-    pub(crate) fn num_graphs(&self) -> usize {
-        self.scratch.borrow().graphs.len()
-    }
-
     /// What it runs on, for as long as it does.
     pub(super) fn device(&self) -> Weak<dyn Device> {
         Arc::downgrade(&self.device)
@@ -197,6 +155,7 @@ impl CudaBackend {
 impl Backend for CudaBackend {
     type Buffer = Buffer;
     type Matrix = Matrix;
+    type ExpertMatrices = ExpertMatrices;
     type Vector = Vector;
     type KvCache = KvCache;
     type Rope = RopeTable;
@@ -256,6 +215,25 @@ impl Backend for CudaBackend {
         Ok(Some(matrix))
     }
 
+    fn expert_matrices(
+        &self,
+        parts: Vec<TensorView<'_>>,
+        num_experts: usize,
+        _: WeightDtype,
+    ) -> Result<ExpertMatrices> {
+        weights::load_experts(&self.device, parts, num_experts, self.elem, self.keeps_blocks)
+    }
+
+    fn random_expert_matrices(
+        &self,
+        num_experts: usize,
+        [rows, cols]: [usize; 2],
+        random: RandomWeights,
+    ) -> Result<Option<ExpertMatrices>> {
+        let all = weights::random(&self.device, [num_experts * rows, cols], None, self.elem, random)?;
+        Ok(Some(ExpertMatrices { all, num_experts }))
+    }
+
     fn memory_dtype(&self, stored: Dtype, _: WeightDtype) -> Dtype {
         super::memory_dtype(stored, self.keeps_blocks, self.weight_dtype())
     }
@@ -297,6 +275,9 @@ impl Backend for CudaBackend {
         scratch.max_seqs = limits.max_seqs;
         let settings = Settings { products: self.products, takes_codes: self.uses_hopper, tunes: self.tunes };
         scratch.linear.prepare(settings, config.vocab_size, limits)?;
+        let experts =
+            |experts| ExpertsSpace::new(&self.device, self.elem, config.hidden_size, experts, limits.max_tokens);
+        scratch.experts = config.experts.as_ref().map(experts).transpose()?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
         let shared = SharedSplits::new(&spec, limits.kv_dtype, limits.block_size, self.device.num_sms());
@@ -438,6 +419,19 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         let space = &mut self.scratch.borrow_mut().linear;
         space.gated_linear(out, gate_up, x, weight, act)
+    }
+
+    fn experts(
+        &self,
+        out: &mut Buffer,
+        x: &Buffer,
+        logits: &Buffer,
+        gate_up_down: [&ExpertMatrices; 2],
+        spec: &ExpertsSpec,
+    ) -> Result<()> {
+        let mut scratch = self.scratch.borrow_mut();
+        let space = scratch.experts.as_mut().expect(PREPARED);
+        space.experts(out, x, logits, gate_up_down, spec)
     }
 
     fn activate(&self, x: &mut Buffer, act: Activation) -> Result<()> {

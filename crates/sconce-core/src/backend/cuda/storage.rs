@@ -283,6 +283,25 @@ impl Matrix {
     }
 }
 
+/// A matrix for each expert of a layer, one after another in memory, all of one shape and form.
+pub struct ExpertMatrices {
+    /// Over each other, [num_experts * rows, cols], without a bias.
+    pub(crate) all: Matrix,
+    pub(crate) num_experts: usize,
+}
+
+impl ExpertMatrices {
+    /// Of one of them.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.all.rows / self.num_experts, self.all.cols]
+    }
+
+    /// Of one of them in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.all.memory.bytes() / self.num_experts
+    }
+}
+
 /// Cosines and sines: [rows, rotary_dim] f32, of a row the cosines, then the sines.
 pub struct RopeTable {
     pub(crate) memory: Memory,

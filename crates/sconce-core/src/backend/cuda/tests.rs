@@ -136,8 +136,17 @@ fn check_bits(column: &str, kv: KvCacheDtype, chunk_lens: &[usize]) {
 
 /// A model that is wider than the fixtures' are.
 fn wide_model(intermediate_size: usize, max_len: usize, ties_embeddings: bool) -> (RawConfig, ModelConfig) {
+    wide_model_of("LlamaForCausalLM", intermediate_size, max_len, ties_embeddings)
+}
+
+fn wide_model_of(
+    architecture: &str,
+    intermediate_size: usize,
+    max_len: usize,
+    ties_embeddings: bool,
+) -> (RawConfig, ModelConfig) {
     let config = format!(
-        r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128,
+        r#"{{"architectures": ["{architecture}"], "hidden_size": 128,
         "intermediate_size": {intermediate_size}, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
         "vocab_size": 576, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "max_position_embeddings": {max_len}, "tie_word_embeddings": {ties_embeddings}, "bos_token_id": 1, "eos_token_id": 2}}"#
@@ -174,6 +183,25 @@ fn weights_that_stay_in_blocks_change_no_bit() {
             for chunk_len in [40, 17, 12, 1] {
                 let found = logits(backend(), &[&first[..40]], chunk_len);
                 assert!(found[0] == expected[0][..40 * 576], "{quantization:?} in chunks of {chunk_len}");
+            }
+        }
+    }
+}
+
+/// Experts of every form of weights that loading makes, by all their kernels.
+#[test]
+fn chunks_change_no_bit_of_experts() {
+    let (raw, config) = wide_model_of("MixtralForCausalLM", 96, 320, false);
+    let ids: Vec<u32> = (0..40).map(|i| i * 7 % 576).collect();
+    for quantization in [Quantization::None, Quantization::Fp8, Quantization::Q8_0, Quantization::Q4_0] {
+        let store = WeightStore::dummy(0, Dtype::BF16).quantized(quantization);
+        for device in devices() {
+            let backend = CudaBackend::new(device, ElemType::Bf16);
+            let mut runner = Runner::of_weights(&raw, config.clone(), &store, WeightDtype::Auto, backend);
+            let whole = runner.logits(&[&ids], 40);
+            assert!(whole[0].iter().all(|x| x.is_finite()) && whole[0].iter().any(|&x| x != whole[0][0]));
+            for chunk_len in [1, 9] {
+                assert!(runner.logits(&[&ids], chunk_len) == whole, "{quantization:?} in chunks of {chunk_len}");
             }
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::device::{Device, ElemType};
 use super::quant;
-use super::storage::{FP8_STEP, Form, Matrix, Memory, QuantPart, Vector, bytes_of};
+use super::storage::{ExpertMatrices, FP8_STEP, Form, Matrix, Memory, QuantPart, Vector, bytes_of};
 use crate::config::WeightDtype;
 use crate::error::{Error, Result};
 use crate::ops;
@@ -86,6 +86,23 @@ fn load_stored(
         start += part.shape[0] * cols * elem.bytes();
     }
     Ok(matrix)
+}
+
+/// Parts of so many experts, equally many of each over each other. Formats of blocks stay as they are, if so asked, where all parts have one
+/// and are whole tiles.
+pub(crate) fn load_experts(
+    device: &Arc<dyn Device>,
+    parts: Vec<TensorView<'_>>,
+    num_experts: usize,
+    elem: ElemType,
+    keeps_blocks: bool,
+) -> Result<ExpertMatrices> {
+    if parts.iter().any(|part| part.column_order.is_some()) {
+        return Err(Error::config("device", "experts whose weights are in act-order run on the cpu alone"));
+    }
+    let suits = |part: &TensorView<'_>| part.dtype == parts[0].dtype && part.shape[0].is_multiple_of(quant::ROWS);
+    let keeps_blocks = keeps_blocks && parts.iter().all(suits);
+    Ok(ExpertMatrices { all: load_stored(device, parts, None, elem, keeps_blocks)?, num_experts })
 }
 
 /// Random weights, [rows, cols], which are made where they are.

@@ -18,17 +18,21 @@ pub(in crate::weights) enum Stored {
     RowsK,
     /// The value rows of a fused q, k, v tensor.
     RowsV,
+    /// One of the matrices of a tensor of three dimensions, [experts, rows, cols].
+    Expert,
 }
-use Stored::{InterleavedK, InterleavedQ, PlusOne, RowsK, RowsQ, RowsV, Same};
+use Stored::{Expert, InterleavedK, InterleavedQ, PlusOne, RowsK, RowsQ, RowsV, Same};
 
 /// Where a tensor may be in a GGUF.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::weights) struct Place {
     pub(in crate::weights) name: String,
     pub(in crate::weights) stored: Stored,
+    /// Of [`Stored::Expert`], which one.
+    pub(in crate::weights) expert: usize,
 }
 
-/// (Hugging Face, GGUF, how it is stored), without layer prefix and without `.weight` or `.bias`.
+/// (Hugging Face, GGUF, how it is stored), without layer prefix and without `.weight` or `.bias`; `*` is an expert's number.
 /// A name that occurs twice may be in either place.
 type Row = (&'static str, &'static str, Stored);
 
@@ -43,7 +47,7 @@ pub(in crate::weights) struct Names {
 }
 
 const ARCHITECTURES: &[Names] = &[
-    // Llama and Mistral.
+    // Llama, Mistral and Mixtral, of whose experts older conversions have a tensor each.
     Names {
         architecture: "llama",
         layer: &[
@@ -56,6 +60,13 @@ const ARCHITECTURES: &[Names] = &[
             ("mlp.gate_proj", "ffn_gate", Same),
             ("mlp.up_proj", "ffn_up", Same),
             ("mlp.down_proj", "ffn_down", Same),
+            ("block_sparse_moe.gate", "ffn_gate_inp", Same),
+            ("block_sparse_moe.experts.*.w1", "ffn_gate_exps", Expert),
+            ("block_sparse_moe.experts.*.w1", "ffn_gate.*", Same),
+            ("block_sparse_moe.experts.*.w2", "ffn_down_exps", Expert),
+            ("block_sparse_moe.experts.*.w2", "ffn_down.*", Same),
+            ("block_sparse_moe.experts.*.w3", "ffn_up_exps", Expert),
+            ("block_sparse_moe.experts.*.w3", "ffn_up.*", Same),
         ],
         global: &[
             ("model.embed_tokens", "token_embd", Same),
@@ -148,6 +159,28 @@ const ARCHITECTURES: &[Names] = &[
         ],
     },
     Names {
+        architecture: "qwen3moe",
+        layer: &[
+            ("input_layernorm", "attn_norm", Same),
+            ("self_attn.q_proj", "attn_q", Same),
+            ("self_attn.k_proj", "attn_k", Same),
+            ("self_attn.v_proj", "attn_v", Same),
+            ("self_attn.q_norm", "attn_q_norm", Same),
+            ("self_attn.k_norm", "attn_k_norm", Same),
+            ("self_attn.o_proj", "attn_output", Same),
+            ("post_attention_layernorm", "ffn_norm", Same),
+            ("mlp.gate", "ffn_gate_inp", Same),
+            ("mlp.experts.*.gate_proj", "ffn_gate_exps", Expert),
+            ("mlp.experts.*.up_proj", "ffn_up_exps", Expert),
+            ("mlp.experts.*.down_proj", "ffn_down_exps", Expert),
+        ],
+        global: &[
+            ("model.embed_tokens", "token_embd", Same),
+            ("model.norm", "output_norm", Same),
+            ("lm_head", "output", Same),
+        ],
+    },
+    Names {
         architecture: "phi3",
         layer: &[
             ("input_layernorm", "attn_norm", Same),
@@ -201,7 +234,7 @@ impl Names {
     /// not of the architecture stands for itself: `rope_freqs.weight`.
     pub(in crate::weights) fn places(&self, name: &str) -> Vec<Place> {
         let places = self.known_places(name).unwrap_or_default();
-        if places.is_empty() { vec![Place { name: name.to_owned(), stored: Same }] } else { places }
+        if places.is_empty() { vec![Place { name: name.to_owned(), stored: Same, expert: 0 }] } else { places }
     }
 
     fn known_places(&self, name: &str) -> Option<Vec<Place>> {
@@ -213,7 +246,18 @@ impl Names {
                 (self.layer, format!("blk.{layer}."), stem)
             }
         };
-        let rows = table.iter().filter(|(hf, ..)| *hf == stem);
-        Some(rows.map(|&(_, gguf, stored)| Place { name: format!("{prefix}{gguf}.{kind}"), stored }).collect())
+        let place = |&(hf, gguf, stored): &Row| {
+            let number = number_in(stem, hf)?;
+            let name = format!("{prefix}{}.{kind}", gguf.replace('*', number));
+            Some(Place { name, stored, expert: number.parse().unwrap_or(0) })
+        };
+        Some(table.iter().filter_map(place).collect())
     }
+}
+
+/// What `*` of `pattern` stands for in `stem`, nothing where there is no `*`. `None`: they do not match.
+fn number_in<'a>(stem: &'a str, pattern: &str) -> Option<&'a str> {
+    let Some((head, tail)) = pattern.split_once('*') else { return (pattern == stem).then_some("") };
+    let number = stem.strip_prefix(head)?.strip_suffix(tail)?;
+    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(number)
 }

@@ -14,6 +14,7 @@ fn config(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usiz
         architecture: String::new(),
         hidden_size: 0,
         intermediate_size: 0,
+        experts: None,
         num_hidden_layers: 0,
         num_attention_heads,
         num_key_value_heads,
@@ -84,6 +85,46 @@ fn check_message(error: Error, parts: &[&str]) {
 }
 
 #[test]
+fn experts_are_parts_of_one_tensor_or_tensors_of_their_own() {
+    let name = |expert: usize, part: &str| format!("model.layers.0.block_sparse_moe.experts.{expert}.{part}.weight");
+    let (data, mut file) = (f32_bytes(&counting(3 * 2 * 32)), writer("llama"));
+    let blocks = quant::random_blocks(Dtype::Q4_0, 3 * 2, 1);
+    file.tensor("blk.0.ffn_gate_exps.weight", Dtype::F32, &[3, 2, 32], &data);
+    file.tensor("blk.0.ffn_up_exps.weight", Dtype::Q4_0, &[3, 2, 32], &blocks);
+    file.tensor("blk.0.ffn_down.1.weight", Dtype::F32, &[2, 32], &data[..256]);
+    let store = open(&file, &config(1, 1, 8)).unwrap();
+    for expert in 0..3 {
+        let found = store.get(&name(expert, "w1"), &[2, 32]).unwrap();
+        assert_eq!(&*found.data, &data[expert * 256..(expert + 1) * 256]);
+        let found = store.get(&name(expert, "w3"), &[2, 32]).unwrap();
+        assert_eq!((found.dtype, &*found.data), (Dtype::Q4_0, &blocks[expert * 36..(expert + 1) * 36]));
+        assert_eq!(store.describe(&name(expert, "w3"), &[2, 32]).unwrap().shape, [2, 32]);
+    }
+    assert_eq!(&*store.get(&name(1, "w2"), &[2, 32]).unwrap().data, &data[..256]);
+    check_message(
+        store.get(&name(0, "w2"), &[2, 32]).unwrap_err(),
+        &["ffn_down_exps.weight and blk.0.ffn_down.0.weight"],
+    );
+    for error in [store.get(&name(3, "w1"), &[2, 32]).err(), store.describe(&name(3, "w1"), &[2, 32]).err()] {
+        check_message(error.unwrap(), &["blk.0.ffn_gate_exps.weight", "3 to 4", "found 3"]);
+    }
+    check_message(store.get(&name(0, "w1"), &[2, 16]).unwrap_err(), &["expected the shape [2, 16], found [2, 32]"]);
+}
+
+#[test]
+fn what_chooses_experts_is_not_quantized() {
+    for quantization in [Quantization::Fp8, Quantization::Q4_0, Quantization::Q8_0] {
+        let store = WeightStore::dummy(0, Dtype::BF16).quantized(quantization);
+        for name in ["model.layers.0.mlp.gate.weight", "model.layers.0.block_sparse_moe.gate.weight"] {
+            assert_eq!(store.get(name, &[4, 32]).unwrap().dtype, Dtype::BF16);
+            assert_eq!(store.describe(name, &[4, 32]).unwrap().dtype, Dtype::BF16);
+        }
+        let expert = "model.layers.0.block_sparse_moe.experts.0.w1.weight";
+        assert_ne!(store.get(expert, &[4, 32]).unwrap().dtype, Dtype::BF16);
+    }
+}
+
+#[test]
 fn names_of_each_architecture() {
     let cases = [
         ("llama", "model.embed_tokens.weight", "token_embd.weight"),
@@ -97,6 +138,17 @@ fn names_of_each_architecture() {
         ("llama", "model.norm.weight", "output_norm.weight"),
         ("llama", "lm_head.weight", "output.weight"),
         ("llama", "rope_freqs.weight", "rope_freqs.weight"),
+        ("llama", "model.layers.1.block_sparse_moe.gate.weight", "blk.1.ffn_gate_inp.weight"),
+        (
+            "llama",
+            "model.layers.1.block_sparse_moe.experts.12.w3.weight",
+            "blk.1.ffn_up_exps.weight blk.1.ffn_up.12.weight",
+        ),
+        (
+            "llama",
+            "model.layers.1.block_sparse_moe.experts.x.w3.weight",
+            "model.layers.1.block_sparse_moe.experts.x.w3.weight",
+        ),
         ("gemma2", "model.layers.3.post_attention_layernorm.weight", "blk.3.post_attention_norm.weight"),
         ("gemma2", "model.layers.3.pre_feedforward_layernorm.weight", "blk.3.ffn_norm.weight"),
         ("gemma2", "model.layers.3.post_feedforward_layernorm.weight", "blk.3.post_ffw_norm.weight"),
