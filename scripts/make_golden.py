@@ -131,9 +131,10 @@ MODELS = {
     },
     "qwen2": {
         "class": "Qwen2ForCausalLM", "dtype": torch.bfloat16, "seed": 8000,
-        "config": {**UNTIED, "num_hidden_layers": 3, "rope_theta": 10000.0, "sliding_window": 6,
-                   "use_sliding_window": False, "max_window_layers": 1},
-        "mutations": [{"use_sliding_window": True}, {"rope_theta": 100.0}],
+        "config": {**UNTIED, "num_hidden_layers": 3, "rope_theta": 100.0, "sliding_window": 6,
+                   "use_sliding_window": False, "max_window_layers": 1,
+                   "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
+        "mutations": [{"use_sliding_window": True}, {"rope_theta": 10000.0}, {"rope_scaling": None}],
     },
     "qwen3": {
         "class": "Qwen3ForCausalLM", "dtype": torch.bfloat16, "seed": 9000,

@@ -24,7 +24,7 @@ pub use sconce_core::backend::{KvDtype, OpProfile, OpTime, Peaks, StepShape};
 pub use sconce_core::config::{
     Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, ExpertsConfig, Grammar, KvCacheDtype,
     LoadFormat, LogprobsMode, LongRope, MatmulPrecision, ModelConfig, Quantization, RopeConfig, RopeScaling,
-    SamplingParams, WeightDtype,
+    SamplingParams, WeightDtype, Yarn,
 };
 pub use sconce_core::engine::{
     ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,

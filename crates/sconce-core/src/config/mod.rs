@@ -9,7 +9,7 @@ mod sampling;
 pub use beam::{BeamLength, BeamParams, EarlyStopping};
 pub use engine::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Quantization, WeightDtype};
 pub use grammar::Grammar;
-pub use model::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling};
+pub use model::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling, Yarn};
 pub use sampling::{LogprobsMode, SamplingParams};
 
 pub(crate) use sampling::check_token_id;

@@ -40,8 +40,28 @@ pub enum RopeScaling {
     },
     /// A divisor a frequency, as a GGUF's `rope_freqs.weight` stores it. Length: rotary_dim / 2.
     Factors(Vec<f32>),
+    /// YaRN.
+    Yarn(Yarn),
     /// Phi-3's `longrope`.
     Long(LongRope),
+}
+
+/// YaRN (Peng et al. 2023): frequencies that turn often within the original context are kept, those that turn seldom divided by `factor`,
+/// with a ramp between.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Yarn {
+    /// How many times longer the context becomes.
+    pub factor: f32,
+    /// The context of the first training, in tokens.
+    pub original_max_position_embeddings: usize,
+    /// Turns within the original context from which on a frequency is kept.
+    pub beta_fast: f32,
+    /// Turns within the original context up to which a frequency is divided.
+    pub beta_slow: f32,
+    /// Whether the ramp begins and ends at whole dimensions.
+    pub truncate: bool,
+    /// Multiplied to cosines and sines.
+    pub attention_factor: f32,
 }
 
 /// `longrope` (Ding et al. 2024) as Phi-3 has it: two sets of divisors, one a frequency. A sequence of at most
@@ -68,6 +88,16 @@ pub struct RopeConfig {
     pub rotary_dim: usize,
     /// Stretching beyond the trained context.
     pub scaling: RopeScaling,
+}
+
+impl RopeScaling {
+    /// Tokens of the context that it makes room for, where the model's config may give those of the first training; 0: it does not say.
+    pub(crate) fn stretched_len(&self) -> usize {
+        match self {
+            Self::Yarn(yarn) => (yarn.original_max_position_embeddings as f32 * yarn.factor) as usize,
+            _ => 0,
+        }
+    }
 }
 
 impl RopeConfig {

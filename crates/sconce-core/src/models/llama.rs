@@ -56,7 +56,10 @@ pub(super) fn parse_config_with(raw: &RawConfig, head_dim: usize, scaling: RopeS
         num_key_value_heads: raw.opt_length("num_key_value_heads")?.unwrap_or(num_attention_heads),
         head_dim,
         vocab_size: raw.length("vocab_size")?,
-        max_position_embeddings: raw.opt_length("max_position_embeddings")?.unwrap_or(2048),
+        max_position_embeddings: raw
+            .opt_length("max_position_embeddings")?
+            .unwrap_or(2048)
+            .max(scaling.stretched_len()),
         norm_eps: raw.opt_float("rms_norm_eps")?.unwrap_or(1e-6),
         rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling },
         local_rope: None,

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{Activation, LongRope, RopeScaling};
+use crate::config::{Activation, LongRope, RopeScaling, Yarn};
 use crate::error::{Error, Result};
 use crate::weights::{GgufFile, GgufValue};
 
@@ -34,6 +34,8 @@ const GGUF_KEYS: &[(&str, &str)] = &[
 
 /// More layers than any model has: what is said of each takes memory before a tensor is looked for.
 const MAX_LAYERS: usize = 4096;
+/// The context of the first training.
+const ORIGINAL: &str = "original_max_position_embeddings";
 /// More frequencies than any head has, likewise.
 const MAX_FREQUENCIES: usize = 4096;
 
@@ -93,11 +95,19 @@ impl RawConfig {
             Some(factor) => Some(factor),
             None => metadata.float(&format!("{arch}.rope.scale_linear"))?,
         };
+        let of_scaling = |key: &str| metadata.float(&format!("{arch}.rope.scaling.{key}"));
+        let attention_factor = of_scaling("attn_factor")?;
         if let Some(long_factor) = frequency_factors(file, "rope_factors_long.weight")? {
             let short_factor = frequency_factors(file, "rope_factors_short.weight")?;
-            let attention_factor = metadata.float(&format!("{arch}.rope.scaling.attn_factor"))?;
             let scaling = json!({"rope_type": "longrope", "factor": factor, "short_factor": short_factor,
                                  "long_factor": long_factor, "attention_factor": attention_factor});
+            values.insert("rope_scaling".into(), scaling);
+        } else if kind == "yarn" {
+            // Here it is a factor of what follows from the other.
+            let of_factor = 1.0 + 0.1 * factor.unwrap_or(1.0).max(1.0).ln();
+            let scaling = json!({"rope_type": kind, "factor": factor,
+                                 "attention_factor": attention_factor.map(|given| given * of_factor),
+                                 "beta_fast": of_scaling("yarn_beta_fast")?, "beta_slow": of_scaling("yarn_beta_slow")?});
             values.insert("rope_scaling".into(), scaling);
         } else if kind != "none" && (kind != "linear" || factor.is_some_and(|factor| factor != 0.0)) {
             values.insert("rope_scaling".into(), json!({"rope_type": kind, "factor": factor}));
@@ -255,6 +265,7 @@ impl RawConfig {
         };
         match rope_type(object) {
             "default" => Ok(RopeScaling::Default),
+            "yarn" => Ok(RopeScaling::Yarn(self.yarn(object)?)),
             "linear" => Ok(RopeScaling::Linear { factor: number("factor")? as f32 }),
             "llama3" => Ok(RopeScaling::Llama3 {
                 factor: number("factor")? as f32,
@@ -268,17 +279,10 @@ impl RawConfig {
 
     /// `longrope`, `su` in older files, whose sequences have at most `max_len` tokens; `None`: RoPE is scaled in another way.
     pub fn long_rope(&self, rotary_dim: usize, max_len: usize) -> Result<Option<LongRope>> {
-        const ORIGINAL: &str = "original_max_position_embeddings";
         let is_long = |object: &&Map<String, Value>| matches!(rope_type(object), "longrope" | "su");
         let Some(object) = self.rope_parameters().filter(is_long) else { return Ok(None) };
-        // Beside `rope_scaling` is where Phi-3 has it.
-        let original = match self.opt_length(ORIGINAL)? {
-            Some(len) => len,
-            None => {
-                let inside = self.rope_number(object, ORIGINAL)?;
-                inside.ok_or_else(|| self.error(ORIGINAL, "is missing, and rope_scaling is longrope"))? as usize
-            }
-        };
+        let missing = || self.error(ORIGINAL, "is missing, and rope_scaling is longrope");
+        let original = self.original_len(object)?.ok_or_else(missing)?;
         let ratio = self.rope_number(object, "factor")?.unwrap_or(max_len as f64 / original as f64);
         let attention_factor = match self.rope_number(object, "attention_factor")? {
             Some(factor) => factor,
@@ -294,6 +298,36 @@ impl RawConfig {
             original_max_position_embeddings: original,
             attention_factor: attention_factor as f32,
         }))
+    }
+
+    fn yarn(&self, object: &Map<String, Value>) -> Result<Yarn> {
+        let number = |key| self.rope_number(object, key);
+        let max_len = self.opt_length("max_position_embeddings")?;
+        let original = self.original_len(object)?.or(max_len);
+        let original = original.ok_or_else(|| self.error(ORIGINAL, "is missing, and rope_scaling is yarn"))?;
+        let factor = number("factor")?.unwrap_or(max_len.unwrap_or(original) as f64 / original as f64);
+        let scale = |factor: f64, by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
+        let attention_factor = match (number("attention_factor")?, number("mscale")?, number("mscale_all_dim")?) {
+            (Some(given), ..) => given,
+            (None, Some(by), Some(of_all)) => scale(factor, by) / scale(factor, of_all),
+            _ => scale(factor, 1.0),
+        };
+        Ok(Yarn {
+            factor: factor as f32,
+            original_max_position_embeddings: original,
+            beta_fast: number("beta_fast")?.unwrap_or(32.0) as f32,
+            beta_slow: number("beta_slow")?.unwrap_or(1.0) as f32,
+            truncate: object.get("truncate").is_none_or(|truncate| truncate != false),
+            attention_factor: attention_factor as f32,
+        })
+    }
+
+    /// The original context, beside `rope_scaling`, where Phi-3 has it, or within.
+    fn original_len(&self, object: &Map<String, Value>) -> Result<Option<usize>> {
+        match self.opt_length(ORIGINAL)? {
+            Some(len) => Ok(Some(len)),
+            None => Ok(self.rope_number(object, ORIGINAL)?.map(|len| len as usize)),
+        }
     }
 
     /// A positive number of `rope_scaling`, which may be absent or null.

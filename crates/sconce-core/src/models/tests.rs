@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{RawConfig, find};
 use crate::backend::cpu::CpuBackend;
-use crate::config::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling};
+use crate::config::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling, Yarn};
 use crate::error::Result;
 use crate::weights::gguf_writer::GgufWriter;
 use crate::weights::{Dtype, GgufFile, GgufValue};
@@ -223,6 +223,37 @@ fn longrope_is_read_where_either_generation_has_it() {
 }
 
 #[test]
+fn yarn_makes_room_for_a_longer_context() {
+    let parse = |scaling: Value, beside: Value| {
+        let mut config = json!({"max_position_embeddings": 64, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}});
+        for (place, changes) in [("/rope_scaling", &scaling), ("", &beside)] {
+            for (key, value) in changes.as_object().unwrap() {
+                config.pointer_mut(place).unwrap()[key] = value.clone();
+            }
+        }
+        parse("Qwen2ForCausalLM", config).map(|config| (config.rope.scaling, config.max_position_embeddings))
+    };
+    let yarn = Yarn {
+        factor: 4.0,
+        original_max_position_embeddings: 64,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor: (0.1 * 4f64.ln() + 1.0) as f32,
+    };
+    assert_eq!(parse(json!({}), json!({})).unwrap(), (RopeScaling::Yarn(yarn.clone()), 256));
+    let original = parse(json!({"original_max_position_embeddings": 32}), json!({})).unwrap();
+    assert_eq!(original, (RopeScaling::Yarn(Yarn { original_max_position_embeddings: 32, ..yarn.clone() }), 128));
+    let given = json!({"attention_factor": 1.5, "beta_fast": 8, "beta_slow": 2, "truncate": false});
+    let expected = Yarn { attention_factor: 1.5, beta_fast: 8.0, beta_slow: 2.0, truncate: false, ..yarn.clone() };
+    assert_eq!(parse(given, json!({})).unwrap(), (RopeScaling::Yarn(expected), 256));
+    let alike = parse(json!({"mscale": 0.7, "mscale_all_dim": 0.7}), json!({})).unwrap().0;
+    assert_eq!(alike, RopeScaling::Yarn(Yarn { attention_factor: 1.0, ..yarn }));
+    let error = parse(json!({"factor": -4}), json!({})).unwrap_err().to_string();
+    assert!(error.contains("rope_scaling: factor") && error.contains("-4"), "{error}");
+}
+
+#[test]
 fn errors_of_longrope_name_the_key() {
     let check = |changes, beside, words: &[&str]| check_error("Phi3ForCausalLM", long_phi3(changes, beside), words);
     let factors = "rope_scaling: short_factor: expected a list of 6 positive numbers";
@@ -319,8 +350,14 @@ fn a_gguf_scales_rope_by_either_key() {
     for values in [&[][..], &[(factor, float(0.0))], &[(kind, text("none")), (factor, float(8.0))]] {
         assert_eq!(scaling(values).unwrap(), RopeScaling::Default, "{values:?}");
     }
-    let refused = scaling(&[(kind, text("yarn")), (factor, float(8.0))]).unwrap_err().to_string();
-    assert!(refused.contains("rope_type \"yarn\""), "{refused}");
+    let refused = scaling(&[(kind, text("dynamic")), (factor, float(8.0))]).unwrap_err().to_string();
+    assert!(refused.contains("rope_type \"dynamic\""), "{refused}");
+    let original = ("rope.scaling.original_context_length", GgufValue::Int(64));
+    let values = [(kind, text("yarn")), (factor, float(4.0)), original, ("rope.scaling.attn_factor", float(2.0))];
+    let RopeScaling::Yarn(yarn) = scaling(&values).unwrap() else { panic!("yarn is read as something else") };
+    let attention_factor = 2.0 * (0.1 * 4f32.ln() + 1.0);
+    assert_eq!((yarn.factor, yarn.original_max_position_embeddings), (4.0, 64));
+    assert!((yarn.attention_factor - attention_factor).abs() < 1e-6, "{yarn:?}");
 }
 
 #[test]

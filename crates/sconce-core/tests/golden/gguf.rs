@@ -183,15 +183,20 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
         };
         writer.set(&format!("{arch}.{gguf_key}"), &value);
     }
-    if config["rope_scaling"]["rope_type"] == "linear" {
-        let factor = config["rope_scaling"]["factor"].as_f64().unwrap();
+    let scaling = &config["rope_scaling"];
+    if let Some(kind @ ("linear" | "yarn")) = scaling["rope_type"].as_str() {
+        let factor = scaling["factor"].as_f64().unwrap();
+        writer.set(&format!("{arch}.rope.scaling.type"), &GgufValue::String(kind.into()));
         writer.set(&format!("{arch}.rope.scaling.factor"), &GgufValue::Float(factor));
+    }
+    if let Some(len) = scaling["original_max_position_embeddings"].as_i64().filter(|_| scaling["rope_type"] == "yarn") {
+        writer.set(&format!("{arch}.rope.scaling.original_context_length"), &GgufValue::Int(len));
     }
     if let Some(factor) = config["partial_rotary_factor"].as_f64() {
         let rotary_dim = (head_dim(config) as f64 * factor) as i64;
         writer.set(&format!("{arch}.rope.dimension_count"), &GgufValue::Int(rotary_dim));
     }
-    if config["rope_scaling"]["type"] == "longrope" {
+    if scaling["type"] == "longrope" {
         let [max_len, original] =
             ["max_position_embeddings", "original_max_position_embeddings"].map(|key| config[key].as_f64().unwrap());
         let factor = (1.0 + (max_len / original).ln() / original.ln()).sqrt();

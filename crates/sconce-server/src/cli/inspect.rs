@@ -164,6 +164,9 @@ fn positions(config: &ModelConfig) -> String {
         RopeScaling::Llama3 { factor, original_max_position_embeddings, .. } => {
             format!("scaled by {factor} as Llama 3, from {original_max_position_embeddings} tokens")
         }
+        RopeScaling::Yarn(yarn) => {
+            format!("scaled by {} by YaRN, from {} tokens", yarn.factor, yarn.original_max_position_embeddings)
+        }
         RopeScaling::Factors(_) => "scaled by factors of the file".into(),
         RopeScaling::Long(long) => {
             let (short_len, factor) = (long.original_max_position_embeddings, long.attention_factor);

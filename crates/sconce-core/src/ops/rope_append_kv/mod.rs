@@ -5,7 +5,7 @@ pub(crate) mod cuda;
 
 use crate::backend::cpu::{Buffer, Cpu, KvCache, KvElem, RopeTable, SharedSlice, multiversion, with_kv_elem};
 use crate::backend::{AttentionSpec, Batch, KvCacheShape};
-use crate::config::{RopeConfig, RopeScaling};
+use crate::config::{RopeConfig, RopeScaling, Yarn};
 
 /// Tokens that one task turns.
 const TASK_TOKENS: usize = 16;
@@ -17,6 +17,7 @@ const CHUNK_LEN: usize = 64;
 pub fn table(config: &RopeConfig, max_len: usize) -> RopeTable {
     let factor = match &config.scaling {
         RopeScaling::Long(long) => long.attention_factor,
+        RopeScaling::Yarn(yarn) => yarn.attention_factor,
         _ => 1.0,
     };
     let short_len = config.short_len(max_len);
@@ -35,18 +36,36 @@ pub fn table(config: &RopeConfig, max_len: usize) -> RopeTable {
 fn inverse_frequencies(config: &RopeConfig, is_long: bool) -> Vec<f32> {
     let dim = config.rotary_dim;
     let period = |i: usize| config.rope_theta.powf((2 * i) as f32 / dim as f32);
-    (0..dim / 2).map(|i| scaled_frequency(period(i), i, &config.scaling, is_long)).collect()
+    (0..dim / 2).map(|i| scaled_frequency(period(i), i, config, is_long)).collect()
 }
 
-fn scaled_frequency(period: f32, idx: usize, scaling: &RopeScaling, is_long: bool) -> f32 {
+/// YaRN's frequency, of the place `idx` among all.
+fn yarn_frequency(period: f32, idx: usize, yarn: &Yarn, config: &RopeConfig) -> f32 {
+    let (dim, theta) = (config.rotary_dim as f64, f64::from(config.rope_theta));
+    let original = yarn.original_max_position_embeddings as f64;
+    let place = |turns: f32| {
+        let wavelength = original / (f64::from(turns) * 2.0 * std::f64::consts::PI);
+        dim * wavelength.ln() / (2.0 * theta.ln())
+    };
+    let (low, high) = (place(yarn.beta_fast), place(yarn.beta_slow));
+    let (low, high) = if yarn.truncate { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = (low.max(0.0), high.min(dim - 1.0));
+    // As transformers has it, so that there is no division by 0.
+    let high = if low == high { high + 0.001 } else { high };
+    let kept = 1.0 - ((idx as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+    1.0 / (yarn.factor * period) * (1.0 - kept) + 1.0 / period * kept
+}
+
+fn scaled_frequency(period: f32, idx: usize, config: &RopeConfig, is_long: bool) -> f32 {
     let freq = 1.0 / period;
-    match scaling {
+    match &config.scaling {
         RopeScaling::Default => freq,
         RopeScaling::Linear { factor } => freq / factor,
         RopeScaling::Long(long) => {
             let factors = if is_long { &long.long_factors } else { &long.short_factors };
             1.0 / (factors[idx] * period)
         }
+        RopeScaling::Yarn(yarn) => yarn_frequency(period, idx, yarn, config),
         RopeScaling::Factors(factors) => freq / factors[idx],
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let original = *original_max_position_embeddings as f32;
