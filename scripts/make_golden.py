@@ -152,7 +152,7 @@ MODELS = {
         "mutations": [{"num_experts_per_tok": 1}, {"num_experts_per_tok": 3}, {"rope_theta": 10000.0}],
     },
     "qwen3-moe": {
-        "class": "Qwen3MoeForCausalLM", "model_type": "qwen3_moe", "dtype": torch.bfloat16, "seed": 10000,
+        "class": "Qwen3MoeForCausalLM", "model_type": "qwen3_moe", "dtype": torch.bfloat16, "seed": 10357,
         "config": {**UNTIED, "num_hidden_layers": 2, "head_dim": 12, "rope_theta": 10000.0, "attention_bias": False,
                    "use_sliding_window": False, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
                    "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
