@@ -148,7 +148,7 @@ fn what_cannot_run_is_said() {
         assert!(error.contains("config.json") && error.contains(words), "{error}");
     };
     refused(json!({"architectures": ["FlyForCausalLM"]}), "FlyForCausalLM is not supported; supported: Llama");
-    refused(json!({"rope_scaling": {"rope_type": "yarn"}}), "rope_scaling: rope_type \"yarn\" is not supported");
+    refused(json!({"rope_scaling": {"rope_type": "dynamic"}}), "rope_scaling: rope_type \"dynamic\" is not supported");
     refused(json!({"hidden_size": null}), "hidden_size: is missing");
     refused(json!({"num_attention_heads": 3, "head_dim": 16}), "num_attention_heads");
 

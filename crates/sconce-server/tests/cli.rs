@@ -140,10 +140,10 @@ fn what_cannot_run_fails_the_inspection() {
     let report: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(report["is_supported"], false);
     assert!(report["problems"][0].as_str().unwrap().contains("FlyForCausalLM"), "{report}");
-    let scaled = json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}});
+    let scaled = json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}});
     let (code, _, stderr) = inspect(scaled, &["--load-format", "dummy"]);
     assert_eq!(code, 1);
-    assert!(stderr.contains("rope_scaling: rope_type \"yarn\" is not supported"), "{stderr}");
+    assert!(stderr.contains("rope_scaling: rope_type \"dynamic\" is not supported"), "{stderr}");
 }
 
 #[test]

@@ -302,10 +302,13 @@ impl RawConfig {
 
     fn yarn(&self, object: &Map<String, Value>) -> Result<Yarn> {
         let number = |key| self.rope_number(object, key);
-        let max_len = self.opt_length("max_position_embeddings")?;
-        let original = self.original_len(object)?.or(max_len);
-        let original = original.ok_or_else(|| self.error(ORIGINAL, "is missing, and rope_scaling is yarn"))?;
-        let factor = number("factor")?.unwrap_or(max_len.unwrap_or(original) as f64 / original as f64);
+        let (original, max_len) = (self.original_len(object)?, self.opt_length("max_position_embeddings")?);
+        let (original, factor) = match (original, max_len, number("factor")?) {
+            (Some(original), _, Some(factor)) | (None, Some(original), Some(factor)) => (original, factor),
+            (Some(original), Some(max_len), None) => (original, max_len as f64 / original as f64),
+            (_, _, None) => return Err(self.error("rope_scaling", "factor: is missing, and rope_type is yarn")),
+            (None, None, _) => return Err(self.error(ORIGINAL, "is missing, and rope_type is yarn")),
+        };
         let scale = |factor: f64, by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
         let attention_factor = match (number("attention_factor")?, number("mscale")?, number("mscale_all_dim")?) {
             (Some(given), ..) => given,

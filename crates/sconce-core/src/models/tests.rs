@@ -248,9 +248,18 @@ fn yarn_makes_room_for_a_longer_context() {
     let expected = Yarn { attention_factor: 1.5, beta_fast: 8.0, beta_slow: 2.0, truncate: false, ..yarn.clone() };
     assert_eq!(parse(given, json!({})).unwrap(), (RopeScaling::Yarn(expected), 256));
     let alike = parse(json!({"mscale": 0.7, "mscale_all_dim": 0.7}), json!({})).unwrap().0;
-    assert_eq!(alike, RopeScaling::Yarn(Yarn { attention_factor: 1.0, ..yarn }));
-    let error = parse(json!({"factor": -4}), json!({})).unwrap_err().to_string();
-    assert!(error.contains("rope_scaling: factor") && error.contains("-4"), "{error}");
+    assert_eq!(alike, RopeScaling::Yarn(Yarn { attention_factor: 1.0, ..yarn.clone() }));
+    let by_lengths = json!({"factor": null, "original_max_position_embeddings": 16});
+    assert_eq!(
+        parse(by_lengths, json!({})).unwrap(),
+        (RopeScaling::Yarn(Yarn { original_max_position_embeddings: 16, ..yarn }), 64)
+    );
+    let error = |scaling, beside| parse(scaling, beside).unwrap_err().to_string();
+    let negative = error(json!({"factor": -4}), json!({}));
+    assert!(negative.contains("rope_scaling: factor") && negative.contains("-4"), "{negative}");
+    assert!(error(json!({"factor": null}), json!({})).contains("rope_scaling: factor: is missing"));
+    let no_length = error(json!({}), json!({"max_position_embeddings": null}));
+    assert!(no_length.contains("original_max_position_embeddings"), "{no_length}");
 }
 
 #[test]

@@ -270,7 +270,10 @@ fn an_error_says_what_was_looked_for() {
 #[test]
 fn an_architecture_without_names_is_refused() {
     let error = open(&writer("mamba"), &config(1, 1, 1)).unwrap_err();
-    check_message(error, &["general.architecture", "llama, gemma2, gemma3, qwen2, qwen3, phi3, phi2", "\"mamba\""]);
+    check_message(
+        error,
+        &["general.architecture", "llama, gemma2, gemma3, qwen2, qwen3, qwen3moe, phi3, phi2", "\"mamba\""],
+    );
     check_message(open(&GgufWriter::new(), &config(1, 1, 1)).unwrap_err(), &["general.architecture is missing"]);
 }
 
