@@ -21,6 +21,8 @@ HTTP_MODEL = "llama-http"
 INT4_MODEL = "llama-int4"
 # As Llama-3.2-1B is.
 SMALL_MODEL = "llama-1b"
+# Whose heads are normalised, and a mixture of experts.
+QWEN_MODEL, EXPERTS_MODEL = "qwen3-8b", "qwen3-30b-a3b"
 # Each with what it is called in tables.
 OTHER_MODELS = {"mistral-7b-instruct-v0.2": "Mistral-7B", "gemma-2-9b-it": "Gemma-2-9B", "phi-3-mini-4k-instruct": "Phi-3-mini",
                 "phi-2": "phi-2"}
@@ -164,6 +166,14 @@ def comparisons():
         yield together("decode of 16, a 1B drafts in vain", 16, 1024, 64, CACHED, *small, 1, limit_s=40)
         yield latency("one user of a 1B", 128, model=SMALL_MODEL)
         yield latency("one user of a 1B that drafts for itself", 128, *small, 4, model=SMALL_MODEL)
+
+
+    if (BUILT / "models" / EXPERTS_MODEL).is_dir():
+        yield latency("one user, Qwen3-8B", "128,2048", model=QWEN_MODEL)
+        yield test("experts", 60, "experts")
+        yield latency("one user of experts", "128,2048", model=EXPERTS_MODEL)
+        yield together("decodes of experts", "16,64,256", 1024, 64, CACHED, limit_s=90, model=EXPERTS_MODEL)
+        yield latency("timeline of one user of experts", 128, output_len=32, num_iters=2, kind=Traced, steps="decodes", model=EXPERTS_MODEL)
 
 
 def formats():
