@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sconce_core::backend::cpu::{Buffer, CpuBackend};
-use sconce_core::backend::{AttentionSpec, Backend, Batch, BufferRole, KvCacheShape, KvDtype};
+use sconce_core::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype};
 use sconce_core::config::{Activation, SamplingParams, WeightDtype};
 use sconce_core::sample::{SampleInput, SampleKind, SampleResults, SampleRow, TokenCounts};
 use sconce_core::weights::{Dtype, WeightStore};
@@ -129,6 +129,45 @@ fn shared_prefix(c: &mut Criterion) {
     group.finish();
 }
 
+/// A mixture of experts, and a dense MLP with as many parameters as a token meets there.
+fn experts(c: &mut Criterion) {
+    const MEMORY: &str = "invariant: the CPU has the memory";
+    const NUM_EXPERTS: usize = 16;
+    let backend = CpuBackend::new(None);
+    let mut group = c.benchmark_group("experts, 2 of 16 a token, and a dense MLP");
+    let (store, spec) =
+        (WeightStore::dummy(1, Dtype::Q4_0), ExpertsSpec { per_token: 2, normalizes: true, act: Activation::Silu });
+    let tensor = |rows: usize, cols: usize| {
+        let name = "model.layers.0.mlp.up_proj.weight";
+        store.get(name, &[rows, cols]).expect("invariant: dummy weights have every tensor")
+    };
+    let of_experts = |num_parts: usize, rows, cols| {
+        let parts = (0..num_parts).map(|_| tensor(rows, cols)).collect();
+        backend.expert_matrices(parts, NUM_EXPERTS, WeightDtype::Auto).expect(MEMORY)
+    };
+    let inter = INTERMEDIATE / spec.per_token;
+    let (gate_up, down) = (of_experts(2 * NUM_EXPERTS, inter, HIDDEN), of_experts(NUM_EXPERTS, HIDDEN, inter));
+    let dense = |parts| backend.matrix(parts, None, WeightDtype::Auto).expect(MEMORY);
+    let dense_gate_up = dense(vec![tensor(INTERMEDIATE, HIDDEN), tensor(INTERMEDIATE, HIDDEN)]);
+    let dense_down = dense(vec![tensor(HIDDEN, INTERMEDIATE)]);
+    for rows in [1, 16, 128] {
+        let (x, logits) = (input(rows, HIDDEN), input(rows, NUM_EXPERTS));
+        let buffer = |cols| backend.buffer(rows, cols, BufferRole::Activation).expect(MEMORY);
+        let (mut out, mut act, mut room) = (buffer(HIDDEN), buffer(INTERMEDIATE), buffer(2 * INTERMEDIATE));
+        group.throughput(Throughput::Elements(rows as u64));
+        group.bench_function(BenchmarkId::new("experts", rows), |b| {
+            b.iter(|| backend.experts(&mut out, black_box(&x), &logits, [&gate_up, &down], &spec));
+        });
+        group.bench_function(BenchmarkId::new("dense", rows), |b| {
+            b.iter(|| {
+                backend.gated_linear(&mut act, &mut room, black_box(&x), &dense_gate_up, spec.act)?;
+                backend.linear(&mut out, &act, &dense_down)
+            });
+        });
+    }
+    group.finish();
+}
+
 fn elementwise(c: &mut Criterion) {
     let backend = CpuBackend::new(None);
     let mut group = c.benchmark_group("rows of the starter model");
@@ -141,6 +180,17 @@ fn elementwise(c: &mut Criterion) {
     let bias = vec![0.5; HIDDEN];
     group
         .bench_function("layer_norm", |b| b.iter(|| backend.layer_norm(&mut out, black_box(&x), &weight, &bias, 1e-5)));
+    let spec = AttentionSpec {
+        layer: 0,
+        num_heads: 9,
+        num_kv_heads: 3,
+        head_dim: 64,
+        scale: 0.125,
+        softcap: None,
+        window: None,
+    };
+    let (mut qkv, head) = (input(128, spec.qkv_dim()), vec![1.0; spec.head_dim]);
+    group.bench_function("head_norm", |b| b.iter(|| backend.head_norm(&mut qkv, (&head, &head), &spec, 1e-6)));
     group.bench_function("add", |b| b.iter(|| backend.add(&mut out, black_box(&x))));
     group.bench_function("gate_act_mul", |b| {
         b.iter(|| backend.gate_act_mul(&mut mlp, black_box(&gate_up), Activation::Silu));
@@ -184,5 +234,5 @@ fn sample(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, attention, shared_prefix, elementwise, sample);
+criterion_group!(benches, linear, attention, shared_prefix, experts, elementwise, sample);
 criterion_main!(benches);
