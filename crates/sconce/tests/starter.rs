@@ -17,6 +17,8 @@ const QUANTIZED_TOLERANCE: f64 = 5e-3;
 
 /// Keys and values have 11 bits.
 const F16_TOLERANCE: f64 = 2e-2;
+/// The same beside quantized weights: without VNNI one log-probability of 863 is off by 3.7e-2, the mean error is 1.1e-3 everywhere.
+const QUANTIZED_F16_TOLERANCE: f64 = 5e-2;
 
 struct Case {
     prompt_ids: Vec<u32>,
@@ -119,6 +121,6 @@ fn quantized_weights_agree_with_transformers() {
 #[test]
 fn half_keys_and_values_agree_with_transformers() {
     check(WeightDtype::F32, KvCacheDtype::F16, F16_TOLERANCE);
-    check(WeightDtype::Auto, KvCacheDtype::F16, F16_TOLERANCE);
+    check(WeightDtype::Auto, KvCacheDtype::F16, QUANTIZED_F16_TOLERANCE);
     check(WeightDtype::F32, KvCacheDtype::Bf16, 0.1);
 }
