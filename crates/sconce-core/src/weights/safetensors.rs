@@ -66,7 +66,14 @@ impl Safetensors {
     /// Opens the model in `dir`.
     pub(super) fn open(dir: &Path, form: StoredForm) -> Result<Self> {
         let mut this = Self { form, ..Self::open_plain(dir)? };
+        let num_tensors = this.tensors.len();
         this.tensors = this.tensors.into_iter().map(|(name, location)| (of_text(name), location)).collect();
+        if this.tensors.len() < num_tensors {
+            return Err(Error::file(
+                &this.path,
+                "a tensor of the text model is there twice, under language_model and beside it",
+            ));
+        }
         Ok(this)
     }
 

@@ -177,5 +177,10 @@ fn the_text_part_of_a_model_that_sees_images_has_the_names_of_a_text_model() {
     for (name, value) in [("model.norm.weight", 1.0), ("model.layers.0.mlp.up_proj.weight", 2.0)] {
         assert_eq!(model.tensor(name).unwrap().unwrap().to_f32(), [value], "{name}");
     }
+    let twice = file_of(&[
+        ("language_model.lm_head.weight", StDtype::F32, &[1], &[0; 4]),
+        ("lm_head.weight", StDtype::F32, &[1], &[0; 4]),
+    ]);
+    check_message(&open(&[(SINGLE, &twice)]).unwrap_err(), &["model.safetensors", "twice"]);
     assert!(model.contains("vision_tower.norm.weight") && !model.contains("language_model.model.norm.weight"));
 }
