@@ -15,7 +15,8 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
     step("cargo xtask kernels, the quick part", || kernels::run(root, kernels::QUICK))?;
     cargo(root, &["test", "--workspace", "--locked"])?;
     step("cargo xtask check-kernels, the quick part", || check::run(root, check::QUICK))?;
-    python_tests(root, &[])?;
+    // The binary that the tests have built: its kernels are optimised as a release's are, which takes minutes more to build.
+    run_python_tests(root, "debug", &[])?;
     println!("\nci: all passed in {} s", begun.elapsed().as_secs());
     Ok(())
 }
@@ -23,10 +24,17 @@ pub(crate) fn run(root: &Path) -> Result<(), String> {
 /// The Python clients' tests against a release build.
 pub(crate) fn python_tests(root: &Path, args: &[String]) -> Result<(), String> {
     cargo(root, &["build", "--release", "--locked", "--package", "sconce-server"])?;
+    run_python_tests(root, "release", args)
+}
+
+/// The Python clients' tests against the binary in `target/PROFILE`.
+fn run_python_tests(root: &Path, profile: &str, args: &[String]) -> Result<(), String> {
+    let binary = root.join("target").join(profile).join(format!("sconce{}", std::env::consts::EXE_SUFFIX));
     let python = python_environment(root)?;
     let mut command = Command::new(python);
     command.args(["-m", "pytest", "-p", "no:cacheprovider", "tests/python"]).args(args).current_dir(root);
-    execute("pytest tests/python", command.env("PYTHONDONTWRITEBYTECODE", "1"))
+    command.env("PYTHONDONTWRITEBYTECODE", "1").env("SCONCE_BIN", binary);
+    execute("pytest tests/python", &mut command)
 }
 
 /// The interpreter of an environment in `target/` that has what the tests' requirements.txt pins. It is made anew only

@@ -26,7 +26,7 @@ struct Cli {
 enum Task {
     /// Check the rules that no compiler checks
     Tidy,
-    /// Run everything that CI runs: format, clippy, tidy, kernels, tests, a part of check-kernels, a release build, the Python clients' tests
+    /// Run everything that CI runs: format, clippy, tidy, kernels, tests, a part of check-kernels, the Python clients' tests
     Ci,
     /// Compare the golden fixtures with what transformers computed, as one table
     Golden,
