@@ -12,6 +12,7 @@ use sconce_core::config::{BeamParams, EngineConfig, Grammar, LogprobsMode, Sampl
 use sconce_core::engine::{
     self, EngineHandle, EngineStatus, FinishReason, GenerationOutput, GenerationRequest, NoProgress,
 };
+use sconce_core::text::{ChatInput, Section};
 use serde_json::Value;
 
 /// The tiny model's end token.
@@ -220,4 +221,83 @@ fn what_cannot_be_matched_is_refused_and_harms_nobody() {
     let ignoring = SamplingParams { ignore_eos: true, ..params.clone() };
     refused(request("a").with_params(ignoring), "ignore_eos");
     assert_eq!(EngineStatus::get(&engine.status().num_unfinished_requests), 0);
+}
+
+/// The token that ends reasoning in a tiny model whose template opens it.
+const CLOSE: u32 = 258;
+
+fn thinking_engine(change: impl Fn(&mut EngineConfig)) -> EngineHandle {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    let edit = |name: &str, edit: &dyn Fn(&mut Value)| {
+        let path = dir.path().join(name);
+        let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        edit(&mut file);
+        std::fs::write(&path, file.to_string()).unwrap();
+    };
+    edit("config.json", &|config| config["vocab_size"] = (CLOSE + 1).into());
+    edit("tokenizer.json", &|file| {
+        let mut token = file["added_tokens"][0].clone();
+        (token["id"], token["content"], token["special"]) = (CLOSE.into(), "</think>".into(), false.into());
+        file["added_tokens"].as_array_mut().unwrap().push(token);
+    });
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n{# and then </think> #}";
+    edit("tokenizer_config.json", &|config| config["chat_template"] = template.into());
+    tiny_engine_of(dir.path(), change)
+}
+
+/// Grammars behind reasoning, which ends sooner or later.
+fn thinking_requests() -> Vec<GenerationRequest> {
+    let drawn = |seed| SamplingParams {
+        max_tokens: Some(100),
+        seed: Some(seed),
+        logit_bias: vec![(CLOSE, 3.0)],
+        ..Default::default()
+    };
+    let ways = [
+        SamplingParams { n: 3, ..drawn(1) },
+        SamplingParams { best_of: Some(3), ..drawn(2) },
+        SamplingParams { n: 2, beam: Some(BeamParams::new(3)), ..drawn(3) },
+        SamplingParams { repetition_penalty: 1.1, frequency_penalty: 0.2, logprobs: Some(2), ..drawn(4) },
+        SamplingParams { temperature: 0.0, ..drawn(5) },
+    ];
+    let request = |(i, params): (usize, SamplingParams)| {
+        let messages = vec![serde_json::json!({"role": "user", "content": "x".repeat(5 + 9 * i)})];
+        let chat = ChatInput { messages, ..ChatInput::default() };
+        GenerationRequest::chat(chat).with_params(params).with_grammar(grammars()[i].clone())
+    };
+    ways.into_iter().enumerate().map(request).collect()
+}
+
+#[test]
+fn what_comes_behind_reasoning_matches_and_drafts_change_nothing() {
+    let engine = thinking_engine(|_| {});
+    let alone = |engine: &EngineHandle| -> Vec<GenerationOutput> {
+        thinking_requests().into_iter().map(|request| collect(engine.submit(request).unwrap())).collect()
+    };
+    let answers = alone(&engine);
+    let (mut num_matched, mut num_thoughts) = (0, 0);
+    for (idx, answer) in answers.iter().enumerate() {
+        let reader = engine.submit(thinking_requests().swap_remove(0)).unwrap().answer_reader().clone();
+        for output in answer.outputs.iter().filter(|o| o.finish.as_ref().unwrap().reason == FinishReason::Stop) {
+            let mut reader = reader.clone();
+            let sections = [reader.push(&output.text), reader.finish()].concat();
+            let content = sections.iter().find_map(|section| match section {
+                Section::Content(text) => Some(text.as_str()),
+                _ => None,
+            });
+            assert!(output.token_ids.contains(&CLOSE), "{output:?}");
+            assert!(matches(idx, content.unwrap_or_default()), "{idx}: {:?}", output.text);
+            num_matched += 1;
+            num_thoughts += usize::from(output.token_ids[0] != CLOSE);
+        }
+    }
+    assert!(num_matched >= 6 && num_thoughts > 2, "{num_matched} matched, {num_thoughts} thought");
+    let crowded =
+        thinking_engine(|c| (c.kv_cache_bytes, c.max_num_batched_tokens) = (Some(24 * BLOCK_BYTES), Some(24)));
+    let streams: Vec<_> = thinking_requests().into_iter().map(|request| crowded.submit(request).unwrap()).collect();
+    assert_eq!(streams.into_iter().map(collect).collect::<Vec<_>>(), answers);
+    let drafting = thinking_engine(|config| config.num_speculative_tokens = 6);
+    assert_eq!(alone(&drafting), answers);
+    assert!(counts(&drafting)[1] > 0, "no draft was right");
 }

@@ -33,7 +33,8 @@ pub use sconce_core::engine::{
     WeightGroup, inspect,
 };
 pub use sconce_core::text::{
-    AnswerPart, CallCount, CallForm, CallReader, ChatInput, ChatTemplate, Tokenizer, ToolCall,
+    AnswerForm, AnswerPart, AnswerReader, CallCount, CallForm, CallReader, ChatInput, ChatTemplate, Marks,
+    ReasoningCount, Section, Tokenizer, ToolCall,
 };
 pub use sconce_core::weights::Dtype;
 pub use sconce_core::{Error, ErrorKind, Result};

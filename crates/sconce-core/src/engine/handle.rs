@@ -15,7 +15,7 @@ use super::stream::{PromptInfo, TokenStream};
 use crate::backend::OpProfile;
 use crate::config::{Grammar, SamplingParams};
 use crate::error::{Error, Result};
-use crate::text::{ChatTemplate, GrammarCompiler, GrammarMatcher, Tokenizer};
+use crate::text::{AnswerForm, ChatTemplate, GrammarCompiler, GrammarMatcher, Tokenizer};
 
 /// The caller's side of a running engine. Cheap to clone; the engine stops when the last one is gone, and the
 /// last stream that is not at its end.
@@ -31,6 +31,7 @@ pub(super) struct HandleInner {
     pub(super) status: Arc<EngineStatus>,
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) chat_template: Option<ChatTemplate>,
+    pub(super) answer_form: AnswerForm,
     pub(super) grammars: GrammarCompiler,
     /// Most requests that run or wait.
     pub(super) max_requests: usize,
@@ -50,12 +51,11 @@ impl EngineHandle {
     /// `Overloaded` when too many requests wait; `Unavailable` when the engine has stopped.
     pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
         let inner = &*self.inner;
-        let GenerationRequest { prompt, params, truncate_prompt_tokens, add_special_tokens, prediction, grammar } =
-            request;
+        let params = request.params;
         params.validate(inner.info.config.vocab_size)?;
-        let param = if matches!(prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
-        let mut prompt = self.tokenize(prompt, add_special_tokens)?;
-        if let Some(len) = truncate_prompt_tokens {
+        let param = if matches!(request.prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
+        let mut prompt = self.tokenize(request.prompt, request.add_special_tokens)?;
+        if let Some(len) = request.truncate_prompt_tokens {
             if len == 0 {
                 return Err(Error::invalid("truncate_prompt_tokens", "truncate_prompt_tokens: must be at least 1"));
             }
@@ -68,8 +68,12 @@ impl EngineHandle {
         }
         self.check_prompt(param, &prompt.token_ids)?;
         self.check_min_tokens(&params, prompt.token_ids.len())?;
-        prompt.prediction = prediction.map(|text| self.predicted_tokens(&text, &params)).transpose()?;
-        let grammar = grammar.map(|grammar| self.compile(&grammar, &params)).transpose()?;
+        prompt.prediction = request.prediction.map(|text| self.predicted_tokens(&text, &params)).transpose()?;
+        prompt.marks = request.marks;
+        let mut grammar = request.grammar.map(|grammar| self.compile(&grammar, &params)).transpose()?;
+        if !request.binds_reasoning {
+            grammar = grammar.map(|grammar| inner.grammars.behind_reasoning(grammar, &prompt.answer));
+        }
         self.enqueue(prompt, params, grammar)
     }
 
@@ -85,11 +89,11 @@ impl EngineHandle {
     fn tokenize(&self, prompt: Prompt, add_special_tokens: bool) -> Result<PromptInfo> {
         let tokenizer = &self.inner.tokenizer;
         match prompt {
-            Prompt::Tokens(token_ids) => Ok(PromptInfo { token_ids, text: None, prediction: None }),
+            Prompt::Tokens(token_ids) => Ok(PromptInfo { token_ids, ..PromptInfo::default() }),
             Prompt::Text(text) if text.is_empty() => Err(Error::invalid("prompt", "prompt: must not be empty")),
             Prompt::Text(text) => {
                 let token_ids = tokenizer.encode(&text, add_special_tokens)?;
-                Ok(PromptInfo { token_ids, text: Some(text), prediction: None })
+                Ok(PromptInfo { token_ids, text: Some(text), ..PromptInfo::default() })
             }
             Prompt::Chat(chat) => {
                 let no_template = || {
@@ -99,7 +103,8 @@ impl EngineHandle {
                 };
                 let rendered = self.chat_template().ok_or_else(no_template)?.render(&chat, tokenizer)?;
                 let token_ids = tokenizer.encode_chat(&rendered)?;
-                Ok(PromptInfo { token_ids, text: Some(rendered.text().into()), prediction: None })
+                let answer = self.answer_form().reader(&chat, rendered.text());
+                Ok(PromptInfo { token_ids, text: Some(rendered.text().into()), answer, ..PromptInfo::default() })
             }
         }
     }
@@ -203,13 +208,18 @@ impl EngineHandle {
     }
 
     /// The model's tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.inner.tokenizer
     }
 
     /// The model's chat template, if it has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.inner.chat_template.as_ref()
+    }
+
+    /// How the model sets its reasoning apart, as its chat template says.
+    pub fn answer_form(&self) -> &AnswerForm {
+        &self.inner.answer_form
     }
 
     /// Whether the engine runs and has made progress within `limit`.

@@ -20,7 +20,7 @@ use crate::backend::{Backend, Checked, OpProfile, Profiled};
 use crate::config::{DeviceKind, EngineConfig, MatmulPrecision, WeightDtype};
 use crate::error::{Error, Result};
 use crate::sched::SchedulerConfig;
-use crate::text::{GrammarCompiler, Tokenizer};
+use crate::text::{AnswerForm, GrammarCompiler, Tokenizer};
 use crate::weights::Dtype;
 
 /// Rows of logits that prompts may take in one step, beyond one a sequence.
@@ -244,6 +244,9 @@ impl Launch<'_> {
             gpu: self.gpu,
             config: model,
         };
+        let answer_form = chat_template
+            .as_ref()
+            .map_or_else(AnswerForm::plain, |template| AnswerForm::of(template.source(), &tokenizer));
         let max_requests = sizes.max_num_seqs + config.max_waiting;
         let scheduler_config = SchedulerConfig {
             max_num_batched_tokens: sizes.max_step_tokens,
@@ -282,6 +285,7 @@ impl Launch<'_> {
             status,
             tokenizer,
             chat_template,
+            answer_form,
             grammars,
             max_requests,
             makes_drafts: config.num_speculative_tokens > 0,

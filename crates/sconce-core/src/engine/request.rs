@@ -1,7 +1,7 @@
 //! [`GenerationRequest`]: what a caller asks of the engine.
 
 use crate::config::{Grammar, SamplingParams};
-use crate::text::ChatInput;
+use crate::text::{ChatInput, Marks};
 
 /// What is to be continued.
 #[derive(Debug, Clone)]
@@ -28,8 +28,14 @@ pub struct GenerationRequest {
     /// What the answer will be for the most part, such as a file in which little is to be changed: drafts are taken from it
     /// ([`EngineConfig::num_speculative_tokens`](crate::config::EngineConfig::num_speculative_tokens)). It changes no answer.
     pub prediction: Option<String>,
-    /// What the answer has to match: each of its sequences, up to the token that ends it, if it is not cut off before.
+    /// What the answer has to match: each of its sequences, up to the token that ends it, if it is not cut off before. Where a
+    /// conversation is answered with reasoning, that is free, and what follows has to match.
     pub grammar: Option<Grammar>,
+    /// Whether the grammar is of the reasoning too, with all marks.
+    pub binds_reasoning: bool,
+    /// Tokens that come in the answer's text as a character of their own, whether special tokens are skipped or not: those that tell its
+    /// parts ([`AnswerForm::marks`](crate::text::AnswerForm::marks), [`CallForm::marks`](crate::text::CallForm::marks)).
+    pub marks: Marks,
 }
 
 impl GenerationRequest {
@@ -42,6 +48,8 @@ impl GenerationRequest {
             add_special_tokens: true,
             prediction: None,
             grammar: None,
+            binds_reasoning: false,
+            marks: Marks::default(),
         }
     }
 
@@ -69,6 +77,12 @@ impl GenerationRequest {
     /// The same request with what its answer will be for the most part.
     pub fn with_prediction(mut self, prediction: impl Into<String>) -> Self {
         self.prediction = Some(prediction.into());
+        self
+    }
+
+    /// The same request with tokens that come in the text as a character of their own.
+    pub fn with_marks(mut self, marks: Marks) -> Self {
+        self.marks = marks;
         self
     }
 

@@ -10,13 +10,21 @@ use super::Inbox;
 use super::output::{GenerationOutput, StreamEvent};
 use super::running::SnapshotGate;
 use crate::error::{Error, Result};
+use crate::text::{AnswerReader, Marks};
 
-/// A prompt's tokens, its text where it was given as text, and the tokens that are expected to follow, where the caller has said so.
-#[derive(Debug)]
+/// What is known of a request's text before it runs.
+#[derive(Debug, Default)]
 pub(super) struct PromptInfo {
+    /// The prompt's tokens.
     pub(super) token_ids: Vec<u32>,
+    /// The prompt, where it was given as text.
     pub(super) text: Option<String>,
+    /// The tokens that are expected to follow, where the caller has said so.
     pub(super) prediction: Option<Vec<u32>>,
+    /// Reads an answer from its beginning.
+    pub(super) answer: AnswerReader,
+    /// Tokens that come in the text as a character of their own.
+    pub(super) marks: Marks,
 }
 
 /// Answers to one request. Dropping it cancels the request: its KV blocks are free on the next step.
@@ -66,6 +74,12 @@ impl TokenStream {
     /// The prompt as text, when it was given as text or rendered from a conversation.
     pub fn prompt_text(&self) -> Option<&str> {
         self.prompt.text.as_deref()
+    }
+
+    /// What tells reasoning and answer apart in each sequence, from its beginning. Of answers to prompts that are no conversation
+    /// everything is answer.
+    pub fn answer_reader(&self) -> &AnswerReader {
+        &self.prompt.answer
     }
 
     /// Number of sequences.

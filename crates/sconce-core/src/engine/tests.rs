@@ -190,7 +190,7 @@ pub(super) fn submit_with(
     params: SamplingParams,
 ) -> TokenStream {
     let (events, receiver) = unbounded_channel();
-    let prompt = PromptInfo { token_ids: prompt.to_vec(), text: None, prediction: None };
+    let prompt = PromptInfo { token_ids: prompt.to_vec(), ..PromptInfo::default() };
     let stream = TokenStream::new(receiver, prompt, params.n);
     status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
     let caller = Caller { events, gate: stream.gate() };

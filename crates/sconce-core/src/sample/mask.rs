@@ -25,6 +25,24 @@ impl TokenMask {
         mask
     }
 
+    /// All tokens of a vocabulary of so many, but for those of a list.
+    pub fn all_but(num_tokens: usize, ids: impl IntoIterator<Item = u32>) -> Self {
+        let mut words = vec![u32::MAX; num_tokens.div_ceil(32)];
+        for id in ids {
+            if let Some(word) = words.get_mut(id as usize / 32) {
+                *word &= !(1 << (id % 32));
+            }
+        }
+        Self { words }
+    }
+
+    /// The tokens of either.
+    pub fn or(mut self, other: &Self) -> Self {
+        self.words.resize(self.words.len().max(other.words.len()), 0);
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
+        self
+    }
+
     /// The bits.
     pub fn words(&self) -> &[u32] {
         &self.words
@@ -80,6 +98,10 @@ mod tests {
             }
             assert_eq!(mask.ids().collect::<Vec<_>>(), ids);
         }
+        let all = TokenMask::all_but(64, [3, 40, 99]);
+        assert_eq!(all.ids().collect::<Vec<_>>(), (0..64).filter(|id| ![3, 40].contains(id)).collect::<Vec<_>>());
+        let both = TokenMask::from_ids([1]).or(&TokenMask::from_ids([70, 2]));
+        assert_eq!(both.ids().collect::<Vec<_>>(), [1, 2, 70]);
         assert!(!TokenMask::default().allows(0));
         assert!(!TokenMask::from_ids([5]).allows(u32::MAX));
     }

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::text::Tokenizer;
+use crate::text::{Marks, Tokenizer};
 
 /// So many tokens of a prompt give the first token its context.
 const CONTEXT_TOKENS: usize = 5;
@@ -26,6 +26,7 @@ pub struct Detokenizer {
     is_cut: bool,
     skip_special_tokens: bool,
     spaces_between_special_tokens: bool,
+    marks: Marks,
 }
 
 impl Detokenizer {
@@ -37,7 +38,13 @@ impl Detokenizer {
     pub fn new(prompt_ids: &[u32], skip_special_tokens: bool, spaces_between_special_tokens: bool) -> Self {
         let window = prompt_ids[prompt_ids.len().saturating_sub(CONTEXT_TOKENS)..].to_vec();
         let (num_context, is_cut) = (window.len(), window.len() < prompt_ids.len());
-        Self { window, num_context, is_cut, skip_special_tokens, spaces_between_special_tokens }
+        let marks = Marks::default();
+        Self { window, num_context, is_cut, skip_special_tokens, spaces_between_special_tokens, marks }
+    }
+
+    /// The same, with tokens that come as a character of their own, whether special tokens are skipped or not.
+    pub fn with_marks(self, marks: Marks) -> Self {
+        Self { marks, ..self }
     }
 
     /// Adds one token and returns the text that became certain: whole characters only, never taken back.
@@ -45,15 +52,14 @@ impl Detokenizer {
         if std::mem::take(&mut self.is_cut) {
             self.begin_at_a_character(tokenizer);
         }
+        if let Some(&(_, sign)) = self.marks.iter().find(|(mark, _)| *mark == id) {
+            return self.push_apart(tokenizer, sign.encode_utf8(&mut [0; 4]));
+        }
         if self.skip_special_tokens && tokenizer.is_special(id) || !tokenizer.has_text(id) {
             return String::new();
         }
         if !self.skip_special_tokens && !self.spaces_between_special_tokens && tokenizer.is_added(id) {
-            let mut text = self.finish(tokenizer);
-            text.push_str(&tokenizer.decode(&[id], false));
-            self.window.clear();
-            self.num_context = 0;
-            return text;
+            return self.push_apart(tokenizer, &tokenizer.decode(&[id], false));
         }
         self.window.push(id);
         let text = self.added_text(tokenizer, self.window.len());
@@ -68,6 +74,14 @@ impl Detokenizer {
             return text;
         }
         self.release(self.window.len());
+        text
+    }
+
+    /// Adds a text that changes nothing of what stands around it.
+    fn push_apart(&mut self, tokenizer: &Tokenizer, own: &str) -> String {
+        let text = self.finish(tokenizer) + own;
+        self.window.clear();
+        self.num_context = 0;
         text
     }
 

@@ -1,5 +1,6 @@
-//! Text in, text out: tokenizer, incremental detokenizer, stop strings, grammars, chat templates, calls of tools.
+//! Text in, text out: tokenizer, incremental detokenizer, stop strings, grammars, chat templates, reasoning, calls of tools.
 
+mod answer;
 mod chat_template;
 mod detokenizer;
 mod grammar;
@@ -9,6 +10,7 @@ mod testing;
 mod tokenizer;
 mod tool_calls;
 
+pub use answer::{AnswerForm, AnswerReader, Marks, Place, ReasoningCount, Section};
 pub use chat_template::{ChatInput, ChatTemplate, RenderedChat};
 pub use detokenizer::Detokenizer;
 pub use grammar::{GrammarCompiler, GrammarMatcher};

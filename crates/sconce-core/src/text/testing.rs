@@ -68,9 +68,14 @@ pub(super) fn small_tokenizer() -> Tokenizer {
 }
 
 /// The same with `further` tokens that steer.
-fn small_tokenizer_with(further: &[&str]) -> Tokenizer {
+pub(super) fn small_tokenizer_with(further: &[&str]) -> Tokenizer {
+    small_tokenizer_of(&[], further)
+}
+
+/// The same with further words, as the vocabulary spells them, too.
+pub(super) fn small_tokenizer_of(further_words: &[&str], further: &[&str]) -> Tokenizer {
     let words = ["{\"", "\":", "name", "true", "false", " the", "12", "<s>", "</s>"];
-    let words = words.iter().chain(further).map(|word| (*word).to_owned());
+    let words = words.iter().chain(further).chain(further_words).map(|word| (*word).to_owned());
     let bytes = ('!'..='~').chain(['Ġ', 'Ċ', 'Ã', '¶']).map(String::from);
     let vocab: serde_json::Map<_, _> = bytes.chain(words).enumerate().map(|(id, word)| (word, id.into())).collect();
     let special = |content: &str| {
@@ -110,7 +115,11 @@ impl Subject {
 
     /// The small vocabulary with `further` tokens that steer.
     pub(super) fn small_with(further: &[&str]) -> Self {
-        let tokenizer = small_tokenizer_with(further);
+        Self::of(small_tokenizer_with(further))
+    }
+
+    /// A small vocabulary.
+    pub(super) fn of(tokenizer: Tokenizer) -> Self {
         let end_id = tokenizer.token_to_id("</s>").unwrap();
         Self::new(tokenizer, end_id)
     }

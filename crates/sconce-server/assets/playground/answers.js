@@ -38,7 +38,7 @@ export class Exchange {
     }
     for (const choice of record.choices ?? []) this.append(choice);
     const now = performance.now();
-    if (this.outputs.some((o) => o.text || o.tokens.length)) {
+    if (this.outputs.some((o) => o.text || o.tokens.length || o.thought?.text || o.thought?.tokens.length)) {
       this.first ??= now;
       this.last = now;
       this.numChunks += 1;
@@ -53,10 +53,13 @@ export class Exchange {
       tokens: [],
       finish: null,
       decoder: new TextDecoder(),
+      thought: { text: "", tokens: [], decoder: new TextDecoder() },
     });
-    output.text += choice.delta?.content ?? choice.text ?? "";
+    const thought = choice.delta?.reasoning_content;
+    const part = thought === undefined ? output : output.thought;
+    part.text += thought ?? choice.delta?.content ?? choice.text ?? "";
     const read = choice.delta ? ofChat : ofCompletion;
-    output.tokens.push(...read(choice.logprobs, output.decoder));
+    part.tokens.push(...read(choice.logprobs, part.decoder));
     output.finish = choice.finish_reason ?? output.finish;
   }
 
@@ -95,13 +98,19 @@ export class Exchange {
     while (cards.length <= i) this.answers.append(this.card(cards.length));
     const card = cards[i];
     const text = card.querySelector(".answer");
+    if (output.thought) this.drawPart(card.querySelector(".thought"), output.thought);
+    this.drawPart(text, output);
+    if (this.isPrompt) text.prepend(text.querySelector(".prompt") ?? make("span", "prompt", this.question));
+    card.querySelector(".finish").textContent = output.finish ?? "";
+  }
+
+  /** Draws what is thought, or what is said. */
+  drawPart(text, output) {
     // What only grows is added to; what is replaced as a whole is drawn anew, and all of it in the end.
     const isGrown = output.numDrawn > 0 && output.decoder && !this.isDone;
     if (!isGrown) text.textContent = output.tokens.length > 0 ? "" : output.text;
     drawTokens(text, isGrown ? output.tokens.slice(output.numDrawn) : output.tokens);
     output.numDrawn = output.tokens.length;
-    if (this.isPrompt) text.prepend(text.querySelector(".prompt") ?? make("span", "prompt", this.question));
-    card.querySelector(".finish").textContent = output.finish ?? "";
   }
 
   card(i) {
@@ -116,13 +125,13 @@ export class Exchange {
       this.element.querySelectorAll(".pick").forEach((other, j) => other.setAttribute("aria-pressed", String(j === i)));
     });
     head.append(pick, make("span", "finish"));
-    card.append(head, make("p", "answer"));
+    card.append(head, make("p", "thought"), make("p", "answer"));
     return card;
   }
 
   summary() {
     if (this.first === undefined) return this.note ?? (this.isDone ? "no tokens" : "waiting");
-    const seen = this.outputs.reduce((sum, o) => sum + o.tokens.length, 0) || this.numChunks;
+    const seen = this.outputs.reduce((sum, o) => sum + o.tokens.length + (o.thought?.tokens.length ?? 0), 0) || this.numChunks;
     const count = this.usage?.completion_tokens ?? seen;
     const seconds = (this.last - this.first) / 1000;
     const parts = [`first token ${Math.round(this.first - this.start)}\u2009ms`];

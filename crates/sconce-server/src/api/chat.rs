@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use hyper::{Response, StatusCode};
-use sconce::{StreamEvent, Usage};
+use sconce::{Marks, StreamEvent, Usage};
 use serde_json::{Value, json};
 
+use super::answer::{AnswerParts, Reading};
 use super::events::{collect, deltas, submit};
 use super::logprobs::{self, TokenBytes, token_bytes};
 use super::stream::{Encoder, stream};
-use super::tools::{AnswerCalls, Calls};
+use super::tools::Calls;
 use super::{Head, usage_json};
 use crate::http::{self, ApiError, Body, Exchange};
 use crate::state::Served;
@@ -25,12 +26,15 @@ pub(super) async fn answer(
     let has_logprobs = request.params.logprobs.is_some();
     let token_bytes = token_bytes(served);
     let calls = Calls::new(served, &mut request)?.map(Arc::new);
-    let submitted = submit(exchange, served, request.take_request()?, request.grammar_field()).await?;
+    let marks = marks(served, calls.as_deref());
+    let to_engine = request.take_request()?.with_marks(marks);
+    let submitted = submit(exchange, served, to_engine, request.grammar_field()).await?;
+    let reading = Reading::new(served, &request, submitted.answer_reader.clone(), calls);
     if request.stream {
         let chunks = Chunks {
             head,
             token_bytes,
-            answers: Answer::several(submitted.num_sequences, calls.as_ref()),
+            answers: Answer::several(submitted.num_sequences, &reading),
             include_usage: request.stream_usage == Some(true),
             usage: Usage::default(),
         };
@@ -38,35 +42,64 @@ pub(super) async fn answer(
     }
     let (_, mut output) = collect(submitted).await?;
     output.outputs.sort_by_key(|o| o.index);
-    let choices = output.outputs.iter().map(|o| {
-        let logprobs = if has_logprobs { logprobs::of_chat(&token_bytes, &o.logprobs) } else { Value::Null };
-        let mut calls = AnswerCalls::new(calls.as_ref());
-        let message = calls.message(&o.text);
-        json!({
-            "index": o.index,
-            "message": message,
-            "logprobs": logprobs,
-            "finish_reason": o.finish.as_ref().map(|f| calls.finish_reason(f.reason)),
+    let mut num_reasoning_tokens = None;
+    let choices: Vec<Value> = output
+        .outputs
+        .iter()
+        .map(|o| {
+            let logprobs = if has_logprobs { logprobs::of_chat(&token_bytes, &o.logprobs) } else { Value::Null };
+            let mut parts = AnswerParts::new(&reading);
+            let message = parts.message(o);
+            add_reasoning(&mut num_reasoning_tokens, &parts);
+            json!({
+                "index": o.index,
+                "message": message,
+                "logprobs": logprobs,
+                "finish_reason": o.finish.as_ref().map(|f| parts.finish_reason(f.reason)),
+            })
         })
-    });
-    let mut answer = head.openai("chat.completion", choices.collect());
-    answer["usage"] = usage_json(output.usage);
+        .collect();
+    let mut answer = head.openai("chat.completion", choices);
+    answer["usage"] = usage_of(output.usage, num_reasoning_tokens);
     if let Some(prompt_logprobs) = &output.prompt_logprobs {
         answer["prompt_logprobs"] = logprobs::of_prompt(&token_bytes, prompt_logprobs);
     }
     Ok(http::json(StatusCode::OK, &answer))
 }
 
+/// The tokens that have to be seen to tell an answer's parts and its calls.
+fn marks(served: &Served, calls: Option<&Calls>) -> Marks {
+    let own = served.engine.handle().answer_form().marks();
+    let of_calls = calls.map_or_else(Marks::default, |calls| calls.marks(served));
+    own.iter().chain(of_calls.iter()).copied().collect()
+}
+
+/// Adds an answer's tokens of reasoning, where there can be any.
+fn add_reasoning(sum: &mut Option<usize>, parts: &AnswerParts) {
+    if let Some(num) = parts.num_reasoning_tokens() {
+        *sum = Some(sum.unwrap_or(0) + num);
+    }
+}
+
+/// Token counts, with those of reasoning where there can be any.
+fn usage_of(usage: Usage, num_reasoning_tokens: Option<usize>) -> Value {
+    let mut json = usage_json(usage);
+    if let Some(num) = num_reasoning_tokens {
+        json["completion_tokens_details"]["reasoning_tokens"] = num.into();
+    }
+    json
+}
+
 /// How far one of several answers has been sent.
 pub(super) struct Answer {
     has_begun: bool,
-    calls: AnswerCalls,
+    parts: AnswerParts,
 }
 
 impl Answer {
     /// `n` of them.
-    pub(super) fn several(n: usize, calls: Option<&Arc<Calls>>) -> Vec<Self> {
-        let answer = || Self { has_begun: false, calls: AnswerCalls::new(calls) };
+    pub(super) fn several(n: usize, reading: &Reading) -> Vec<Self> {
+        let answer = || Self { has_begun: false, parts: AnswerParts::new(reading) };
         std::iter::repeat_with(answer).take(n).collect()
     }
 }
@@ -109,14 +142,14 @@ impl Encoder for Chunks {
         };
         let answer = &mut self.answers[token.index];
         let is_first = !std::mem::replace(&mut answer.has_begun, true);
-        let mut deltas = answer.calls.deltas(&token.text, token.finish.is_some());
-        let finish = token.finish.as_ref().map(|finish| answer.calls.finish_reason(finish.reason));
-        if is_first {
-            self.write(token.index, json!({"role": "assistant", "content": ""}), Value::Null, None, out);
-        }
+        let mut deltas = answer.parts.deltas(&token);
+        let finish = token.finish.as_ref().map(|finish| answer.parts.finish_reason(finish.reason));
         // Text that is held back makes no chunk; logprobs of its tokens do.
         if deltas.is_empty() && !token.logprobs.is_empty() {
-            deltas.push(json!({"content": ""}));
+            deltas.push(answer.parts.empty_delta());
+        }
+        if is_first {
+            self.write(token.index, json!({"role": "assistant", "content": ""}), Value::Null, None, out);
         }
         let mut logprobs = match token.logprobs.as_slice() {
             [] => Value::Null,
@@ -133,7 +166,9 @@ impl Encoder for Chunks {
     fn end(&mut self, out: &mut Vec<u8>) {
         if self.include_usage {
             let mut chunk = self.head.openai("chat.completion.chunk", Vec::new());
-            chunk["usage"] = usage_json(self.usage);
+            let mut num_reasoning_tokens = None;
+            self.answers.iter().for_each(|answer| add_reasoning(&mut num_reasoning_tokens, &answer.parts));
+            chunk["usage"] = usage_of(self.usage, num_reasoning_tokens);
             http::event(&chunk, out);
         }
         out.extend_from_slice(http::DONE);

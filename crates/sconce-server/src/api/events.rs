@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::stream::{BoxStream, StreamExt, iter, unfold};
-use sconce::{CompletionOutput, Error, GenerationOutput, GenerationRequest, StreamEvent, TokenStream};
+use sconce::{AnswerReader, CompletionOutput, Error, GenerationOutput, GenerationRequest, StreamEvent, TokenStream};
 
 use crate::http::{ApiError, Exchange};
 use crate::state::Served;
@@ -20,6 +20,8 @@ pub(super) struct Submitted {
     pub prompt_token_ids: Vec<u32>,
     /// Sequences that will be answered.
     pub num_sequences: usize,
+    /// Reads an answer from its beginning.
+    pub answer_reader: AnswerReader,
     /// What the engine answers.
     pub events: Events,
 }
@@ -65,10 +67,10 @@ pub(super) async fn submit_with(
         Ok::<_, Error>((stream, prompt_text, prompt_token_ids))
     });
     let (stream, prompt_text, prompt_token_ids) = submitted.await?;
-    let num_sequences = stream.num_sequences();
+    let (num_sequences, answer_reader) = (stream.num_sequences(), stream.answer_reader().clone());
     let events = events(stream, Meter::new(exchange.clone()));
     let events = events.map(move |event| event.map_err(|error| named(error, grammar_field))).boxed();
-    Ok(Submitted { prompt_text, prompt_token_ids, num_sequences, events })
+    Ok(Submitted { prompt_text, prompt_token_ids, num_sequences, answer_reader, events })
 }
 
 /// An error about a grammar, of which the engine knows no more than that it is one, under the name of the request's field.

@@ -1,5 +1,6 @@
 //! The endpoints: from a parsed request to the engine, and from its events to the answer's form.
 
+mod answer;
 mod chat;
 mod completions;
 mod events;
@@ -37,12 +38,24 @@ pub async fn post(exchange: &Arc<Exchange>, endpoint: Endpoint, body: Vec<u8>) -
     // A long body takes a while, which must not hold up other connections.
     let request = events::blocking(move || WireRequest::parse(endpoint, &body)).await?;
     let served = exchange.state.model(request.model.as_deref())?.clone();
+    check_effort(&served, &request)?;
     match endpoint {
         Endpoint::Generate => generate::answer(exchange, &served, request).await,
         Endpoint::Completions => completions::answer(exchange, &served, request).await,
         Endpoint::Chat => chat::answer(exchange, &served, request).await,
         Endpoint::Tokenize => tokenize::tokenize(&served, request).await,
         Endpoint::Detokenize => tokenize::detokenize(&served, request).await,
+    }
+}
+
+/// Refuses `reasoning_effort` where the model's template does nothing with it.
+fn check_effort(served: &Served, request: &WireRequest) -> Result<(), ApiError> {
+    const EFFORT: &str = "reasoning_effort";
+    // Without a template the engine refuses the messages.
+    let template = served.engine.handle().chat_template().filter(|_| request.reasoning_effort.is_some());
+    match template.filter(|template| !template.source().contains(EFFORT)) {
+        None => Ok(()),
+        Some(_) => Err(ApiError::invalid(EFFORT, format!("{EFFORT}: the model's chat template does not know it"))),
     }
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use futures_util::stream::{StreamExt, iter};
 use sconce::{
-    CompletionOutput, Error, Finish, FinishReason, GenerationOutput, Logprob, PredictionUsage, StopReason, StreamEvent,
-    TokenEvent, TokenLogprobs, Usage,
+    AnswerReader, CompletionOutput, Error, Finish, FinishReason, GenerationOutput, Logprob, PredictionUsage,
+    StopReason, StreamEvent, TokenEvent, TokenLogprobs, Usage,
 };
 use serde_json::{Value, json};
 
+use super::answer::Reading;
 use super::events::{Events, Submitted, deltas};
 use super::logprobs::{CompletionLogprobs, IsSpecial, TokenBytes, of_chat, of_output};
 use super::stream::{Encoder, encoded};
@@ -152,7 +153,8 @@ async fn an_error_is_the_last_record() {
 
 fn chat_chunks(n: usize, include_usage: bool) -> chat::Chunks {
     let (head, usage) = (head(), Usage::default());
-    chat::Chunks { head, token_bytes: letters(), answers: chat::Answer::several(n, None), include_usage, usage }
+    let answers = chat::Answer::several(n, &Reading::of_calls(None));
+    chat::Chunks { head, token_bytes: letters(), answers, include_usage, usage }
 }
 
 #[tokio::test]
@@ -204,7 +206,13 @@ fn completion_form(echo: bool, n: usize) -> completions::Form {
 
 fn submitted(n: usize) -> Submitted {
     let prompt_text = "ab".into();
-    Submitted { prompt_text, prompt_token_ids: vec![0, 1], num_sequences: n, events: iter([]).boxed() }
+    Submitted {
+        prompt_text,
+        prompt_token_ids: vec![0, 1],
+        num_sequences: n,
+        answer_reader: AnswerReader::default(),
+        events: iter([]).boxed(),
+    }
 }
 
 #[tokio::test]

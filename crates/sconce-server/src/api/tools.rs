@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
-use sconce::{AnswerPart, CallCount, CallForm, CallReader, FinishReason, ToolCall};
+use sconce::{AnswerPart, CallCount, CallForm, CallReader, FinishReason, Marks, ToolCall};
 use serde_json::{Value, json};
 
 use crate::http::ApiError;
@@ -16,7 +16,8 @@ use crate::wire::{ToolChoice, WireRequest};
 
 /// Which tools may be called, and how.
 pub(super) struct Calls {
-    pub names: Arc<[String]>,
+    /// In OpenAI's form.
+    pub tools: Arc<[Value]>,
     pub form: CallForm,
     pub count: CallCount,
     /// Whether the request itself says which tool is called.
@@ -32,7 +33,7 @@ impl Calls {
         let Some(template) = handle.chat_template().filter(|_| tools.is_any()) else { return Ok(None) };
         let form = CallForm::of(template.source_with_tools())?;
         let count = if tools.is_parallel { CallCount::Many } else { CallCount::One };
-        let names = tools.names().map(str::to_owned).collect();
+        let all = tools.list.iter().cloned().collect();
         let callable: Vec<Value> = match &tools.choice {
             ToolChoice::None | ToolChoice::Auto => Vec::new(),
             ToolChoice::Required => tools.list.clone(),
@@ -42,16 +43,22 @@ impl Calls {
         };
         let is_named = matches!(tools.choice, ToolChoice::Named(_));
         if !callable.is_empty() {
-            request.require_calls(form.grammar(&callable, count, handle.tokenizer()));
+            let grammar = form.grammar(&callable, count, handle.tokenizer())?;
+            request.require_calls((grammar, form.binds_reasoning()));
         }
-        Ok(Some(Self { names, form, count, is_named }))
+        Ok(Some(Self { tools: all, form, count, is_named }))
+    }
+
+    /// What has to be seen of an answer of theirs, beside what tells its parts.
+    pub(super) fn marks(&self, served: &Served) -> Marks {
+        self.form.marks(served.engine.handle().tokenizer())
     }
 
     /// An id for a call. Mistral's templates take 9 letters and digits and nothing else.
     fn new_id(&self) -> String {
         match self.form {
-            CallForm::List => random_letters(9),
-            CallForm::Tagged | CallForm::Object => format!("call_{}", random_letters(24)),
+            CallForm::List | CallForm::Named => random_letters(9),
+            _ => format!("call_{}", random_letters(24)),
         }
     }
 
@@ -77,31 +84,52 @@ fn random_letters(num: usize) -> String {
     (0..num.div_ceil(NUM_AT_ONCE)).flat_map(some).take(num).collect()
 }
 
-/// The calls of one answer. Without [`Calls`] all of it is text.
+/// The calls of one answer, in what it says. Without [`Calls`] all of that is text.
 pub(super) struct AnswerCalls {
-    calls: Option<(Arc<Calls>, CallReader)>,
+    calls: Option<Arc<Calls>>,
+    /// Finds calls in text, where a model writes them there.
+    reader: Option<CallReader>,
     num_calls: usize,
 }
 
 impl AnswerCalls {
     pub(super) fn new(calls: Option<&Arc<Calls>>) -> Self {
-        let reader = |calls: &Arc<Calls>| (calls.clone(), CallReader::new(calls.names.clone()));
-        Self { calls: calls.map(reader), num_calls: 0 }
+        let reader = |calls: &Arc<Calls>| calls.form.reader(calls.tools.clone());
+        Self { calls: calls.cloned(), reader: calls.and_then(reader), num_calls: 0 }
     }
 
-    /// The parts that are certain once `text` has followed, or the last ones. Behind the only call nothing counts.
-    fn push(&mut self, text: &str, is_last: bool) -> Vec<AnswerPart> {
-        let Some((calls, reader)) = &mut self.calls else {
-            return if text.is_empty() { Vec::new() } else { vec![AnswerPart::Text(text.to_owned())] };
+    /// How many there have been.
+    pub(super) fn num_calls(&self) -> usize {
+        self.num_calls
+    }
+
+    /// The parts that are certain once `text` has followed.
+    pub(super) fn push(&mut self, text: &str) -> Vec<AnswerPart> {
+        let parts = match &mut self.reader {
+            Some(reader) => reader.push(text),
+            None => vec![AnswerPart::Text(text.to_owned())],
         };
-        let mut parts = reader.push(text);
-        if is_last {
-            parts.extend(reader.finish());
-        }
-        let (count, num_calls) = (calls.count, &mut self.num_calls);
+        self.taken(parts)
+    }
+
+    /// The same for a message to a tool. One that is no call is text.
+    pub(super) fn push_call(&mut self, call: ToolCall) -> Vec<AnswerPart> {
+        let is_call = self.calls.as_ref().is_some_and(|calls| call.is_of(&calls.tools));
+        self.taken(vec![if is_call { AnswerPart::Call(call) } else { AnswerPart::Text(call.arguments) }])
+    }
+
+    /// The last parts.
+    pub(super) fn finish(&mut self) -> Vec<AnswerPart> {
+        let parts = self.reader.as_mut().map_or(Vec::new(), CallReader::finish);
+        self.taken(parts)
+    }
+
+    /// Parts that count: behind the only call nothing does.
+    fn taken(&mut self, mut parts: Vec<AnswerPart>) -> Vec<AnswerPart> {
+        let count = self.calls.as_ref().map_or(CallCount::Many, |calls| calls.count);
         parts.retain(|part| {
-            let is_taken = count == CallCount::Many || *num_calls == 0;
-            *num_calls += usize::from(is_taken && matches!(part, AnswerPart::Call(_)));
+            let is_taken = count == CallCount::Many || self.num_calls == 0;
+            self.num_calls += usize::from(is_taken && matches!(part, AnswerPart::Call(_)));
             is_taken
         });
         parts
@@ -109,45 +137,12 @@ impl AnswerCalls {
 
     /// Why the answer ended, in OpenAI's words: what was asked for by name is no reason.
     pub(super) fn finish_reason(&self, reason: FinishReason) -> &'static str {
-        let is_named = self.calls.as_ref().is_some_and(|(calls, _)| calls.is_named);
+        let is_named = self.calls.as_ref().is_some_and(|calls| calls.is_named);
         if self.num_calls > 0 && !is_named && reason == FinishReason::Stop { "tool_calls" } else { reason.as_str() }
     }
 
-    /// The message of an answer with this text.
-    pub(super) fn message(&mut self, text: &str) -> Value {
-        let (mut content, mut calls) = (String::new(), Vec::new());
-        for part in self.push(text, true) {
-            match (part, &self.calls) {
-                (AnswerPart::Text(text), _) => content += &text,
-                (AnswerPart::Call(call), Some((of, _))) => calls.push(of.call(&call, &call.arguments)),
-                (AnswerPart::Call(_), None) => {}
-            }
-        }
-        let has_content = !content.is_empty() || calls.is_empty();
-        let mut message = json!({"role": "assistant", "content": has_content.then_some(content), "refusal": null});
-        if !calls.is_empty() {
-            message["tool_calls"] = calls.into();
-        }
-        message
-    }
-
-    /// What a stream says once `text` has followed: text, and of each call first which it is, then its arguments.
-    pub(super) fn deltas(&mut self, text: &str, is_last: bool) -> Vec<Value> {
-        let mut index = self.num_calls;
-        let mut deltas = Vec::new();
-        for part in self.push(text, is_last) {
-            match (part, &self.calls) {
-                (AnswerPart::Text(text), _) => deltas.push(json!({"content": text})),
-                (AnswerPart::Call(call), Some((calls, _))) => {
-                    let mut begun = calls.call(&call, "");
-                    begun["index"] = index.into();
-                    let rest = json!({"index": index, "function": {"arguments": call.arguments}});
-                    deltas.extend([begun, rest].map(|call| json!({"tool_calls": [call]})));
-                    index += 1;
-                }
-                (AnswerPart::Call(_), None) => {}
-            }
-        }
-        deltas
+    /// A call in OpenAI's form, with such `arguments`.
+    pub(super) fn json(&self, call: &ToolCall, arguments: &str) -> Option<Value> {
+        self.calls.as_ref().map(|calls| calls.call(call, arguments))
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::engine::EngineArgs;
 use super::sampling::SamplingArgs;
+use super::shown::Shown;
 use super::{Failure, progress};
 
 const HELP: &str = "/reset  forget the conversation\n/exit   leave (also Ctrl-D)\nCtrl-C  stop an answer\n";
@@ -117,11 +118,12 @@ impl Chat {
     async fn stream_answer(&self) -> io::Result<Result<String, Error>> {
         let input = ChatInput { messages: self.messages.clone(), ..ChatInput::default() };
         let request = GenerationRequest::chat(input).with_params(self.params.clone());
+        let request = request.with_marks(self.engine.handle().answer_form().marks().clone());
         let mut stream = match self.engine.stream(request) {
             Ok(stream) => stream,
             Err(error) => return Ok(Err(error)),
         };
-        let mut answer = String::new();
+        let (mut answer, mut out) = (Shown::new(stream.answer_reader().clone()), io::stdout());
         loop {
             let event = tokio::select! {
                 event = stream.next() => event,
@@ -130,16 +132,16 @@ impl Chat {
             };
             match event {
                 Some(Ok(StreamEvent::Token(token))) => {
-                    say(&token.text)?;
-                    answer.push_str(&token.text);
+                    answer.push(&token.text, false, &mut out)?;
                 }
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Ok(Err(error)),
                 None => break,
             }
         }
+        answer.push("", true, &mut out)?;
         say("\n")?;
-        Ok(Ok(answer))
+        Ok(Ok(answer.into_content()))
     }
 }
 

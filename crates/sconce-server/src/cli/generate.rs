@@ -10,6 +10,7 @@ use serde_json::json;
 use super::engine::EngineArgs;
 use super::format::FormatArgs;
 use super::sampling::SamplingArgs;
+use super::shown::Shown;
 use super::{Failure, progress};
 
 /// Flags of `sconce generate`.
@@ -52,20 +53,21 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     request.grammar = args.format.grammar()?;
     let engine = args.engine.load(args.model.as_deref(), progress::progress())?;
     let start = Instant::now();
+    if args.chat {
+        request.marks = engine.handle().answer_form().marks().clone();
+    }
     let mut stream = engine.stream(request)?;
     let mut output = GenerationOutput::new(stream.num_sequences());
-    let mut stdout = io::stdout().lock();
+    let (mut shown, mut stdout) = (Shown::new(stream.answer_reader().clone()), io::stdout().lock());
     while let Some(event) = stream.blocking_next() {
         let event = event?;
         if let (true, StreamEvent::Token(token)) = (args.stream, &event) {
-            stdout.write_all(token.text.as_bytes())?;
-            stdout.flush()?;
+            shown.push(&token.text, false, &mut stdout)?;
         }
         output.apply(event);
     }
-    if !args.stream {
-        output.outputs.iter().try_for_each(|o| stdout.write_all(o.text.as_bytes()))?;
-    }
+    let rest = if args.stream { String::new() } else { output.outputs.iter().map(|o| o.text.as_str()).collect() };
+    shown.push(&rest, true, &mut stdout)?;
     writeln!(stdout)?;
     let (seconds, usage) = (start.elapsed().as_secs_f64(), output.usage);
     eprintln!(

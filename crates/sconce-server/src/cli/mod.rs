@@ -13,6 +13,7 @@ mod progress;
 mod pull;
 mod sampling;
 mod serve;
+mod shown;
 mod size;
 
 #[cfg(test)]

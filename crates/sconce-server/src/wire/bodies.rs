@@ -16,7 +16,13 @@ pub(super) const JSON_SCHEMA: Schema = AnyOf(&[Schema::Any, Text]);
 const CONTENT: Schema = AnyOf(&[Text, List(&Ref("TextPart"), 0, usize::MAX)]);
 
 /// A message of a conversation.
-pub(super) const MESSAGE: Schema = AnyOf(&[Ref("Message"), Ref("MessageWithCalls"), Ref("ToolMessage")]);
+pub(super) const MESSAGE: Schema = AnyOf(&[
+    Ref("Message"),
+    Ref("AssistantMessage"),
+    Ref("MessageWithCalls"),
+    Ref("ReasoningMessage"),
+    Ref("ToolMessage"),
+]);
 
 /// The objects that fields hold.
 pub static OBJECTS: &[Object] = &[
@@ -31,12 +37,38 @@ pub static OBJECTS: &[Object] = &[
         rest: Rest::Nothing,
     },
     Object {
+        name: "AssistantMessage",
+        doc: "The assistant's message with its reasoning, of which reasoning is another name.",
+        members: &[
+            must("role", Only("\"assistant\"")),
+            must("content", CONTENT),
+            may("reasoning_content", Schema::OrNull(&Text)),
+            may("reasoning", Schema::OrNull(&Text)),
+            may("name", Schema::OrNull(&Text)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "ReasoningMessage",
+        doc: "The assistant's message where it only thought.",
+        members: &[
+            must("role", Only("\"assistant\"")),
+            must("reasoning_content", Text),
+            may("reasoning", Schema::OrNull(&Text)),
+            may("content", Schema::OrNull(&CONTENT)),
+            may("name", Schema::OrNull(&Text)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
         name: "MessageWithCalls",
         doc: "The assistant's message where it called tools.",
         members: &[
             must("role", Only("\"assistant\"")),
             must("tool_calls", List(&Ref("CallOfTool"), 1, usize::MAX)),
             may("content", Schema::OrNull(&CONTENT)),
+            may("reasoning_content", Schema::OrNull(&Text)),
+            may("reasoning", Schema::OrNull(&Text)),
             may("parsed", Schema::OrNull(&Schema::Any)),
             may("name", Schema::OrNull(&Text)),
         ],

@@ -83,6 +83,9 @@ const SAMPLED: u8 = GENERATE | OPENAI;
 const TEMPLATED: u8 = GENERATE | CHAT | TOKENIZE;
 const ALL: u8 = SAMPLED | TOKENIZE | DETOKENIZE;
 
+/// Words for how much to think.
+const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+
 /// Bounds of integers and lists.
 const MAX: i64 = i64::MAX;
 const MANY: usize = usize::MAX;
@@ -114,6 +117,10 @@ pub static FIELDS: &[Field] = &[
         "Whether an answer may have several calls; if not, what the model writes behind the first call is left out.").or("true"),
     field("chat_template_kwargs", TEMPLATED, Any, |r, v| object(v).map(|o| r.template_kwargs = o),
         "Further variables of the chat template; needs messages.").or("{}"),
+    field("reasoning_effort", CHAT | TOKENIZE, OneOf(&EFFORTS), |r, v| effort(v).map(|e| r.reasoning_effort = Some(e)),
+        "How much the model is to think before it answers; needs messages, and a chat template that knows it."),
+    field("include_reasoning", CHAT, Bool, |r, v| v.store(&mut r.include_reasoning),
+        "Whether the answer tells what the model thought, where it thinks: as reasoning_content, and the same as reasoning.").or("true"),
     field("add_generation_prompt", TEMPLATED, Bool, |r, v| v.store(&mut r.add_generation_prompt),
         "Whether the chat template opens the answer, as it does unless told otherwise; needs messages."),
     field("continue_final_message", TEMPLATED, Bool, |r, v| v.store(&mut r.continue_final_message),
@@ -263,6 +270,13 @@ fn object(v: FieldValue) -> Result<serde_json::Map<String, serde_json::Value>, A
     match v.value {
         serde_json::Value::Object(map) => Ok(map),
         _ => Err(v.expected("an object")),
+    }
+}
+
+fn effort(v: FieldValue) -> Result<String, ApiError> {
+    match v.value.as_str() {
+        Some(effort) if EFFORTS.contains(&effort) => v.read(),
+        _ => Err(v.expected("\"none\", \"minimal\", \"low\", \"medium\", \"high\" or \"xhigh\"")),
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) fn messages(v: FieldValue) -> Result<Vec<Value>, ApiError> {
 
 fn message(v: FieldValue) -> Result<Value, ApiError> {
     let (no_role, no_content) = (v.refuse("has no role"), v.refuse("has no content"));
+    let two_reasonings = v.refuse("reasoning and reasoning_content are two names of one thing, and differ");
     let no_call_id = v.refuse("has no tool_call_id, which says of what call it is the result");
     let (mut misplaced, mut message) = (None, Map::new());
     let author = v.value["role"].as_str().unwrap_or_default().to_owned();
@@ -28,9 +29,15 @@ fn message(v: FieldValue) -> Result<Value, ApiError> {
             _ if is_nothing(&value.value) => {}
             // The content as the official client has read it.
             "parsed" if author == "assistant" && value.value.is_object() => {}
+            "reasoning_content" | "reasoning" if author == "assistant" => {
+                drop(message.insert(key, Value::String(value.read()?)));
+            }
             "tool_calls" if author == "assistant" => drop(message.insert(key, tool_calls(value)?)),
             "tool_call_id" if author == "tool" => drop(message.insert(key, Value::String(value.read()?))),
             // Said once it is known that there is a role.
+            "reasoning_content" | "reasoning" => {
+                misplaced = Some(value.refuse("only a message with the role \"assistant\" has reasoning"));
+            }
             "tool_calls" => misplaced = Some(value.refuse("only a message with the role \"assistant\" has calls")),
             "tool_call_id" => {
                 misplaced = Some(value.refuse("only a message with the role \"tool\" is a call's result"))
@@ -42,7 +49,13 @@ fn message(v: FieldValue) -> Result<Value, ApiError> {
     match misplaced {
         _ if !has("role") => Err(no_role),
         Some(error) => Err(error),
-        None if !has("content") && !has("tool_calls") => Err(no_content),
+        None if !["content", "tool_calls", "reasoning_content"].into_iter().any(has) => Err(no_content),
+        None if has("reasoning")
+            && has("reasoning_content")
+            && message["reasoning"] != message["reasoning_content"] =>
+        {
+            Err(two_reasonings)
+        }
         None if author == "tool" && !has("tool_call_id") => Err(no_call_id),
         None => Ok(Value::Object(message)),
     }

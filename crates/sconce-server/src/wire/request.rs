@@ -1,6 +1,8 @@
 //! [`WireRequest`]: a request body, read field by field and checked as a whole.
 
-use sconce::{BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest, Grammar, Prompt, SamplingParams};
+use sconce::{
+    BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest, Grammar, Marks, Prompt, SamplingParams,
+};
 use serde_json::{Map, Value};
 
 use super::fields::{Endpoint, FIELDS};
@@ -28,6 +30,10 @@ pub struct WireRequest {
     pub tokens: Option<Vec<u32>>,
     /// Tools that may be called.
     pub tools: Tools,
+    /// How much the model is to think, in a word.
+    pub reasoning_effort: Option<String>,
+    /// Whether the answer tells what the model thought.
+    pub include_reasoning: bool,
     pub(super) prompts: Option<Vec<Prompt>>,
     pub(super) messages: Option<Vec<Value>>,
     pub(super) template_kwargs: Map<String, Value>,
@@ -38,6 +44,8 @@ pub struct WireRequest {
     pub(super) prediction: Option<String>,
     /// What the answer has to match, and the field that says so.
     pub(super) grammar: Option<(&'static str, Grammar)>,
+    /// Whether that is of the reasoning too.
+    binds_reasoning: bool,
     pub(super) max_completion_tokens: Option<usize>,
     pub(super) chat_logprobs: bool,
     pub(super) top_logprobs: Option<usize>,
@@ -59,6 +67,8 @@ impl WireRequest {
             echo: false,
             tokens: None,
             tools: Tools::default(),
+            reasoning_effort: None,
+            include_reasoning: true,
             prompts: None,
             messages: None,
             template_kwargs: Map::new(),
@@ -68,6 +78,7 @@ impl WireRequest {
             truncate_prompt_tokens: None,
             prediction: None,
             grammar: None,
+            binds_reasoning: false,
             max_completion_tokens: None,
             chat_logprobs: false,
             top_logprobs: None,
@@ -117,23 +128,28 @@ impl WireRequest {
         Ok(())
     }
 
-    /// Checks the fields of a conversation's template, and makes `add_generation_prompt` the variable that it is there.
+    /// Checks the fields of a conversation's template, and makes those that are variables there such.
     fn check_template(&mut self) -> Result<(), ApiError> {
         const ADD: &str = "add_generation_prompt";
+        const EFFORT: &str = "reasoning_effort";
         let given = [
             ("chat_template_kwargs", !self.template_kwargs.is_empty()),
             (ADD, self.add_generation_prompt.is_some()),
             ("continue_final_message", self.continue_final_message),
             ("tools", !self.tools.list.is_empty()),
+            (EFFORT, self.reasoning_effort.is_some()),
         ];
         if let (None, Some((name, _))) = (&self.messages, given.iter().find(|(_, is_given)| *is_given)) {
             return Err(ApiError::invalid(*name, format!("{name}: needs messages")));
         }
-        if let Some(add) = self.add_generation_prompt {
-            match self.template_kwargs.insert(ADD.into(), add.into()) {
-                Some(other) if other != add => {
-                    let message = format!("{ADD}: is {add}, but {other} in chat_template_kwargs");
-                    return Err(ApiError::invalid(ADD, message));
+        let add = self.add_generation_prompt.map(Value::from);
+        let effort = self.reasoning_effort.as_deref().map(Value::from);
+        for (name, value) in [(ADD, add), (EFFORT, effort)] {
+            let Some(value) = value else { continue };
+            match self.template_kwargs.insert(name.into(), value.clone()) {
+                Some(other) if other != value => {
+                    let message = format!("{name}: is {value}, but {other} in chat_template_kwargs");
+                    return Err(ApiError::invalid(name, message));
                 }
                 _ => {}
             }
@@ -268,6 +284,8 @@ impl WireRequest {
             add_special_tokens: self.add_special_tokens.unwrap_or(true),
             prediction: self.prediction.clone(),
             grammar: self.grammar.as_ref().map(|(_, grammar)| grammar.clone()),
+            binds_reasoning: self.binds_reasoning,
+            marks: Marks::default(),
         })
     }
 
@@ -279,9 +297,9 @@ impl WireRequest {
         }
     }
 
-    /// The answer has to match what calls of the tools match.
-    pub fn require_calls(&mut self, grammar: Grammar) {
-        self.grammar = Some(("tools", grammar));
+    /// The answer has to match what calls of the tools match, the reasoning before it too if `binds_reasoning`.
+    pub fn require_calls(&mut self, (grammar, binds_reasoning): (Grammar, bool)) {
+        (self.grammar, self.binds_reasoning) = (Some(("tools", grammar)), binds_reasoning);
     }
 
     /// The field that says what the answer has to match.

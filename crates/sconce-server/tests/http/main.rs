@@ -3,5 +3,6 @@
 
 mod connection;
 mod loading;
+mod reasoning;
 mod support;
 mod tools;

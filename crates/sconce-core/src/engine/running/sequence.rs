@@ -24,7 +24,8 @@ impl SequenceState {
         let (prompt_ids, params) = (&context.prompt.token_ids, &context.params);
         Self {
             counts: TokenCounts::new(prompt_ids),
-            detokenizer: Detokenizer::new(prompt_ids, params.skip_special_tokens, params.spaces_between_special_tokens),
+            detokenizer: Detokenizer::new(prompt_ids, params.skip_special_tokens, params.spaces_between_special_tokens)
+                .with_marks(context.prompt.marks.clone()),
             stop_matcher: StopMatcher::new(&params.stop, params.include_stop_str_in_output),
             grammar,
             cumulative_logprob: 0.0,

@@ -9,6 +9,9 @@ use crate::text::tokenizer::ControlTokens;
 const ROLES: [&str; 10] =
     ["system", "developer", "user", "assistant", "model", "tool", "function", "ipython", "environment", "observation"];
 
+/// What a message's reasoning is called: by OpenAI's clients, and by templates.
+const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
 /// What a template takes as a message's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ContentForm {
@@ -29,6 +32,7 @@ pub(super) fn prepare(messages: &[Value], form: ContentForm, control: &ControlTo
         };
         let mut message = message.clone();
         let role = check_role(i, &message, control)?;
+        prepare_reasoning(i, &mut message)?;
         prepare_content(i, role, &mut message, form)?;
         parse_arguments(i, &mut message)?;
         Ok(Value::Object(message))
@@ -73,6 +77,21 @@ fn check_role(i: usize, message: &Map<String, Value>, control: &ControlTokens) -
     Ok(if role == "assistant" { Author::Assistant } else { Author::Other })
 }
 
+/// Reasoning goes by several names: a template finds it under whichever it knows.
+fn prepare_reasoning(i: usize, message: &mut Map<String, Value>) -> Result<()> {
+    let Some(name) = REASONING.into_iter().find(|name| message.get(*name).is_some_and(|value| !value.is_null())) else {
+        return Ok(());
+    };
+    let text = message[name].clone();
+    if !text.is_string() {
+        return Err(invalid(format!("messages[{i}].{name}"), "must be a string"));
+    }
+    for name in REASONING {
+        message.insert(name.into(), text.clone());
+    }
+    Ok(())
+}
+
 fn prepare_content(i: usize, author: Author, message: &mut Map<String, Value>, form: ContentForm) -> Result<()> {
     let bad = |what: &str| invalid(format!("messages[{i}].content"), what);
     match message.get("content") {
@@ -94,10 +113,15 @@ fn prepare_content(i: usize, author: Author, message: &mut Map<String, Value>, f
                 message.insert("content".into(), joined.into());
             }
         }
-        // An assistant that called tools need not have said anything.
+        // An assistant that was cut off while it thought has said nothing.
+        None | Some(Value::Null)
+            if author == Author::Assistant && message.contains_key(REASONING[0]) && !has_calls(message) =>
+        {
+            message.insert("content".into(), "".into());
+        }
+        // One that called tools need not have said anything.
         None | Some(Value::Null) if author == Author::Assistant => {
-            let calls = message.get("tool_calls").and_then(Value::as_array);
-            if calls.is_none_or(Vec::is_empty) {
+            if !has_calls(message) {
                 return Err(bad("is missing"));
             }
             message.insert("content".into(), Value::Null);
@@ -106,6 +130,10 @@ fn prepare_content(i: usize, author: Author, message: &mut Map<String, Value>, f
         Some(_) => return Err(bad("must be a string or a list of parts")),
     }
     Ok(())
+}
+
+fn has_calls(message: &Map<String, Value>) -> bool {
+    message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
 }
 
 /// OpenAI's clients send the arguments of a tool call as JSON in a string; templates take the object.

@@ -456,3 +456,22 @@ fn calls_of_earlier_turns_are_shown_without_tools() {
     let chat = template.render(&ChatInput { tools: None, ..with_tools("") }, &tokenizer).unwrap();
     assert!(chat.text().contains("get_weather"), "{}", chat.text());
 }
+
+/// Reasoning that is sent back reaches a template under the name that it knows, and what is left of an answer that has nothing else.
+#[test]
+fn reasoning_reaches_the_template() {
+    let tokenizer = small_tokenizer();
+    for known in ["reasoning_content", "reasoning", "thinking"] {
+        let source = format!("{{% for m in messages %}}[{{{{ m.{known} }}}}|{{{{ m.content }}}}]{{% endfor %}}");
+        let template = ChatTemplate::compile(Path::new("t"), source, &tokenizer).unwrap();
+        let render = |message: Value| template.render(&input(&json!([message])), &tokenizer);
+        for sent in ["reasoning_content", "reasoning"] {
+            let message = json!({"role": "assistant", "content": "b", sent: "a"});
+            assert_eq!(render(message).unwrap().text(), "[a|b]", "{known} {sent}");
+        }
+        let message = json!({"role": "assistant", "content": null, "reasoning_content": "a"});
+        assert_eq!(render(message).unwrap().text(), "[a|]");
+        let error = render(json!({"role": "assistant", "content": "b", "reasoning": 1})).unwrap_err();
+        assert_eq!(error.param(), Some("messages[0].reasoning"));
+    }
+}

@@ -3,6 +3,7 @@
 //! llguidance compiles grammars and keeps track of them. The tokens' bytes make a trie, which it walks beside its parser; a
 //! token of control has no bytes that a grammar could ask for.
 
+mod before;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,9 @@ use llguidance::{Matcher, ParserFactory};
 use crate::config::Grammar;
 use crate::error::{Error, Result};
 use crate::sample::TokenMask;
-use crate::text::Tokenizer;
+use crate::text::{AnswerReader, Place, Tokenizer};
 
+use before::Before;
 pub(super) use source::JSON_SPACE;
 
 /// Grammars that are kept compiled: those that were asked for last, and are not large.
@@ -52,7 +54,7 @@ impl GrammarCompiler {
     /// A matcher for the beginning of an answer. Errors: `InvalidRequest` at `grammar` says what is wrong with it.
     pub fn compile(&self, grammar: &Grammar) -> Result<GrammarMatcher> {
         if let Some(kept) = self.find(grammar) {
-            return Ok(GrammarMatcher { inner: kept });
+            return Ok(GrammarMatcher { inner: kept, before: None });
         }
         let source = source::of(grammar)?;
         // One at a time: what compiling takes is not multiplied by who asks for it.
@@ -70,7 +72,17 @@ impl GrammarCompiler {
             // What a matcher learns by being used is not shared: nothing of one request harms another.
             kept.push((grammar.clone(), compiled.deep_clone()));
         }
-        Ok(GrammarMatcher { inner: compiled })
+        Ok(GrammarMatcher { inner: compiled, before: None })
+    }
+
+    /// The same matcher of what comes behind an answer's reasoning, of which there need not be any. `reader` reads the answer from its
+    /// beginning.
+    pub fn behind_reasoning(&self, matcher: GrammarMatcher, reader: &AnswerReader) -> GrammarMatcher {
+        if reader.place() == Place::Answer {
+            return matcher;
+        }
+        let before = Before::new(&self.tokenizer, &self.end_token_ids, reader.clone(), &matcher.inner);
+        GrammarMatcher { before: Some(Box::new(before)), ..matcher }
     }
 
     fn find(&self, grammar: &Grammar) -> Option<Matcher> {
@@ -113,27 +125,31 @@ fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T>
 #[derive(Clone)]
 pub struct GrammarMatcher {
     inner: Matcher,
+    /// What comes before the answer, until that begins.
+    before: Option<Box<Before>>,
 }
 
 impl GrammarMatcher {
     /// A copy that shares nothing.
     pub fn apart(&self) -> Self {
-        Self { inner: self.inner.deep_clone() }
+        Self { inner: self.inner.deep_clone(), before: self.before.clone() }
     }
 
     /// The tokens that may come next: only tokens that end the answer where it is complete and nothing else can follow.
     pub fn allowed(&mut self) -> Result<TokenMask> {
-        let mask = self.inner.compute_mask_or_eos().map_err(|error| invalid(&error.to_string()))?;
-        Ok(TokenMask::from_words(mask.as_slice().to_vec()))
+        match &self.before {
+            Some(before) => before.allowed(&mut self.inner),
+            None => allowed(&mut self.inner),
+        }
     }
 
     /// Takes the next token. An error where the grammar does not allow it; nothing more can be asked then.
     pub fn push(&mut self, token_id: u32) -> Result<()> {
-        if self.inner.is_stopped() && !self.inner.is_error() {
-            // After the end there are only more ends.
-            return Ok(());
+        let Some(before) = &mut self.before else { return push(&mut self.inner, token_id) };
+        if before.push(&mut self.inner, token_id)? == Place::Answer {
+            self.before = None;
         }
-        self.inner.consume_token(token_id).map_err(|error| invalid(&error.to_string()))
+        Ok(())
     }
 
     /// Why nothing more can be asked, if that is so.
@@ -143,12 +159,16 @@ impl GrammarMatcher {
 
     /// Takes tokens for as long as they are allowed, and returns how many those are.
     pub fn push_allowed(&mut self, token_ids: &[u32]) -> usize {
-        self.inner.try_consume_tokens(token_ids).unwrap_or(0)
+        if self.before.is_none() {
+            return self.inner.try_consume_tokens(token_ids).unwrap_or(0);
+        }
+        let mut is_taken = |&&id: &&u32| self.allowed().is_ok_and(|mask| mask.allows(id)) && self.push(id).is_ok();
+        token_ids.iter().take_while(|id| is_taken(id)).count()
     }
 
     /// Tokens that have to come next, as far as they can be told.
     pub fn forced(&mut self) -> Vec<u32> {
-        if self.inner.is_stopped() { Vec::new() } else { self.inner.compute_ff_tokens() }
+        if self.before.is_some() || self.inner.is_stopped() { Vec::new() } else { self.inner.compute_ff_tokens() }
     }
 }
 
@@ -156,6 +176,19 @@ impl std::fmt::Debug for GrammarMatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("GrammarMatcher").field("state", &self.inner.stop_reason()).finish_non_exhaustive()
     }
+}
+
+fn allowed(matcher: &mut Matcher) -> Result<TokenMask> {
+    let mask = matcher.compute_mask_or_eos().map_err(|error| invalid(&error.to_string()))?;
+    Ok(TokenMask::from_words(mask.as_slice().to_vec()))
+}
+
+fn push(matcher: &mut Matcher, token_id: u32) -> Result<()> {
+    if matcher.is_stopped() && !matcher.is_error() {
+        // After the end there are only more ends.
+        return Ok(());
+    }
+    matcher.consume_token(token_id).map_err(|error| invalid(&error.to_string()))
 }
 
 fn invalid(message: &str) -> Error {

@@ -24,7 +24,7 @@ pub(in crate::text) use load::read_object;
 use spelling::Spelling;
 
 /// Turn-end tokens of known chat templates: where one is a special token of the vocabulary, it ends a sequence.
-const TURN_ENDS: [&str; 9] = [
+const TURN_ENDS: [&str; 11] = [
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
@@ -34,7 +34,11 @@ const TURN_ENDS: [&str; 9] = [
     "<|endoftext|>",
     "<|end_of_turn|>",
     "<|eot|>",
+    "<|call|>",
+    "<|return|>",
 ];
+/// Where a vocabulary has the first, the second ends a message, of which a turn has several.
+const CHANNEL_AND_MESSAGE_END: (&str, &str) = ("<|channel|>", "<|end|>");
 
 /// Text to token ids and back. Shared between threads; nothing in it changes after load.
 pub struct Tokenizer {
@@ -229,7 +233,10 @@ impl Tokenizer {
             end_ids: Vec::new(),
             vocab_size,
         };
-        let turn_ends = TURN_ENDS.iter().filter_map(|token| tokenizer.token_to_id(token));
+        let (channel, message_end) = CHANNEL_AND_MESSAGE_END;
+        let has_channels = tokenizer.token_to_id(channel).is_some();
+        let ends_turn = |token: &&&str| !(has_channels && **token == message_end);
+        let turn_ends = TURN_ENDS.iter().filter(ends_turn).filter_map(|token| tokenizer.token_to_id(token));
         let eos = tokenizer.eos_token().and_then(|token| tokenizer.token_to_id(token));
         let mut end_ids: Vec<u32> = eos.into_iter().chain(parts.end_ids).collect();
         end_ids.extend(turn_ends.filter(|&id| tokenizer.is_special(id)));

@@ -3,25 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{END_TAG, LIST_MARK, PYTHON_MARK, TAG};
+use super::xml::{self, FUNCTION};
+use super::{ARGS_MARK, END_TAG, ID_MARK, LIST_MARK, PYTHON_MARK, TAG, ToolCall, tool};
+use crate::text::answer::spelled;
 
 /// What a call may begin with, wherever it stands. Where they are tokens of control they are not in the text: a call
 /// without one is found at the answer's beginning, and behind another call.
-const MARKS: [&str; 3] = [TAG, LIST_MARK, PYTHON_MARK];
+const MARKS: [&str; 4] = [TAG, LIST_MARK, PYTHON_MARK, FUNCTION];
+
+/// A name, or what stands between a name and arguments, is not longer.
+const MAX_HEADER_BYTES: usize = 128;
 
 /// So often what looks like a call and has no end is searched for calls.
 const MAX_ENDLESS: usize = 16;
-
-/// A call of a tool.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToolCall {
-    /// The tool.
-    pub name: String,
-    /// Its arguments: the text of a JSON object.
-    pub arguments: String,
-}
 
 /// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,14 +34,15 @@ pub enum AnswerPart {
 /// but white space stands before it.
 #[derive(Debug, Clone)]
 pub struct CallReader {
-    tools: Arc<[String]>,
+    /// In OpenAI's form.
+    tools: Arc<[Value]>,
     /// What is not decided yet, behind what is.
     pending: String,
     num_taken: usize,
     place: Place,
     /// How often what looked like a call had no end.
     num_endless: usize,
-    /// How far the JSON that comes next has been looked at.
+    /// How far what comes next has been looked at.
     scan: Scan,
 }
 
@@ -71,14 +69,14 @@ enum Step {
 }
 
 impl CallReader {
-    /// `tools`: the names of those that can be called.
-    pub fn new(tools: Arc<[String]>) -> Self {
+    /// `tools`: those that can be called, in OpenAI's form.
+    pub(super) fn new(tools: Arc<[Value]>) -> Self {
         Self { tools, pending: String::new(), num_taken: 0, place: Place::Start, num_endless: 0, scan: Scan::default() }
     }
 
     /// What is certain once `text` has followed.
     pub fn push(&mut self, text: &str) -> Vec<AnswerPart> {
-        self.pending.push_str(text);
+        self.pending.push_str(&spelled(text));
         self.read(false)
     }
 
@@ -133,18 +131,32 @@ impl CallReader {
             Place::Behind => behind(rest),
             _ => rest.trim_start(),
         };
-        let mark = MARKS.iter().find(|mark| begin.starts_with(**mark)).map_or(0, |mark| mark.len());
-        let value = begin[mark..].trim_start();
+        let mark = MARKS.iter().find(|mark| begin.starts_with(**mark)).copied().unwrap_or_default();
+        // A function is named where its mark ends.
+        let value = if mark == FUNCTION { begin } else { begin[mark.len()..].trim_start() };
         let ends_of_calls = (self.place == Place::Behind).then_some(END_TAG);
-        let is_half_mark = mark == 0 && MARKS.iter().copied().chain(ends_of_calls).any(|mark| mark.starts_with(begin));
-        let end = if value.is_empty() || is_half_mark { End::Unknown } else { self.scan.end(value) };
+        let mut marks = MARKS.iter().copied().chain(ends_of_calls);
+        let is_half_mark = match mark {
+            "" => marks.any(|mark| mark.starts_with(begin)),
+            TAG => FUNCTION.starts_with(value),
+            _ => false,
+        };
+        let end = if value.is_empty() || is_half_mark {
+            End::Unknown
+        } else if matches!(mark, TAG | FUNCTION) && value.starts_with(FUNCTION) {
+            self.scan.end_of_function(value, &self.tools)
+        } else if mark == LIST_MARK {
+            self.scan.end_of_named(value, &self.tools)
+        } else {
+            self.scan.end(value)
+        };
         let (num_before, num_in_value) = (rest.len() - begin.len(), rest.len() - value.len());
         let (calls, num_of_text) = match end {
             End::Unknown if !is_whole => return Step::Waits,
             // What never ends may hold a call all the same; but not all of it is looked at again and again.
-            End::Unknown if self.num_endless < MAX_ENDLESS => (None, mark),
+            End::Unknown if self.num_endless < MAX_ENDLESS => (None, mark.len()),
             End::Unknown => (None, begin.len()),
-            End::Nowhere => (None, mark),
+            End::Nowhere => (None, mark.len()),
             End::At(end) => (calls(&value[..end], &self.tools), num_in_value - num_before + end),
         };
         self.num_endless += usize::from(end == End::Unknown);
@@ -191,8 +203,16 @@ fn behind(text: &str) -> &str {
     }
 }
 
-/// The calls in a JSON value: an object that is one, or a list of such objects.
-fn calls(value: &str, tools: &[String]) -> Option<Vec<ToolCall>> {
+/// The calls in what follows a mark: a function, a name with arguments, an object that is a call, or a list of such objects.
+fn calls(value: &str, tools: &[Value]) -> Option<Vec<ToolCall>> {
+    if value.starts_with(FUNCTION) {
+        return Some(vec![xml::call(value, tools)?]);
+    }
+    if !value.starts_with(['[', '{']) {
+        let (name, Header::Arguments(at)) = header(value) else { return None };
+        let call = ToolCall { name: name.to_owned(), arguments: value[at..].to_owned() };
+        return call.is_of(tools).then(|| vec![call]);
+    }
     if !value.starts_with('[') {
         return Some(vec![call(value, tools)?]);
     }
@@ -202,7 +222,7 @@ fn calls(value: &str, tools: &[String]) -> Option<Vec<ToolCall>> {
 
 /// The call that a JSON object says: `name`, and its arguments under one of two names, as the model has written them. Some models write
 /// them as a string.
-fn call(object: &str, tools: &[String]) -> Option<ToolCall> {
+fn call(object: &str, tools: &[Value]) -> Option<ToolCall> {
     let members: BTreeMap<String, &RawValue> = serde_json::from_str(object).ok()?;
     let name: String = serde_json::from_str(members.get("name")?.get()).ok()?;
     let arguments = members.get("arguments").or_else(|| members.get("parameters"))?.get();
@@ -210,7 +230,43 @@ fn call(object: &str, tools: &[String]) -> Option<ToolCall> {
         Ok(text) => serde_json::from_str::<&RawValue>(&text).ok()?.get().to_owned(),
         Err(_) => arguments.to_owned(),
     };
-    (tools.contains(&name) && arguments.starts_with('{')).then_some(ToolCall { name, arguments })
+    let call = ToolCall { name, arguments };
+    call.is_of(tools).then_some(call)
+}
+
+/// What follows a name.
+enum Header {
+    /// Arguments, which begin here.
+    Arguments(usize),
+    /// Something else.
+    Other,
+    /// That rests on what follows.
+    Unknown,
+}
+
+/// The name that a text begins with, and what follows.
+fn header(text: &str) -> (&str, Header) {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let len = text.find(|c| !is_of_name(c)).unwrap_or(text.len());
+    let (name, rest) = text.split_at(len);
+    let arguments = |rest: &str| {
+        let json = rest.trim_start();
+        if json.is_empty() { Header::Unknown } else { Header::Arguments(text.len() - json.len()) }
+    };
+    let is_begin = |mark: &str| mark.starts_with(rest);
+    let follows = match rest.strip_prefix(ARGS_MARK) {
+        _ if len == 0 || len > MAX_HEADER_BYTES => Header::Other,
+        Some(json) => arguments(json),
+        None if rest.starts_with('{') => Header::Arguments(len),
+        None if is_begin(ARGS_MARK) || is_begin(ID_MARK) => Header::Unknown,
+        None if rest.starts_with(ID_MARK) => match rest.split_once(ARGS_MARK) {
+            Some((id, json)) if id.len() <= MAX_HEADER_BYTES => arguments(json),
+            None if rest.len() <= MAX_HEADER_BYTES => Header::Unknown,
+            _ => Header::Other,
+        },
+        None => Header::Other,
+    };
+    (name, follows)
 }
 
 /// Where a JSON value ends.
@@ -224,7 +280,7 @@ enum End {
     Unknown,
 }
 
-/// Looks for the end of a JSON value, each byte once however its text comes.
+/// Looks for the end of a JSON value, or of a function, each byte once however its text comes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Scan {
     num_seen: usize,
@@ -234,6 +290,32 @@ struct Scan {
 }
 
 impl Scan {
+    /// Of a function: its arguments' text, which stands between tags.
+    fn end_of_function(&mut self, text: &str, tools: &[Value]) -> End {
+        let inner = &text[FUNCTION.len()..];
+        match inner.split_once('>') {
+            None if inner.len() <= MAX_HEADER_BYTES => End::Unknown,
+            Some((name, _)) if tool(tools, name).is_some() => {
+                xml::end(text, &mut self.num_seen).map_or(End::Unknown, End::At)
+            }
+            _ => End::Nowhere,
+        }
+    }
+
+    /// Of a name with arguments, or of a list.
+    fn end_of_named(&mut self, text: &str, tools: &[Value]) -> End {
+        if text.starts_with(['[', '{']) {
+            return self.end(text);
+        }
+        match header(text) {
+            (_, Header::Unknown) => End::Unknown,
+            (name, Header::Arguments(at)) if tool(tools, name).is_some() && text[at..].starts_with('{') => {
+                self.end_of_json(&text[at..]).map_or(End::Unknown, |end| End::At(at + end))
+            }
+            _ => End::Nowhere,
+        }
+    }
+
     fn end(&mut self, value: &str) -> End {
         let (inside, expected) = match (value.strip_prefix('{'), value.strip_prefix('[')) {
             (Some(inside), _) => (inside.trim_start(), '"'),
@@ -243,6 +325,10 @@ impl Scan {
         if !inside.is_empty() && !inside.starts_with(expected) {
             return End::Nowhere;
         }
+        self.end_of_json(value).map_or(End::Unknown, End::At)
+    }
+
+    fn end_of_json(&mut self, value: &str) -> Option<usize> {
         for (at, byte) in value.bytes().enumerate().skip(self.num_seen) {
             self.num_seen = at + 1;
             match byte {
@@ -251,11 +337,11 @@ impl Scan {
                 b'"' => self.is_in_string = !self.is_in_string,
                 _ if self.is_in_string => {}
                 b'{' | b'[' => self.depth += 1,
-                b'}' | b']' if self.depth == 1 => return End::At(at + 1),
+                b'}' | b']' if self.depth == 1 => return Some(at + 1),
                 b'}' | b']' => self.depth -= 1,
                 _ => {}
             }
         }
-        End::Unknown
+        None
     }
 }

@@ -41,8 +41,8 @@ pub(super) static OBJECTS: &[Object] = &[
         must("prompt_tokens_details", Ref("PromptDetails")), may("completion_tokens_details", Ref("CompletionDetails")),
     ]),
     object("PromptDetails", "Tokens of the prompt that had been computed before.", &[must("cached_tokens", COUNT)]),
-    object("CompletionDetails", "Tokens of the prediction that were right, and that were not.", &[
-        must("accepted_prediction_tokens", COUNT), must("rejected_prediction_tokens", COUNT),
+    object("CompletionDetails", "Tokens of the prediction that were right, and that were not; tokens of the reasoning, where there may be some.", &[
+        may("accepted_prediction_tokens", COUNT), may("rejected_prediction_tokens", COUNT), may("reasoning_tokens", COUNT),
     ]),
     object("Completion", "The answer of /v1/completions: n choices for each prompt.", &[
         must("id", Text), must("object", Only("\"text_completion\"")), must("created", COUNT), must("model", Text),
@@ -68,9 +68,9 @@ pub(super) static OBJECTS: &[Object] = &[
         must("index", COUNT), must("message", Ref("ChatMessage")), must("logprobs", OrNull(&Ref("ChatLogprobs"))),
         must("finish_reason", CHAT_FINISH),
     ]),
-    object("ChatMessage", "The model's message. Its content is null where there is nothing but calls.", &[
+    object("ChatMessage", "The model's message. Its content is null where there is nothing but reasoning and calls. Reasoning goes by two names.", &[
         must("role", Only("\"assistant\"")), must("content", OrNull(&Text)), must("refusal", Only("null")),
-        may("tool_calls", List(&Ref("ToolCall"), 1, usize::MAX)),
+        may("reasoning_content", Text), may("reasoning", Text), may("tool_calls", List(&Ref("ToolCall"), 1, usize::MAX)),
     ]),
     object("ToolCall", "A call of a tool.", &[
         must("id", Text), must("type", Only("\"function\"")), must("function", Ref("FunctionCall")),
@@ -94,8 +94,9 @@ pub(super) static OBJECTS: &[Object] = &[
         must("index", COUNT), must("delta", Ref("ChatDelta")), must("logprobs", OrNull(&Ref("ChatLogprobs"))),
         must("finish_reason", CHAT_FINISH),
     ]),
-    object("ChatDelta", "The role, in the first chunk, and text or calls.", &[
-        may("role", Only("\"assistant\"")), may("content", Text), may("tool_calls", many(&Ref("ToolCallDelta"))),
+    object("ChatDelta", "The role, in the first chunk, and text, reasoning or calls.", &[
+        may("role", Only("\"assistant\"")), may("content", Text), may("reasoning_content", Text), may("reasoning", Text),
+        may("tool_calls", many(&Ref("ToolCallDelta"))),
     ]),
     object("ToolCallDelta", "Which call of an answer it is, its id and name when it begins, and more of its arguments.", &[
         must("index", COUNT), may("id", Text), may("type", Only("\"function\"")), must("function", Ref("FunctionCallDelta")),

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
-use sconce::{CallCount, CallForm, FinishReason, Logprob, StreamEvent, TokenEvent, TokenLogprobs, Usage};
+use sconce::{
+    CallCount, CallForm, CompletionOutput, FinishReason, Logprob, StreamEvent, TokenEvent, TokenLogprobs, Usage,
+};
 use serde_json::{Value, json};
 
+use super::super::answer::{AnswerParts, Reading};
 use super::super::chat::{Answer, Chunks};
 use super::super::tests::{body, done, head, last, letters, slow, sse, token};
-use super::{AnswerCalls, Calls};
+use super::Calls;
 
 fn calls(count: CallCount, is_named: bool) -> Arc<Calls> {
-    Arc::new(Calls { names: Arc::from(["f".to_owned()]), form: CallForm::Object, count, is_named })
+    let tools = [json!({"type": "function", "function": {"name": "f"}})];
+    Arc::new(Calls { tools: tools.into(), form: CallForm::Object, count, is_named })
 }
 
 const TWO: &str =
@@ -31,8 +35,8 @@ fn call(arguments: &str) -> Value {
 }
 
 fn check_message(of: Option<&Arc<Calls>>, text: &str, content: Value, calls: Value, finish: &str) {
-    let mut answer = AnswerCalls::new(of);
-    let mut message = answer.message(text);
+    let mut answer = AnswerParts::new(&Reading::of_calls(of));
+    let mut message = answer.message(&CompletionOutput { text: text.into(), ..CompletionOutput::default() });
     let found = message.as_object_mut().unwrap().shift_remove("tool_calls").map_or(Value::Null, without_ids);
     assert_eq!((message, found), (json!({"role": "assistant", "content": content, "refusal": null}), calls), "{text}");
     assert_eq!(answer.finish_reason(FinishReason::Stop), finish);
@@ -58,12 +62,12 @@ fn ids_are_new_each_time() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), 100);
-    let mistral = Calls { names: Arc::from([]), form: CallForm::List, count: CallCount::Many, is_named: false };
+    let mistral = Calls { tools: Arc::from([]), form: CallForm::List, count: CallCount::Many, is_named: false };
     assert_eq!(mistral.new_id().len(), 9);
 }
 
 fn chunks(n: usize, calls: &Arc<Calls>) -> Chunks {
-    let answers = Answer::several(n, Some(calls));
+    let answers = Answer::several(n, &Reading::of_calls(Some(calls)));
     Chunks { head: head(), token_bytes: letters(), answers, include_usage: false, usage: Usage::default() }
 }
 

@@ -23,7 +23,8 @@ fn read(endpoint: Endpoint, body: &Value) -> Result<WireRequest, String> {
 /// The shortest body that `endpoint` accepts beside `field`, with what the field needs beside it.
 fn beside(endpoint: Endpoint, field: &str) -> Value {
     let needs_messages =
-        ["chat_template_kwargs", "add_generation_prompt", "continue_final_message", "tools"].contains(&field);
+        ["chat_template_kwargs", "add_generation_prompt", "continue_final_message", "tools", "reasoning_effort"]
+            .contains(&field);
     let mut body = match endpoint {
         _ if endpoint.subjects().contains(&field) => json!({}),
         Endpoint::Detokenize => json!({"tokens": [1]}),
@@ -159,6 +160,17 @@ fn objects(name: &str) -> Vec<Value> {
             {"role": "assistant", "content": "a", "tool_calls": [{"id": 1, "type": "function", "function": {"name": "f", "arguments": ""}}]},
             {"role": "user", "content": "a", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": ""}}]},
             {"role": "assistant", "tool_calls": []}, {"role": "assistant", "content": "a", "tool_calls": {}}]"#
+        }
+        "AssistantMessage" => {
+            r#"[{"role": "assistant", "content": "a", "reasoning_content": "b"}, {"role": "assistant", "content": "a", "reasoning": ""},
+            {"role": "assistant", "content": "", "reasoning_content": "b", "reasoning": "b", "refusal": null, "name": "n"},
+            {"role": "assistant", "content": "a", "reasoning_content": null, "reasoning": null},
+            {"role": "assistant", "content": "a", "reasoning": 1}, {"role": "user", "content": "a", "reasoning_content": "b"},
+            {"role": "assistant", "content": "a", "reasoning_content": ["b"]}]"#
+        }
+        "ReasoningMessage" => {
+            r#"[{"role": "assistant", "reasoning_content": "b"}, {"role": "assistant", "content": null, "reasoning_content": "b"},
+            {"role": "assistant", "reasoning_content": null}, {"role": "tool", "reasoning_content": "b", "tool_call_id": "c"}]"#
         }
         "ToolMessage" => {
             r#"[{"role": "tool", "content": "a", "tool_call_id": "b"}, {"role": "tool", "content": "a"},
