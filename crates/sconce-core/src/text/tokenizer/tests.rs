@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Tokenizer;
-use crate::text::testing::{TOKENIZERS, ids, legacy_mistral, shared_json, shared_tokenizer};
+use crate::text::testing::{TOKENIZERS, ids, legacy_mistral, shared_json, shared_tokenizer, small_tokenizer_with};
 
 #[test]
 fn fixtures_encode_and_decode_as_golden() {
@@ -232,4 +232,16 @@ fn errors_name_the_file() {
     check_error(small(|_| (), Some(other_id)).path(), &["tokenizer_config.json", "\"8\"", "<eos>", "7"]);
     let same_id = r#"{"added_tokens_decoder": {"7": {"content": "<x>"}}}"#;
     check_error(small(|_| (), Some(same_id)).path(), &["tokenizer.json", "<x>", "<eos>", "7"]);
+}
+
+/// The end of a message is that of a turn, but where turns have several messages.
+#[test]
+fn turns_with_channels_go_on_behind_a_message() {
+    let ends = |further: &[&str]| {
+        let tokenizer = small_tokenizer_with(further);
+        let ids = tokenizer.end_token_ids();
+        ids.iter().map(|&id| tokenizer.id_to_token(id).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(ends(&["<|end|>", "<|message|>"]), ["<|end|>"]);
+    assert_eq!(ends(&["<|end|>", "<|channel|>", "<|return|>", "<|call|>"]), ["<|call|>", "<|return|>"]);
 }
