@@ -281,9 +281,9 @@ fn choice() -> Grammar {
 fn a_grammar_binds_what_comes_behind_the_reasoning() {
     let special = || Subject::small_with(&["<think>", "</think>"]);
     for (subject, prompt, least_reasoned, least_plain) in [
-        (Subject::small(), "<think>\n", 40, 0),
+        (Subject::small(), "<think>\n", 20, 0),
         (Subject::small(), "", 10, 10),
-        (special(), "<think>\n", 40, 0),
+        (special(), "<think>\n", 20, 0),
         (special(), "", 10, 10),
         (Subject::small(), "<think></think>", 0, 60),
     ] {

@@ -297,7 +297,7 @@ fn check_drawn(subject: &Subject, form: CallForm, count: CallCount, skips_specia
     let tools = tools();
     let grammar = form.grammar(&tools, count, &subject.tokenizer).unwrap();
     let mut num_calls = 0;
-    for seed in 0..12 {
+    for seed in 0..8 {
         let answer = subject.draw_ids(&grammar, seed);
         let answer = text_of(subject, form, &answer, skips_special);
         let calls = read([answer.as_str()]);
