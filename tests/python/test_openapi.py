@@ -96,7 +96,7 @@ def test_streams_are_as_it_says(document, server, path, body):
         check(document, schema["contentSchema"], part)
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"])
 def test_errors_are_as_it_says(document, server, path):
     response = server.post(path, {"unknown": 1})
     assert response.status_code == 400

@@ -1,14 +1,18 @@
 //! [`AnswerParts`]: one answer of a chat as its tokens come: what is thought, what is said, and which tools are called.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::sync::Arc;
 
-use sconce::{AnswerPart, AnswerReader, CompletionOutput, FinishReason, ReasoningCount, Section, TokenEvent, ToolCall};
+use sconce::{
+    AnswerPart, AnswerReader, CompletionOutput, FinishReason, Marks, ReasoningCount, Section, TokenEvent, ToolCall,
+};
 use serde_json::{Value, json};
 
+use super::events::{Submitted, submit};
 use super::tools::{AnswerCalls, Calls};
+use crate::http::{ApiError, Exchange};
 use crate::state::Served;
 use crate::wire::WireRequest;
 
@@ -22,9 +26,30 @@ pub(super) struct Reading {
     shows_reasoning: bool,
 }
 
+/// Hands a conversation to the engine, and says how its answers are read.
+pub(super) async fn ask(
+    exchange: &Arc<Exchange>,
+    served: &Arc<Served>,
+    request: &mut WireRequest,
+) -> Result<(Submitted, Reading), ApiError> {
+    let calls = Calls::new(served, request)?.map(Arc::new);
+    let marks = marks(served, calls.as_deref());
+    let to_engine = request.take_request()?.with_marks(marks);
+    let submitted = submit(exchange, served, to_engine, request.grammar_field()).await?;
+    let reading = Reading::new(served, request, submitted.answer_reader.clone(), calls);
+    Ok((submitted, reading))
+}
+
+/// The tokens that have to be seen to tell an answer's parts and its calls.
+fn marks(served: &Served, calls: Option<&Calls>) -> Marks {
+    let own = served.engine.handle().answer_form().marks();
+    let of_calls = calls.map_or_else(Marks::default, |calls| calls.marks(served));
+    own.iter().chain(of_calls.iter()).copied().collect()
+}
+
 impl Reading {
     /// Of a request whose answers are read by `reader` from their beginning, and may have `calls`.
-    pub(super) fn new(served: &Served, request: &WireRequest, reader: AnswerReader, calls: Option<Arc<Calls>>) -> Self {
+    fn new(served: &Served, request: &WireRequest, reader: AnswerReader, calls: Option<Arc<Calls>>) -> Self {
         let tokenizer = served.engine.handle().tokenizer();
         let count = reader.reasons().then(|| ReasoningCount::new(reader.clone(), tokenizer.clone()));
         Self { reader, count, calls, shows_reasoning: request.include_reasoning }
@@ -44,7 +69,7 @@ impl Reading {
 }
 
 /// A part of an answer, in OpenAI's terms.
-enum Part {
+pub(super) enum Part {
     Reasoning(String),
     Content(String),
     Call(ToolCall),
@@ -74,7 +99,7 @@ impl AnswerParts {
     }
 
     /// The parts that are certain once `text`, of some tokens, has followed, or the last ones.
-    fn push(&mut self, text: &str, token_ids: &[u32], is_last: bool) -> Vec<Part> {
+    pub(super) fn push(&mut self, text: &str, token_ids: &[u32], is_last: bool) -> Vec<Part> {
         if let Some(count) = &mut self.count {
             count.push(token_ids);
         }
@@ -111,6 +136,11 @@ impl AnswerParts {
     /// Why the answer ended, in OpenAI's words.
     pub(super) fn finish_reason(&self, reason: FinishReason) -> &'static str {
         self.calls.finish_reason(reason)
+    }
+
+    /// A new id for a call.
+    pub(super) fn call_id(&self, call: &ToolCall) -> Value {
+        self.calls.json(call, "").map_or(Value::Null, |mut call| call["id"].take())
     }
 
     /// The message of a whole answer.

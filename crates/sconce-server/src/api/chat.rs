@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use hyper::{Response, StatusCode};
-use sconce::{Marks, StreamEvent, Usage};
+use sconce::{StreamEvent, Usage};
 use serde_json::{Value, json};
 
-use super::answer::{AnswerParts, Reading};
-use super::events::{collect, deltas, submit};
+use super::answer::{AnswerParts, Reading, ask};
+use super::events::{collect, deltas};
 use super::logprobs::{self, TokenBytes, token_bytes};
 use super::stream::{Encoder, stream};
-use super::tools::Calls;
 use super::{Head, usage_json};
 use crate::http::{self, ApiError, Body, Exchange};
 use crate::state::Served;
@@ -25,11 +24,7 @@ pub(super) async fn answer(
     let head = Head::new(exchange, served, &mut request);
     let has_logprobs = request.params.logprobs.is_some();
     let token_bytes = token_bytes(served);
-    let calls = Calls::new(served, &mut request)?.map(Arc::new);
-    let marks = marks(served, calls.as_deref());
-    let to_engine = request.take_request()?.with_marks(marks);
-    let submitted = submit(exchange, served, to_engine, request.grammar_field()).await?;
-    let reading = Reading::new(served, &request, submitted.answer_reader.clone(), calls);
+    let (submitted, reading) = ask(exchange, served, &mut request).await?;
     if request.stream {
         let chunks = Chunks {
             head,
@@ -65,13 +60,6 @@ pub(super) async fn answer(
         answer["prompt_logprobs"] = logprobs::of_prompt(&token_bytes, prompt_logprobs);
     }
     Ok(http::json(StatusCode::OK, &answer))
-}
-
-/// The tokens that have to be seen to tell an answer's parts and its calls.
-fn marks(served: &Served, calls: Option<&Calls>) -> Marks {
-    let own = served.engine.handle().answer_form().marks();
-    let of_calls = calls.map_or_else(Marks::default, |calls| calls.marks(served));
-    own.iter().chain(of_calls.iter()).copied().collect()
 }
 
 /// Adds an answer's tokens of reasoning, where there can be any.

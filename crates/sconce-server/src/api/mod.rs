@@ -11,6 +11,7 @@ pub mod metrics;
 pub mod models;
 pub mod openapi;
 pub mod playground;
+mod responses;
 mod stream;
 mod tokenize;
 mod tools;
@@ -43,19 +44,21 @@ pub async fn post(exchange: &Arc<Exchange>, endpoint: Endpoint, body: Vec<u8>) -
         Endpoint::Generate => generate::answer(exchange, &served, request).await,
         Endpoint::Completions => completions::answer(exchange, &served, request).await,
         Endpoint::Chat => chat::answer(exchange, &served, request).await,
+        Endpoint::Responses => responses::answer(exchange, &served, request).await,
         Endpoint::Tokenize => tokenize::tokenize(&served, request).await,
         Endpoint::Detokenize => tokenize::detokenize(&served, request).await,
     }
 }
 
-/// Refuses `reasoning_effort` where the model's template does nothing with it.
+/// Refuses a word for how much to think where the model's template does nothing with it.
 fn check_effort(served: &Served, request: &WireRequest) -> Result<(), ApiError> {
-    const EFFORT: &str = "reasoning_effort";
+    let Some((field, _)) = request.reasoning_effort else { return Ok(()) };
     // Without a template the engine refuses the messages.
-    let template = served.engine.handle().chat_template().filter(|_| request.reasoning_effort.is_some());
-    match template.filter(|template| !template.source().contains(EFFORT)) {
-        None => Ok(()),
-        Some(_) => Err(ApiError::invalid(EFFORT, format!("{EFFORT}: the model's chat template does not know it"))),
+    match served.engine.handle().chat_template() {
+        Some(template) if !template.source().contains("reasoning_effort") => {
+            Err(ApiError::invalid(field, format!("{field}: the model's chat template knows no reasoning_effort")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`stream`]: events in, a response body out. An [`Encoder`] gives the body its form.
 
 use bytes::Bytes;
-use futures_util::stream::{Stream, StreamExt, select_all, unfold};
+use futures_util::stream::{Stream, StreamExt, iter, select_all, unfold};
 use hyper::Response;
 use sconce::{Error, StreamEvent};
 
@@ -15,6 +15,8 @@ const MAX_EVENTS: usize = 256;
 pub(super) trait Encoder: Send + 'static {
     /// The content type of the answer.
     const CONTENT_TYPE: &'static str;
+    /// Before the first event.
+    fn begin(&mut self, _out: &mut Vec<u8>) {}
     /// An event of the `prompt`-th prompt.
     fn event(&mut self, prompt: usize, event: StreamEvent, out: &mut Vec<u8>);
     /// All events that were ready have been seen.
@@ -31,10 +33,13 @@ pub(super) fn stream<E: Encoder>(prompts: Vec<Events>, encoder: E) -> Response<B
 }
 
 /// The frames of the body. A client that reads slowly gets fewer, larger ones.
-pub(super) fn encoded<E: Encoder>(prompts: Vec<Events>, encoder: E) -> impl Stream<Item = Bytes> + Send {
+pub(super) fn encoded<E: Encoder>(prompts: Vec<Events>, mut encoder: E) -> impl Stream<Item = Bytes> + Send {
+    let mut begun = Vec::new();
+    encoder.begin(&mut begun);
     let tag = |(prompt, events): (usize, Events)| events.map(move |event| (prompt, event)).boxed();
     let batches = select_all(prompts.into_iter().enumerate().map(tag)).ready_chunks(MAX_EVENTS);
-    unfold(Some((batches, encoder)), |state| async {
+    let begun = (!begun.is_empty()).then(|| Bytes::from(begun));
+    let rest = unfold(Some((batches, encoder)), |state| async {
         let (mut batches, mut encoder) = state?;
         let mut out = Vec::new();
         while out.is_empty() {
@@ -48,7 +53,8 @@ pub(super) fn encoded<E: Encoder>(prompts: Vec<Events>, encoder: E) -> impl Stre
             }
         }
         Some((Bytes::from(out), Some((batches, encoder))))
-    })
+    });
+    iter(begun).chain(rest)
 }
 
 fn encode<E: Encoder>(

@@ -70,7 +70,7 @@ impl Calls {
 }
 
 /// Letters and digits that do not come twice: the standard library's hash keys are random.
-fn random_letters(num: usize) -> String {
+pub(super) fn random_letters(num: usize) -> String {
     const LETTERS: &[u8; 62] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
     const NUM_AT_ONCE: usize = 8;
     let some = |_| {

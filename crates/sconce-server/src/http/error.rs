@@ -50,6 +50,22 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message)
     }
 
+    /// The same where the field `name`, or what is in it, goes by `other`.
+    pub fn renamed(mut self, name: &str, other: &str) -> Self {
+        let rest = self.param.as_deref().and_then(|param| param.strip_prefix(name));
+        match rest.map(|rest| rest.bytes().next()) {
+            Some(None) => {
+                let message = self.message.strip_prefix(name).map(|rest| format!("{other}{rest}"));
+                self.message = message.unwrap_or(self.message);
+            }
+            // Where it is in the one is not where it is in the other.
+            Some(Some(b'[' | b'.')) => self.message = format!("{other}: {}", self.message),
+            _ => return self,
+        }
+        self.param = Some(other.to_owned());
+        self
+    }
+
     /// 401: the API key is missing or wrong.
     pub fn unauthorized() -> Self {
         let message = "this server needs an API key: send it as \"Authorization: Bearer KEY\"";

@@ -60,9 +60,13 @@ impl Exchange {
 
     /// The id of the answer's body.
     pub fn body_id(&self) -> String {
-        let prefix = if self.path.contains("chat") { "chatcmpl" } else { "cmpl" };
+        let prefix = match self.path.rsplit('/').next() {
+            Some("responses") => "resp_",
+            Some(_) if self.path.contains("chat") => "chatcmpl-",
+            _ => "cmpl-",
+        };
         match &self.id {
-            RequestId::Given(id) | RequestId::Made(id) => format!("{prefix}-{id}"),
+            RequestId::Given(id) | RequestId::Made(id) => format!("{prefix}{id}"),
         }
     }
 

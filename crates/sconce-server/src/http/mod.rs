@@ -22,4 +22,4 @@ pub use nul::record;
 pub(crate) use router::paths;
 pub use router::{answer, is_open};
 pub use server::run;
-pub use sse::{DONE, event};
+pub use sse::{DONE, event, named_event};

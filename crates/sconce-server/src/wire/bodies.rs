@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::fields::{Endpoint, FIELDS, Field};
+use super::fields::{EFFORTS, Endpoint, FIELDS, Field};
+use super::responses::TEXT_PARTS;
 use super::schema::Schema::{AnyOf, List, OneOf, Only, Ref, SomeText, Text};
 use super::schema::{Object, Rest, Schema, may, must, object, or_null, parse};
 
@@ -14,6 +15,13 @@ pub(super) const PROMPT: Schema = AnyOf(&[SomeText, List(&TOKEN_ID, 1, usize::MA
 pub(super) const JSON_SCHEMA: Schema = AnyOf(&[Schema::Any, Text]);
 /// Text, whole or in parts.
 const CONTENT: Schema = AnyOf(&[Text, List(&Ref("TextPart"), 0, usize::MAX)]);
+
+/// An item of a conversation.
+pub(super) const ITEM: Schema =
+    AnyOf(&[Ref("InputMessage"), Ref("FunctionCallItem"), Ref("FunctionResultItem"), Ref("ReasoningItem")]);
+/// Text of an item, whole or in parts.
+const ITEM_CONTENT: Schema = AnyOf(&[Text, List(&Ref("ItemTextPart"), 0, usize::MAX)]);
+const ITEM_STATUS: Schema = Schema::OrNull(&OneOf(&["in_progress", "completed", "incomplete"]));
 
 /// A message of a conversation.
 pub(super) const MESSAGE: Schema = AnyOf(&[
@@ -199,6 +207,147 @@ pub static OBJECTS: &[Object] = &[
         name: "ByGrammar",
         doc: "A text of a grammar in Lark's notation.",
         members: &[must("grammar", Text)],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "InputMessage",
+        doc: "A message, of whoever says something or of an earlier answer.",
+        members: &[
+            may("type", Schema::OrNull(&Only("\"message\""))),
+            must("role", OneOf(&["system", "developer", "user", "assistant"])),
+            must("content", ITEM_CONTENT),
+            may("id", Schema::OrNull(&Text)),
+            may("status", ITEM_STATUS),
+            may("phase", Schema::OrNull(&OneOf(&["commentary", "final_answer"]))),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "ItemTextPart",
+        doc: "A part of a message's text, or of a call's result.",
+        members: &[
+            must("type", OneOf(TEXT_PARTS)),
+            must("text", Text),
+            may("annotations", Schema::OrNull(&List(&Schema::Any, 0, usize::MAX))),
+            may("logprobs", Schema::OrNull(&List(&Schema::Any, 0, usize::MAX))),
+            may("parsed", Schema::OrNull(&Schema::Any)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "FunctionCallItem",
+        doc: "A call of a function in an earlier answer. Its arguments are a JSON object, as text.",
+        members: &[
+            must("type", Only("\"function_call\"")),
+            must("call_id", Text),
+            must("name", Schema::Name),
+            must("arguments", Text),
+            may("id", Schema::OrNull(&Text)),
+            may("status", ITEM_STATUS),
+            may("parsed_arguments", Schema::OrNull(&Schema::Any)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "FunctionResultItem",
+        doc: "The result of a call.",
+        members: &[
+            must("type", Only("\"function_call_output\"")),
+            must("call_id", Text),
+            must("output", ITEM_CONTENT),
+            may("id", Schema::OrNull(&Text)),
+            may("name", Schema::OrNull(&Schema::Name)),
+            may("status", ITEM_STATUS),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "ReasoningItem",
+        doc: "What was thought in an earlier answer: all of it where it is there, else its summary.",
+        members: &[
+            must("type", Only("\"reasoning\"")),
+            may("id", Schema::OrNull(&Text)),
+            may("status", ITEM_STATUS),
+            may("content", Schema::OrNull(&List(&Ref("ReasoningText"), 0, usize::MAX))),
+            may("summary", Schema::OrNull(&List(&Ref("SummaryText"), 0, usize::MAX))),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "ReasoningText",
+        doc: "What was thought.",
+        members: &[must("type", Only("\"reasoning_text\"")), must("text", Text)],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "SummaryText",
+        doc: "What was thought, in short.",
+        members: &[must("type", Only("\"summary_text\"")), must("text", Text)],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "FlatTool",
+        doc: "A function that can be called. Its parameters are a JSON Schema of an object; without them it takes no arguments. \
+            No two have the same name.",
+        members: &[
+            must("type", Only("\"function\"")),
+            must("name", Schema::Name),
+            may("description", Schema::OrNull(&Text)),
+            may("parameters", Schema::OrNull(&Schema::Any)),
+            may("strict", Schema::OrNull(&Schema::Bool)),
+        ],
+        rest: Rest::Nothing,
+    },
+    Object {
+        name: "FlatToolChoice",
+        doc: "The function that is to be called.",
+        members: &[must("type", Only("\"function\"")), must("name", Schema::Name)],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "TextConfig",
+        doc: "The form of an answer. Models here know no other verbosity.",
+        members: &[
+            may(
+                "format",
+                Schema::OrNull(&AnyOf(&[Ref("TextFormat"), Ref("AnyJsonObjectFormat"), Ref("FlatJsonSchemaFormat")])),
+            ),
+            may("verbosity", Schema::OrNull(&Only("\"medium\""))),
+        ],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "AnyJsonObjectFormat",
+        doc: "A JSON object.",
+        members: &[must("type", Only("\"json_object\""))],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "FlatJsonSchemaFormat",
+        doc: "JSON by a schema, which is kept to whether it is strict or not.",
+        members: &[
+            must("type", Only("\"json_schema\"")),
+            must("schema", Schema::Any),
+            may("name", Schema::OrNull(&Text)),
+            may("description", Schema::OrNull(&Text)),
+            may("strict", Schema::OrNull(&Schema::Bool)),
+        ],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "ReasoningConfig",
+        doc: "How much is thought. There are no summaries: what is thought comes as it is.",
+        members: &[
+            may("effort", Schema::OrNull(&OneOf(EFFORTS))),
+            may("summary", Schema::OrNull(&Only("\"auto\""))),
+            may("generate_summary", Schema::OrNull(&Only("\"auto\""))),
+        ],
+        rest: Rest::Refused,
+    },
+    Object {
+        name: "ResponseStreamOptions",
+        doc: "How a stream is written.",
+        members: &[may("include_obfuscation", Schema::OrNull(&Only("false")))],
         rest: Rest::Refused,
     },
     Object {

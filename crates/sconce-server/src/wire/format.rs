@@ -14,10 +14,7 @@ pub(super) fn response_format(request: &mut WireRequest, v: FieldValue) -> Resul
     let (mut kind, mut own_schema, mut named_schema) = (None, None, None);
     for (key, value) in v.members("an object with a type")? {
         match key.as_str() {
-            "type" => match value.value.as_str() {
-                Some("text" | "json_object" | "json_schema") => kind = value.value.as_str().map(str::to_owned),
-                _ => return Err(value.expected("\"text\", \"json_object\" or \"json_schema\"")),
-            },
+            "type" => kind = Some(format_type(value)?),
             _ if value.value.is_null() => {}
             "schema" => own_schema = Some(schema(value)?),
             "json_schema" => named_schema = Some(json_schema(value)?),
@@ -34,6 +31,39 @@ pub(super) fn response_format(request: &mut WireRequest, v: FieldValue) -> Resul
         _ => return Err(misplaced),
     };
     request.set_grammar("response_format", grammar)
+}
+
+/// The format in `text` of `/v1/responses`, where name and schema stand beside the type. None where it is any text.
+pub(super) fn flat_format(v: FieldValue) -> Result<Option<Grammar>, ApiError> {
+    let (no_type, misplaced) =
+        (v.refuse("has no type"), v.refuse("name, schema and strict go with the type json_schema"));
+    let no_schema = v.refuse("has no schema");
+    let (mut kind, mut grammar, mut is_described) = (None, None, false);
+    for (key, value) in v.members("an object with a type")? {
+        match key.as_str() {
+            "type" => kind = Some(format_type(value)?),
+            _ if value.value.is_null() => {}
+            "schema" => grammar = Some(schema(value)?),
+            "name" | "description" => is_described = value.read::<String>().map(|_| true)?,
+            "strict" => is_described = value.read::<bool>().map(|_| true)?,
+            _ => return Err(value.refuse("unknown field")),
+        }
+    }
+    match (kind.ok_or(no_type)?.as_str(), grammar) {
+        ("json_schema", None) => Err(no_schema),
+        ("json_schema", schema) => Ok(schema),
+        (_, grammar) if grammar.is_some() || is_described => Err(misplaced),
+        ("json_object", _) => Ok(Some(Grammar::JsonObject)),
+        _ => Ok(None),
+    }
+}
+
+/// The type of a format.
+fn format_type(v: FieldValue) -> Result<String, ApiError> {
+    match v.value.as_str() {
+        Some("text" | "json_object" | "json_schema") => v.read(),
+        _ => Err(v.expected("\"text\", \"json_object\" or \"json_schema\"")),
+    }
 }
 
 /// The schema in `json_schema`. It is always kept to, whatever `strict` says.

@@ -66,7 +66,7 @@ pub(super) fn is_nothing(value: &Value) -> bool {
     value.is_null() || value.as_array().is_some_and(Vec::is_empty)
 }
 
-fn role(v: FieldValue) -> Result<Value, ApiError> {
+pub(super) fn role(v: FieldValue) -> Result<Value, ApiError> {
     match v.value.as_str() {
         // The newer name of the same role; chat templates know the older one.
         Some("developer") => Ok("system".into()),
@@ -114,7 +114,7 @@ pub(super) fn prediction(v: FieldValue) -> Result<String, ApiError> {
 }
 
 /// All of a message's text.
-fn text_of(content: &Value) -> String {
+pub(super) fn text_of(content: &Value) -> String {
     match content {
         Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
         content => content.as_str().unwrap_or_default().to_owned(),

@@ -6,6 +6,7 @@ mod format;
 mod messages;
 mod prompt;
 mod request;
+mod responses;
 mod schema;
 mod tools;
 mod value;

@@ -3,9 +3,11 @@
 use sconce::{
     BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest, Grammar, Marks, Prompt, SamplingParams,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::fields::{Endpoint, FIELDS};
+use super::messages::text_of;
+use super::responses::repeated;
 use super::tools::Tools;
 use super::value::FieldValue;
 use crate::http::ApiError;
@@ -30,12 +32,16 @@ pub struct WireRequest {
     pub tokens: Option<Vec<u32>>,
     /// Tools that may be called.
     pub tools: Tools,
-    /// How much the model is to think, in a word.
-    pub reasoning_effort: Option<String>,
+    /// How much the model is to think, in a word, and the field that says so.
+    pub reasoning_effort: Option<(&'static str, String)>,
     /// Whether the answer tells what the model thought.
     pub include_reasoning: bool,
+    /// What the answer repeats of the request.
+    pub repeated: Map<String, Value>,
     pub(super) prompts: Option<Vec<Prompt>>,
     pub(super) messages: Option<Vec<Value>>,
+    /// What the system says in front of the messages.
+    pub(super) instructions: Option<String>,
     pub(super) template_kwargs: Map<String, Value>,
     pub(super) add_generation_prompt: Option<bool>,
     pub(super) continue_final_message: bool,
@@ -69,8 +75,10 @@ impl WireRequest {
             tools: Tools::default(),
             reasoning_effort: None,
             include_reasoning: true,
+            repeated: Map::new(),
             prompts: None,
             messages: None,
+            instructions: None,
             template_kwargs: Map::new(),
             add_generation_prompt: None,
             continue_final_message: false,
@@ -92,7 +100,11 @@ impl WireRequest {
     /// Reads the body of a request to `endpoint`. Every error names the field.
     pub fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Self, ApiError> {
         let mut request = Self::new(endpoint);
-        for (name, value) in json_object(body)? {
+        let body = json_object(body)?;
+        if endpoint == Endpoint::Responses {
+            request.repeated = repeated(&body);
+        }
+        for (name, value) in body {
             let field = FIELDS.iter().find(|f| f.name == name && f.is_of(endpoint)).ok_or_else(|| {
                 ApiError::invalid(name.clone(), format!("{name}: unknown field of {}", endpoint.path()))
             })?;
@@ -113,9 +125,11 @@ impl WireRequest {
             (Some(_), Some(_)) => return Err(ApiError::invalid("prompt", "prompt: cannot stand beside messages")),
             (None, None) if endpoint == Endpoint::Chat => return Err(missing("messages")),
             (None, None) if endpoint == Endpoint::Completions => return Err(missing("prompt")),
+            (None, None) if endpoint == Endpoint::Responses => return Err(missing("input")),
             (None, None) => return Err(ApiError::invalid("prompt", "prompt: either prompt or messages is required")),
             _ => {}
         }
+        self.put_instructions();
         self.check_template()?;
         self.check_tools()?;
         self.check_special_tokens()?;
@@ -126,6 +140,19 @@ impl WireRequest {
             return Err(ApiError::invalid("stream_options", "stream_options: needs stream to be true"));
         }
         Ok(())
+    }
+
+    /// Puts the instructions in front of the conversation. Many templates know one message of the system's: what it says there is
+    /// said behind them.
+    fn put_instructions(&mut self) {
+        let (Some(instructions), Some(messages)) = (self.instructions.take(), &mut self.messages) else { return };
+        let num_system = messages.iter().take_while(|message| message["role"] == "system").count();
+        let mut text = instructions;
+        for message in messages.drain(..num_system) {
+            text.push_str("\n\n");
+            text.push_str(&text_of(&message["content"]));
+        }
+        messages.insert(0, json!({"role": "system", "content": text}));
     }
 
     /// Checks the fields of a conversation's template, and makes those that are variables there such.
@@ -142,14 +169,14 @@ impl WireRequest {
         if let (None, Some((name, _))) = (&self.messages, given.iter().find(|(_, is_given)| *is_given)) {
             return Err(ApiError::invalid(*name, format!("{name}: needs messages")));
         }
-        let add = self.add_generation_prompt.map(Value::from);
-        let effort = self.reasoning_effort.as_deref().map(Value::from);
-        for (name, value) in [(ADD, add), (EFFORT, effort)] {
-            let Some(value) = value else { continue };
+        let add = self.add_generation_prompt.map(|add| (ADD, add.into()));
+        let effort = self.reasoning_effort.clone().map(|(field, effort)| (field, effort.into()));
+        for (name, given) in [(ADD, add), (EFFORT, effort)] {
+            let Some((field, value)): Option<(_, Value)> = given else { continue };
             match self.template_kwargs.insert(name.into(), value.clone()) {
                 Some(other) if other != value => {
-                    let message = format!("{name}: is {value}, but {other} in chat_template_kwargs");
-                    return Err(ApiError::invalid(name, message));
+                    let message = format!("{field}: is {value}, but {other} in chat_template_kwargs");
+                    return Err(ApiError::invalid(field, message));
                 }
                 _ => {}
             }
@@ -217,7 +244,11 @@ impl WireRequest {
         if self.chat_logprobs {
             self.params.logprobs = Some(self.top_logprobs.unwrap_or(0));
         } else if self.top_logprobs.is_some_and(|k| k > 0) {
-            return Err(ApiError::invalid("top_logprobs", "top_logprobs: needs logprobs to be true"));
+            let needs = match endpoint {
+                Endpoint::Responses => "include to have \"message.output_text.logprobs\"",
+                _ => "logprobs to be true",
+            };
+            return Err(ApiError::invalid("top_logprobs", format!("top_logprobs: needs {needs}")));
         }
         // An echoed prompt has logprobs like the rest of the text.
         if self.echo && self.params.prompt_logprobs.is_none() {

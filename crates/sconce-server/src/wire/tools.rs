@@ -64,7 +64,7 @@ impl Tools {
             ToolChoice::None | ToolChoice::Auto => Ok(()),
             _ if self.list.is_empty() => refuse("tool_choice", "needs tools"),
             ToolChoice::Named(name) if !self.names().any(|tool| tool == name) => {
-                refuse("tool_choice.function.name", &format!("{name:?} is not among tools"))
+                refuse("tool_choice", &format!("{name:?} is not among tools"))
             }
             _ => Ok(()),
         }
@@ -73,13 +73,21 @@ impl Tools {
 
 /// `tools`: functions, no two of the same name.
 pub(super) fn tools(v: FieldValue) -> Result<Vec<Value>, ApiError> {
+    each_tool(v, |v| function_of(v, Kind::Tool, function))
+}
+
+/// Tools, each of which `read` brings into the form of a chat's.
+pub(super) fn each_tool(
+    v: FieldValue,
+    read: impl Fn(FieldValue) -> Result<Value, ApiError>,
+) -> Result<Vec<Value>, ApiError> {
     if let Some(num) = v.value.as_array().map(Vec::len).filter(|&num| num > MAX_TOOLS) {
         return Err(v.refuse(format_args!("at most {MAX_TOOLS} tools are taken, found {num}")));
     }
     let mut names = HashSet::new();
     let mut tool = |v: FieldValue| {
         let twice = v.refuse("another tool has the same name");
-        let tool = function_of(v, Kind::Tool, function)?;
+        let tool = read(v)?;
         let name = tool["function"]["name"].as_str().unwrap_or_default();
         if names.insert(name.to_owned()) { Ok(tool) } else { Err(twice) }
     };
@@ -120,7 +128,7 @@ fn function_of(v: FieldValue, kind: Kind, read: fn(FieldValue) -> Result<Value, 
 }
 
 /// A function that can be called.
-fn function(v: FieldValue) -> Result<Value, ApiError> {
+pub(super) fn function(v: FieldValue) -> Result<Value, ApiError> {
     let no_name = v.refuse("has no name");
     let mut function = Map::new();
     for (key, value) in v.members("an object with a name")? {
@@ -143,7 +151,7 @@ pub(super) fn is_name(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(is_of_name)
 }
 
-fn name(v: FieldValue) -> Result<Value, ApiError> {
+pub(super) fn name(v: FieldValue) -> Result<Value, ApiError> {
     match v.value.as_str() {
         Some(name) if is_name(name) => Ok(v.value),
         _ => Err(v.expected("1 to 64 letters, digits, underscores, points and hyphens")),
@@ -162,25 +170,37 @@ fn parameters(v: FieldValue) -> Result<Value, ApiError> {
 
 /// `tool_choice`: a word, or the name of a function.
 pub(super) fn tool_choice(v: FieldValue) -> Result<ToolChoice, ApiError> {
-    match v.value.as_str() {
-        Some("none") => return Ok(ToolChoice::None),
-        Some("auto") => return Ok(ToolChoice::Auto),
-        Some("required") => return Ok(ToolChoice::Required),
-        _ if v.value.is_object() => {}
-        _ => return Err(v.expected("\"none\", \"auto\", \"required\", or an object with type and function")),
+    if let Some(choice) = choice_in_a_word(&v) {
+        return Ok(choice);
     }
-    let choice = function_of(v, Kind::Choice, |v| {
-        let no_name = v.refuse("has no name");
-        let mut chosen = None;
-        for (key, value) in v.members("an object with a name")? {
-            match key.as_str() {
-                "name" => chosen = Some(name(value)?),
-                _ => return Err(value.refuse("unknown field")),
-            }
-        }
-        chosen.ok_or(no_name)
-    })?;
+    if !v.value.is_object() {
+        return Err(v.expected("\"none\", \"auto\", \"required\", or an object with type and function"));
+    }
+    let choice = function_of(v, Kind::Choice, only_name)?;
     Ok(ToolChoice::Named(choice["function"].as_str().unwrap_or_default().to_owned()))
+}
+
+/// A choice that is no function's name.
+pub(super) fn choice_in_a_word(v: &FieldValue) -> Option<ToolChoice> {
+    match v.value.as_str()? {
+        "none" => Some(ToolChoice::None),
+        "auto" => Some(ToolChoice::Auto),
+        "required" => Some(ToolChoice::Required),
+        _ => None,
+    }
+}
+
+/// The name in an object that has nothing else.
+pub(super) fn only_name(v: FieldValue) -> Result<Value, ApiError> {
+    let no_name = v.refuse("has no name");
+    let mut chosen = None;
+    for (key, value) in v.members("an object with a name")? {
+        match key.as_str() {
+            "name" => chosen = Some(name(value)?),
+            _ => return Err(value.refuse("unknown field")),
+        }
+    }
+    chosen.ok_or(no_name)
 }
 
 /// `tool_calls` of an assistant's message.

@@ -28,11 +28,11 @@ fn tokenizer(further: &[&str]) -> Arc<Tokenizer> {
 }
 
 /// A reader for answers that begin with reasoning.
-fn thinking() -> AnswerReader {
+pub(in crate::api) fn thinking() -> AnswerReader {
     AnswerForm::of("</think>", &tokenizer(&[])).reader(&ChatInput::default(), "<think>\n")
 }
 
-fn calls(form: CallForm) -> Arc<Calls> {
+pub(in crate::api) fn calls(form: CallForm) -> Arc<Calls> {
     let tools = [json!({"type": "function", "function": {"name": "f"}})];
     Arc::new(Calls { tools: tools.into(), form, count: CallCount::Many, is_named: false })
 }

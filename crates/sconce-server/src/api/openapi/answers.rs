@@ -3,7 +3,7 @@
 use crate::wire::Schema::{self, AnyOf, Bool, Int, List, Map, Number, OneOf, Only, OrNull, Ref, Text};
 use crate::wire::{Member, Object, Rest, may, must};
 
-const COUNT: Schema = Int(0, i64::MAX);
+pub(super) const COUNT: Schema = Int(0, i64::MAX);
 const LOGPROB: Schema = Number(f64::NEG_INFINITY, f64::INFINITY);
 const FINISH: Schema = OrNull(&OneOf(&["stop", "length", "abort"]));
 const CHAT_FINISH: Schema = OrNull(&OneOf(&["stop", "length", "tool_calls", "abort"]));
@@ -138,11 +138,11 @@ pub(super) static OBJECTS: &[Object] = &[
     ]),
 ];
 
-const fn object(name: &'static str, doc: &'static str, members: &'static [Member]) -> Object {
+pub(super) const fn object(name: &'static str, doc: &'static str, members: &'static [Member]) -> Object {
     Object { name, doc, members, rest: Rest::Unsaid }
 }
 
 /// A list of any length.
-const fn many(element: &'static Schema) -> Schema {
+pub(super) const fn many(element: &'static Schema) -> Schema {
     List(element, 0, usize::MAX)
 }

@@ -1,6 +1,7 @@
 //! `GET /openapi.json`: the API as an OpenAPI 3.1 document, made of the table of fields and of the tables here.
 
 mod answers;
+mod responses;
 
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ enum Answer {
 const RECORD: Schema = AnyOf(&[Ref("GenerateRecord"), Ref("Error")]);
 const COMPLETION_CHUNK: Schema = AnyOf(&[Ref("CompletionChunk"), Ref("Error")]);
 const CHAT_CHUNK: Schema = AnyOf(&[Ref("ChatCompletionChunk"), Ref("Error")]);
+const RESPONSE_EVENT: Schema = AnyOf(responses::EVENTS);
 const SERVER_INFO: Schema = AllOf(&[Ref("ModelInfo"), Ref("ServerInfo")]);
 const LOADS: Schema = List(&Ref("Load"), 0, usize::MAX);
 
@@ -66,6 +68,8 @@ const OPERATIONS: &[Operation] = &[
         Answer::Streamed(Ref("Completion"), EVENTS, COMPLETION_CHUNK)),
     post(Endpoint::Chat, "Answer a conversation, in OpenAI's form", OF_GENERATION,
         Answer::Streamed(Ref("ChatCompletion"), EVENTS, CHAT_CHUNK)),
+    post(Endpoint::Responses, "Answer a conversation, in OpenAI's newer form", OF_GENERATION,
+        Answer::Streamed(Ref("Response"), EVENTS, RESPONSE_EVENT)),
     post(Endpoint::Tokenize, "Token ids of a prompt or a conversation", OF_BODIES, Answer::Json(Ref("Tokens"))),
     post(Endpoint::Detokenize, "Text of token ids", OF_BODIES, Answer::Json(Ref("DecodedText"))),
     get("/v1/models", "The served models", &[503], Answer::Json(Ref("Models"))),
@@ -111,7 +115,7 @@ pub fn openapi() -> Response<Body> {
 
 fn document() -> Value {
     let paths: Map<String, Value> = OPERATIONS.iter().map(|o| (o.path.to_owned(), o.to_json())).collect();
-    let objects = OBJECTS.iter().chain(answers::OBJECTS);
+    let objects = OBJECTS.iter().chain(answers::OBJECTS).chain(responses::OBJECTS);
     let bodies = Endpoint::ALL.iter().map(|&endpoint| (body_name(endpoint), body(endpoint)));
     let schemas: Map<String, Value> = bodies.chain(objects.map(|o| (o.name.to_owned(), o.to_json()))).collect();
     let responses: Map<String, Value> = ERRORS.iter().map(|e| (e.0.to_string(), error(e))).collect();
@@ -197,7 +201,7 @@ impl Answer {
             Self::Other(content_type) => json!({content_type: {"schema": {"type": "string"}}}),
             Self::Streamed(schema, content_type, part) => {
                 let framing = if content_type == EVENTS {
-                    "With stream: server-sent events, of which each but the last, [DONE], is such an object."
+                    "With stream: server-sent events, each such an object; behind the last comes [DONE], but at /v1/responses."
                 } else {
                     "With stream: such objects, each followed by a zero byte; each holds all of the answer so far."
                 };

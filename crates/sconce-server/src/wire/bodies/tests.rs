@@ -28,17 +28,22 @@ fn beside(endpoint: Endpoint, field: &str) -> Value {
     let mut body = match endpoint {
         _ if endpoint.subjects().contains(&field) => json!({}),
         Endpoint::Detokenize => json!({"tokens": [1]}),
+        Endpoint::Responses => json!({"input": "a"}),
         Endpoint::Chat => json!({"messages": [{"role": "user", "content": "a"}]}),
         _ if needs_messages => json!({"messages": [{"role": "user", "content": "a"}]}),
         _ => json!({"prompt": "a"}),
     };
     match field {
+        "top_logprobs" if endpoint == Endpoint::Responses => body["include"] = json!(["message.output_text.logprobs"]),
         "top_logprobs" => body["logprobs"] = true.into(),
         "stream_options" => body["stream"] = true.into(),
+        "tool_choice" if endpoint == Endpoint::Responses => {
+            body["tools"] = json!([{"type": "function", "name": "f"}]);
+        }
         "tool_choice" => body["tools"] = json!([{"type": "function", "function": {"name": "f"}}]),
-        "use_beam_search" => body["n"] = 2.into(),
+        "use_beam_search" => body["best_of"] = 2.into(),
         "length_penalty" | "early_stopping" | "beam_length" => {
-            body["n"] = 2.into();
+            body["best_of"] = 2.into();
             body["use_beam_search"] = true.into();
         }
         _ => {}
@@ -77,8 +82,10 @@ fn admits(schema: Schema, value: &Value) -> bool {
 /// The same element, under a name of its own where it is a tool's.
 fn distinct(element: &Value, i: usize) -> Value {
     let mut element = element.clone();
-    if let Some(name) = element.pointer_mut("/function/name").filter(|name| name.is_string()) {
-        *name = format!("f{i}").into();
+    for path in ["/function/name", "/name"] {
+        if let Some(name) = element.pointer_mut(path).filter(|name| name.is_string()) {
+            *name = format!("f{i}").into();
+        }
     }
     element
 }
@@ -218,6 +225,61 @@ fn objects(name: &str) -> Vec<Value> {
         "StreamOptions" => {
             r#"[{"include_usage": true}, {"include_usage": null}, {"include_usage": 1}, {"include_obfuscation": false},
             {"include_obfuscation": true}, {"more": true}]"#
+        }
+        "InputMessage" => {
+            r#"[{"role": "user", "content": "a"}, {"type": "message", "role": "assistant", "id": "b", "status": "completed", "phase":
+                "final_answer", "content": [{"type": "output_text", "text": "a", "annotations": [], "logprobs": [], "parsed": {}}]},
+            {"type": null, "role": "developer", "content": [], "more": null}, {"role": "user", "content": null}, {"role": "user"},
+            {"role": "tool", "content": "a"}, {"content": "a"}, {"role": "user", "content": [{"type": "input_image"}]},
+            {"role": "user", "content": [{"type": "input_text"}]}, {"role": "user", "content": [{"text": "a"}]},
+            {"role": "user", "content": "a", "status": "done"}, {"role": "user", "content": "a", "phase": "last"},
+            {"role": "user", "content": "a", "id": 1}, {"role": "user", "content": [{"type": "text", "text": "a", "more": 1}]},
+            {"role": "user", "content": "a", "more": 1}]"#
+        }
+        "FunctionCallItem" => {
+            r#"[{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}, {"type": "function_call", "call_id": "a", "name": "f"},
+            {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}", "id": "b", "status": "completed",
+                "parsed_arguments": {}}, {"type": "function_call", "call_id": "a", "name": "a b", "arguments": "{}"},
+            {"type": "function_call", "name": "f", "arguments": "{}"}, {"type": "function_call", "call_id": "a", "arguments": "{}"},
+            {"type": "function_call", "call_id": 1, "name": "f", "arguments": "{}"},
+            {"type": "function_call", "call_id": "a", "name": "f", "arguments": {}}]"#
+        }
+        "FunctionResultItem" => {
+            r#"[{"type": "function_call_output", "call_id": "a", "output": "b", "name": "f"}, {"type": "function_call_output", "call_id": "a"},
+            {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_text", "text": "b"}], "id": null, "status": null},
+            {"type": "function_call_output", "output": "b"}, {"type": "function_call_output", "call_id": "a", "output": {}},
+            {"type": "function_call_output", "call_id": "a", "output": []}, {"type": "function_call_output", "call_id": "a", "output": null}]"#
+        }
+        "ReasoningItem" => {
+            r#"[{"type": "reasoning", "id": "a", "summary": [], "content": [{"type": "reasoning_text", "text": "b"}], "status": "completed"},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "b"}], "content": null, "encrypted_content": null},
+            {"type": "reasoning", "content": [{"type": "summary_text", "text": "b"}]}, {"type": "reasoning", "content": "b"},
+            {"type": "reasoning", "encrypted_content": "b"}, {"type": "reasoning", "content": [{"type": "reasoning_text"}]},
+            {"type": "reasoning", "summary": [{"text": "b"}]}, {"type": "reasoning"}]"#
+        }
+        "FlatTool" => {
+            r#"[{"type": "function", "name": "f"}, {"type": "function"}, {"name": "f"}, {"type": "custom", "name": "f"},
+            {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": true, "more": null},
+            {"type": "function", "name": "a b"}, {"type": "function", "name": "f", "parameters": "{}"},
+            {"type": "function", "name": "f", "strict": 1}, {"type": "function", "function": {"name": "f"}}]"#
+        }
+        "FlatToolChoice" => {
+            r#"[{"type": "function", "name": "f"}, {"type": "function", "name": ""}, {"type": "function"}, {"name": "f"},
+            {"type": "allowed_tools", "name": "f"}, {"type": "function", "name": "f", "more": null}]"#
+        }
+        "TextConfig" => {
+            r#"[{}, {"format": null, "verbosity": null}, {"format": {"type": "text"}, "verbosity": "medium"}, {"verbosity": "low"},
+            {"format": {"type": "json_object"}}, {"format": {"type": "json_object", "schema": {}}}, {"format": {"type": "text", "name": "a"}},
+            {"format": {"type": "json_schema", "name": "a", "description": "b", "strict": true, "schema": {}}}, {"format": {}},
+            {"format": {"type": "json_schema", "schema": {}}}, {"format": {"type": "json_schema", "name": "a"}}, {"format": "text"},
+            {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}, {"more": null, "format": {"type": "other"}}]"#
+        }
+        "ReasoningConfig" => {
+            r#"[{}, {"effort": "low", "summary": "auto", "generate_summary": null}, {"effort": "much"}, {"summary": "detailed"},
+            {"effort": null}, {"more": 1}]"#
+        }
+        "ResponseStreamOptions" => {
+            r#"[{}, {"include_obfuscation": false}, {"include_obfuscation": true}, {"include_usage": true}]"#
         }
         other => panic!("no examples of {other}"),
     };

@@ -79,7 +79,7 @@ fn what_is_wrong_with_tools_is_named() {
         (r#""tool_choice": "any""#.into(), "tool_choice: expected \"none\", \"auto\", \"required\""),
         (
             format!(r#""tools": [{F}], "tool_choice": {{"type": "function", "function": {{"name": "g"}}}}"#),
-            "tool_choice.function.name: \"g\" is not among tools",
+            "tool_choice: \"g\" is not among tools",
         ),
         (
             format!(r#""tools": [{F}], "response_format": {{"type": "json_object"}}"#),
