@@ -6,6 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use sconce_core::backend::cpu::{Buffer, CpuBackend};
 use sconce_core::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype};
 use sconce_core::config::{Activation, SamplingParams, WeightDtype};
+use sconce_core::kv::LayerGroups;
 use sconce_core::sample::{SampleInput, SampleKind, SampleResults, SampleRow, TokenCounts};
 use sconce_core::weights::{Dtype, WeightStore};
 
@@ -67,7 +68,8 @@ fn attention(c: &mut Criterion) {
                 num_kv_heads: 3,
                 head_dim: 64,
             };
-            let kv = backend.kv_cache(shape).expect("invariant: the CPU has the memory");
+            let layers = LayerGroups::one(&[None], BLOCK_SIZE);
+            let kv = backend.kv_cache(shape, layers.places()).expect("invariant: the CPU has the memory");
             let mut batch = Batch::default();
             let blocks: Vec<u32> = (0..num_blocks as u32).collect();
             batch.push(&vec![0; queries], &blocks, context - queries, context, BLOCK_SIZE);
@@ -104,7 +106,8 @@ fn shared_prefix(c: &mut Criterion) {
             let dtype = KvDtype::F16;
             let shape =
                 KvCacheShape { dtype, num_layers: 1, num_blocks, block_size: BLOCK_SIZE, num_kv_heads, head_dim };
-            let kv = backend.kv_cache(shape).expect("invariant: the CPU has the memory");
+            let layers = LayerGroups::one(&[None], BLOCK_SIZE);
+            let kv = backend.kv_cache(shape, layers.places()).expect("invariant: the CPU has the memory");
             let mut batch = Batch::default();
             for seq in 0..num_seqs {
                 let own = (PREFIX + seq * OWN) / BLOCK_SIZE;

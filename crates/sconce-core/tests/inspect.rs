@@ -66,6 +66,33 @@ fn a_tiny_model_is_counted() {
     assert_eq!(report.footprint.memory_bytes(), 4 * (matrices + norms));
 }
 
+/// As large as Gemma 3 4B: 29 of 34 layers keep a window alone.
+#[test]
+fn layers_with_a_window_keep_less() {
+    let gemma = json!({
+        "architectures": ["Gemma3ForCausalLM"], "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 1024, "sliding_window_pattern": 6,
+        "max_position_embeddings": 131072, "rope_local_base_freq": 10000.0,
+    });
+    let token_bytes = |report: &ModelReport| (report.kv_bytes_per_token, report.layers.num_parts());
+    // In f32 on the CPU, where a step has 512 tokens.
+    let report = tiny(gemma.clone(), &dummy()).unwrap();
+    assert_eq!(token_bytes(&report), (34 * 2 * 4 * 256 * 4, 6));
+    assert_eq!(report.kv_bytes_per_sequence(), 5_752_750_080);
+    // In place of 7,696 and 30,832.
+    assert_eq!([2, 8].map(|gib| report.kv_tokens(gib << 30)), [43_104, 200_352]);
+    let on_gpu = EngineConfig { device: DeviceKind::Cuda(0), max_model_len: Some(1 << 15), ..dummy() };
+    let report = tiny(gemma.clone(), &on_gpu).unwrap();
+    assert_eq!(token_bytes(&report), (34 * 2 * 4 * 256 * 2, 6));
+    assert_eq!(report.kv_bytes_per_sequence(), 1_051_852_800);
+    // No longer than the window and a step: there is nothing to save.
+    let short = EngineConfig { max_model_len: Some(1200), ..dummy() };
+    let report = tiny(gemma, &short).unwrap();
+    assert_eq!(token_bytes(&report), (34 * 2 * 4 * 256 * 4, 1));
+    assert_eq!(report.kv_bytes_per_sequence(), 1200 * report.kv_bytes_per_token);
+}
+
 /// Types are those of the device that is asked for, be it here or not.
 #[test]
 fn a_gpu_has_types_of_its_own() {

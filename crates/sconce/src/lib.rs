@@ -32,6 +32,7 @@ pub use sconce_core::engine::{
     Prompt, StopReason, StreamEvent, TokenCost, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage,
     WeightGroup, inspect,
 };
+pub use sconce_core::kv::{LayerGroup, LayerGroups};
 pub use sconce_core::text::{
     AnswerForm, AnswerPart, AnswerReader, CallCount, CallForm, CallReader, ChatInput, ChatTemplate, Marks,
     ReasoningCount, Section, Tokenizer, ToolCall,

@@ -1,4 +1,9 @@
 //! [`Batch`]: the inputs of one step, token after token and sequence after sequence.
+//!
+//! What names blocks is there for each group of layers ([`LayerGroups`](crate::kv::LayerGroups)); that of a second one is empty where
+//! there is none.
+
+use crate::kv::MAX_GROUPS;
 
 /// One sequence's share of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,8 +14,8 @@ pub struct BatchSequence {
     pub query_len: usize,
     /// Its tokens in the cache when the step's are written; the last query sees them all.
     pub context_len: usize,
-    /// Where its block table begins in [`Batch::block_tables`].
-    pub table_start: usize,
+    /// Where its block tables begin in [`Batch::block_tables`].
+    pub table_starts: [usize; MAX_GROUPS],
 }
 
 /// Adjacent sequences, of one token each, whose block tables begin with the same blocks: attention can read those once
@@ -46,7 +51,7 @@ pub struct Batch {
     /// [num_tokens]: the rows of the RoPE table by which they turn.
     pub rope_rows: Vec<u32>,
     /// [num_tokens]: where their keys and values go: block * block_size + offset.
-    pub slot_mapping: Vec<u32>,
+    pub slot_mappings: [Vec<u32>; MAX_GROUPS],
     /// [num_seqs].
     pub sequences: Vec<BatchSequence>,
     /// The sequences' block tables, one after the other.
@@ -54,7 +59,7 @@ pub struct Batch {
     /// [num_logits]: rows whose logits are wanted.
     pub logit_rows: Vec<u32>,
     /// Sequences that begin alike, as [`Batch::find_shared_prefixes`] has found them.
-    pub shared_prefixes: Vec<SharedPrefix>,
+    pub shared_prefixes: [Vec<SharedPrefix>; MAX_GROUPS],
 }
 
 impl Batch {
@@ -69,11 +74,16 @@ impl Batch {
         self.unread_tokens.clear();
         self.positions.clear();
         self.rope_rows.clear();
-        self.slot_mapping.clear();
+        self.slot_mappings.iter_mut().for_each(Vec::clear);
         self.sequences.clear();
         self.block_tables.clear();
         self.logit_rows.clear();
-        self.shared_prefixes.clear();
+        self.shared_prefixes.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Groups of layers that the step's sequences have block tables for.
+    pub fn num_groups(&self) -> usize {
+        self.slot_mappings.iter().take_while(|slots| !slots.is_empty()).count().max(1)
     }
 
     /// Fills `shared_prefixes`: call it when all sequences are there. Without it attention reads each one's blocks.
@@ -82,17 +92,20 @@ impl Batch {
     /// a request, with their long prompt, are not to be cut down to the few blocks that the next request has in common
     /// with them.
     pub fn find_shared_prefixes(&mut self) {
-        self.shared_prefixes.clear();
-        let (mut before, mut common) = (0, self.common_blocks(0));
+        (0..self.num_groups()).for_each(|group| self.find_shared_in(group));
+    }
+
+    fn find_shared_in(&mut self, group: usize) {
+        self.shared_prefixes[group].clear();
+        let (mut before, mut common) = (0, self.common_blocks(group, 0));
         for idx in 0..self.sequences.len() {
             // Blocks in common with the one before, with the next, and of the next with the one after it.
-            let after = self.common_blocks(idx + 1);
+            let after = self.common_blocks(group, idx + 1);
             if common > 0 && 2 * common >= before.max(after) {
-                match self.shared_prefixes.last_mut().filter(|run| run.first_seq + run.num_seqs == idx + 1) {
+                let runs = &mut self.shared_prefixes[group];
+                match runs.last_mut().filter(|run| run.first_seq + run.num_seqs == idx + 1) {
                     Some(run) => (run.num_seqs, run.num_blocks) = (run.num_seqs + 1, run.num_blocks.min(common)),
-                    None => {
-                        self.shared_prefixes.push(SharedPrefix { first_seq: idx, num_seqs: 2, num_blocks: common });
-                    }
+                    None => runs.push(SharedPrefix { first_seq: idx, num_seqs: 2, num_blocks: common }),
                 }
             }
             (before, common) = (common, after);
@@ -100,11 +113,19 @@ impl Batch {
     }
 
     /// Blocks with which sequence `idx` and the next both begin, where both have one token in the step.
-    fn common_blocks(&self, idx: usize) -> usize {
-        let [a, b] = [idx, idx + 1].map(|idx| self.sequences.get(idx).filter(|seq| seq.query_len == 1));
-        let (Some(a), Some(b)) = (a, b) else { return 0 };
-        let tables = [&self.block_tables[a.table_start..b.table_start], &self.block_tables[b.table_start..]];
-        tables[0].iter().zip(tables[1]).take_while(|(a, b)| a == b).count()
+    fn common_blocks(&self, group: usize, idx: usize) -> usize {
+        let is_one = |idx: usize| self.sequences.get(idx).is_some_and(|seq| seq.query_len == 1);
+        if !is_one(idx) || !is_one(idx + 1) {
+            return 0;
+        }
+        // Tables are as long as what is before the next.
+        let start = |idx: usize, group: usize| match self.sequences.get(idx) {
+            Some(seq) => seq.table_starts[group],
+            None => self.block_tables.len(),
+        };
+        let end = |idx: usize| if group + 1 < self.num_groups() { start(idx, group + 1) } else { start(idx + 1, 0) };
+        let [a, b] = [idx, idx + 1].map(|idx| &self.block_tables[start(idx, group)..end(idx)]);
+        a.iter().zip(b).take_while(|(a, b)| a == b).count()
     }
 
     /// Says that the last token is the one that the step before samples from row `logits_row` of its logits.
@@ -120,20 +141,36 @@ impl Batch {
     /// Adds tokens `start..end` of a sequence whose `blocks` reach to `end`; logits are wanted from `logits_from` on. They turn by the
     /// rows of their positions.
     pub fn push(&mut self, tokens: &[u32], blocks: &[u32], start: usize, logits_from: usize, block_size: usize) {
+        self.push_grouped(tokens, &[blocks], start, logits_from, block_size);
+    }
+
+    /// The same with `tables` of blocks for each group of layers.
+    pub fn push_grouped(
+        &mut self,
+        tokens: &[u32],
+        tables: &[&[u32]],
+        start: usize,
+        logits_from: usize,
+        block_size: usize,
+    ) {
         let (query_start, end) = (self.num_tokens(), start + tokens.len());
-        let table_start = self.block_tables.len();
         self.token_ids.extend_from_slice(tokens);
         for pos in start..end {
             self.positions.push(pos as u32);
             self.rope_rows.push(pos as u32);
-            self.slot_mapping.push(blocks[pos / block_size] * block_size as u32 + (pos % block_size) as u32);
             if pos >= logits_from {
                 self.logit_rows.push((query_start + pos - start) as u32);
             }
         }
-        self.block_tables.extend_from_slice(&blocks[..end.div_ceil(block_size)]);
+        let mut table_starts = [0; MAX_GROUPS];
+        for ((blocks, slots), table_start) in tables.iter().zip(&mut self.slot_mappings).zip(&mut table_starts) {
+            let slot = |pos: usize| blocks[pos / block_size] * block_size as u32 + (pos % block_size) as u32;
+            slots.extend((start..end).map(slot));
+            *table_start = self.block_tables.len();
+            self.block_tables.extend_from_slice(&blocks[..end.div_ceil(block_size)]);
+        }
         let query_len = tokens.len();
-        self.sequences.push(BatchSequence { query_start, query_len, context_len: end, table_start });
+        self.sequences.push(BatchSequence { query_start, query_len, context_len: end, table_starts });
     }
 }
 
@@ -147,7 +184,7 @@ mod tests {
             batch.push(&[0], table, table.len() * 4 - 1, 0, 4);
         }
         batch.find_shared_prefixes();
-        let found: Vec<_> = batch.shared_prefixes.iter().map(|p| (p.first_seq, p.num_seqs, p.num_blocks)).collect();
+        let found: Vec<_> = batch.shared_prefixes[0].iter().map(|p| (p.first_seq, p.num_seqs, p.num_blocks)).collect();
         assert_eq!(found, expected, "{tables:?}");
     }
 
@@ -175,6 +212,22 @@ mod tests {
         batch.push(&[0; 3], &[1], 0, 0, 4);
         batch.push(&[0], &[1, 2], 4, 0, 4);
         batch.find_shared_prefixes();
-        assert!(batch.shared_prefixes.is_empty());
+        assert!(batch.shared_prefixes[0].is_empty());
+    }
+
+    /// Each group has tables, slots and shared blocks of its own.
+    #[test]
+    fn groups_are_apart() {
+        let mut batch = Batch::default();
+        batch.push_grouped(&[7], &[&[1, 2, 3], &[5, 6, 7]], 8, 8, 4);
+        batch.push_grouped(&[7], &[&[1, 2, 4], &[5, 8, 9]], 9, 9, 4);
+        batch.push_grouped(&[7, 7], &[&[8], &[9]], 0, 0, 4);
+        batch.find_shared_prefixes();
+        assert_eq!((batch.num_groups(), &batch.slot_mappings), (2, &[vec![12, 17, 32, 33], vec![28, 37, 36, 37]]));
+        let found = batch.shared_prefixes.clone().map(|runs| runs.iter().map(|run| run.num_blocks).collect::<Vec<_>>());
+        assert_eq!(found, [vec![2], vec![1]]);
+        let starts: Vec<_> = batch.sequences.iter().map(|seq| seq.table_starts).collect();
+        assert_eq!(starts, [[0, 3], [6, 9], [12, 13]]);
+        assert_eq!(batch.block_tables, [1, 2, 3, 5, 6, 7, 1, 2, 4, 5, 8, 9, 8, 9]);
     }
 }

@@ -6,7 +6,7 @@
 use super::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
-use crate::kv::BlockCopy;
+use crate::kv::{BlockCopy, LayerPlace};
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, TensorView};
 
@@ -151,8 +151,9 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         self.tested.kv_cache_bytes(shape)
     }
 
-    fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache> {
-        Ok(Pair { tested: self.tested.kv_cache(shape)?, reference: self.reference.kv_cache(shape)? })
+    fn kv_cache(&self, shape: KvCacheShape, places: &[LayerPlace]) -> Result<Self::KvCache> {
+        let (tested, reference) = (self.tested.kv_cache(shape, places)?, self.reference.kv_cache(shape, places)?);
+        Ok(Pair { tested, reference })
     }
 
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<Self::Rope> {

@@ -56,9 +56,10 @@ impl fmt::Display for KvDtype {
 pub struct KvCacheShape {
     /// The type of the elements.
     pub dtype: KvDtype,
-    /// Layers, each with keys and values of its own.
+    /// Arrays of keys and values, each of a layer, or, where layers of two kinds share the blocks, of several
+    /// ([`LayerGroups`](crate::kv::LayerGroups)).
     pub num_layers: usize,
-    /// Blocks in each layer.
+    /// Blocks in each array.
     pub num_blocks: usize,
     /// Tokens in a block.
     pub block_size: usize,
@@ -79,7 +80,7 @@ impl KvCacheShape {
         self.block_size * self.num_kv_heads * self.dtype.head_bytes(self.head_dim)
     }
 
-    /// Bytes of keys and values of all layers.
+    /// Bytes of keys and values of all arrays.
     pub fn num_bytes(&self) -> usize {
         2 * self.num_layers * self.num_blocks * self.block_bytes()
     }

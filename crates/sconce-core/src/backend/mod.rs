@@ -21,7 +21,7 @@ pub use workspace::Workspace;
 
 use crate::config::{Activation, ExpertsConfig, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::Result;
-use crate::kv::BlockCopy;
+use crate::kv::{BlockCopy, LayerPlace};
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, RandomWeights, TensorView};
 
@@ -108,6 +108,8 @@ pub struct StepLimits {
     pub max_model_len: usize,
     /// Tokens of a KV block.
     pub block_size: usize,
+    /// Groups of layers, each with block tables of its own.
+    pub num_groups: usize,
     /// The type of keys and values.
     pub kv_dtype: KvDtype,
 }
@@ -201,8 +203,8 @@ pub trait Backend: Send + Sized + 'static {
     fn kv_cache_bytes(&self, shape: &KvCacheShape) -> usize {
         shape.num_bytes()
     }
-    /// An empty cache.
-    fn kv_cache(&self, shape: KvCacheShape) -> Result<Self::KvCache>;
+    /// An empty cache. `places`: of each layer.
+    fn kv_cache(&self, shape: KvCacheShape, places: &[LayerPlace]) -> Result<Self::KvCache>;
     /// Cosines and sines of positions `0..max_len`. Where short sequences turn by other angles than long ones, there are first as many
     /// rows as a short one has tokens ([`RopeConfig::short_len`]), then those of long ones.
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<Self::Rope>;
@@ -224,7 +226,7 @@ pub trait Backend: Send + Sized + 'static {
     fn read(&self, x: &Self::Buffer, num_rows: usize) -> Result<Vec<f32>>;
     /// Sets the rows in use and their contents, [rows, cols]. For checks.
     fn write(&self, x: &mut Self::Buffer, data: &[f32]) -> Result<()>;
-    /// Copies KV blocks in all layers, in order.
+    /// Copies KV blocks in all arrays, in order.
     fn copy_blocks(&self, kv: &mut Self::KvCache, copies: &[BlockCopy]) -> Result<()>;
     /// out[t] = table[token_ids[t]] * scale. [num_tokens, hidden].
     fn embed(&self, out: &mut Self::Buffer, table: &Self::Matrix, batch: &Self::Batch, scale: f32) -> Result<()>;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::Result;
-use crate::kv::BlockCopy;
+use crate::kv::{BlockCopy, LayerPlace};
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, RandomWeights, TensorView};
 
@@ -237,8 +237,8 @@ impl<B: Backend> Backend for Profiled<B> {
         self.backend.kv_cache_bytes(shape)
     }
 
-    fn kv_cache(&self, shape: KvCacheShape) -> Result<B::KvCache> {
-        self.backend.kv_cache(shape)
+    fn kv_cache(&self, shape: KvCacheShape, places: &[LayerPlace]) -> Result<B::KvCache> {
+        self.backend.kv_cache(shape, places)
     }
 
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<B::Rope> {

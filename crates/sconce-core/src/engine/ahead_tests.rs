@@ -17,6 +17,7 @@ use crate::backend::cuda::host::{HostDevice, Watch};
 use crate::backend::{Backend, KvDtype, StepLimits};
 use crate::config::{BeamParams, LogprobsMode, ModelConfig, SamplingParams, WeightDtype};
 use crate::error::{Error, Result};
+use crate::kv::LayerGroups;
 use crate::models::{Model, Step};
 use crate::ops::testing::{random, round};
 use crate::sched::SchedulerConfig;
@@ -107,11 +108,14 @@ impl Running {
             max_num_batched_tokens: sizes.max_num_batched_tokens,
             max_num_seqs: sizes.max_num_seqs,
             max_prompt_logits: 3,
-            window: None,
             short_len: None,
         };
         let Sizes { num_blocks, .. } = sizes;
-        let cache_config = CacheConfig { num_blocks, block_size: BLOCK_SIZE, has_prefix_cache: true };
+        let cache_config = CacheConfig {
+            num_blocks,
+            groups: LayerGroups::one(&[], BLOCK_SIZE).groups().to_vec(),
+            has_prefix_cache: true,
+        };
         let max_model_len = MAX_MODEL_LEN.min(num_blocks * BLOCK_SIZE);
         let limits = Limits { eos_token_ids: vec![EOS], max_model_len };
         let state = State::new(scheduler_config, cache_config);
@@ -147,6 +151,7 @@ fn computing<B: Backend>(backend: B, sizes: Sizes, fault: Fault) -> super::compu
         max_logits: sizes.max_num_seqs + 3,
         max_model_len: MAX_MODEL_LEN,
         block_size: BLOCK_SIZE,
+        num_groups: 1,
         kv_dtype: KvDtype::Bf16,
     };
     let model = Box::new(Bigrams::new(&backend, fault));

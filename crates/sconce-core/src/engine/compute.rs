@@ -7,6 +7,7 @@ use super::step::NUM_SLOTS;
 use crate::backend::{Backend, KvCacheShape, StepLimits, Workspace};
 use crate::config::{EngineConfig, ModelConfig, WeightDtype};
 use crate::error::{Error, Result};
+use crate::kv::LayerGroups;
 use crate::models::{self, Loader, Model, RawConfig};
 use crate::weights::WeightStore;
 
@@ -32,6 +33,8 @@ pub(super) struct Source<'a> {
     pub(super) config: &'a EngineConfig,
     /// The type that weights have in memory.
     pub(super) dtype: WeightDtype,
+    /// Whether layers with a window keep what is before it too.
+    pub(super) keeps_all: bool,
 }
 
 /// A model and all that its steps work on, but for keys and values: their memory is what is left when all else has been taken.
@@ -43,6 +46,8 @@ pub(super) struct Loaded<B: Backend> {
     pub(super) backend: B,
     first_long_row: usize,
     pub(super) footprint: Footprint,
+    /// How layers share the blocks of keys and values.
+    pub(super) layers: LayerGroups,
     /// Of keys and values: no blocks yet.
     shape: KvCacheShape,
     /// The longest sequence that is asked for.
@@ -63,22 +68,32 @@ impl<B: Backend> Loaded<B> {
         least_seqs: usize,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let Source { id, raw, model: model_config, store, config, dtype } = *source;
+        let Source { id, raw, model: model_config, store, config, dtype, keeps_all } = *source;
         let max_num_seqs = num_seqs(&backend, config);
         let max_step_tokens = step_tokens(&backend, config);
+        let asked_len = wanted_model_len(model_config, config)?;
+        let layers = if keeps_all {
+            LayerGroups::one(&vec![None; model_config.num_hidden_layers], config.block_size)
+        } else {
+            LayerGroups::choose(&model_config.sliding_window, config.block_size, asked_len, max_step_tokens)
+        };
         let shape = KvCacheShape {
             dtype: backend.kv_dtype(config.kv_cache_dtype)?,
-            num_layers: model_config.num_hidden_layers,
+            num_layers: layers.num_arrays(),
             num_blocks: 0,
             block_size: config.block_size,
             num_kv_heads: model_config.num_key_value_heads,
             head_dim: model_config.head_dim,
         };
-        let asked_len = wanted_model_len(model_config, config)?;
         // What no pool could hold takes no room in tables of positions either.
         let wanted_len = match wanted_len {
             Some(len) => len,
-            None => asked_len.min(most_tokens(&backend, config, shape)?),
+            None => {
+                let one = KvCacheShape { num_blocks: layers.num_parts(), ..shape };
+                let num_blocks = kv_bytes(&backend, config)? / backend.kv_cache_bytes(&one);
+                // Two blocks at least.
+                asked_len.min(layers.most_tokens(num_blocks, max_step_tokens).max(2 * config.block_size))
+            }
         };
         // Before the first tensor is read, so that what cannot be loaded is refused at once.
         let footprint = Footprint::new(raw, model_config, store, &|stored| backend.memory_dtype(stored, dtype))?;
@@ -94,6 +109,7 @@ impl<B: Backend> Loaded<B> {
             max_logits: max_seqs + MAX_PROMPT_LOGITS,
             max_model_len: wanted_len,
             block_size: config.block_size,
+            num_groups: layers.groups().len(),
             kv_dtype: shape.dtype,
         };
         let ws = Workspace::new(&backend, model_config, limits.max_tokens, limits.max_logits)?;
@@ -107,6 +123,7 @@ impl<B: Backend> Loaded<B> {
             backend,
             first_long_row: model_config.rope.short_len(wanted_len).unwrap_or(0),
             footprint,
+            layers,
             shape,
             asked_len,
             wanted_len,
@@ -115,24 +132,25 @@ impl<B: Backend> Loaded<B> {
         })
     }
 
-    /// Bytes that a block of keys and values takes.
+    /// Bytes that one of the pool's blocks of keys and values takes.
     pub(super) fn block_bytes(&self) -> usize {
         self.backend.kv_cache_bytes(&self.kv_shape(1))
     }
 
-    /// Of keys and values, with so many blocks.
+    /// Of keys and values, with so many of the pool's blocks.
     pub(super) fn kv_shape(&self, num_blocks: usize) -> KvCacheShape {
-        KvCacheShape { num_blocks, ..self.shape }
+        KvCacheShape { num_blocks: num_blocks * self.layers.num_parts(), ..self.shape }
     }
 
     /// The pool that the setting or the free memory allows, where a block takes so many bytes in all.
     pub(super) fn pool(&self, config: &EngineConfig, block_bytes: usize) -> Result<KvPool> {
-        KvPool::new(&self.backend, config, block_bytes, [self.asked_len, self.wanted_len])
+        let lens = [self.asked_len, self.wanted_len];
+        KvPool::new(&self.backend, config, (&self.layers, block_bytes), self.max_step_tokens, lens)
     }
 
-    /// The same with so many blocks of keys and values.
+    /// The same with so many of the pool's blocks of keys and values.
     pub(super) fn with_blocks(self, num_blocks: usize) -> Result<Compute<B>> {
-        let kv = self.backend.kv_cache(self.kv_shape(num_blocks))?;
+        let kv = self.backend.kv_cache(self.kv_shape(num_blocks), self.layers.places())?;
         let Self { model, ws, batch, answers, backend, first_long_row, .. } = self;
         Ok(Compute { model, ws, kv, batch, answers, backend, first_long_row })
     }
@@ -160,11 +178,9 @@ pub(super) fn wanted_model_len(model: &ModelConfig, config: &EngineConfig) -> Re
     }
 }
 
-/// Tokens of keys and values that there could be at most, with nothing else in memory: two blocks at least.
-fn most_tokens<B: Backend>(backend: &B, config: &EngineConfig, shape: KvCacheShape) -> Result<usize> {
-    let block_bytes = backend.kv_cache_bytes(&KvCacheShape { num_blocks: 1, ..shape });
-    let bytes = config.kv_cache_bytes.map_or_else(|| backend.kv_pool_memory(), Ok)?;
-    Ok((bytes / block_bytes).max(2).saturating_mul(config.block_size))
+/// Bytes that keys and values may take, by the setting or the memory that is free now.
+fn kv_bytes<B: Backend>(backend: &B, config: &EngineConfig) -> Result<usize> {
+    config.kv_cache_bytes.map_or_else(|| backend.kv_pool_memory(), Ok)
 }
 
 /// How many blocks of keys and values there are, and what they hold.
@@ -175,34 +191,37 @@ pub(super) struct KvPool {
 }
 
 impl KvPool {
-    /// As many blocks as the setting or the free memory allows, and no more than can ever be used. `asked_len`: the longest sequence
-    /// that is asked for; `wanted_len`: that there is a place for everywhere else.
+    /// As many blocks as the setting or the free memory allows, and no more than can ever be used. `block_bytes`: of one, `asked_len`: the
+    /// longest sequence that is asked for; `wanted_len`: that there is a place for everywhere else.
     fn new<B: Backend>(
         backend: &B,
         config: &EngineConfig,
-        block_bytes: usize,
+        (layers, block_bytes): (&LayerGroups, usize),
+        step_tokens: usize,
         [asked_len, wanted_len]: [usize; 2],
     ) -> Result<Self> {
-        let blocks_for_one = asked_len.div_ceil(config.block_size);
+        let blocks_for_one = layers.most_blocks(asked_len, step_tokens);
         let most = blocks_for_one.saturating_mul(num_seqs(backend, config));
         let bytes = match config.kv_cache_bytes {
             Some(bytes) => bytes,
             None => backend.kv_pool_memory()?.min(most.saturating_mul(block_bytes)),
         };
-        let num_blocks = (bytes / block_bytes).min(u32::MAX as usize / config.block_size);
+        let most_slots = u32::MAX as usize / (config.block_size * layers.num_parts());
+        let num_blocks = (bytes / block_bytes).min(most_slots);
         if num_blocks >= blocks_for_one && wanted_len == asked_len {
             return Ok(Self { num_blocks, max_model_len: asked_len });
         }
         let needed = mebibytes(blocks_for_one.saturating_mul(block_bytes));
         let have = mebibytes(bytes);
-        if num_blocks < 2 || config.max_model_len.is_some() {
+        let most_tokens = layers.most_tokens(num_blocks, step_tokens);
+        if most_tokens < 2 * config.block_size || config.max_model_len.is_some() {
             let message = format!(
                 "a sequence of {asked_len} tokens needs {needed} of KV cache, and there are {have}; \
                  set a greater kv-cache-bytes or a smaller max-model-len"
             );
             return Err(Error::config("kv-cache-bytes", message));
         }
-        let max_model_len = (num_blocks * config.block_size).min(wanted_len);
+        let max_model_len = most_tokens.min(wanted_len);
         tracing::warn!("the KV pool of {have} holds {max_model_len} of the model's {asked_len} tokens of context");
         Ok(Self { num_blocks, max_model_len })
     }

@@ -16,7 +16,7 @@ use super::status::EngineStatus;
 use super::step::Steps;
 use crate::backend::Backend;
 use crate::error::{Error, Result};
-use crate::kv::BlockPool;
+use crate::kv::{BlockPool, LayerGroup};
 use crate::sched::{GroupId, Scheduler, SchedulerConfig, SequenceGroup};
 use crate::text::Tokenizer;
 
@@ -47,16 +47,16 @@ pub(super) struct State {
 }
 
 /// The KV cache as the scheduler sees it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct CacheConfig {
     pub(super) num_blocks: usize,
-    pub(super) block_size: usize,
+    pub(super) groups: Vec<LayerGroup>,
     pub(super) has_prefix_cache: bool,
 }
 
 impl CacheConfig {
-    fn pool(self) -> BlockPool {
-        let pool = BlockPool::new(self.num_blocks, self.block_size);
+    fn pool(&self) -> BlockPool {
+        let pool = BlockPool::new(self.num_blocks, &self.groups);
         if self.has_prefix_cache { pool.with_prefix_cache() } else { pool }
     }
 }
@@ -65,8 +65,8 @@ impl State {
     pub(super) fn new(config: SchedulerConfig, cache_config: CacheConfig) -> Self {
         Self {
             scheduler_config: config,
-            cache_config,
             scheduler: Scheduler::new(config, cache_config.pool()),
+            cache_config,
             requests: BTreeMap::new(),
             next_id: 0,
             steps: Steps::default(),

@@ -166,7 +166,7 @@ impl<B: Backend> DraftModel<B> {
                 let pos = drafted.last_pos();
                 let last = drafted.drafts.last().copied();
                 let last = last.expect("invariant: an open sequence has got a draft in the step before");
-                self.batch.push(&[last], seq.block_table.blocks(), pos, pos, scheduler.pool().block_size());
+                self.batch.push(&[last], blocks_of(seq), pos, pos, scheduler.pool().cache_block_len());
                 if scheduler.is_long(seq) {
                     self.batch.shift_rope_rows(self.batch.num_tokens() - 1, self.compute.first_long_row);
                 }
@@ -180,7 +180,7 @@ impl<B: Backend> DraftModel<B> {
     /// nothing is read in it but what it has of the same sequence: who shares a block with one that comes first waits for the next.
     fn catch_up(&mut self, scheduler: &Scheduler) {
         self.batch.clear();
-        let (pool, block_size) = (scheduler.pool(), scheduler.pool().block_size());
+        let (pool, block_size) = (scheduler.pool(), scheduler.pool().cache_block_len());
         let mut num_left = self.max_step_tokens;
         let sequence = |of: &Drafted| &scheduler.group(of.group).sequences[of.index];
         let starts: Vec<usize> = self.sequences.iter().map(|of| self.num_computed(pool, sequence(of))).collect();
@@ -197,7 +197,7 @@ impl<B: Backend> DraftModel<B> {
             if most == 0 || tokens.is_empty() || tokens.iter().any(|&token| token as usize >= self.vocab_size) {
                 continue;
             }
-            let (blocks, is_open, first_token) = (seq.block_table.blocks(), end == len, self.batch.num_tokens());
+            let (blocks, is_open, first_token) = (blocks_of(seq), end == len, self.batch.num_tokens());
             if tokens.len() <= MAX_SINGLE_TOKENS {
                 // Logits of each, as of decodes; the last are asked for.
                 for (pos, &token) in (start..).zip(tokens) {
@@ -259,12 +259,7 @@ impl<B: Backend> DraftModel<B> {
 
     /// Tokens of a sequence whose keys and values are computed, but for the last, whose logits are wanted.
     fn num_computed(&self, pool: &BlockPool, seq: &Sequence) -> usize {
-        let (blocks, block_size) = (seq.block_table.blocks(), pool.block_size());
-        debug_assert_eq!(
-            seq.block_table.num_released(),
-            0,
-            "invariant: beside a draft model no blocks are given back early"
-        );
+        let (blocks, block_size) = (blocks_of(seq), pool.cache_block_len());
         let full = blocks.iter().take_while(|&&id| self.num_tokens(pool, id) == block_size).count();
         let rest = blocks.get(full).map_or(0, |&id| self.num_tokens(pool, id));
         (full * block_size + rest).min(seq.token_ids.len() - 1)
@@ -281,11 +276,18 @@ impl<B: Backend> DraftModel<B> {
         if start == end {
             return;
         }
-        let block_size = pool.block_size();
+        let block_size = pool.cache_block_len();
         let touched = start / block_size..end.div_ceil(block_size);
-        for (idx, &id) in seq.block_table.blocks().iter().enumerate().take(touched.end).skip(touched.start) {
+        for (idx, &id) in blocks_of(seq).iter().enumerate().take(touched.end).skip(touched.start) {
             let num_tokens = (end - idx * block_size).min(block_size).max(self.num_tokens(pool, id));
             self.computed[id as usize] = ComputedBlock { num_allocations: pool.num_allocations(id), num_tokens };
         }
     }
+}
+
+/// A sequence's blocks, which are for all layers: beside a draft model none are given back early.
+fn blocks_of(seq: &Sequence) -> &[BlockId] {
+    let table = seq.blocks.table(0);
+    debug_assert_eq!((table.num_released(), seq.blocks.table(1).blocks().len()), (0, 0), "invariant: so it is loaded");
+    table.blocks()
 }

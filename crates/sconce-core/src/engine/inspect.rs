@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::compute::wanted_model_len;
+use super::compute::{step_tokens, wanted_model_len};
 use super::files::ModelFiles;
 use super::footprint::Footprint;
 use super::load::is_for_gpu;
@@ -13,6 +13,7 @@ use crate::backend::cuda;
 use crate::backend::{Backend, KvDtype};
 use crate::config::{EngineConfig, ModelConfig, WeightDtype};
 use crate::error::{Error, Result};
+use crate::kv::LayerGroups;
 use crate::text::{ChatInput, ChatTemplate, Tokenizer};
 use crate::weights::{Dtype, WeightStore};
 
@@ -34,6 +35,12 @@ pub struct ModelReport {
     pub kv_dtype: KvDtype,
     /// Bytes of keys and values of one token, over all layers.
     pub kv_bytes_per_token: u64,
+    /// How layers share the blocks of keys and values.
+    pub layers: LayerGroups,
+    /// Most tokens of a step.
+    pub step_tokens: usize,
+    /// Bytes of the KV pool, where they are asked for.
+    pub kv_cache_bytes: Option<usize>,
     /// `None`: there is no tokenizer, without which the model is not served.
     pub tokenizer: Option<TokenizerReport>,
     /// `None`: prompts have to be formatted by those who send them.
@@ -65,9 +72,26 @@ pub struct ChatTemplateReport {
 }
 
 impl ModelReport {
-    /// Bytes of keys and values of one sequence of `max_model_len` tokens.
+    /// Bytes of keys and values of one sequence of `max_model_len` tokens, at most.
     pub fn kv_bytes_per_sequence(&self) -> u64 {
-        self.kv_bytes_per_token.saturating_mul(self.max_model_len as u64)
+        if self.layers.groups().iter().all(|group| group.window.is_none()) {
+            return self.kv_bytes_per_token.saturating_mul(self.max_model_len as u64);
+        }
+        let num_blocks = self.layers.most_blocks(self.max_model_len, self.step_tokens);
+        self.kv_block_bytes().saturating_mul(num_blocks as u64)
+    }
+
+    /// Tokens of one sequence that have room in a KV pool of so many bytes.
+    pub fn kv_tokens(&self, bytes: usize) -> usize {
+        let num_blocks = bytes as u64 / self.kv_block_bytes().max(1);
+        self.layers.most_tokens(num_blocks as usize, self.step_tokens)
+    }
+
+    /// Bytes of one of the pool's blocks.
+    fn kv_block_bytes(&self) -> u64 {
+        let layer_bytes = self.kv_bytes_per_token / self.config.num_hidden_layers.max(1) as u64;
+        // Of the parts of a block a layer has all in which it has the most tokens.
+        layer_bytes * (self.layers.prefix_unit() * self.layers.num_arrays()) as u64
     }
 }
 
@@ -105,6 +129,12 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
     });
     let tokenizer = text.as_ref().map(|(tokenizer, _)| tokenizer);
     let template = text.as_ref().and_then(|(tokenizer, template)| Some((template.as_ref()?, tokenizer)));
+    let step_tokens = if is_for_gpu(config) {
+        config.max_num_batched_tokens.unwrap_or(cuda::STEP_TOKENS)
+    } else {
+        step_tokens(&CpuBackend::new(Some(1)), config)
+    };
+    let layers = LayerGroups::choose(&model.sliding_window, config.block_size, max_model_len, step_tokens);
     let kv_bytes_per_token = model.kv_bytes_per_token(kv_dtype.head_bytes(model.head_dim)) as u64;
     Ok(ModelReport {
         path: raw.path().into(),
@@ -112,6 +142,9 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
         max_model_len,
         kv_dtype,
         kv_bytes_per_token,
+        layers,
+        step_tokens,
+        kv_cache_bytes: config.kv_cache_bytes,
         tokenizer: tokenizer.map(TokenizerReport::new),
         chat_template: template.map(|(template, tokenizer)| ChatTemplateReport::new(template, tokenizer)),
         end_tokens: end_tokens(&model, tokenizer),

@@ -96,7 +96,7 @@ pub fn load_with_draft(
     release_freed();
     let info = handle.info();
     tracing::info!(
-        "{}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks of {} tokens), context {} tokens{}",
+        "{}: ready in {:.2} s on {}: weights {}, KV pool {} of {} ({} blocks, {} tokens{}), context {} tokens{}",
         info.id,
         start.elapsed().as_secs_f32(),
         info.device,
@@ -104,7 +104,8 @@ pub fn load_with_draft(
         mebibytes(info.kv_cache_bytes),
         info.kv_dtype,
         info.num_kv_blocks,
-        info.block_size,
+        info.num_kv_tokens,
+        if info.layers.groups().len() > 1 { " of one sequence" } else { "" },
         info.max_model_len,
         info.draft_model.as_ref().map_or(String::new(), |draft| format!(", drafts by {draft}")),
     );
@@ -219,8 +220,6 @@ impl Launch<'_> {
         if let Some((part, opened)) = &draft {
             check_vocabulary((&target.id, &tokenizer), (&part.id, &opened.files.text()?.0))?;
         }
-        // A draft model computes a prompt when the model has: blocks that this does not see any more are needed for that.
-        let window = model.greatest_window().filter(|_| draft.is_none());
         let (draft, draft_opened) = draft.unzip();
         let draft_opened = draft.as_ref().zip(draft_opened);
         let config = target.config.clone();
@@ -234,12 +233,14 @@ impl Launch<'_> {
             draft_model: draft.as_ref().map(|draft| draft.id.clone()),
             max_model_len: sizes.max_model_len,
             max_num_seqs: sizes.max_num_seqs,
-            num_kv_blocks: sizes.kv_shape.num_blocks,
+            num_kv_blocks: sizes.num_blocks,
+            num_kv_tokens: sizes.num_kv_tokens(),
+            layers: sizes.layers.clone(),
             block_size: config.block_size,
             weight_bytes: sizes.footprint.memory_bytes() as usize,
             token_cost: sizes.footprint.token_cost,
             kv_cache_bytes: sizes.kv_cache_bytes,
-            kv_dtype: sizes.kv_shape.dtype,
+            kv_dtype: sizes.kv_dtype,
             device,
             gpu: self.gpu,
             config: model,
@@ -252,12 +253,11 @@ impl Launch<'_> {
             max_num_batched_tokens: sizes.max_step_tokens,
             max_num_seqs: sizes.max_num_seqs,
             max_prompt_logits: MAX_PROMPT_LOGITS,
-            window,
             short_len: info.config.rope.short_len(info.max_model_len),
         };
         let cache_config = CacheConfig {
             num_blocks: info.num_kv_blocks,
-            block_size: config.block_size,
+            groups: sizes.layers.groups().to_vec(),
             has_prefix_cache: config.prefix_cache,
         };
         let eos_token_ids = end_token_ids(&info.config, Some(&tokenizer));

@@ -7,9 +7,10 @@ use super::draft_model::DraftModel;
 use super::files::ModelFiles;
 use super::footprint::Footprint;
 use super::progress::Progress;
-use crate::backend::{Backend, KvCacheShape};
+use crate::backend::{Backend, KvDtype};
 use crate::config::{EngineConfig, WeightDtype};
 use crate::error::{Error, Result};
+use crate::kv::LayerGroups;
 
 /// How a model is loaded: now, and again should its device be lost.
 pub(super) struct Part<B: Backend> {
@@ -38,12 +39,23 @@ pub(super) struct Models<B: Backend> {
 #[derive(Debug, Clone)]
 pub(super) struct Sizes {
     pub(super) footprint: Footprint,
-    pub(super) kv_shape: KvCacheShape,
+    /// Of keys and values.
+    pub(super) kv_dtype: KvDtype,
+    pub(super) layers: LayerGroups,
+    /// The pool's blocks.
+    pub(super) num_blocks: usize,
     /// Bytes of keys and values, those of the draft model among them.
     pub(super) kv_cache_bytes: usize,
     pub(super) max_model_len: usize,
     pub(super) max_num_seqs: usize,
     pub(super) max_step_tokens: usize,
+}
+
+impl Sizes {
+    /// Tokens that have room in the pool. Where every layer has a window, one sequence can have more than lie there at once.
+    pub(super) fn num_kv_tokens(&self) -> usize {
+        self.layers.pool_tokens(self.num_blocks, self.max_step_tokens).max(self.max_model_len)
+    }
 }
 
 impl<B: Backend> Part<B> {
@@ -68,10 +80,10 @@ impl<B: Backend> Part<B> {
         Ok(Opened { files: ModelFiles::open(&self.path, &self.config)?, backend: (self.open)()? })
     }
 
-    /// [`Loaded::load`] of its files.
+    /// [`Loaded::load`] of its files. `keeps_all`: layers with a window keep what is before it too.
     fn load(
         &self,
-        Opened { files, backend }: Opened<B>,
+        (Opened { files, backend }, keeps_all): (Opened<B>, bool),
         wanted_len: Option<usize>,
         least_seqs: usize,
         progress: &dyn Progress,
@@ -79,7 +91,7 @@ impl<B: Backend> Part<B> {
         let ModelFiles { raw, config: model, store, .. } = files;
         let store = store?;
         let Self { id, config, dtype, .. } = self;
-        let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype: *dtype };
+        let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype: *dtype, keeps_all };
         Loaded::load(backend, &source, wanted_len, least_seqs, progress)
     }
 }
@@ -96,7 +108,10 @@ impl<B: Backend> Models<B> {
     ) -> Result<(Self, Sizes)> {
         let vocab_size = opened.files.config.vocab_size;
         let short_len = opened.files.config.rope.short_len(usize::MAX);
-        let loaded = target.load(opened, sizes.map(|sizes| sizes.max_model_len), drafting_rows, progress)?;
+        // A draft model computes a prompt when the model has: blocks that this does not see any more are needed for that.
+        let keeps_all = draft.is_some();
+        let loaded =
+            target.load((opened, keeps_all), sizes.map(|sizes| sizes.max_model_len), drafting_rows, progress)?;
         let load_draft = |(part, opened): (&Part<B>, Opened<B>)| {
             let config = &opened.files.config;
             let (len, common) = (config.max_position_embeddings, config.vocab_size.min(vocab_size));
@@ -104,7 +119,7 @@ impl<B: Backend> Models<B> {
             // Sequences are long where the model's are: where its own are elsewhere, the draft model has short ones alone.
             let own_short_len = config.rope.short_len(len);
             let len = own_short_len.filter(|_| own_short_len != short_len).unwrap_or(len);
-            Ok::<_, Error>((part.load(opened, Some(len), drafting_rows, progress)?, common))
+            Ok::<_, Error>((part.load((opened, keeps_all), Some(len), drafting_rows, progress)?, common))
         };
         let draft = draft.map(load_draft).transpose()?;
         let all = || draft.iter().map(|(draft, _)| draft).chain([&loaded]);
@@ -116,7 +131,9 @@ impl<B: Backend> Models<B> {
                 let kv_bytes = |of: &Loaded<B>| of.backend.kv_cache_bytes(&of.kv_shape(pool.num_blocks));
                 Sizes {
                     footprint: loaded.footprint.clone(),
-                    kv_shape: loaded.kv_shape(pool.num_blocks),
+                    kv_dtype: loaded.kv_shape(0).dtype,
+                    layers: loaded.layers.clone(),
+                    num_blocks: pool.num_blocks,
                     kv_cache_bytes: all().map(kv_bytes).sum(),
                     max_model_len: pool.max_model_len,
                     max_num_seqs: loaded.max_num_seqs,
@@ -124,7 +141,7 @@ impl<B: Backend> Models<B> {
                 }
             }
         };
-        let num_blocks = sizes.kv_shape.num_blocks;
+        let num_blocks = sizes.num_blocks;
         let draft = draft.map(|(loaded, common)| DraftModel::new(loaded, num_blocks, common)).transpose()?;
         Ok((Self { target: loaded.with_blocks(num_blocks)?, draft }, sizes))
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::footprint::TokenCost;
 use crate::backend::KvDtype;
 use crate::config::ModelConfig;
+use crate::kv::LayerGroups;
 
 /// What is known of a loaded model.
 #[derive(Debug, Clone)]
@@ -22,7 +23,11 @@ pub struct ModelInfo {
     pub max_num_seqs: usize,
     /// KV blocks in the pool.
     pub num_kv_blocks: usize,
-    /// Tokens in one KV block.
+    /// Tokens that have room in the pool: where layers with a window share it with others, of a single sequence.
+    pub num_kv_tokens: usize,
+    /// How layers share the pool's blocks.
+    pub layers: LayerGroups,
+    /// Tokens in one block of a layer's keys and values.
     pub block_size: usize,
     /// Bytes of its weights in memory.
     pub weight_bytes: usize,
@@ -36,6 +41,13 @@ pub struct ModelInfo {
     pub device: String,
     /// The GPU's number; `None`: the CPU.
     pub gpu: Option<usize>,
+}
+
+impl ModelInfo {
+    /// Tokens that so many of the pool's blocks hold: as many as there are where all are in use, by their share.
+    pub fn kv_tokens(&self, num_blocks: usize) -> usize {
+        num_blocks * self.num_kv_tokens / self.num_kv_blocks.max(1)
+    }
 }
 
 /// Counters that the engine keeps up to date once a step. Read at any time, from any thread.

@@ -18,6 +18,7 @@ use super::running::{AfterStep, Growth, RunningRequest, Seen};
 use super::status::EngineStatus;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
+use crate::kv::{BlockCopy, MAX_GROUPS};
 use crate::models::Step;
 use crate::sample::{SampleResults, SampleRow};
 use crate::sched::{GroupId, Scheduler, StepPlan};
@@ -35,6 +36,10 @@ pub(super) struct Steps {
     /// Sequences that can go on before their token is read, and the row of the logits that it is sampled from.
     unread: Vec<(GroupId, usize, usize)>,
     growth: Growth,
+    /// Copies of the cache's blocks, where the pool's are several of them; kept for its memory.
+    copies: Vec<BlockCopy>,
+    /// A sequence's blocks of the cache, likewise.
+    tables: [Vec<u32>; MAX_GROUPS],
 }
 
 /// Two steps at most are launched and not read: for as long as the second is launched.
@@ -89,7 +94,8 @@ impl<B: Backend> Engine<B> {
         let Models { target, draft } = &mut self.models;
         draft.iter_mut().for_each(|draft| draft.settle(scheduler));
         let slot = before.map_or(0, |before| (before + 1) % NUM_SLOTS);
-        let (plan, batch) = (&mut steps.slots[slot].plan, &mut steps.batch);
+        let Steps { slots, batch, copies, tables, .. } = steps;
+        let plan = &mut slots[slot].plan;
         match before {
             Some(_) => scheduler.schedule_ahead(plan),
             None => {
@@ -104,10 +110,10 @@ impl<B: Backend> Engine<B> {
             let error = Error::internal("nothing could be scheduled though requests wait");
             return before.map_or(Err(error), |_| Ok(None));
         }
-        fill_batch(batch, plan, scheduler, target.first_long_row);
+        fill_batch((batch, tables), plan, scheduler, target.first_long_row);
         let wants_logits = !batch.logit_rows.is_empty();
         let Compute { backend, model, ws, kv, batch: device_batch, .. } = target;
-        backend.copy_blocks(kv, &plan.copies)?;
+        backend.copy_blocks(kv, scheduler.pool().cache_copies(&plan.copies, copies))?;
         backend.upload(device_batch, batch)?;
         let mut step = Step { backend, ws, kv, batch: device_batch };
         backend.run(device_batch, &mut || model.forward(&mut step, wants_logits))?;
@@ -266,16 +272,28 @@ fn grow(scheduler: &mut Scheduler, id: GroupId, growth: &Growth) {
     }
 }
 
-fn fill_batch(batch: &mut Batch, plan: &StepPlan, scheduler: &Scheduler, first_long_row: usize) {
+fn fill_batch(
+    (batch, tables): (&mut Batch, &mut [Vec<u32>; MAX_GROUPS]),
+    plan: &StepPlan,
+    scheduler: &Scheduler,
+    first_long_row: usize,
+) {
     batch.clear();
+    let pool = scheduler.pool();
     for chunk in &plan.chunks {
         let seq = &scheduler.group(chunk.group).sequences[chunk.index];
-        let (tokens, blocks) = (&seq.token_ids[chunk.start..chunk.end_of_own()], seq.block_table.blocks());
-        let (block_size, first_token) = (scheduler.pool().block_size(), batch.num_tokens());
-        batch.push(tokens, blocks, chunk.start, chunk.logits_from, block_size);
+        let tokens = &seq.token_ids[chunk.start..chunk.end_of_own()];
+        let (block_size, first_token) = (pool.cache_block_len(), batch.num_tokens());
+        let of_groups = seq.blocks.tables(pool);
+        let mut blocks = [&[][..]; MAX_GROUPS];
+        for ((blocks, table), room) in blocks.iter_mut().zip(of_groups).zip(tables.iter_mut()) {
+            *blocks = pool.cache_blocks(table, room);
+        }
+        let blocks = &blocks[..of_groups.len()];
+        batch.push_grouped(tokens, blocks, chunk.start, chunk.logits_from, block_size);
         // Each a sequence of its own, with the same blocks: so they are attended as decodes are.
         for (pos, &draft) in (chunk.end_of_own()..).zip(&seq.drafts[..chunk.num_drafts]) {
-            batch.push(&[draft], blocks, pos, pos, block_size);
+            batch.push_grouped(&[draft], blocks, pos, pos, block_size);
         }
         if scheduler.is_long(seq) {
             batch.shift_rope_rows(first_token, first_long_row);

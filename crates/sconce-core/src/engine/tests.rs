@@ -19,6 +19,7 @@ use crate::backend::cuda::host::{HostDevice, Watch};
 use crate::backend::{Backend, KvCacheShape, KvDtype, StepLimits, Workspace};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, RopeScaling, SamplingParams};
 use crate::error::{Error, ErrorKind, Result};
+use crate::kv::LayerGroups;
 use crate::models::{Model, Step};
 use crate::sched::SchedulerConfig;
 use crate::text::Tokenizer;
@@ -118,7 +119,7 @@ pub(super) fn compute<B: Backend>(
     };
     Compute {
         ws: Workspace::new(&backend, &config, limits.max_tokens, limits.max_logits).unwrap(),
-        kv: backend.kv_cache(shape).unwrap(),
+        kv: backend.kv_cache(shape, &[]).unwrap(),
         batch: backend.batch(&config, limits).unwrap(),
         answers: [(); 2].map(|()| backend.answers().unwrap()),
         backend,
@@ -134,6 +135,7 @@ fn small_compute<B: Backend>(backend: B, model: Box<dyn Model<B>>) -> Compute<B>
         max_logits: 8,
         max_model_len: 64,
         block_size: BLOCK_SIZE,
+        num_groups: 1,
         kv_dtype: KvDtype::Bf16,
     };
     compute(backend, model, &limits, NUM_BLOCKS)
@@ -148,14 +150,13 @@ fn start() -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
 pub(super) type Reload<B> = Box<dyn Fn() -> Result<Compute<B>> + Send>;
 
 fn start_small<B: Backend>(compute: Compute<B>, reload: Reload<B>) -> (mpsc::Sender<Inbox>, Arc<EngineStatus>) {
-    let scheduler_config = SchedulerConfig {
-        max_num_batched_tokens: 16,
-        max_num_seqs: 4,
-        max_prompt_logits: 1,
-        window: None,
-        short_len: None,
+    let scheduler_config =
+        SchedulerConfig { max_num_batched_tokens: 16, max_num_seqs: 4, max_prompt_logits: 1, short_len: None };
+    let cache_config = CacheConfig {
+        num_blocks: NUM_BLOCKS,
+        groups: LayerGroups::one(&[], BLOCK_SIZE).groups().to_vec(),
+        has_prefix_cache: true,
     };
-    let cache_config = CacheConfig { num_blocks: NUM_BLOCKS, block_size: BLOCK_SIZE, has_prefix_cache: true };
     let limits = Limits { eos_token_ids: vec![], max_model_len: 64 };
     start_with(compute, reload, limits, State::new(scheduler_config, cache_config))
 }

@@ -1,4 +1,4 @@
-//! `copy_blocks`: copies whole KV blocks, in all layers, for copy-on-write. 2 * block bytes a copy and layer.
+//! `copy_blocks`: copies whole KV blocks, in all arrays, for copy-on-write. 2 * block bytes a copy and array.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl CopySpace {
     }
 }
 
-/// `kernels/copy_blocks.cu`: the same, in one launch for all layers.
+/// `kernels/copy_blocks.cu`: the same, in one launch for all arrays.
 pub(crate) fn cuda(device: &dyn Device, space: &CopySpace, kv: &mut CudaKvCache, copies: &[BlockCopy]) -> Result<()> {
     let (shape, block_bytes) = (kv.shape, kv.block_bytes());
     let grid = [block_bytes.div_ceil(THREADS * THREAD_BYTES) as u32, 2 * shape.num_layers as u32, 1];
@@ -48,9 +48,9 @@ pub(crate) fn cuda(device: &dyn Device, space: &CopySpace, kv: &mut CudaKvCache,
             words.copy_from_slice(&[copy.src, copy.dst]);
         }
         space.copies.write(0, bytemuck::cast_slice(&words[..2 * copies.len()]))?;
-        let args = Args::new().with(kv.keys(0)).with(space.copies.ptr()).with(copies.len());
+        let args = Args::new().with(kv.memory.ptr()).with(space.copies.ptr()).with(copies.len());
         let args = args.with(block_bytes as u64).with((shape.num_blocks * block_bytes) as u64);
-        // SAFETY: the blocks were checked, layers' keys and values follow one another, and each 16 bytes have a thread.
+        // SAFETY: the blocks were checked, arrays of keys and values follow one another, and each 16 bytes have a thread.
         unsafe { device.launch("copy_blocks", &Dims { grid, ..Dims::linear(0, THREADS) }, &args)? };
     }
     Ok(())

@@ -44,7 +44,8 @@ impl ExpandSpace {
         let blocks_of_one = limits.max_model_len.div_ceil(limits.block_size);
         let one = Self::shape(elem, spec, limits.block_size);
         let num_blocks = blocks_of_one.max(LEAST_BYTES / one.num_bytes()).min(limits.max_seqs * blocks_of_one);
-        let space = Self::with_room(device, elem, KvCacheShape { num_blocks, ..one }, limits.max_seqs * blocks_of_one)?;
+        let max_words = limits.num_groups * limits.max_seqs * blocks_of_one;
+        let space = Self::with_room(device, elem, KvCacheShape { num_blocks, ..one }, max_words)?;
         tracing::debug!("{} MiB for a layer's keys and values of prompts in 16 bits", space.kv.memory.bytes() >> 20);
         Ok(space)
     }
@@ -107,7 +108,8 @@ impl ExpandSpace {
         assert!(group.num_blocks <= self.kv.shape.num_blocks, "invariant: no sequence is longer than limits say");
         assert!(4 * batch.num_table_words() <= self.tables.bytes(), "invariant: no more sequences than limits say");
         let args = Args::new().with(self.kv.keys(0)).with(self.kv.values(0)).with(self.tables.ptr());
-        let args = args.with(kv.keys(spec.layer)).with(kv.values(spec.layer)).with(batch.sequences());
+        let args =
+            args.with(kv.keys(spec.layer)).with(kv.values(spec.layer)).with(batch.sequences(kv.group(spec.layer)));
         let args = args.with(batch.block_tables()).with(batch.prompts(group.prompts.start)).with(spec.num_kv_heads);
         let args = args.with(kv.head_stride()).with(kv.shape.block_size).with(spec.window.unwrap_or(0));
         let grid = [group.most_blocks as u32, group.prompts.len() as u32, 1];

@@ -132,7 +132,7 @@ pub(crate) mod on_device {
         let batch = Batch {
             token_ids: token_ids.to_vec(),
             positions: zeros.clone(),
-            slot_mapping: zeros,
+            slot_mappings: [zeros, Vec::new()],
             logit_rows: logit_rows.to_vec(),
             ..Batch::default()
         };

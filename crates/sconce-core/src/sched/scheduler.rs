@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::plan::{ScheduledChunk, StepPlan};
 use super::sequence::{GroupId, Sequence, SequenceGroup, SequenceStatus, UNREAD};
-use crate::kv::{BlockPool, BlockTable, CachedBlock, PrefixId};
+use crate::kv::{BlockPool, CachedPrefix, MAX_GROUPS, PrefixId, SequenceBlocks};
 
 /// Limits of one step.
 #[derive(Debug, Clone, Copy)]
@@ -15,19 +15,12 @@ pub struct SchedulerConfig {
     pub max_num_seqs: usize,
     /// Most positions whose logits a prompt may ask for in one step, beyond each sequence's last.
     pub max_prompt_logits: usize,
-    /// Every layer's queries see at most so many tokens, their own among them; `None`: a layer sees all.
-    pub window: Option<usize>,
     /// Sequences of more tokens are long: all of their keys and values are other ones than a short sequence's of the same tokens.
     /// `None`: all are alike.
     pub short_len: Option<usize>,
 }
 
 impl SchedulerConfig {
-    /// The first token that queries from `start` on see.
-    fn first_visible(&self, start: usize) -> usize {
-        self.window.map_or(0, |window| (start + 1).saturating_sub(window))
-    }
-
     /// Whether a sequence of so many tokens is long.
     fn is_long(&self, len: usize) -> bool {
         self.short_len.is_some_and(|short_len| len > short_len)
@@ -59,7 +52,7 @@ enum Prefix {
     /// Those of a sibling, so many tokens.
     Sibling(usize, usize),
     /// Those of the prefix cache.
-    Cached(Vec<CachedBlock>),
+    Cached(CachedPrefix),
 }
 
 /// Shares the token budget and the KV blocks among the requests.
@@ -202,25 +195,34 @@ impl Scheduler {
     fn admission(&mut self, id: GroupId, idx: usize, plan: &mut StepPlan) -> Admission {
         let Some(prefix) = self.find_prefix(id, idx) else { return Admission::AfterSibling };
         let (group, pool) = (self.groups.get_mut(&id).expect("invariant: listed"), &mut self.pool);
-        let block_size = pool.block_size();
-        let (prefix_len, num_taken) = match &prefix {
-            Prefix::Sibling(_, len) => (*len, 0),
+        let mut num_taken = [0; MAX_GROUPS];
+        let prefix_len = match &prefix {
+            Prefix::Sibling(_, len) => *len,
             Prefix::Cached(found) => {
-                (found.len() * block_size, found.iter().filter(|cached| pool.is_free(cached.block)).count())
+                for (at, (num, &of)) in num_taken.iter_mut().zip(pool.groups()).enumerate() {
+                    let (blocks, num_unseen) = found.blocks(at, of);
+                    *num = blocks[num_unseen..].iter().filter(|&&id| pool.is_free(id)).count();
+                }
+                found.len()
             }
         };
-        // All of it must fit, and one block more for each that runs: admitted too early, it would only be preempted.
-        let num_tokens = group.sequences[idx].token_ids.len();
-        let needed = pool.blocks_for(num_tokens) - prefix_len / block_size;
+        // All of it that is ever needed at once must fit, and one block more for each that runs: admitted too early, it would only be
+        // preempted.
+        let (num_tokens, step_tokens) = (group.sequences[idx].token_ids.len(), self.config.max_num_batched_tokens);
+        let needed = pool.groups().iter().zip(num_taken).map(|(of, num_taken)| {
+            let num_new = of.blocks_for(num_tokens) - prefix_len / of.block_len;
+            (num_taken + num_new).min(of.most_blocks(num_tokens, step_tokens))
+        });
+        let needed: usize = needed.sum();
         let reserve = self.num_running.min(pool.num_total().saturating_sub(needed));
-        if pool.num_free() < num_taken + needed + reserve {
+        if pool.num_free() < needed + reserve {
             return Admission::NoRoom;
         }
-        let table = match prefix {
-            Prefix::Sibling(sibling, len) => group.sequences[sibling].block_table.fork(pool, len),
-            Prefix::Cached(found) => BlockTable::of_cached(pool, &found),
+        let blocks = match prefix {
+            Prefix::Sibling(sibling, len) => group.sequences[sibling].blocks.fork(pool, len),
+            Prefix::Cached(found) => SequenceBlocks::of_cached(pool, &found),
         };
-        group.sequences[idx].block_table = table;
+        group.sequences[idx].blocks = blocks;
         group.sequences[idx].num_computed_tokens = prefix_len;
         if group.num_cached_tokens.is_none() {
             group.num_cached_tokens = Some(prefix_len);
@@ -232,7 +234,7 @@ impl Scheduler {
     /// The longest prefix of a waiting sequence that is computed. `None`: a sibling will soon have computed more of it.
     fn find_prefix(&mut self, id: GroupId, idx: usize) -> Option<Prefix> {
         let group = &self.groups[&id];
-        let block_size = self.pool.block_size();
+        let unit = self.pool.prefix_unit();
         let token_ids = &group.sequences[idx].token_ids;
         // Not the last token, whose logits are wanted, and no position of the prompt whose logits are.
         let most = (token_ids.len() - 1).min(group.wanted_prompt_logits().unwrap_or(usize::MAX));
@@ -241,9 +243,9 @@ impl Scheduler {
             if seq.status != SequenceStatus::Running || self.is_long(seq) != self.config.is_long(token_ids.len()) {
                 continue;
             }
-            let len = group.common_len(idx, sibling).min(most) / block_size * block_size;
+            let len = group.common_len(idx, sibling).min(most) / unit * unit;
             // A sibling far beyond the prefix can have given back what is still seen from there.
-            let has_all = seq.block_table.num_released() <= self.config.first_visible(len) / block_size;
+            let has_all = seq.blocks.has_seen_from(&self.pool, len);
             if seq.num_computed_tokens < len {
                 soon = soon.max(len);
             } else if has_all && best.is_none_or(|(_, best_len)| len > best_len) {
@@ -251,7 +253,7 @@ impl Scheduler {
             }
         }
         let found = self.pool.find_prefix(self.config.root(token_ids.len()), &token_ids[..most]);
-        let cached_len = found.len() * block_size;
+        let cached_len = found.len();
         match best {
             _ if soon > cached_len.max(best.map_or(0, |(_, len)| len)) => None,
             Some((sibling, len)) if len > cached_len => Some(Prefix::Sibling(sibling, len)),
@@ -278,8 +280,8 @@ impl Scheduler {
         loop {
             let seq = &mut self.groups.get_mut(&id).expect("invariant: listed").sequences[idx];
             let start = seq.num_computed_tokens;
-            if seq.block_table.num_missing(&self.pool, start, len) <= self.pool.num_free() {
-                plan.copies.extend(seq.block_table.reserve(&mut self.pool, start, len));
+            if seq.blocks.num_missing(&self.pool, start, len) <= self.pool.num_free() {
+                plan.copies.extend(seq.blocks.reserve(&mut self.pool, start, len));
                 return true;
             }
             let victim = self.youngest_running().expect("invariant: the sequence that needs room is running");
@@ -327,8 +329,8 @@ impl Scheduler {
             // A block is found by its tokens: one with an unread token is held until that is read.
             let num_known = chunk.end_of_own().min(seq.num_read());
             let root = self.config.root(seq.token_ids.len());
-            seq.block_table.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..num_known]);
-            seq.block_table.release_before(&mut self.pool, self.config.first_visible(num_known));
+            seq.blocks.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..num_known]);
+            seq.blocks.release_unseen(&mut self.pool, num_known);
         }
     }
 
@@ -355,7 +357,7 @@ impl Scheduler {
         *seq.token_ids.last_mut().expect("invariant: it has an unread token") = token_id;
         // The step that computes it may be under way: later ones can begin with the block that it fills.
         let root = self.config.root(seq.token_ids.len());
-        seq.block_table.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..seq.num_computed_tokens]);
+        seq.blocks.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..seq.num_computed_tokens]);
     }
 
     /// Tokens that a step can have beside those of a plan.
@@ -376,9 +378,10 @@ impl Scheduler {
             chunk.len == 1 && chunk.end() == seq.token_ids.len() && seq.unread_row.is_none(),
             "invariant: drafts follow what is known"
         );
-        let most_tokens = (seq.block_table.blocks().len() + self.pool.num_free()) * self.pool.block_size();
-        let num_drafts = most.min(num_left).min(most_tokens - chunk.end());
-        let copy = seq.block_table.reserve(&mut self.pool, chunk.start, chunk.len + num_drafts);
+        let has_room =
+            |num: &usize| seq.blocks.num_missing(&self.pool, chunk.start, chunk.len + num) <= self.pool.num_free();
+        let num_drafts = (0..=most.min(num_left)).rev().find(has_room).unwrap_or(0);
+        let copy = seq.blocks.reserve(&mut self.pool, chunk.start, chunk.len + num_drafts).next();
         debug_assert_eq!(copy, None, "invariant: the chunk's own tokens have their blocks");
         num_drafts
     }
@@ -393,14 +396,14 @@ impl Scheduler {
         (chunk.len, chunk.num_drafts) = (chunk.len + num_drafts, num_drafts);
         let end = chunk.end();
         let seq = &mut self.groups.get_mut(&chunk.group).expect("invariant: found before").sequences[chunk.index];
-        seq.block_table.release_behind(&mut self.pool, end);
+        seq.blocks.release_behind(&mut self.pool, end);
     }
 
     /// Forgets a sequence's drafts, and gives back the blocks that were for them alone: the step that computed them has been read.
     pub fn clear_drafts(&mut self, id: GroupId, idx: usize) {
         let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
         seq.drafts.clear();
-        seq.block_table.release_behind(&mut self.pool, seq.num_computed_tokens);
+        seq.blocks.release_behind(&mut self.pool, seq.num_computed_tokens);
     }
 
     /// Whether the draft of `chunk` that was computed at `pos` is the token that its sequence has there: then it counts as computed.
@@ -413,8 +416,8 @@ impl Scheduler {
         }
         seq.num_computed_tokens = pos + 1;
         let root = self.config.root(seq.token_ids.len());
-        seq.block_table.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..pos + 1]);
-        seq.block_table.release_before(&mut self.pool, self.config.first_visible(pos + 1));
+        seq.blocks.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..pos + 1]);
+        seq.blocks.release_unseen(&mut self.pool, pos + 1);
         true
     }
 
@@ -431,14 +434,14 @@ impl Scheduler {
             debug_assert_eq!(parent.unread_row, None, "invariant: what branches is read first");
             let mut child = Sequence::new(parent.token_ids.clone());
             if parent.status == SequenceStatus::Running && self.num_running < self.config.max_num_seqs {
-                child.block_table = parent.block_table.fork(&mut self.pool, parent.num_computed_tokens);
+                child.blocks = parent.blocks.fork(&mut self.pool, parent.num_computed_tokens);
                 child.num_computed_tokens = parent.num_computed_tokens;
                 child.status = SequenceStatus::Running;
                 self.num_running += 1;
             }
             group.sequences.push(child);
         }
-        old.iter_mut().for_each(|parent| parent.block_table.release(&mut self.pool));
+        old.iter_mut().for_each(|parent| parent.blocks.release(&mut self.pool));
     }
 
     /// Ends a sequence; its blocks are free at once.
@@ -457,7 +460,7 @@ impl Scheduler {
     fn leave_running(&mut self, id: GroupId, idx: usize, status: SequenceStatus) {
         let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
         self.num_running -= usize::from(seq.status == SequenceStatus::Running);
-        seq.block_table.release(&mut self.pool);
+        seq.blocks.release(&mut self.pool);
         seq.drafts.clear();
         seq.num_computed_tokens = 0;
         seq.status = status;

@@ -1,6 +1,6 @@
 //! [`Sequence`] and [`SequenceGroup`]: what the scheduler knows of a request.
 
-use crate::kv::BlockTable;
+use crate::kv::SequenceBlocks;
 
 /// Number of a request, in order of arrival.
 pub type GroupId = u64;
@@ -35,7 +35,7 @@ pub struct Sequence {
     /// Tokens whose keys and values are in the cache.
     pub num_computed_tokens: usize,
     /// Where they are.
-    pub block_table: BlockTable,
+    pub blocks: SequenceBlocks,
     /// What it is doing.
     pub status: SequenceStatus,
 }
@@ -48,7 +48,7 @@ impl Sequence {
             unread_row: None,
             drafts: Vec::new(),
             num_computed_tokens: 0,
-            block_table: BlockTable::default(),
+            blocks: SequenceBlocks::default(),
             status: SequenceStatus::Waiting,
         }
     }

@@ -1,12 +1,14 @@
 //! The scheduler against a simulated cache: every slot remembers which token was written to it, and whether of a long sequence.
 
+mod beams;
+mod groups;
 mod long;
 mod random;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::kv::{BlockId, BlockPool};
+use crate::kv::{BlockId, BlockPool, LayerGroup};
 
 /// A small linear congruential generator, so that a failing seed can be run again.
 struct Lcg(u64);
@@ -35,11 +37,16 @@ enum Kind {
     Beams { width: usize, num_ready: usize },
 }
 
-/// Runs steps as the engine does, on a cache of token ids, and of whether their sequences were long, instead of keys and values.
+/// What a slot of the cache holds: a token, whether its sequence was long, and for which group of layers it is.
+type Written = (u32, bool, usize);
+
+/// Runs steps as the engine does, on a cache of such slots instead of keys and values.
 struct Simulation {
     scheduler: Scheduler,
     config: SchedulerConfig,
-    cache: Vec<(u32, bool)>,
+    cache: Vec<Written>,
+    /// Slots of a block.
+    block_slots: usize,
     requests: BTreeMap<GroupId, Request>,
     plan: StepPlan,
     num_steps: usize,
@@ -67,20 +74,26 @@ const BLOCK_SIZE: usize = 4;
 
 /// Of steps of so many tokens and sequences. All sequences are alike, and every token sees all before it.
 fn limits(max_num_batched_tokens: usize, max_num_seqs: usize) -> SchedulerConfig {
-    SchedulerConfig { max_num_batched_tokens, max_num_seqs, max_prompt_logits: 0, window: None, short_len: None }
+    SchedulerConfig { max_num_batched_tokens, max_num_seqs, max_prompt_logits: 0, short_len: None }
+}
+
+/// So many blocks of layers whose queries see so many tokens.
+fn pool_of(num_blocks: usize, window: Option<usize>) -> BlockPool {
+    BlockPool::new(num_blocks, &[LayerGroup { block_len: BLOCK_SIZE, window }])
 }
 
 impl Simulation {
     fn new(num_blocks: usize, config: SchedulerConfig) -> Self {
-        Self::with_pool(BlockPool::new(num_blocks, BLOCK_SIZE), config)
+        Self::with_pool(pool_of(num_blocks, None), config)
     }
 
     fn with_pool(pool: BlockPool, config: SchedulerConfig) -> Self {
-        let num_blocks = pool.num_total();
+        let (num_blocks, block_slots) = (pool.num_total(), pool.prefix_unit());
         Self {
             scheduler: Scheduler::new(config, pool),
             config,
-            cache: vec![(u32::MAX, false); num_blocks * BLOCK_SIZE],
+            cache: vec![(u32::MAX, false, 0); num_blocks * block_slots],
+            block_slots,
             requests: BTreeMap::new(),
             plan: StepPlan::default(),
             num_steps: 0,
@@ -145,8 +158,8 @@ impl Simulation {
         assert!(plan.num_tokens() <= self.config.max_num_batched_tokens);
         assert!(self.scheduler.num_running() <= self.config.max_num_seqs);
         for copy in &plan.copies {
-            let (src, dst) = (copy.src as usize * BLOCK_SIZE, copy.dst as usize * BLOCK_SIZE);
-            self.cache.copy_within(src..src + BLOCK_SIZE, dst);
+            let [src, dst] = [copy.src, copy.dst].map(|id| id as usize * self.block_slots);
+            self.cache.copy_within(src..src + self.block_slots, dst);
         }
         self.write_chunks(&plan, before);
         self.check_contexts(&plan);
@@ -231,9 +244,11 @@ impl Simulation {
         self.config.short_len.is_some_and(|short_len| len > short_len)
     }
 
-    fn slot(&self, chunk: &ScheduledChunk, pos: usize) -> usize {
+    /// Where a group of layers has a position of a sequence.
+    fn slot(&self, chunk: &ScheduledChunk, pos: usize, group: usize) -> usize {
         let seq = &self.scheduler.group(chunk.group).sequences[chunk.index];
-        seq.block_table.blocks()[pos / BLOCK_SIZE] as usize * BLOCK_SIZE + pos % BLOCK_SIZE
+        let block_len = self.scheduler.pool().group(group).block_len;
+        seq.blocks.table(group).blocks()[pos / block_len] as usize * self.block_slots + pos % block_len
     }
 
     fn write_chunks(&mut self, plan: &StepPlan, before: Option<&StepPlan>) {
@@ -245,9 +260,11 @@ impl Simulation {
                 assert_eq!((chunk.len, chunk.end()), (1, seq.token_ids.len()));
             }
             let is_long = self.scheduler.is_long(seq);
-            for pos in chunk.start..chunk.end() {
-                let slot = self.slot(chunk, pos);
-                self.cache[slot] = (self.token(chunk.group, chunk.index, pos), is_long);
+            for group in 0..self.scheduler.pool().groups().len() {
+                for pos in chunk.start..chunk.end() {
+                    let slot = self.slot(chunk, pos, group);
+                    self.cache[slot] = (self.token(chunk.group, chunk.index, pos), is_long, group);
+                }
             }
         }
     }
@@ -256,31 +273,40 @@ impl Simulation {
         for chunk in &plan.chunks {
             let seq = &self.scheduler.group(chunk.group).sequences[chunk.index];
             assert_eq!(chunk.start, seq.num_computed_tokens);
-            let first = self.config.window.map_or(0, |window| (chunk.start + 1).saturating_sub(window));
-            assert!(seq.block_table.num_released() * BLOCK_SIZE <= first, "{chunk:?}");
             // A draft's place is the end of a sequence of its own.
             let is_long = self.is_long(seq.token_ids.len());
             assert_eq!(self.is_long(chunk.end().max(seq.token_ids.len())), is_long, "{chunk:?}");
-            for pos in first..chunk.end() {
-                let expected = (self.token(chunk.group, chunk.index, pos), is_long);
-                assert_eq!(self.cache[self.slot(chunk, pos)], expected, "{chunk:?} position {pos}");
+            for (group, of) in self.scheduler.pool().groups().iter().enumerate() {
+                let first = of.first_visible(chunk.start);
+                assert!(seq.blocks.table(group).num_released() * of.block_len <= first, "{chunk:?}");
+                for pos in first..chunk.end() {
+                    let expected = (self.token(chunk.group, chunk.index, pos), is_long, group);
+                    assert_eq!(self.cache[self.slot(chunk, pos, group)], expected, "{chunk:?} position {pos}");
+                }
             }
         }
     }
 
     /// Whether the pool counts as used just the blocks that some table holds, and no table holds more than it needs.
     fn check_holders(&self) {
-        let mut held = BTreeSet::<BlockId>::new();
+        let pool = self.scheduler.pool();
+        let (mut held, mut num_held) = ([BTreeSet::<BlockId>::new(), BTreeSet::new()], 0);
         for &id in self.requests.keys() {
             for seq in &self.scheduler.group(id).sequences {
-                let live = &seq.block_table.blocks()[seq.block_table.num_released()..];
-                if let Some(window) = self.config.window {
-                    assert!(live.len() <= (window + BLOCK_SIZE - 1).div_ceil(BLOCK_SIZE), "request {id}: {live:?}");
+                for (of, table) in pool.groups().iter().zip(seq.blocks.tables(pool)) {
+                    let live = &table.blocks()[table.num_released()..];
+                    if let Some(window) = of.window {
+                        assert!(live.len() <= of.blocks_for(window + of.block_len - 1), "request {id}: {live:?}");
+                    }
+                    num_held += live.iter().collect::<BTreeSet<_>>().len();
+                    held[table.group()].extend(live);
                 }
-                held.extend(live);
             }
         }
-        assert_eq!(self.scheduler.pool().num_used(), held.len());
+        // No block is held for two groups.
+        let num_all = held.iter().map(BTreeSet::len).sum::<usize>();
+        assert!(num_all <= num_held && held[0].is_disjoint(&held[1]));
+        assert_eq!(pool.num_used(), num_all);
     }
 
     fn sample(&mut self, chunk: &ScheduledChunk) {
@@ -377,8 +403,7 @@ fn generated_token(id: GroupId, idx: usize, pos: usize) -> u32 {
 
 #[test]
 fn a_window_keeps_few_blocks_however_long_the_sequence() {
-    let config = SchedulerConfig { window: Some(8), ..limits(8, 2) };
-    let mut sim = Simulation::new(64, config);
+    let mut sim = Simulation::with_pool(pool_of(64, Some(8)), limits(8, 2));
     sim.add(0, 100, 2, 100);
     let mut most = 0;
     while !sim.requests.is_empty() {
@@ -414,47 +439,9 @@ fn the_prompt_is_stored_once_for_all_sequences() {
 }
 
 #[test]
-fn beams_share_what_they_have_in_common_and_drop_the_rest_at_once() {
-    let config = limits(64, 8);
-    let mut scheduler = Scheduler::new(config, BlockPool::new(32, BLOCK_SIZE));
-    scheduler.add(0, SequenceGroup::new((0..10).collect()));
-    let mut plan = StepPlan::default();
-    let mut step = |scheduler: &mut Scheduler, parents: &[usize], expected_used: usize| {
-        scheduler.schedule(&mut plan);
-        scheduler.commit(&plan);
-        scheduler.branch(0, parents);
-        (0..parents.len()).for_each(|idx| scheduler.push_token(0, idx, idx as u32));
-        assert_eq!(scheduler.pool().num_used(), expected_used, "{parents:?}");
-        plan.copies.len()
-    };
-    // 2 full blocks and one with 2 tokens, which all four share until they write to it.
-    assert_eq!(step(&mut scheduler, &[0, 0, 0, 0], 3), 0);
-    assert_eq!(step(&mut scheduler, &[0, 1, 2, 3], 6), 3, "the last to write owns what the others have copied");
-    assert_eq!(step(&mut scheduler, &[2, 2], 3), 0, "two children of one parent, the others' blocks are free");
-    assert_eq!(step(&mut scheduler, &[0, 1], 5), 0, "the last block was full");
-    scheduler.branch(0, &[]);
-    assert!(scheduler.group(0).is_finished());
-    assert_eq!(scheduler.pool().num_used(), 0);
-}
-
-#[test]
-fn a_search_wider_than_the_pool_or_the_batch_goes_on_beam_by_beam() {
-    for (num_blocks, max_num_seqs) in [(10, 8), (60, 2), (10, 1)] {
-        let config = limits(16, max_num_seqs);
-        let mut sim = Simulation::new(num_blocks, config);
-        sim.add_kind(0, 20, Kind::Beams { width: 4, num_ready: 0 }, 20);
-        sim.add(1, 20, 2, 20);
-        while !sim.requests.is_empty() {
-            assert!(sim.step());
-        }
-        assert_eq!(sim.scheduler.pool().num_used(), 0);
-    }
-}
-
-#[test]
 fn a_prompt_that_is_cached_is_not_computed_again() {
     let config = limits(64, 8);
-    let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
+    let mut sim = Simulation::with_pool(pool_of(32, None).with_prefix_cache(), config);
     let mut check = |id: GroupId, prompt_len: usize, num_cached: usize| {
         let before = sim.num_cached_tokens;
         sim.add(id, prompt_len, 2, 3);
@@ -479,7 +466,7 @@ fn a_prompt_that_is_cached_is_not_computed_again() {
 #[test]
 fn prompt_logits_come_once_and_in_order() {
     let config = SchedulerConfig { max_prompt_logits: 3, ..limits(16, 2) };
-    let mut scheduler = Scheduler::new(config, BlockPool::new(16, BLOCK_SIZE));
+    let mut scheduler = Scheduler::new(config, pool_of(16, None));
     let mut group = SequenceGroup::new((0..20).collect());
     group.prompt_logits_from = Some(5);
     scheduler.add(0, group);

@@ -23,7 +23,7 @@ use fixture::Fixture;
 use report::check_all;
 use runner::{BLOCK_SIZE, Runner};
 use sconce_core::backend::cpu::CpuBackend;
-use sconce_core::config::{MatmulPrecision, WeightDtype};
+use sconce_core::config::{KvCacheDtype, MatmulPrecision, WeightDtype};
 use sconce_core::weights::Dtype;
 
 /// What f32 kernels may differ from transformers' f32 kernels.
@@ -101,6 +101,29 @@ fn check_chunks_and_batches(fixture: &Fixture, runner: &mut Runner<CpuBackend>) 
             assert!(found == &alone[prompt], "{} prompt {prompt} in a batch of 8", fixture.name);
         }
     }
+}
+
+/// Layers with a window give back what is before it.
+#[test]
+fn blocks_given_back_change_nothing() {
+    check_all("given back", |fixture| {
+        let new = || Runner::new(fixture, WeightDtype::F32, cpu(MatmulPrecision::Exact));
+        if !new().has_two_kinds_of_layers() {
+            return Err("all layers are of one kind");
+        }
+        let prompts = fixture.prompts();
+        let ids: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.input_ids.as_slice()).take(8).collect();
+        let longest = ids.iter().map(|ids| ids.len()).max().unwrap();
+        for kv in [KvCacheDtype::Auto, KvCacheDtype::F16] {
+            let expected = new().with_kv(kv).logits(&ids, longest);
+            let mut runner = new().with_groups(kv);
+            for chunk_len in [1, 7, longest] {
+                let found = runner.logits(&ids, chunk_len);
+                assert!(found == expected, "{} in {kv:?}, in chunks of {chunk_len}", fixture.name);
+            }
+        }
+        Ok("equal".into())
+    });
 }
 
 fn cpu(precision: MatmulPrecision) -> CpuBackend {

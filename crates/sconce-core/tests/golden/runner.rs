@@ -3,6 +3,7 @@
 use sconce_core::backend::{Backend, Batch, KvCacheShape, StepLimits, Workspace};
 use sconce_core::config::{KvCacheDtype, ModelConfig, WeightDtype};
 use sconce_core::engine::NoProgress;
+use sconce_core::kv::{BlockPool, LayerGroups, MAX_GROUPS, SequenceBlocks};
 use sconce_core::models::{self, Loader, Model, RawConfig, Step};
 use sconce_core::weights::{StoredForm, WeightStore};
 
@@ -21,6 +22,8 @@ pub(crate) struct Runner<B: Backend> {
     ws: Workspace<B>,
     kv: B::KvCache,
     device_batch: B::Batch,
+    /// `None`: each sequence has blocks of its own, for all layers.
+    pool: Option<BlockPool>,
     pub(crate) backend: B,
 }
 
@@ -50,18 +53,36 @@ impl<B: Backend> Runner<B> {
         };
         let model = (models::find::<B>(raw).unwrap().load)(&loader).unwrap();
         let ws = Workspace::new(&backend, &config, MAX_TOKENS, MAX_TOKENS).unwrap();
-        let (kv, device_batch) = Self::cache(&backend, &config, KvCacheDtype::Auto);
-        Self { backend, model, config, ws, kv, device_batch }
+        let layers = LayerGroups::one(&vec![None; config.num_hidden_layers], BLOCK_SIZE);
+        let (kv, device_batch) = Self::cache(&backend, &config, KvCacheDtype::Auto, &layers);
+        Self { backend, model, config, ws, kv, device_batch, pool: None }
     }
 
     /// The same with an empty cache of another type.
     #[allow(dead_code, reason = "of those who share this file one has caches of several types")]
     pub(crate) fn with_kv(self, asked: KvCacheDtype) -> Self {
-        let (kv, device_batch) = Self::cache(&self.backend, &self.config, asked);
+        let layers = LayerGroups::one(&vec![None; self.config.num_hidden_layers], BLOCK_SIZE);
+        let (kv, device_batch) = Self::cache(&self.backend, &self.config, asked, &layers);
         Self { kv, device_batch, ..self }
     }
 
-    fn cache(backend: &B, config: &ModelConfig, asked: KvCacheDtype) -> (B::KvCache, B::Batch) {
+    /// The same where layers with a window give back what is before it, and what they give back is handed out at once.
+    pub(crate) fn with_groups(self, asked: KvCacheDtype) -> Self {
+        let layers = LayerGroups::choose(&self.config.sliding_window, BLOCK_SIZE, 1 << 15, 1);
+        assert_eq!(layers.groups().len(), MAX_GROUPS, "a model with layers of two kinds");
+        let (kv, device_batch) = Self::cache(&self.backend, &self.config, asked, &layers);
+        let pool = BlockPool::new(MAX_SEQS * BLOCKS_PER_SEQ, layers.groups());
+        Self { kv, device_batch, pool: Some(pool), ..self }
+    }
+
+    /// Whether some layers have a window, and others have none.
+    #[allow(dead_code, reason = "of those who share this file one asks")]
+    pub(crate) fn has_two_kinds_of_layers(&self) -> bool {
+        let mut windows = self.config.sliding_window.iter().map(Option::is_some);
+        windows.clone().any(|has| has) && !windows.all(|has| has)
+    }
+
+    fn cache(backend: &B, config: &ModelConfig, asked: KvCacheDtype, layers: &LayerGroups) -> (B::KvCache, B::Batch) {
         let dtype = backend.kv_dtype(asked).unwrap();
         let limits = StepLimits {
             max_tokens: MAX_TOKENS,
@@ -69,29 +90,35 @@ impl<B: Backend> Runner<B> {
             max_logits: MAX_TOKENS,
             max_model_len: MAX_MODEL_LEN,
             block_size: BLOCK_SIZE,
+            num_groups: layers.groups().len(),
             kv_dtype: dtype,
         };
         let shape = KvCacheShape {
             dtype,
-            num_layers: config.num_hidden_layers,
-            num_blocks: MAX_SEQS * BLOCKS_PER_SEQ,
+            num_layers: layers.num_arrays(),
+            num_blocks: MAX_SEQS * BLOCKS_PER_SEQ * layers.num_parts(),
             block_size: BLOCK_SIZE,
             num_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        (backend.kv_cache(shape).unwrap(), backend.batch(config, &limits).unwrap())
+        (backend.kv_cache(shape, layers.places()).unwrap(), backend.batch(config, &limits).unwrap())
     }
 
     /// Logits at every position of each sequence, [tokens, vocab], computed side by side in chunks of `chunk_len`.
     pub(crate) fn logits(&mut self, sequences: &[&[u32]], chunk_len: usize) -> Vec<Vec<f32>> {
         let mut logits = vec![Vec::new(); sequences.len()];
         let longest = sequences.iter().map(|s| s.len()).max().unwrap();
+        let mut held: Vec<SequenceBlocks> = sequences.iter().map(|_| SequenceBlocks::default()).collect();
+        let mut num_released = 0;
         for start in (0..longest).step_by(chunk_len) {
             let (mut batch, mut rows) = (Batch::default(), Vec::new());
             for (i, seq) in sequences.iter().enumerate().filter(|(_, s)| s.len() > start) {
                 let end = seq.len().min(start + chunk_len);
                 let first = batch.num_tokens();
-                batch.push(&seq[start..end], &blocks_of(i), start, start, BLOCK_SIZE);
+                let tables =
+                    self.pool.as_mut().map_or_else(|| vec![blocks_of(i)], |pool| reserved(pool, &mut held[i], end));
+                let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
+                batch.push_grouped(&seq[start..end], &tables, start, start, BLOCK_SIZE);
                 batch.shift_rope_rows(first, self.first_rope_row(seq.len()));
                 rows.extend(std::iter::repeat_n(i, end - start));
             }
@@ -100,6 +127,15 @@ impl<B: Backend> Runner<B> {
             for (row, &i) in found.chunks_exact(self.config.vocab_size).zip(&rows) {
                 logits[i].extend_from_slice(row);
             }
+            if let Some(pool) = &mut self.pool {
+                held.iter_mut().for_each(|blocks| blocks.release_unseen(pool, start + chunk_len));
+                num_released =
+                    num_released.max(held.iter().map(|blocks| blocks.table(1).num_released()).max().unwrap());
+            }
+        }
+        if let Some(pool) = &mut self.pool {
+            held.iter_mut().for_each(|blocks| blocks.release(pool));
+            assert!(num_released > 0 || longest < 2 * BLOCK_SIZE, "nothing was given back");
         }
         logits
     }
@@ -117,7 +153,7 @@ impl<B: Backend> Runner<B> {
             }
             if is_known {
                 batch.find_shared_prefixes();
-                assert_eq!(batch.shared_prefixes.len(), 1);
+                assert_eq!(batch.shared_prefixes[0].len(), 1);
             }
             self.forward(&batch);
             logits.extend(self.backend.read(&self.ws.logits, sequences.len()).unwrap());
@@ -173,7 +209,7 @@ impl<B: Backend> Runner<B> {
         let mut batch = Batch::default();
         batch.push(tokens, &blocks_of(0), 0, tokens.len(), BLOCK_SIZE);
         batch.shift_rope_rows(0, self.first_rope_row(tokens.len()));
-        let Self { backend, model, ws, kv, device_batch, config } = self;
+        let Self { backend, model, ws, kv, device_batch, config, .. } = self;
         backend.upload(device_batch, &batch).unwrap();
         let mut step = Step { backend, ws, kv, batch: device_batch };
         model.embed(&mut step).unwrap();
@@ -192,4 +228,11 @@ impl<B: Backend> Runner<B> {
 fn blocks_of(seq: usize) -> Vec<u32> {
     let first = seq * BLOCKS_PER_SEQ;
     (first..first + BLOCKS_PER_SEQ).rev().map(|b| b as u32).collect()
+}
+
+/// The tables of a sequence that is written up to `end`.
+fn reserved(pool: &mut BlockPool, held: &mut SequenceBlocks, end: usize) -> Vec<Vec<u32>> {
+    assert_eq!(held.reserve(pool, 0, end).count(), 0, "nothing is shared");
+    let tables = held.tables(pool).iter();
+    tables.map(|table| pool.cache_blocks(table, &mut Vec::new()).to_vec()).collect()
 }

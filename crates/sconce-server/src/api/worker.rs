@@ -34,7 +34,7 @@ pub fn load(state: &State) -> Result<Response<Body>, ApiError> {
             "model": served.id(),
             "num_reqs": EngineStatus::get(&status.num_unfinished_requests),
             "num_waiting_reqs": EngineStatus::get(&status.num_waiting),
-            "num_tokens": EngineStatus::get(&status.num_used_blocks) * info.block_size,
+            "num_tokens": info.kv_tokens(EngineStatus::get(&status.num_used_blocks)),
         })
     });
     Ok(http::json(StatusCode::OK, &loads.collect()))
@@ -54,7 +54,7 @@ fn model(served: &Served) -> Value {
         "is_generation": true,
         "max_model_len": info.max_model_len,
         "context_length": info.max_model_len,
-        "max_total_num_tokens": info.num_kv_blocks * info.block_size,
+        "max_total_num_tokens": info.num_kv_tokens,
         "max_queued_and_running_requests": handle.max_requests(),
         "page_size": info.block_size,
         "kv_cache_dtype": info.kv_dtype.name(),

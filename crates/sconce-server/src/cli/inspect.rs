@@ -12,6 +12,7 @@ use sconce::{
 };
 use serde_json::{Map, Value, json};
 
+use super::size::parse_bytes;
 use super::{Failure, progress};
 
 /// Flags of `sconce inspect`.
@@ -40,6 +41,9 @@ pub(super) struct Args {
     /// The longest sequence in tokens [default: the model's own limit].
     #[arg(long, value_name = "TOKENS")]
     max_model_len: Option<usize>,
+    /// Say how many tokens' keys and values have room in so much memory: 512MiB, 2GiB, or a number of bytes.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    kv_cache_bytes: Option<usize>,
     /// Where downloaded models are kept [default: the user's cache].
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -57,6 +61,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
         kv_cache_dtype: args.kv_cache_dtype,
         load_format: args.load_format,
         max_model_len: args.max_model_len,
+        kv_cache_bytes: args.kv_cache_bytes,
         ..EngineConfig::default()
     };
     config.validate()?;
@@ -119,15 +124,7 @@ pub(super) fn to_text(report: &ModelReport) -> String {
     line("vocabulary", vocabulary(config, report.tokenizer.as_ref()));
     line("context", format!("{} tokens", HumanCount(report.max_model_len as u64)));
     line("weights", weights(report));
-    line(
-        "KV cache",
-        format!(
-            "{} a token in {}, {} for a sequence of the whole context",
-            BinaryBytes(report.kv_bytes_per_token),
-            report.kv_dtype,
-            BinaryBytes(report.kv_bytes_per_sequence())
-        ),
-    );
+    line("KV cache", kv_cache(report));
     line(
         "tokenizer",
         report.tokenizer.as_ref().map_or("none: there is no tokenizer.json, which the engine needs".into(), tokenizer),
@@ -143,6 +140,26 @@ pub(super) fn to_text(report: &ModelReport) -> String {
     match report.problems.as_slice() {
         [] => line("supported", "yes".into()),
         problems => problems.iter().for_each(|problem| line("not supported", problem.to_string())),
+    }
+    text
+}
+
+fn kv_cache(report: &ModelReport) -> String {
+    let mut text = format!(
+        "{} a token in {}, {} for a sequence of the whole context",
+        BinaryBytes(report.kv_bytes_per_token),
+        report.kv_dtype,
+        BinaryBytes(report.kv_bytes_per_sequence())
+    );
+    if report.layers.groups().iter().any(|group| group.window.is_some()) {
+        text += ", as layers with a window keep no more than that";
+    }
+    if let Some(bytes) = report.kv_cache_bytes {
+        let tokens = match report.kv_tokens(bytes) {
+            usize::MAX => "any number of".into(),
+            tokens => HumanCount(tokens as u64).to_string(),
+        };
+        let _ = write!(text, "; {} hold {tokens} tokens of one sequence", BinaryBytes(bytes as u64));
     }
     text
 }
@@ -247,6 +264,8 @@ pub(super) fn to_json(report: &ModelReport) -> Value {
         "kv_cache_dtype": report.kv_dtype.name(),
         "kv_bytes_per_token": report.kv_bytes_per_token,
         "kv_bytes_per_sequence": report.kv_bytes_per_sequence(),
+        "kv_cache_bytes": report.kv_cache_bytes,
+        "kv_tokens": report.kv_cache_bytes.map(|bytes| report.kv_tokens(bytes)),
         "tokenizer": report.tokenizer.as_ref().map(|tokenizer| json!({
             "kind": tokenizer.kind,
             "vocab_size": tokenizer.vocab_size,

@@ -187,7 +187,7 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
     for model in state.models() {
         let info = model.engine.handle().info();
         text += &format!(
-            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB of {} ({} blocks of {} tokens){}\n",
+            "{}: {} on {}; context {} tokens; weights {} MiB; KV pool {} MiB of {} ({} tokens{}){}\n",
             model.names.join(", "),
             info.config.architecture,
             info.device,
@@ -195,8 +195,8 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
             info.weight_bytes >> 20,
             info.kv_cache_bytes >> 20,
             info.kv_dtype,
-            info.num_kv_blocks,
-            info.block_size,
+            info.num_kv_tokens,
+            if info.layers.groups().len() > 1 { " of one sequence" } else { "" },
             info.draft_model.as_ref().map_or(String::new(), |draft| format!("; drafts by {draft}")),
         );
     }

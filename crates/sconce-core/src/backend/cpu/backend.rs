@@ -11,7 +11,7 @@ use super::{Isa, topology};
 use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
-use crate::kv::BlockCopy;
+use crate::kv::{BlockCopy, LayerPlace};
 use crate::ops;
 use crate::sample::{SampleResults, SampleRow};
 use crate::weights::{Dtype, TensorView, with_one_order};
@@ -160,8 +160,8 @@ impl Backend for CpuBackend {
         })
     }
 
-    fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {
-        Ok(KvCache::new(shape))
+    fn kv_cache(&self, shape: KvCacheShape, places: &[LayerPlace]) -> Result<KvCache> {
+        Ok(KvCache::new(shape).with_places(places))
     }
 
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<RopeTable> {

@@ -6,6 +6,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::backend::{KvCacheShape, KvDtype};
+use crate::kv::LayerPlace;
 
 /// Bytes of a cache line: no vector of 16 numbers lies on two.
 const ALIGNMENT: usize = 64;
@@ -86,7 +87,7 @@ macro_rules! with_kv_elem {
 }
 pub(crate) use with_kv_elem;
 
-/// The keys, or the values, of one layer.
+/// The keys, or the values, of one array.
 #[derive(Debug)]
 pub struct KvLayer {
     dtype: KvDtype,
@@ -143,24 +144,49 @@ impl KvLayer {
     }
 }
 
-/// Keys and values. A layer's values are [num_blocks, num_kv_heads, block_size, head_dim], its keys [num_blocks,
+/// Keys and values. An array's values are [num_blocks, num_kv_heads, block_size, head_dim], its keys [num_blocks,
 /// num_kv_heads, head_dim, block_size]: attention multiplies one dimension of many keys at a time.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Keys of each layer.
+    /// Keys of each array.
     pub k: Vec<KvLayer>,
-    /// Values of each layer.
+    /// Values of each array.
     pub v: Vec<KvLayer>,
     /// Lengths and type.
     pub shape: KvCacheShape,
+    /// Where each layer has its own.
+    pub places: Vec<LayerPlace>,
 }
 
 impl KvCache {
-    /// An empty cache. The system gives memory when it is first written.
+    /// An empty cache with an array for each layer. The system gives memory when it is first written.
     pub fn new(shape: KvCacheShape) -> Self {
+        let places = (0..shape.num_layers).map(|array| LayerPlace { group: 0, array, first_block: 0 }).collect();
         let len = shape.num_blocks * shape.block_len();
         let layers = || (0..shape.num_layers).map(|_| KvLayer::new(shape.dtype, len)).collect();
-        Self { k: layers(), v: layers(), shape }
+        Self { k: layers(), v: layers(), shape, places }
+    }
+
+    /// The same with layers elsewhere.
+    pub fn with_places(self, places: &[LayerPlace]) -> Self {
+        Self { places: places.to_vec(), ..self }
+    }
+
+    /// Where the blocks of a layer begin in its array, in elements of keys (or values).
+    pub(crate) fn start(&self, layer: usize) -> usize {
+        self.places[layer].first_block * self.shape.block_len()
+    }
+
+    /// A layer's keys and values.
+    pub(crate) fn layer<E: KvElem>(&self, layer: usize) -> [&[E]; 2] {
+        let (array, start) = (self.places[layer].array, self.start(layer));
+        [&self.k, &self.v].map(|side| &side[array].as_slice()[start..])
+    }
+
+    /// The same to be written.
+    pub(crate) fn layer_mut<E: KvElem>(&mut self, layer: usize) -> [&mut [E]; 2] {
+        let (array, start) = (self.places[layer].array, self.start(layer));
+        [&mut self.k, &mut self.v].map(|side| &mut side[array].as_mut_slice()[start..])
     }
 }
 

@@ -16,7 +16,7 @@ use super::weights;
 use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
-use crate::kv::BlockCopy;
+use crate::kv::{BlockCopy, LayerPlace};
 use crate::ops::{
     self,
     attention::decode::{AttentionSpace, DecodeShape},
@@ -36,7 +36,7 @@ use crate::weights::{Dtype, RandomWeights, TensorView};
 /// One part in so many of the free memory stays free for what the driver takes later: graphs, and what others do.
 const FREE_SHARE: usize = 20;
 /// Enough tiles of a matrix product for all multiprocessors of a large device.
-const STEP_TOKENS: usize = 2048;
+pub(crate) const STEP_TOKENS: usize = 2048;
 /// Sequences that run at once, unless a setting says otherwise: so many rows of 16 bits are multiplied with weights in about the time in
 /// which memory brings these (an H100 does some 260 FLOPs a byte, and a row takes one).
 const NUM_SEQS: usize = 256;
@@ -250,8 +250,8 @@ impl Backend for CudaBackend {
         kv_cache::num_bytes(shape)
     }
 
-    fn kv_cache(&self, shape: KvCacheShape) -> Result<KvCache> {
-        KvCache::new(&self.device, self.elem, shape)
+    fn kv_cache(&self, shape: KvCacheShape, places: &[LayerPlace]) -> Result<KvCache> {
+        KvCache::new(&self.device, self.elem, shape)?.with_places(&self.device, places)
     }
 
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<RopeTable> {
@@ -279,7 +279,7 @@ impl Backend for CudaBackend {
             |experts| ExpertsSpace::new(&self.device, self.elem, config.hidden_size, experts, limits.max_tokens);
         scratch.experts = config.experts.as_ref().map(experts).transpose()?;
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
-        let max_words = DeviceBatch::max_words(limits.max_tokens, limits.max_logits, limits.max_seqs, blocks);
+        let max_words = DeviceBatch::max_words(limits, blocks);
         let shared = SharedSplits::new(&spec, limits.kv_dtype, limits.block_size, self.device.num_sms());
         let max_words = max_words + shared.max_words(limits.max_seqs);
         let shared = shared.with_min_saved_bytes(self.min_saved_bytes);

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use super::device::{Device, DevicePtr};
 use super::storage::Memory;
-use crate::backend::Batch;
+use crate::backend::{Batch, StepLimits};
 use crate::error::{Error, Result};
 use crate::ops::attention::cuda::SPLIT;
 use crate::ops::attention::rope::OwnKeys;
 use crate::ops::attention::shared::{ITEM_WORDS, SharedSplits};
 
 /// Words of a sequence: the row of its first token, its tokens in the step, its tokens in the cache once the step's are
-/// written, and where its block table begins.
+/// written, and where its block table begins. There are such for each group of layers.
 const SEQUENCE_WORDS: usize = 4;
 /// The slot of a token that is there for padding: nothing is written to the cache.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
@@ -29,6 +29,7 @@ const UNREAD_BIT: u32 = 1 << 31;
 pub struct DeviceBatch {
     memory: Memory,
     words: Vec<u32>,
+    num_groups: usize,
     num_tokens: usize,
     num_seqs: usize,
     num_logits: usize,
@@ -50,6 +51,7 @@ impl DeviceBatch {
         Ok(Self {
             memory: Memory::new(device, max_words * 4)?,
             words: Vec::with_capacity(max_words),
+            num_groups: 1,
             num_tokens: 0,
             num_seqs: 0,
             num_logits: 0,
@@ -73,27 +75,30 @@ impl DeviceBatch {
         Self { own_keys: Some(own_keys), ..self }
     }
 
-    /// Words of a step of so many tokens, rows of logits and sequences of at most so many blocks, where nothing is shared.
-    pub(crate) fn max_words(max_tokens: usize, max_logits: usize, max_seqs: usize, max_blocks: usize) -> usize {
-        3 * max_tokens + max_logits + max_seqs * (SEQUENCE_WORDS + 1 + max_blocks)
+    /// Words of a step whose sequences have at most so many blocks in a group, where nothing is shared.
+    pub(crate) fn max_words(limits: &StepLimits, max_blocks: usize) -> usize {
+        let of_groups = limits.num_groups * (limits.max_tokens + limits.max_seqs * (SEQUENCE_WORDS + max_blocks));
+        2 * limits.max_tokens + limits.max_logits + limits.max_seqs + of_groups
     }
 
     /// Brings `batch` to the device. `num_rows`: pads tokens, sequences and rows of logits to so many, each padding token
     /// being a sequence of its own of which nothing is in the cache; for steps in which each sequence has one token.
     pub(crate) fn upload(&mut self, batch: &Batch, num_rows: Option<usize>) -> Result<()> {
         let pad = |len: usize| num_rows.unwrap_or(len);
+        self.num_groups = batch.num_groups();
         (self.num_tokens, self.num_seqs) = (pad(batch.num_tokens()), pad(batch.sequences.len()));
         self.num_logits = pad(batch.logit_rows.len());
         self.is_padded = num_rows.is_some();
         self.are_keys_apart = self.own_keys.as_mut().is_some_and(|own_keys| own_keys.are_apart(batch));
         let words = &mut self.words;
         words.clear();
-        for (section, len, padding) in [
+        let sections = [
             (&batch.token_ids, self.num_tokens, 0),
             (&batch.rope_rows, self.num_tokens, 0),
-            (&batch.slot_mapping, self.num_tokens, NO_SLOT),
             (&batch.logit_rows, self.num_logits, 0),
-        ] {
+        ];
+        let slots = batch.slot_mappings[..self.num_groups].iter().map(|slots| (slots, self.num_tokens, NO_SLOT));
+        for (section, len, padding) in sections.into_iter().chain(slots) {
             let end = words.len() + len;
             words.extend_from_slice(section);
             words.resize(end, padding);
@@ -101,11 +106,14 @@ impl DeviceBatch {
         for unread in &batch.unread_tokens {
             words[unread.row] = UNREAD_BIT | unread.logits_row as u32;
         }
-        for seq in &batch.sequences {
-            words.extend([seq.query_start, seq.query_len, seq.context_len, seq.table_start].map(|word| word as u32));
-        }
-        for row in batch.sequences.len()..self.num_seqs {
-            words.extend([row as u32, 1, 0, 0]);
+        for group in 0..self.num_groups {
+            for seq in &batch.sequences {
+                let table_start = seq.table_starts[group];
+                words.extend([seq.query_start, seq.query_len, seq.context_len, table_start].map(|word| word as u32));
+            }
+            for row in batch.sequences.len()..self.num_seqs {
+                words.extend([row as u32, 1, 0, 0]);
+            }
         }
         if let Some(shared) = &mut self.shared {
             shared.plan(batch, self.num_seqs);
@@ -146,19 +154,19 @@ impl DeviceBatch {
         self.word(self.num_tokens)
     }
 
-    /// [num_tokens]: where their keys and values go, or [`NO_SLOT`].
-    pub(crate) fn slot_mapping(&self) -> DevicePtr {
+    /// [num_logits]: rows whose logits are wanted.
+    pub(crate) fn logit_rows(&self) -> DevicePtr {
         self.word(2 * self.num_tokens)
     }
 
-    /// [num_logits]: rows whose logits are wanted.
-    pub(crate) fn logit_rows(&self) -> DevicePtr {
-        self.word(3 * self.num_tokens)
+    /// [num_tokens]: where their keys and values of a group of layers go, or [`NO_SLOT`].
+    pub(crate) fn slot_mapping(&self, group: usize) -> DevicePtr {
+        self.word((2 + group) * self.num_tokens + self.num_logits)
     }
 
-    /// [num_seqs, 4]: see `SEQUENCE_WORDS`.
-    pub(crate) fn sequences(&self) -> DevicePtr {
-        self.word(3 * self.num_tokens + self.num_logits)
+    /// [num_seqs, 4]: see `SEQUENCE_WORDS`; of a group of layers.
+    pub(crate) fn sequences(&self, group: usize) -> DevicePtr {
+        self.word(self.sequences_start() + group * SEQUENCE_WORDS * self.num_seqs)
     }
 
     /// [num_seqs]: the splits of each sequence that it has in common with others, its first. Null where nothing is shared.
@@ -182,7 +190,11 @@ impl DeviceBatch {
     }
 
     fn shared_start(&self) -> usize {
-        3 * self.num_tokens + self.num_logits + SEQUENCE_WORDS * self.num_seqs
+        self.sequences_start() + self.num_groups * SEQUENCE_WORDS * self.num_seqs
+    }
+
+    fn sequences_start(&self) -> usize {
+        (2 + self.num_groups) * self.num_tokens + self.num_logits
     }
 
     fn prompts_start(&self) -> usize {
@@ -227,8 +239,8 @@ impl DeviceBatch {
 
     /// See `SEQUENCE_WORDS`.
     fn words_of_prompts(&self, prompts: Range<usize>) -> impl Iterator<Item = &[u32]> {
-        let (start, shared_start) = (self.prompts_start(), self.shared_start());
-        let sequences = &self.words[shared_start - SEQUENCE_WORDS * self.num_seqs..shared_start];
+        let start = self.prompts_start();
+        let sequences = &self.words[self.sequences_start()..self.shared_start()];
         let prompts = &self.words[start + prompts.start..start + prompts.end];
         prompts.iter().map(|&idx| &sequences[SEQUENCE_WORDS * idx as usize..][..SEQUENCE_WORDS])
     }

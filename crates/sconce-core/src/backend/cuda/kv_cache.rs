@@ -7,6 +7,7 @@ use super::storage::Memory;
 use crate::backend::{KvCacheShape, KvDtype};
 use crate::config::KvCacheDtype;
 use crate::error::{Error, Result};
+use crate::kv::LayerPlace;
 
 /// Heads begin at multiples of so many elements, so that copies take 16 bytes at a time and products 16 columns.
 const HEAD_ALIGNMENT: usize = 16;
@@ -34,16 +35,19 @@ pub(super) fn dtype(elem: ElemType, asked: KvCacheDtype) -> Result<KvDtype> {
     }
 }
 
-/// Keys and values: [num_layers, 2 (keys, values), num_blocks, num_kv_heads, block_size, head_stride]. Dimensions of a head
+/// Keys and values: [num_layers (arrays), 2 (keys, values), num_blocks, num_kv_heads, block_size, head_stride]. Dimensions of a head
 /// from `head_dim` on are zero. Of 8 bits, `kernels/lib/kv_int8.h` says in which order they stand, and the scales of a block's tokens come
 /// behind those of each head: [.., num_kv_heads, (block_size, head_stride) and (block_size)].
 pub struct KvCache {
     pub(crate) memory: Memory,
     pub(crate) shape: KvCacheShape,
+    /// Where each layer has its own.
+    places: Vec<LayerPlace>,
     /// The type that numbers of it have in products.
     elem: ElemType,
-    /// Boxes of it, for kernels that copy such. None where the device has none, or they do not fit the cache.
-    map: Option<TensorMap>,
+    /// Boxes of it, for kernels that copy such, behind so many blocks of each array as a layer's begin. Empty where the device has none, or
+    /// they do not fit the cache.
+    maps: Vec<TensorMap>,
 }
 
 /// Rows and columns of a box: 128 bytes wide, at most a tile of keys long.
@@ -62,11 +66,26 @@ impl KvCache {
         assert!(has_whole_scales, "invariant: checked with the config");
         let memory = Memory::new(device, num_bytes(&shape))?;
         memory.clear()?;
-        let mut cache = Self { memory, shape, elem, map: None };
-        if shape.dtype != KvDtype::Int8 && cache.fits_boxes() {
-            cache.map = device.tensor_map(cache.memory.ptr(), &cache.box_shape())?;
+        let places = (0..shape.num_layers).map(|array| LayerPlace { group: 0, array, first_block: 0 }).collect();
+        let cache = Self { memory, shape, places, elem, maps: Vec::new() };
+        cache.with_maps(device)
+    }
+
+    /// The same with layers elsewhere.
+    pub(crate) fn with_places(self, device: &Arc<dyn Device>, places: &[LayerPlace]) -> Result<Self> {
+        Self { places: places.to_vec(), maps: Vec::new(), ..self }.with_maps(device)
+    }
+
+    fn with_maps(mut self, device: &Arc<dyn Device>) -> Result<Self> {
+        if self.is_int8() || !self.fits_boxes() {
+            return Ok(self);
         }
-        Ok(cache)
+        let num_maps = self.places.iter().map(|place| place.first_block + 1).max().unwrap_or(0);
+        for first_block in 0..num_maps {
+            let start = self.memory.ptr().offset(first_block * self.block_bytes());
+            self.maps.extend(device.tensor_map(start, &self.box_shape())?);
+        }
+        Ok(self)
     }
 
     /// Whether a box is a page, or pages are whole boxes; heads fill a box; and coordinates have 31 bits.
@@ -78,7 +97,7 @@ impl KvCache {
             && i32::try_from(self.num_rows()).is_ok()
     }
 
-    /// An array a layer's keys or values.
+    /// An array an array's keys or values. Behind so many blocks of each, the last of the boxes that it describes are none of the cache.
     fn box_shape(&self) -> BoxShape {
         let box_rows = self.shape.block_size.min(BOX_ROWS);
         BoxShape {
@@ -88,12 +107,23 @@ impl KvCache {
         }
     }
 
-    /// Boxes of the cache: arrays [2 * num_layers][num_rows][head_stride], a layer's keys before its values.
-    pub(crate) fn map(&self) -> Option<&TensorMap> {
-        self.map.as_ref()
+    /// Boxes of the cache for a layer: arrays [2 * num_layers][num_rows][head_stride], keys before their values, from where the layer's
+    /// blocks begin.
+    pub(crate) fn map(&self, layer: usize) -> Option<&TensorMap> {
+        self.maps.get(self.places[layer].first_block)
     }
 
-    /// Heads of tokens in one layer's keys (or values).
+    /// The group of a layer: which of a step's block tables are its.
+    pub(crate) fn group(&self, layer: usize) -> usize {
+        self.places[layer].group
+    }
+
+    /// A layer's array.
+    pub(crate) fn array(&self, layer: usize) -> usize {
+        self.places[layer].array
+    }
+
+    /// Heads of tokens in one array of keys (or values).
     pub(crate) fn num_rows(&self) -> usize {
         self.shape.num_blocks * self.shape.num_kv_heads * self.shape.block_size
     }
@@ -103,14 +133,15 @@ impl KvCache {
         head_stride(&self.shape)
     }
 
-    /// Bytes of one block of one layer's keys (or values).
+    /// Bytes of one block of keys (or values).
     pub(crate) fn block_bytes(&self) -> usize {
         padded(&self.shape).block_bytes()
     }
 
     /// A layer's keys.
     pub(crate) fn keys(&self, layer: usize) -> DevicePtr {
-        self.memory.ptr().offset(2 * layer * self.shape.num_blocks * self.block_bytes())
+        let LayerPlace { array, first_block, .. } = self.places[layer];
+        self.memory.ptr().offset((2 * array * self.shape.num_blocks + first_block) * self.block_bytes())
     }
 
     /// A layer's values.

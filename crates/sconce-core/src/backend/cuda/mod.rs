@@ -19,6 +19,7 @@ pub(crate) mod weights;
 pub use crate::ops::attention::timing::{AttentionTime, AttentionWork};
 pub use crate::ops::linear::timing::ProductTime;
 pub use backend::CudaBackend;
+pub(crate) use backend::STEP_TOKENS;
 pub use gpu::{GpuInfo, available, release, self_test, time_attention, time_products};
 pub use shared::SharedGpu;
 

@@ -210,6 +210,34 @@ fn chunks_change_no_bit_of_experts() {
     }
 }
 
+/// Layers with a window give back what is before it, and share blocks with one without: by kernels for Hopper, by portable ones, in
+/// graphs, and from 8 bits.
+#[test]
+fn blocks_given_back_change_no_bit() {
+    let (raw, mut config) = wide_model(264, 320, false);
+    (config.num_hidden_layers, config.sliding_window) = (3, vec![Some(40), None, Some(23)]);
+    let store = WeightStore::dummy(0, Dtype::BF16);
+    let ids: Vec<u32> = (0..150).map(|i| i * 7 % 576).collect();
+    let (both, short) = ([&ids[..], &ids[20..90]], [&ids[20..90]]);
+    for (device, kv) in devices()
+        .into_iter()
+        .flat_map(|device| [KvCacheDtype::Auto, KvCacheDtype::Int8].map(|kv| (Arc::clone(&device), kv)))
+    {
+        let backend = || CudaBackend::new(Arc::clone(&device), ElemType::Bf16);
+        let runner = |backend| Runner::of_weights(&raw, config.clone(), &store, WeightDtype::Auto, backend);
+        let expected = runner(backend()).with_kv(kv).logits(&both, ids.len());
+        let adds_alike = adds_alike(&device, ElemType::Bf16).unwrap();
+        for chunk_len in [ids.len(), 50] {
+            let found = runner(backend().with_hopper()).with_groups(kv).logits(&both, chunk_len);
+            assert!(!adds_alike || found == expected, "{kv:?}: kernels for Hopper, chunks of {chunk_len}");
+        }
+        let mut runner = runner(backend()).with_groups(kv);
+        assert!(runner.logits(&both, 19) == expected, "{kv:?}: in chunks of 19");
+        assert!(runner.logits(&short, 1)[0] == expected[1], "{kv:?}: token by token");
+        assert!(runner.backend.num_graphs() > 0, "single tokens were not written down");
+    }
+}
+
 #[test]
 fn inputs_follow_the_order_of_columns() {
     let (_, config) = wide_model(288, 320, true);
@@ -219,6 +247,7 @@ fn inputs_follow_the_order_of_columns() {
         max_seqs: 8,
         max_model_len: 64,
         block_size: BLOCK_SIZE,
+        num_groups: 1,
         kv_dtype: KvDtype::Bf16,
     };
     let order: Vec<u32> = (0..128).map(|i| i * 5 % 128).collect();

@@ -61,6 +61,8 @@ pub(super) struct Call<'a> {
     pub(super) out: DevicePtr,
     pub(super) qkv: &'a Buffer,
     pub(super) kv: &'a KvCache,
+    /// The group of the layer in the batch.
+    pub(super) group: usize,
     /// The sequences' blocks of `kv`.
     pub(super) tables: DevicePtr,
     pub(super) batch: &'a DeviceBatch,
@@ -89,7 +91,8 @@ impl<'a> Call<'a> {
         assert_eq!(types, (qkv.elem(), qkv.elem()), "invariant: the cache has the type of the activations");
         out.set_rows(qkv.rows());
         let (device, out, tables, prompts) = (&*space.device, out.ptr(), batch.block_tables(), 0..batch.num_prompts());
-        Self { device, out, qkv, kv, tables, batch, prompts, space, spec: *spec, rope: None }
+        let group = kv.group(spec.layer);
+        Self { device, out, qkv, kv, group, tables, batch, prompts, space, spec: *spec, rope: None }
     }
 
     /// Sequences of several queries whose keys and values have 8 bits: as many at a time as can be expanded together.
@@ -131,7 +134,7 @@ impl<'a> Call<'a> {
         let Self { qkv, kv, batch, ref spec, .. } = *self;
         let (factor, cap, cap_factor) = scales(spec);
         let args = Args::new().with(self.out).with(qkv.ptr()).with(kv.keys(spec.layer)).with(kv.values(spec.layer));
-        let args = args.with(batch.sequences()).with(self.tables).with(self.space.partials());
+        let args = args.with(batch.sequences(self.group)).with(self.tables).with(self.space.partials());
         let args = args.with(batch.num_seqs()).with(spec.num_heads).with(spec.num_kv_heads);
         let args = args.with(spec.head_dim).with(kv.head_stride()).with(kv.shape.block_size);
         let args = args.with(spec.window.unwrap_or(0)).with(num_slots);

@@ -96,6 +96,8 @@ impl Call<'_> {
     pub(super) fn decode(&self) -> Result<()> {
         let (spec, num_seqs, device) = (&self.spec, self.batch.num_seqs(), self.device);
         let DecodeShape { num_slots, own_slots, shared_warps, .. } = DecodeShape::of(self.batch);
+        // The plan is for the first group's blocks. A second one's layers see a window, of which little could be saved.
+        let (own_slots, shared_warps) = if self.group == 0 { (own_slots, shared_warps) } else { (num_slots, 0) };
         let blocks_of_seq = spec.num_kv_heads * row_tiles(spec);
         let wanted = (BLOCKS_PER_SM * device.num_sms()).div_ceil(num_seqs * blocks_of_seq);
         let parts = wanted.next_power_of_two().max(own_slots / MAX_SHARE).min(own_slots);

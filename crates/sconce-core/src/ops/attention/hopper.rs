@@ -39,7 +39,7 @@ impl<'a> Kernel<'a> {
         prompts: Range<usize>,
         spec: &AttentionSpec,
     ) -> Option<Self> {
-        let map = kv.map()?;
+        let map = kv.map(spec.layer)?;
         let dim = DIMS.into_iter().find(|&dim| dim >= spec.head_dim)?;
         let group = spec.num_heads / spec.num_kv_heads;
         if !spec.head_dim.is_multiple_of(8) || group > ROWS {
@@ -59,10 +59,10 @@ impl<'a> Kernel<'a> {
     pub(super) fn launch(&self, call: &Call<'_>) -> Result<()> {
         let Call { device, out, qkv, kv, batch, ref spec, .. } = *call;
         let (factor, cap, cap_factor) = scales(spec);
-        let args = Args::new().with(out).with(qkv.ptr()).with_map(self.map).with(batch.sequences());
+        let args = Args::new().with(out).with(qkv.ptr()).with_map(self.map).with(batch.sequences(call.group));
         let args = args.with(call.tables).with(batch.prompts(call.prompts.start)).with(call.prompts.len());
         let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(spec.head_dim).with(kv.shape.block_size);
-        let args = args.with(kv.num_rows()).with(spec.layer).with(spec.window.unwrap_or(0));
+        let args = args.with(kv.num_rows()).with(kv.array(spec.layer)).with(spec.window.unwrap_or(0));
         let args = args.with(factor).with(cap).with(cap_factor);
         let dims = Dims::linear(self.num_tiles * spec.num_kv_heads, THREADS).with_shared(self.shared_bytes);
         // SAFETY: `cuda` compared the shapes, `choose` what this kernel asks for beyond; the map is the cache's, whose blocks the

@@ -31,7 +31,7 @@ pub(crate) mod timing;
 use std::cell::RefCell;
 
 use crate::backend::cpu::{Buffer, Cpu, Isa, KvCache, SharedSlice, with_kv_elem};
-use crate::backend::{AttentionSpec, Batch};
+use crate::backend::{AttentionSpec, Batch, SharedPrefix};
 use crate::config::MatmulPrecision;
 use products::Element;
 use scratch::Scratch;
@@ -48,18 +48,18 @@ const PART_LEN: usize = 512;
 /// In f64, with all of a query's scores at once.
 pub fn reference(out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) {
     let (dim, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads);
-    let block_size = kv.shape.block_size;
+    let (block_size, place, start) = (kv.shape.block_size, kv.places[spec.layer], kv.start(spec.layer));
     out.set_rows(qkv.rows());
     for seq in &batch.sequences {
         for t in seq.query_start..seq.query_start + seq.query_len {
             let pos = batch.positions[t] as usize;
             let first = spec.window.map_or(0, |w| (pos + 1).saturating_sub(w));
             for head in 0..spec.num_heads {
-                let tile =
-                    |j: usize| kv.shape.tile_start(batch.block_tables[seq.table_start + j / block_size], head / group);
-                let key = |j: usize, d: usize| kv.k[spec.layer].get(tile(j) + kv.shape.key_offset(j % block_size, d));
+                let table = &batch.block_tables[seq.table_starts[place.group]..];
+                let tile = |j: usize| start + kv.shape.tile_start(table[j / block_size], head / group);
+                let key = |j: usize, d: usize| kv.k[place.array].get(tile(j) + kv.shape.key_offset(j % block_size, d));
                 let value =
-                    |j: usize, d: usize| kv.v[spec.layer].get(tile(j) + kv.shape.value_offset(j % block_size, d));
+                    |j: usize, d: usize| kv.v[place.array].get(tile(j) + kv.shape.value_offset(j % block_size, d));
                 let q = &qkv.row(t)[head * dim..(head + 1) * dim];
                 let score = |j: usize| {
                     let dot: f64 = q.iter().enumerate().map(|(d, &q)| f64::from(q) * f64::from(key(j, d))).sum();
@@ -126,7 +126,8 @@ fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {
     assert_eq!(out.cols(), spec.num_heads * dim, "invariant: all heads");
     out.set_rows(qkv.rows());
     let Plan { tiles, starts, parts } = &mut cpu.attention;
-    plan_tiles(tiles, batch, spec, kv.shape.block_size);
+    let runs = &batch.shared_prefixes[kv.places[spec.layer].group];
+    plan_tiles(tiles, (batch, runs), spec, kv.shape.block_size);
     let cols = out.cols();
     let out = SharedSlice::new(out.data_mut());
     if tiles.len() * heads >= 3 * cpu.pool.num_threads() || tiles.iter().all(|tile| tile.num_parts() <= 1) {
@@ -182,11 +183,16 @@ fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {
 }
 
 /// Cuts the step's queries into tiles, those with most keys first, so that the threads end together.
-fn plan_tiles(tiles: &mut Vec<Tile>, batch: &Batch, spec: &AttentionSpec, block_size: usize) {
+fn plan_tiles(
+    tiles: &mut Vec<Tile>,
+    (batch, runs): (&Batch, &[SharedPrefix]),
+    spec: &AttentionSpec,
+    block_size: usize,
+) {
     let group = spec.num_heads / spec.num_kv_heads;
     let most = (TILE_ROWS / group).max(1);
     tiles.clear();
-    let mut runs = batch.shared_prefixes.iter().peekable();
+    let mut runs = runs.iter().peekable();
     let mut idx = 0;
     while idx < batch.sequences.len() {
         let run = runs.next_if(|run| run.first_seq == idx);

@@ -60,11 +60,14 @@ impl OwnKeys {
 
     /// Whether each sequence has one query, which brings the last key that it sees, and sees no other's.
     ///
+    /// The first group of layers speaks for all: a block that is written has one sequence in every group, but for drafts, which have all
+    /// blocks in common.
+    ///
     /// A key is computed from all before it. So if a query sees another one's, it or the one before its own, which comes later, is of this
     /// step too: it is enough to look for the one before its own.
     pub(crate) fn are_apart(&mut self, batch: &Batch) -> bool {
         let slot = |seq: &BatchSequence, pos: usize| {
-            let block = batch.block_tables[seq.table_start + pos / self.block_size];
+            let block = batch.block_tables[seq.table_starts[0] + pos / self.block_size];
             block * self.block_size as u32 + (pos % self.block_size) as u32
         };
         let brings_last = |seq: &BatchSequence| {
@@ -72,13 +75,13 @@ impl OwnKeys {
             seq.query_len == 1
                 && end > 0
                 && batch.positions[row] as usize == end - 1
-                && batch.slot_mapping[row] == slot(seq, end - 1)
+                && batch.slot_mappings[0][row] == slot(seq, end - 1)
         };
         if batch.sequences.is_empty() || !batch.sequences.iter().all(brings_last) {
             return false;
         }
         self.slots.clear();
-        self.slots.extend_from_slice(&batch.slot_mapping);
+        self.slots.extend_from_slice(&batch.slot_mappings[0]);
         self.slots.sort_unstable();
         let are_distinct = self.slots.windows(2).all(|pair| pair[0] != pair[1]);
         let sees_another = |seq: &BatchSequence| {
@@ -118,7 +121,7 @@ mod tests {
         assert!(!OwnKeys::new(4).are_apart(&prompt));
         let mut elsewhere = Batch::default();
         elsewhere.push(&[7], &[1], 2, 0, 4);
-        elsewhere.slot_mapping[0] += 1;
+        elsewhere.slot_mappings[0][0] += 1;
         assert!(!OwnKeys::new(4).are_apart(&elsewhere));
     }
 }

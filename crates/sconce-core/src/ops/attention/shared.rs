@@ -29,7 +29,8 @@ struct Tile {
 /// of `n` sequences reads the keys and values of `s` splits once in place of `n` times. That saves `(n - 1) * s * 256`
 /// times the bytes of a token, less what its partial results take where a sequence alone would have needed none: they are
 /// counted always. Tiles are made where something is saved, and the step has a launch for them where it is
-/// [`MIN_SAVED_BYTES`] in all. Windows are not looked at: the plan is for all layers, which may differ in them.
+/// [`MIN_SAVED_BYTES`] in all. Windows are not looked at: the plan is for all layers of the first group,
+/// which may differ in them.
 #[derive(Debug)]
 pub(crate) struct SharedSplits {
     /// Query heads of a key head.
@@ -100,7 +101,7 @@ impl SharedSplits {
         self.tiles.clear();
         let most_seqs = self.most_rows / self.group;
         let mut all_saved = 0;
-        for run in &batch.shared_prefixes {
+        for run in &batch.shared_prefixes[0] {
             let sequences = &batch.sequences[run.first_seq..run.first_seq + run.num_seqs];
             let shortest = sequences.iter().map(|seq| seq.context_len).min().unwrap_or(0);
             // A sequence's last split is its own, whatever of it is shared: it has a result of its own in any case.

@@ -54,7 +54,7 @@ pub(super) fn attend<E: Element>(
     scratch: &mut Scratch,
 ) {
     let Call { qkv, kv, batch, spec, in_bf16 } = *call;
-    let (keys, values) = (kv.k[spec.layer].as_slice::<E>(), kv.v[spec.layer].as_slice::<E>());
+    let [keys, values] = kv.layer::<E>(spec.layer);
     let task = Task { qkv, kv, batch, spec, keys, values, tile, head, part, in_bf16 };
     let task = &task;
     #[cfg(target_arch = "x86_64")]
@@ -110,7 +110,7 @@ impl<E> Task<'_, E> {
 
     /// Where the head's tile begins, of the block that holds the key at `pos` of sequence `seq`.
     fn tile_start(&self, seq: usize, pos: usize) -> usize {
-        let first = self.batch.sequences[seq].table_start;
+        let first = self.batch.sequences[seq].table_starts[self.kv.places[self.spec.layer].group];
         self.kv.shape.tile_start(self.batch.block_tables[first + pos / self.kv.shape.block_size], self.head)
     }
 }

@@ -101,8 +101,16 @@ fn time_work(
     for table in blocks.chunks(blocks_of_one) {
         batch.push(&vec![0; query_len], table, context_len - query_len, context_len, block_size);
     }
-    let mut inputs =
-        DeviceBatch::new(device, DeviceBatch::max_words(batch.num_tokens(), num_seqs, num_seqs, blocks_of_one))?;
+    let limits = StepLimits {
+        max_tokens: batch.num_tokens(),
+        max_seqs: num_seqs,
+        max_logits: num_seqs,
+        max_model_len: context_len,
+        block_size,
+        num_groups: 1,
+        kv_dtype,
+    };
+    let mut inputs = DeviceBatch::new(device, DeviceBatch::max_words(&limits, blocks_of_one))?;
     inputs.upload(&batch, None)?;
     let num_tokens = batch.num_tokens();
     let mut qkv = Buffer::new(device, num_tokens, spec.qkv_dim(), ELEM)?;
@@ -112,8 +120,6 @@ fn time_work(
     let space = AttentionSpace::new(device, num_seqs, spec, context_len)?;
     let mut space = space.with_hopper(if is_hopper { EQUAL_DIMS } else { 0 });
     if kv_dtype == KvDtype::Int8 {
-        let (max_tokens, max_seqs, max_logits, max_model_len) = (num_tokens, num_seqs, num_seqs, context_len);
-        let limits = StepLimits { max_tokens, max_seqs, max_logits, max_model_len, block_size, kv_dtype };
         space = space.with_expanded(ExpandSpace::new(device, ELEM, spec, &limits)?);
     }
 

@@ -56,6 +56,7 @@ pub(crate) fn time_products(
         max_logits: most,
         max_model_len: most,
         block_size: most,
+        num_groups: 1,
         kv_dtype: KvDtype::Bf16,
     };
     let tuned = Tuned::new(device, &matrices[..1], 0, &limits, options)?;

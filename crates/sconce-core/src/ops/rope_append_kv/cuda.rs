@@ -27,7 +27,7 @@ pub(crate) fn cuda(
     assert_eq!(qkv.elem(), kv.elem(), "invariant: the cache has the type of the activations");
     let (dim, half) = (spec.head_dim, rope.rotary_dim / 2);
     let args = Args::new().with(qkv.ptr()).with(kv.keys(spec.layer)).with(kv.values(spec.layer));
-    let args = args.with(rope.memory.ptr()).with(batch.rope_rows()).with(batch.slot_mapping());
+    let args = args.with(rope.memory.ptr()).with(batch.rope_rows()).with(batch.slot_mapping(kv.group(spec.layer)));
     let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(dim).with(rope.rotary_dim);
     let args = args.with(kv.shape.block_size).with(kv.head_stride());
     let lets_next = u32::from(device.lets_next(qkv.rows()));
@@ -109,7 +109,7 @@ mod tests {
             }
             // The cache has the bits of the row.
             let keys = on_device::kv_rows(&kv, spec.layer).0;
-            for (t, &slot) in batch.slot_mapping.iter().enumerate() {
+            for (t, &slot) in batch.slot_mappings[0].iter().enumerate() {
                 for head in 0..num_kv_heads {
                     let at = ((slot as usize / 4 * num_kv_heads + head) * 4 + slot as usize % 4) * head_dim;
                     let in_row = t * spec.qkv_dim() + (spec.num_heads + head) * head_dim;
@@ -145,7 +145,7 @@ mod tests {
         let mut padded = batch.clone();
         padded.token_ids.extend([0; 2]);
         padded.rope_rows.extend([0; 2]);
-        padded.slot_mapping.extend([u32::MAX; 2]);
+        padded.slot_mappings[0].extend([u32::MAX; 2]);
         on_dev.upload(&padded, None).unwrap();
         let mut qkv = on_device::buffer(device, &data, cols, elem);
         let mut kv = KvCache::new(device, elem, shape).unwrap();
@@ -154,7 +154,7 @@ mod tests {
         assert_device_close(&found[..13 * cols], expected.data(), tolerance);
         let (keys, values) = on_device::kv_rows(&kv, spec.layer);
         let [mut own_keys, mut own_values] = [(); 2].map(|()| vec![0.0; keys.len()]);
-        for (t, &slot) in batch.slot_mapping.iter().enumerate() {
+        for (t, &slot) in batch.slot_mappings[0].iter().enumerate() {
             for head in 0..num_kv_heads {
                 let (block, offset) = (slot as usize / block_size, slot as usize % block_size);
                 let at = ((block * num_kv_heads + head) * block_size + offset) * head_dim;

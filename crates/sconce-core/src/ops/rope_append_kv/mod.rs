@@ -88,15 +88,16 @@ pub fn reference(qkv: &mut Buffer, kv: &mut KvCache, rope: &RopeTable, batch: &B
     assert_eq!(qkv.cols(), spec.qkv_dim(), "invariant: q, k and v of all heads");
     let (dim, shape) = (spec.head_dim, kv.shape);
     let (q_len, k_len) = (spec.num_heads * dim, spec.num_kv_heads * dim);
-    let block_size = shape.block_size;
+    let (block_size, place, start) = (shape.block_size, kv.places[spec.layer], kv.start(spec.layer));
     for (t, row) in qkv.data_mut().chunks_exact_mut(spec.qkv_dim()).enumerate() {
         let (cos, sin) = rope.row(batch.rope_rows[t] as usize);
         row[..q_len + k_len].chunks_exact_mut(dim).for_each(|head| rotate(head, cos, sin));
-        let (block, offset) = (batch.slot_mapping[t] / block_size as u32, batch.slot_mapping[t] as usize % block_size);
+        let slot = batch.slot_mappings[place.group][t] as usize;
+        let (block, offset) = ((slot / block_size) as u32, slot % block_size);
         for (head, d) in (0..spec.num_kv_heads).flat_map(|head| (0..dim).map(move |d| (head, d))) {
-            let (tile, i) = (shape.tile_start(block, head), q_len + head * dim + d);
-            kv.k[spec.layer].set(tile + shape.key_offset(offset, d), &row[i..=i]);
-            kv.v[spec.layer].set(tile + shape.value_offset(offset, d), &row[k_len + i..=k_len + i]);
+            let (tile, i) = (start + shape.tile_start(block, head), q_len + head * dim + d);
+            kv.k[place.array].set(tile + shape.key_offset(offset, d), &row[i..=i]);
+            kv.v[place.array].set(tile + shape.value_offset(offset, d), &row[k_len + i..=k_len + i]);
         }
     }
 }
@@ -123,16 +124,15 @@ fn run<E: KvElem>(
 ) {
     assert_eq!(qkv.cols(), spec.qkv_dim(), "invariant: q, k and v of all heads");
     let (num_tokens, qkv_dim, isa) = (qkv.rows(), spec.qkv_dim(), cpu.isa);
-    let shape = kv.shape;
+    let (shape, slots) = (kv.shape, &batch.slot_mappings[kv.places[spec.layer].group]);
     let rows = SharedSlice::new(qkv.data_mut());
-    let keys = SharedSlice::new(kv.k[spec.layer].as_mut_slice::<E>());
-    let values = SharedSlice::new(kv.v[spec.layer].as_mut_slice::<E>());
+    let [keys, values] = kv.layer_mut::<E>(spec.layer).map(SharedSlice::new);
     cpu.pool.run(num_tokens.div_ceil(TASK_TOKENS), &|task| {
         for t in task * TASK_TOKENS..num_tokens.min((task + 1) * TASK_TOKENS) {
             // SAFETY: this task alone has row t.
             let row = unsafe { rows.range(t * qkv_dim, qkv_dim) };
             turn(isa, row, batch.rope_rows[t] as usize, rope, spec);
-            append(row, batch.slot_mapping[t] as usize, keys, values, &shape, spec);
+            append(row, slots[t] as usize, keys, values, &shape, spec);
         }
     });
 }

@@ -7,7 +7,7 @@ use super::*;
 #[test]
 fn what_becomes_long_is_computed_anew() {
     let config = SchedulerConfig { short_len: Some(16), ..limits(64, 8) };
-    let mut sim = Simulation::with_pool(BlockPool::new(64, BLOCK_SIZE).with_prefix_cache(), config);
+    let mut sim = Simulation::with_pool(pool_of(64, None).with_prefix_cache(), config);
     let mut check = |id: GroupId, prompt: Vec<u32>, n: usize, max_tokens: usize, expected: [usize; 2]| {
         let before = [sim.num_tokens, sim.num_cached_tokens];
         sim.add_prompt(id, prompt, Kind::Sampled(n), max_tokens);

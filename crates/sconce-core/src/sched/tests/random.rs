@@ -7,6 +7,8 @@ use super::*;
 struct Run {
     seed: u64,
     window: Option<usize>,
+    /// Tokens of a block of layers without a window beside it; 0: there are none.
+    beside: usize,
     runs_ahead: bool,
     drafts: usize,
     short_len: Option<usize>,
@@ -15,24 +17,39 @@ struct Run {
 impl Run {
     /// Where all sequences are alike, and each step is read before the next is planned.
     fn new(seed: u64) -> Self {
-        Self { seed, window: None, runs_ahead: false, drafts: 0, short_len: None }
+        Self { seed, window: None, beside: 0, runs_ahead: false, drafts: 0, short_len: None }
+    }
+}
+
+impl Run {
+    fn groups(&self) -> Vec<LayerGroup> {
+        // The one with fewer layers has longer blocks.
+        let block_len = if self.beside > 0 && self.beside < BLOCK_SIZE {
+            BLOCK_SIZE * BLOCK_SIZE / self.beside
+        } else {
+            BLOCK_SIZE
+        };
+        let windowed = LayerGroup { block_len, window: self.window };
+        let all = LayerGroup { block_len: self.beside.max(BLOCK_SIZE), window: None };
+        if self.beside == 0 { vec![windowed] } else { vec![all, windowed] }
     }
 }
 
 /// Returns how many steps were planned ahead, how many sequences were computed once too often, and how many drafts were right.
 fn check_random(run: Run) -> [usize; 3] {
-    let Run { seed, window, runs_ahead, drafts, short_len } = run;
+    let Run { seed, runs_ahead, drafts, short_len, .. } = run;
     let mut rng = Lcg(seed);
     let max_num_seqs = 1 + rng.below(8);
     let config = SchedulerConfig {
         max_num_batched_tokens: max_num_seqs + rng.below(24),
         max_num_seqs,
         max_prompt_logits: rng.below(4),
-        window,
         short_len,
     };
-    // 15 blocks hold the longest sequence (prompt 40, output 20).
-    let mut pool = BlockPool::new(15 + rng.below(30), BLOCK_SIZE);
+    // As many as hold the longest sequence (prompt 40, output 20), and some.
+    let groups = run.groups();
+    let least = BlockPool::new(0, &groups).most_blocks(60, config.max_num_batched_tokens);
+    let mut pool = BlockPool::new(least + rng.below(2 * least), &groups);
     if seed % 2 == 1 {
         pool = pool.with_prefix_cache();
     }
@@ -88,6 +105,22 @@ fn with_a_window_too() {
     }
 }
 
+/// Layers with a window beside others, with longer, equal and shorter blocks.
+#[test]
+fn in_two_groups_too() {
+    let mut counts = [0; 3];
+    for seed in 0..240 {
+        let (window, beside) = (Some(1 + seed as usize % 24), [4, 8, 12, 2, 1][seed as usize % 5]);
+        let run = Run { window, beside, ..Run::new(seed) };
+        let short_len = (seed % 4 == 3).then_some(1 + seed as usize % 53);
+        let ahead = Run { runs_ahead: true, short_len, ..run };
+        for run in [run, ahead, Run { drafts: 1 + seed as usize % 9, short_len, ..run }] {
+            counts.iter_mut().zip(check_random(run)).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    assert!(counts.iter().all(|&count| count > 1000), "{counts:?} steps ahead, sequences in vain, right drafts");
+}
+
 #[test]
 fn drafts_change_nothing() {
     for window in [false, true] {
@@ -104,7 +137,7 @@ fn drafts_change_nothing() {
 #[test]
 fn right_drafts_save_steps() {
     let config = limits(64, 8);
-    let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
+    let mut sim = Simulation::with_pool(pool_of(32, None).with_prefix_cache(), config);
     sim.drafts = 6;
     sim.add(0, 10, 1, 40);
     while !sim.requests.is_empty() {
@@ -149,7 +182,7 @@ fn sequences_that_become_long_read_nothing_of_short_ones() {
 #[test]
 fn what_was_computed_unread_is_found_later() {
     let config = limits(64, 8);
-    let mut sim = Simulation::with_pool(BlockPool::new(32, BLOCK_SIZE).with_prefix_cache(), config);
+    let mut sim = Simulation::with_pool(pool_of(32, None).with_prefix_cache(), config);
     sim.runs_ahead = true;
     sim.add(0, 10, 1, 11);
     while !sim.requests.is_empty() {

@@ -161,11 +161,11 @@ fn measure(
     let (outputs, steady) = answer(subject, requests)?;
     let (seconds, after) = (start.elapsed().as_secs_f64(), counts());
     let [num_steps, num_preemptions, num_drafts] = std::array::from_fn(|idx| after[idx] - before[idx]);
-    let peak_kv_tokens = EngineStatus::get(&status.peak_used_blocks) * subject.info().block_size;
+    let peak_kv_tokens = subject.info().kv_tokens(EngineStatus::get(&status.peak_used_blocks));
     let num_sequences = args.num_sequences();
     for (output, &[input_len, output_len]) in outputs.iter().zip(lengths) {
         // Whole blocks are found, and the last token is computed.
-        let least_found = (input_len - 1) / subject.info().block_size * subject.info().block_size;
+        let least_found = (input_len - 1) / subject.info().layers.prefix_unit() * subject.info().layers.prefix_unit();
         let least_found = args.cached_prompts.then_some(least_found);
         check_answer(output, input_len, num_sequences * output_len, least_found)?;
     }

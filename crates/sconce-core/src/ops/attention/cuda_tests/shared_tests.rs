@@ -149,7 +149,7 @@ fn shared_keys_are_read_by_way_of_the_first_alone() {
         let expected = case.run(&batch, &qkv, None);
         let (first, blocks) = (batch.block_tables[0], 2 * 256 / 16);
         for seq in &batch.sequences[1..] {
-            batch.block_tables[seq.table_start..seq.table_start + blocks].fill(first);
+            batch.block_tables[seq.table_starts[0]..seq.table_starts[0] + blocks].fill(first);
         }
         assert!(case.run_inputs(&case.inputs(&batch, None), &qkv) == expected);
         assert!(case.run(&batch, &qkv, None) != expected, "the blocks differ");

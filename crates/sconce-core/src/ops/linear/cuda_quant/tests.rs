@@ -165,6 +165,7 @@ fn there_is_room_for_what_many_tokens_are_multiplied_with() {
                 max_seqs: 8,
                 max_model_len: 64,
                 block_size: 16,
+                num_groups: 1,
                 kv_dtype: KvDtype::Bf16,
             };
             let needed = Expansion::needed(&device, shapes.to_vec(), 1000, &limits).unwrap();

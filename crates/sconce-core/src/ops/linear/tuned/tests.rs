@@ -23,7 +23,8 @@ fn device() -> (Arc<dyn Device>, Arc<Mutex<Vec<usize>>>) {
 }
 
 fn limits(max_tokens: usize, max_logits: usize) -> StepLimits {
-    StepLimits { max_tokens, max_seqs: 8, max_logits, max_model_len: 64, block_size: 16, kv_dtype: KvDtype::Bf16 }
+    let (max_seqs, max_model_len, block_size, num_groups, kv_dtype) = (8, 64, 16, 1, KvDtype::Bf16);
+    StepLimits { max_tokens, max_seqs, max_logits, max_model_len, block_size, num_groups, kv_dtype }
 }
 
 fn floats(device: &Arc<dyn Device>, [rows, cols]: [usize; 2]) -> Matrix {
