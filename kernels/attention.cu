@@ -1,5 +1,5 @@
 // attention: softmax(q . K^T * scale) . V over the paged cache, causal, grouped-query, with an optional sliding window and soft
-// cap (cap * tanh(score / cap)). Online softmax (Milakov and Gimelshein 2018), queries and keys in tiles with tensor cores
+// cap (cap * tanh(score / cap)); with sinks, which add a weight to each row's sum (modeling_gpt_oss.py). Online softmax (Milakov and Gimelshein 2018), queries and keys in tiles with tensor cores
 // (FlashAttention-2, Dao 2023). P is rounded to 16 bits for P . V, and what it is divided by is P . 1: weights add up to 1.
 // What a row's weights are relative to is its greatest score when that was last more than SLACK above it (lib/softmax.h).
 // This file has prompts, sequences of several queries; attention_decode.cu has those of one.
@@ -12,8 +12,8 @@
 // qkv [num_tokens, q of num_heads, k, v of num_kv_heads] of head_dim, 16 bits, q turned; head_dim even, at most DIM. keys, values
 // [num_blocks, num_kv_heads, block_size, head_stride] of one layer, head_stride a multiple of 16 up to DIM, padded with zeros.
 // sequences [num_seqs, 4]: first row, queries, keys (those of the queries are the last), where its block table begins in
-// tables. prompts [num_prompts]: the sequences with more than one query. out [num_tokens, num_heads, head_dim]. partials and
-// num_slots are attention_decode.cu's. A cache of 8 bits is expanded first (expand_kv.cu).
+// tables. prompts [num_prompts]: the sequences with more than one query. out [num_tokens, num_heads, head_dim]. sinks
+// [num_heads] f32, or null. partials and num_slots are attention_decode.cu's. A cache of 8 bits is expanded first (expand_kv.cu).
 //
 // A block has one key head and as many queries with all their heads as its rows allow: 16 a warp, row r being query r / group,
 // head r % group. K and V tiles pass through two buffers of shared memory and serve all its warps. Grid (tiles of all prompts *

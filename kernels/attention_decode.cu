@@ -214,11 +214,10 @@ struct Decode {
     DEVICE bool has_pair(u32 i) { return PAIRS % WARPS == 0 || threadIdx.x / 32 + WARPS * i < PAIRS; }
 
     // Writes a pair of dimensions of a row.
-    DEVICE void write(const Call<T, C>& call, const Work& work, u32 row, u32 d, float x, float y, float sum) {
+    DEVICE void write(const Call<T, C>& call, const Work& work, u32 row, u32 d, float x, float y, float share) {
         if (d >= call.head_dim) return;
-        const float inverse = __frcp_rn(sum);
         T* out = call.out + ((u64)work.token * call.num_heads + work.first_head + row) * call.head_dim;
-        *(u32*)(out + d) = pack<T>(__fmul_rn(x, inverse), __fmul_rn(y, inverse));
+        *(u32*)(out + d) = pack<T>(__fmul_rn(x, share), __fmul_rn(y, share));
     }
 
     // The last of a sequence's blocks to arrive puts the splits together.
@@ -247,8 +246,9 @@ struct Decode {
 #pragma unroll
                 for (int j = 0; j < 4; j++) sums[j] = merge_output(sums[j], parts[j], factors);
             }
-            write(call, work, row, d, sums[0], sums[1], all.sum);
-            write(call, work, row, d + 2, sums[2], sums[3], all.sum);
+            const float share = share_of(all, call.sinks, work.first_head + row);
+            write(call, work, row, d, sums[0], sums[1], share);
+            write(call, work, row, d + 2, sums[2], sums[3], share);
         }
     }
 
@@ -422,11 +422,12 @@ struct Decode {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             if (!rows.is_there[r]) continue;
+            const float share = share_of(before[r], call.sinks, rows.head[r]);
 #pragma unroll
             for (u32 n = 0; n < 2 * OWN_PAIRS; n++) {
                 const u32 d = (warp + n / 2 * WARPS) * 16 + n % 2 * 8 + lane % 4 * 2;
                 if (has_pair(n / 2)) {
-                    write(call, work, lane / 4 + 8 * r, d, total[n][2 * r], total[n][2 * r + 1], before[r].sum);
+                    write(call, work, lane / 4 + 8 * r, d, total[n][2 * r], total[n][2 * r + 1], share);
                 }
             }
         }

@@ -249,20 +249,20 @@ struct Core {
         return consumer * GROUP_ROWS + thread / 32 * 16 + thread % 32 / 4;
     }
 
-    DEVICE void store(const Call<T>& call, const Work& work, u32 consumer, const float (&o)[O_LEN], const float (&sum)[2]) {
+    DEVICE void store(const Call<T>& call, const Work& work, u32 consumer, const float (&o)[O_LEN], const Softmax (&all)[2]) {
         const u32 group = call.num_heads / call.num_kv_heads, col = threadIdx.x % 4 * 2;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const u32 row = first_row(consumer) + 8 * r;
             if (row / group >= work.num_queries) continue;
-            const u64 head = (u64)(work.query_start + row / group) * call.num_heads + work.kv_head * group + row % group;
-            T* out = call.out + head * call.head_dim;
-            const float inverse = __frcp_rn(sum[r]);
+            const u32 head = work.kv_head * group + row % group;
+            T* out = call.out + ((u64)(work.query_start + row / group) * call.num_heads + head) * call.head_dim;
+            const float share = share_of(all[r], call.sinks, head);
 #pragma unroll
             for (int n = 0; n < DIM / 8; n++) {
                 if (n * 8 + col >= call.head_dim) continue;
                 const float* pair = o + 4 * n + 2 * r;
-                *(u32*)(out + n * 8 + col) = pack<T>(__fmul_rn(pair[0], inverse), __fmul_rn(pair[1], inverse));
+                *(u32*)(out + n * 8 + col) = pack<T>(__fmul_rn(pair[0], share), __fmul_rn(pair[1], share));
             }
         }
     }
@@ -441,11 +441,10 @@ struct Core {
         pass.advance();
         if constexpr (RESTARTS) {
             add_split(splits, o, sum, state.max);
-            const float sums[2] = {splits.softmax[0].sum, splits.softmax[1].sum};
-            store(call, work, consumer.idx, splits.total, sums);
+            store(call, work, consumer.idx, splits.total, splits.softmax);
         } else {
-            const float sums[2] = {sum[0], sum[2]};
-            store(call, work, consumer.idx, o, sums);
+            const Softmax all[2] = {{state.max[0], sum[0]}, {state.max[1], sum[2]}};
+            store(call, work, consumer.idx, o, all);
         }
     }
 
@@ -485,13 +484,13 @@ struct Core {
 #define ATTENTION(T, DIM)                                                                                              \
     extern "C" __global__ void __launch_bounds__((1 + CONSUMERS) * GROUP_THREADS, 1)                                   \
         attention_hopper_##T##_##DIM(T* out, const T* qkv, const __grid_constant__ TensorMap map,                      \
-                                     const u32* sequences, const u32* tables, const u32* prompts, u32 num_prompts,     \
-                                     u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 block_size, u32 num_rows,      \
-                                     u32 layer, u32 window, float factor, float cap, float cap_factor) {               \
+                                     const u32* sequences, const u32* tables, const float* sinks, const u32* prompts,  \
+                                     u32 num_prompts, u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 block_size,   \
+                                     u32 num_rows, u32 layer, u32 window, float factor, float cap, float cap_factor) { \
         wait_for_kernel_before();                                                                                      \
-        const Call<T> call = {out,          qkv,      sequences,  tables,   prompts, num_prompts, num_heads,           \
-                              num_kv_heads, head_dim, block_size, num_rows, layer,   window,      factor,              \
-                              cap,          cap_factor};                                                               \
+        const Call<T> call = {out,       qkv,          sequences, tables,     sinks,    prompts, num_prompts,            \
+                              num_heads, num_kv_heads, head_dim,  block_size, num_rows, layer,   window,                 \
+                              factor,    cap,          cap_factor};                                                    \
         Core<T, DIM>::run(call, &map);                                                                                 \
     }                                                                                                                  \
     EXPORT_KERNEL(attention_hopper_##T##_##DIM)

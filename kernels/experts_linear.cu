@@ -2,8 +2,8 @@
 // those of linear.cu with its expert's matrix and these segments.
 //
 // x [pairs, cols] in 16 bits and out [pairs, features] in x's type: rows in the order of their experts (experts.cu); weight
-// [experts, expert_rows, cols], of e4m3 with rows padded as linear.cu has them, expert_bytes an expert; scale [experts, expert_rows], or
-// null; tiles: what experts_sort writes.
+// [experts, expert_rows, cols], of e4m3 with rows padded as linear.cu has them, expert_bytes an expert; scale and
+// bias [experts, expert_rows] f32, or null; tiles: what experts_sort writes.
 //
 // experts_rows: tiles of at most 8 rows; block, shared memory and `splits` as linear_rows8 has them. Grid (features / (128 / splits),
 // tiles).

@@ -18,7 +18,7 @@ DEVICE void gate_act_mul(T* out, const T* gate_up, u32 cols, u32 kind) {
     load_part<T, WIDTH>(gate, row, start, cols, is_aligned);
     load_part<T, WIDTH>(up, row + cols, start, cols, is_aligned);
 #pragma unroll
-    for (int i = 0; i < WIDTH; i++) gate[i] = activation(gate[i], kind) * up[i];
+    for (int i = 0; i < WIDTH; i++) gate[i] = gated(gate[i], up[i], kind);
     store_part<T, WIDTH>(out + (u64)blockIdx.x * cols, gate, start, cols, is_aligned);
 }
 

@@ -71,6 +71,12 @@ QWEN_TEMPLATE = """{%- for m in messages -%}
 
 QWEN_SPLIT = LLAMA_SPLIT.replace("{1,3}", "")
 
+# Words that begin with capitals, or have none, by themselves.
+GPT_OSS_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
 
 @dataclass
 class Text:
@@ -240,6 +246,16 @@ def qwen():
     return byte_level(words, ["<|void|>", "<|from|>", "<|over|>"], [], {}, pipeline, config)
 
 
+def gpt_oss():
+    special = ["<|begin|>", "<|over|>", "<|from|>", "<|return|>"]
+    words = [f" {word}" for word in CORPUS.split()]
+    split = {"type": "Split", "pattern": {"Regex": GPT_OSS_SPLIT}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    pipeline = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]}}
+    config = {"bos_token": "<|begin|>", "ends": ["<|return|>", "<|over|>"], "chat_template": QWEN_TEMPLATE}
+    return byte_level(words, special, [], {"ignore_merges": True}, pipeline, config)
+
+
 def phi():
     words = [f" {word}" for word in CORPUS.split()]
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -260,5 +276,6 @@ TOKENIZERS = {
     "qwen2": qwen,
     "qwen3": qwen,
     "qwen3-moe": qwen,
+    "gpt-oss": gpt_oss,
     "phi": phi,
 }

@@ -20,7 +20,8 @@ chat.json            conversations, their rendered text and ids, or the template
 Weights are rounded to the type in which they are stored and computed with in float32. Seeds are tried in order until
 no greedy step is nearly a tie, nor a prompt's choice of experts, a continuation meets an end token, and so does a beam;
 a beam search is kept only if noise on every log-probability does not change it. What a fixture is meant to catch is in
-`mutations`: config entries that are changed, whereupon the logits must change. manifest.json has versions, seeds and the files' sha256.
+`mutations`: config entries that are changed, whereupon the logits must change. Where an entry has `stored`, weights are packed once all
+is computed, and config.json says so. manifest.json has versions, seeds and the files' sha256.
 """
 
 import argparse
@@ -159,6 +160,23 @@ MODELS = {
                    "output_router_logits": False, "router_aux_loss_coef": 0.0},
         "mutations": [{"norm_topk_prob": False}, {"num_experts_per_tok": 1}, {"num_experts_per_tok": 3}],
     },
+    # Gates and ups beyond the limit; experts' numbers are those of MXFP4, in which they are stored in the end.
+    "gpt-oss": {
+        "class": "GptOssForCausalLM", "model_type": "gpt_oss", "dtype": torch.bfloat16, "seed": 11000,
+        "config": {**UNTIED, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 16, "num_local_experts": 4,
+                   "num_experts_per_tok": 2, "sliding_window": 6, "attention_bias": True, "rope_theta": 1000.0,
+                   "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.5,
+                                    "truncate": False, "original_max_position_embeddings": 32},
+                   "swiglu_limit": 7.0, "output_router_logits": False, "router_aux_loss_coef": 0.0},
+        "stored": {"quantization_config": {
+            "quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
+                                                                "model.embed_tokens", "lm_head"]}},
+        "mutations": [{"sliding_window": 5}, {"sliding_window": 7}, {"num_experts_per_tok": 1},
+                      {"num_experts_per_tok": 3}, {"swiglu_limit": 100.0}, {"rope_theta": 10000.0},
+                      {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+                      {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.5,
+                                        "truncate": True, "original_max_position_embeddings": 32}}],
+    },
     # More rows of logits than the tokenizer has tokens.
     "phi": {
         "class": "PhiForCausalLM", "dtype": torch.float16, "seed": 6000,
@@ -181,8 +199,14 @@ def random_weights(model, seed, is_gemma):
     weights = {}
     for name, old in model.state_dict().items():
         noise = torch.randn(old.shape, generator=generator)
-        if name.endswith(".bias"):
+        if name.endswith((".bias", "_bias")):
             weights[name] = 0.3 * noise
+        elif name.endswith(".sinks"):
+            weights[name] = 2.0 * noise + 1.0
+        elif model.config.model_type == "gpt_oss" and ".experts." in name:
+            # Columns first.
+            scale = 4.0 if "gate_up" in name else 0.15
+            weights[name] = mxfp4_numbers(*mxfp4(noise.transpose(1, 2) * scale / old.shape[1] ** 0.5)).transpose(1, 2)
         elif "q_norm" in name or "k_norm" in name:
             weights[name] = 0.2 * noise + 2.0
         elif is_gemma and "norm" in name:
@@ -195,15 +219,50 @@ def random_weights(model, seed, is_gemma):
             weights[name] = noise * 3 / hidden**0.5
         else:
             is_query_or_key = any(part in name for part in ("q_proj", "k_proj", "qkv_proj"))
-            scale = 2.5 if is_query_or_key else ROUTER_SCALE if name.endswith("mlp.gate.weight") else 1.0
+            scale = 2.5 if is_query_or_key else ROUTER_SCALE if name.endswith(("mlp.gate.weight", "mlp.router.weight")) else 1.0
             weights[name] = noise * scale / old.shape[-1] ** 0.5
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
     return as_hubs_have_them(weights, model.config.model_type)
 
 
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+
+
+def mxfp4(matrices):
+    """Codes [.., rows, cols / 32, 32] and exponents [.., rows, cols / 32] of matrices [.., rows, cols]."""
+    blocks = matrices.unflatten(-1, (-1, 32))
+    exponents = torch.frexp(blocks.abs().amax(-1)).exponent - 3 + 127
+    scaled = blocks * torch.exp2(127.0 - exponents)[..., None]
+    codes = (scaled.abs()[..., None] - E2M1).abs().argmin(-1) + 8 * (scaled < 0)
+    return codes.to(torch.uint8), exponents.to(torch.uint8)
+
+
+def mxfp4_numbers(codes, exponents):
+    """What they stand for."""
+    numbers = torch.cat([E2M1, -E2M1])[codes.int()] * torch.exp2(exponents.float() - 127.0)[..., None]
+    return numbers.flatten(-2)
+
+
+def as_stored(weights):
+    """Experts' matrices in MXFP4, as the hub has them: of two neighbours in a byte the first has the low bits."""
+    found = {}
+    for name, weight in weights.items():
+        if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            numbers = weight.float().transpose(1, 2)
+            codes, exponents = mxfp4(numbers)
+            assert (mxfp4_numbers(codes, exponents) == numbers).all(), name
+            found[name + "_blocks"] = codes[..., ::2] | codes[..., 1::2] << 4
+            found[name + "_scales"] = exponents
+        else:
+            found[name] = weight
+    return {name: weight.contiguous() for name, weight in found.items()}
+
+
 def as_hubs_have_them(weights, model_type):
-    """transformers has the matrices of all experts in one tensor, checkpoints a tensor each."""
+    """transformers has the matrices of all experts in one tensor, checkpoints a tensor each; those of gpt-oss one too."""
+    if model_type == "gpt_oss":
+        return {name: weight.contiguous() for name, weight in weights.items()}
     is_mixtral = model_type == "mixtral"
     gate, up, down = ("w1", "w3", "w2") if is_mixtral else ("gate_proj", "up_proj", "down_proj")
     found = {}
@@ -229,7 +288,7 @@ def router_margin(model, prompts):
     def note(module, inputs, output):
         logits = output[0].sort(-1, descending=True).values
         margins.append((logits[:, per_token - 1] - logits[:, per_token]).min().item())
-    routers = [module for name, module in model.named_modules() if per_token and name.endswith("mlp.gate")]
+    routers = [module for name, module in model.named_modules() if per_token and name.endswith(("mlp.gate", "mlp.router"))]
     hooks = [router.register_forward_hook(note) for router in routers]
     for prompt in prompts:
         logits_of(model, prompt["input_ids"])
@@ -484,6 +543,10 @@ def make(name, spec):
         raise SystemExit(f"{name}: no seed will do")
     shifts = check_mutations(directory, model, prompts[2]["input_ids"], spec["mutations"])
     save_logits(golden / "logits.safetensors", model, prompts)
+    if "stored" in spec:
+        save_weights(directory, as_stored(weights), 1)
+        config = json.loads((directory / "config.json").read_text())
+        write_json(directory / "config.json", {**config, **spec["stored"]})
     write_json(golden / "prompts.json", prompts)
     write_json(golden / "greedy.json", cases)
     write_json(golden / "beam.json", beams)

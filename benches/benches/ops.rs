@@ -83,7 +83,7 @@ fn attention(c: &mut Criterion) {
                 _ => Throughput::Elements((num_seen * 9 * 64 * 4) as u64),
             });
             group.bench_function(BenchmarkId::new(format!("context {context} in {dtype}"), queries), |b| {
-                b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, &spec));
+                b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, (&spec).into()));
             });
         }
     }
@@ -124,7 +124,7 @@ fn shared_prefix(c: &mut Criterion) {
                     batch.find_shared_prefixes();
                 }
                 group.bench_function(BenchmarkId::new(format!("{name}, {num_seqs} sequences"), way), |b| {
-                    b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, &spec));
+                    b.iter(|| backend.attention(&mut out, black_box(&qkv), &kv, &batch, (&spec).into()));
                 });
             }
         }
@@ -146,7 +146,7 @@ fn experts(c: &mut Criterion) {
     };
     let of_experts = |num_parts: usize, rows, cols| {
         let parts = (0..num_parts).map(|_| tensor(rows, cols)).collect();
-        backend.expert_matrices(parts, NUM_EXPERTS, WeightDtype::Auto).expect(MEMORY)
+        backend.expert_matrices(parts, NUM_EXPERTS, None, WeightDtype::Auto).expect(MEMORY)
     };
     let inter = INTERMEDIATE / spec.per_token;
     let (gate_up, down) = (of_experts(2 * NUM_EXPERTS, inter, HIDDEN), of_experts(NUM_EXPERTS, HIDDEN, inter));

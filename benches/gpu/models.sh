@@ -37,7 +37,7 @@ if [ -d "$out/$llama" ]; then
     # As a 4-bit checkpoint has it.
     edited '{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True}}' \
         >"$out/llama-int4/config.json"
-    # As Qwen3-8B and Qwen3-30B-A3B are, but for the vocabulary.
+    # As Qwen3-8B and Qwen3-30B-A3B are, but for the vocabulary, and gpt-oss-20b is.
     copy "$out/$llama" qwen3-8b generation_config.json $texts
     edited '{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "intermediate_size": 12288, "num_hidden_layers": 36,
         "head_dim": 128, "rope_scaling": None}' >"$out/qwen3-8b/config.json"
@@ -45,6 +45,12 @@ if [ -d "$out/$llama" ]; then
     edited '{"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48,
         "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
         "norm_topk_prob": True, "rope_scaling": None}' >"$out/qwen3-30b-a3b/config.json"
+    copy "$out/$llama" gpt-oss-20b generation_config.json $texts
+    edited '{"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880,
+        "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "num_local_experts": 32,
+        "num_experts_per_tok": 4, "sliding_window": 128, "vocab_size": 201088, "attention_bias": True, "rope_theta": 150000,
+        "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096},
+        "quantization_config": {"quant_method": "mxfp4"}}' >"$out/gpt-oss-20b/config.json"
 fi
 if [ -f "$tokenizers/$llama/tokenizer.json" ] && [ -d "$out/$llama" ]; then
     copy "$out/$llama" llama-http $configs

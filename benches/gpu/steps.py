@@ -21,8 +21,8 @@ HTTP_MODEL = "llama-http"
 INT4_MODEL = "llama-int4"
 # As Llama-3.2-1B is.
 SMALL_MODEL = "llama-1b"
-# Whose heads are normalised, and a mixture of experts.
-QWEN_MODEL, EXPERTS_MODEL = "qwen3-8b", "qwen3-30b-a3b"
+# Whose heads are normalised, and mixtures of experts.
+QWEN_MODEL, EXPERTS_MODEL, GPT_OSS_MODEL = "qwen3-8b", "qwen3-30b-a3b", "gpt-oss-20b"
 # Each with what it is called in tables.
 OTHER_MODELS = {"mistral-7b-instruct-v0.2": "Mistral-7B", "gemma-2-9b-it": "Gemma-2-9B", "phi-3-mini-4k-instruct": "Phi-3-mini",
                 "phi-2": "phi-2"}
@@ -174,6 +174,8 @@ def comparisons():
         yield latency("one user of experts", "128,2048", model=EXPERTS_MODEL)
         yield together("decodes of experts", "16,64,256", 1024, 64, CACHED, limit_s=90, model=EXPERTS_MODEL)
         yield latency("timeline of one user of experts", 128, output_len=32, num_iters=2, kind=Traced, steps="decodes", model=EXPERTS_MODEL)
+        yield latency("one user of gpt-oss-20b", "128,2048", limit_s=90, model=GPT_OSS_MODEL)
+        yield together("decodes of gpt-oss-20b", "16,64", 1024, 64, CACHED, limit_s=90, model=GPT_OSS_MODEL)
 
 
 def formats():

@@ -97,6 +97,13 @@ struct Core {
         float factors[2][2];
 #pragma unroll
         for (int r = 0; r < 2; r++) merge(before[r], {max[r], sum[r]}, factors[r]);
+        if (is_last) {
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                // In the sum's place, as nothing follows: registers are few.
+                if (rows.is_there[r]) before[r].sum = share_of(before[r], call.sinks, rows.head[r]);
+            }
+        }
         const u32 cols = call.num_heads * call.head_dim, col = threadIdx.x % 4 * 2;
 #pragma unroll
         for (int n = 0; n < DIM / 8; n++) {
@@ -112,9 +119,8 @@ struct Core {
             for (int r = 0; r < 2; r++) {
                 if (!rows.is_there[r] || n * 8 + col >= call.head_dim) continue;
                 T* out = call.out + (u64)work.token_of(rows.query[r]) * cols + rows.head[r] * call.head_dim;
-                const float inverse = __frcp_rn(before[r].sum);
-                *(u32*)(out + n * 8 + col) =
-                    pack<T>(__fmul_rn(pairs[2 * r], inverse), __fmul_rn(pairs[2 * r + 1], inverse));
+                const float share = before[r].sum;
+                *(u32*)(out + n * 8 + col) = pack<T>(__fmul_rn(pairs[2 * r], share), __fmul_rn(pairs[2 * r + 1], share));
             }
         }
     }

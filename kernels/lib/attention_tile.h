@@ -19,6 +19,8 @@ struct Call {
     const u32* sequences;
     const u32* tables;
     float* partials;
+    // One a query head, or null.
+    const float* sinks;
     u32 num_seqs, num_heads, num_kv_heads, head_dim, head_stride, block_size;
     // 0: none.
     u32 window;
@@ -30,11 +32,11 @@ struct Call {
 };
 #define CALL_ARGUMENTS(T, C)                                                                                           \
     T *out, const T *qkv, const C *keys, const C *values, const u32 *sequences, const u32 *tables, float *partials,    \
-        u32 num_seqs, u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 head_stride, u32 block_size, u32 window,      \
-        u32 num_slots, float factor, float cap, float cap_factor
+        const float *sinks, u32 num_seqs, u32 num_heads, u32 num_kv_heads, u32 head_dim, u32 head_stride,              \
+        u32 block_size, u32 window, u32 num_slots, float factor, float cap, float cap_factor
 #define CALL(T)                                                                                                        \
-    {out,         qkv,        keys,   values,    sequences, tables, partials, num_seqs, num_heads, num_kv_heads, head_dim, \
-     head_stride, block_size, window, num_slots, factor,    cap,    cap_factor}
+    {out,          qkv,      keys,        values,     sequences, tables,    partials, sinks, num_seqs,  num_heads,     \
+     num_kv_heads, head_dim, head_stride, block_size, window,    num_slots, factor,   cap,   cap_factor}
 
 // A kernel for each width of heads that ops/attention/cuda.rs pads to; of a cache of C, names have C_NAME.
 #define EACH_WIDTH(KERNEL, C_NAME, T, C)                                                                               \

@@ -13,15 +13,16 @@ DEVICE Product<W> product_of_tile(Product<W> p, const uint4* tiles, u64 expert_b
     p.x += (u64)first * p.cols;
     p.weight = (const u8*)p.weight + expert * expert_bytes;
     if (W::HAS_SCALE) p.scale += (u64)expert * expert_rows;
+    if (p.bias != nullptr) p.bias += (u64)expert * expert_rows;
     p.tokens = tile.z;
     return p;
 }
 
 #define EXPERT_ARGUMENTS(T)                                                                                            \
-    T *out, const T *x, const void *weight, const float *scale, const uint4 *tiles, u64 expert_bytes, u32 expert_rows, \
-        u32 features, u32 cols, u32 segment
+    T *out, const T *x, const void *weight, const float *scale, const float *bias, const uint4 *tiles,                 \
+        u64 expert_bytes, u32 expert_rows, u32 features, u32 cols, u32 segment
 #define EXPERT_PRODUCT(FORM, T)                                                                                        \
-    product_of_tile<FORM<T>>({out, x, weight, scale, nullptr, 0, features, features, cols, segment, 0}, tiles,         \
+    product_of_tile<FORM<T>>({out, x, weight, scale, bias, 0, features, features, cols, segment, 0}, tiles,            \
                              expert_bytes, expert_rows)
 #define EXPERTS(FORM, T, NAME, BLOCKS)                                                                                 \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)                                                   \

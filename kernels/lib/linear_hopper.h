@@ -290,7 +290,7 @@ struct SplitSums {
 #pragma unroll
                 for (u32 j = 0; j < WIDTH; j++) {
                     const float gate = to_float(from_float<T>(totals[j]));
-                    totals[j] = __fmul_rn(activation(gate, kind), to_float(from_float<T>(up[j])));
+                    totals[j] = gated(gate, to_float(from_float<T>(up[j])), kind);
                 }
             }
             const u64 to = (u64)(place.first_token + token) * call.features + feature;

@@ -117,7 +117,7 @@ struct Tile {
             for (int j = 0; j < 2; j++) {
                 const float gate = to_float(from_float<T>(totals[2 * i + j]));
                 const float up = to_float(from_float<T>(totals[LEN / 2 + 2 * i + j]));
-                values[j] = __fmul_rn(activation(gate, kind), up);
+                values[j] = gated(gate, up, kind);
             }
             words[i % 2][i / 2] = pack<T>(values[0], values[1]);
         }

@@ -99,7 +99,7 @@ DEVICE void rows(const Product<W>& p, u32 splits, u32 kind) {
         if (GATED) {
             // Both are rounded as two launches would.
             const float up = to_float(from_float<T>(total_of(token, HALVES - 1)));
-            total = __fmul_rn(activation(to_float(from_float<T>(total)), kind), up);
+            total = gated(to_float(from_float<T>(total)), up, kind);
         }
         if (p.out_is_f32) {
             ((float*)p.out)[to] = total;

@@ -7,6 +7,8 @@ struct Call {
     const T* qkv;
     const u32* sequences;
     const u32* tables;
+    // One a query head, or null.
+    const float* sinks;
     const u32* prompts;
     u32 num_prompts, num_heads, num_kv_heads, head_dim, block_size, num_rows, layer;
     // 0: none.

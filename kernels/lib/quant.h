@@ -19,6 +19,7 @@
 //   TILE_DZ one such pair
 //   K       f16 pair d, m; [4 chunks] bytes, factors of d; [4 chunks] bytes, factors of -m
 //   K16     [8 groups of 16] signed bytes, factors of d; f16 d, 16 unused bits
+//   E       [4 chunks] bytes: e. A group's scale is 2^(e - 127), and codes are those of e2m1
 //
 // A weight is scale * q + offset, rounded to f32 (the product is exact), and that to 16 bits: the number that expanding the file gives.
 // A code that is masked out of a word is a pair's half in f16 as it stands, a subnormal one, 2^-24 times its integer: that is converted
@@ -27,11 +28,14 @@
 // Where there is no offset and q has few bits, both weights of a pair come from four instructions in bf16, with the same bits. A code
 // is 128 + q once the bits of 128 are set above it; 128 and the code of 0 are subtracted, exactly. Of d, 11 bits, the first 8 are a
 // number of bf16, and so is the rest, of at most 3 bits; q times the rest is exact, and the sum with q times the first is rounded once.
+//
+// A code of e2m1 becomes 2^-126 times its number in bf16 once its bits are where bf16 has sign, last bits of the exponent and first bit of
+// the fraction. Times 2^126 and times the scale it is exact.
 #pragma once
 
 static constexpr u32 QUANT_ROWS = 16, QUANT_COLUMNS = 128, QUANT_CHUNKS = 4;
 
-enum class Scaling { D, DM, DZ, TILE_DZ, K, K16 };
+enum class Scaling { D, DM, DZ, TILE_DZ, K, K16, E };
 
 // Of one row and chunk: a weight is `scale` times its code's pair as f32, plus `base`.
 struct FloatScale {
@@ -54,13 +58,24 @@ struct PairScale {
     }
 };
 
-template <bool IS_PAIR, bool HAS_ZERO>
+// A power of two twice in bf16.
+struct PowerScale {
+    u32 pair;
+
+    __device__ __forceinline__ PowerScale of_lane(u32 lane) const { return {__shfl_sync(FULL_WARP, pair, lane)}; }
+};
+
+template <bool IS_PAIR, bool HAS_ZERO, bool IS_POWER>
 struct ScaleType {
     using Type = FloatScale;
 };
 template <bool HAS_ZERO>
-struct ScaleType<true, HAS_ZERO> {
+struct ScaleType<true, HAS_ZERO, false> {
     using Type = PairScale<HAS_ZERO>;
+};
+template <>
+struct ScaleType<false, false, true> {
+    using Type = PowerScale;
 };
 
 // Eight codes of a row, those of two products: pairs of columns 0 and 1, and 2 and 3, of each.
@@ -80,14 +95,16 @@ struct Quant {
     static constexpr int GROUPS = SCALING == Scaling::K16 ? 2 : 1;
     static constexpr u32 CODE_BYTES = BITS * QUANT_ROWS * QUANT_COLUMNS / 8;
     static constexpr u32 ROW_SCALE_BYTES = SCALING == Scaling::D         ? 8
-                                           : SCALING == Scaling::TILE_DZ ? 4
+                                           : SCALING == Scaling::TILE_DZ || SCALING == Scaling::E ? 4
                                            : SCALING == Scaling::DM || SCALING == Scaling::DZ ? 16
                                                                                               : 12;
     static constexpr u32 TILE_BYTES = CODE_BYTES + QUANT_ROWS * ROW_SCALE_BYTES;
 
     static constexpr bool HAS_ZERO = SCALING == Scaling::DZ || SCALING == Scaling::TILE_DZ;
     static constexpr bool IS_PAIR = !IS_F16<T> && (HAS_ZERO || SCALING == Scaling::D) && BITS <= 5;
-    using Scale = typename ScaleType<IS_PAIR, HAS_ZERO>::Type;
+    static constexpr bool IS_POWER = SCALING == Scaling::E;
+    static_assert(!IS_POWER || (!IS_F16<T> && BITS == 4), "codes of e2m1 become numbers of bf16");
+    using Scale = typename ScaleType<IS_PAIR, HAS_ZERO, IS_POWER>::Type;
 
     // 128 twice in bf16, whose last bits are a code's place.
     static constexpr u32 OF_128 = 0x43004300;
@@ -97,6 +114,17 @@ struct Quant {
     // Of the scales at `at`, those of a tile: of row `row`, the `group`th of chunk `chunk`.
     DEVICE Scale scale_of(const u8* at, u32 row, u32 chunk, u32 group) {
         const u8* own = at + row * ROW_SCALE_BYTES;
+        if constexpr (IS_POWER) {
+            // The least one is subnormal.
+            const u32 e = own[chunk], bits = e == 0 ? 0x40 : e << 7;
+            return {bits | bits << 16};
+        } else {
+            return sum_scale_of(own, chunk, group);
+        }
+    }
+
+    // The same of formats whose codes are integers, of a row's scales.
+    DEVICE Scale sum_scale_of(const u8* own, u32 chunk, u32 group) {
         float scale, zero = (float)ZERO, offset = 0.0f;
         if constexpr (SCALING == Scaling::D) {
             scale = to_float(((const f16*)own)[chunk]);
@@ -139,6 +167,14 @@ struct Quant {
         if constexpr (BITS == 8) {
             const uint2 words = ((const uint2*)tile)[place];
             codes = {{words.x & 0x00ff00ff, words.x >> 8 & 0x00ff00ff, words.y & 0x00ff00ff, words.y >> 8 & 0x00ff00ff}};
+        } else if constexpr (IS_POWER) {
+            // Signs to the halves' first bits, what else there is to where bf16 has the end of the exponent.
+            const u32 word = ((const u32*)tile)[place];
+            constexpr u32 SIGNS = 0x80008000, OTHERS = 0x01c001c0;
+            codes.pairs[0] = and_or(word << 12, SIGNS, word << 6 & OTHERS);
+            codes.pairs[1] = and_or(word << 8, SIGNS, word << 2 & OTHERS);
+            codes.pairs[2] = and_or(word << 4, SIGNS, word >> 2 & OTHERS);
+            codes.pairs[3] = and_or(word, SIGNS, word >> 6 & OTHERS);
         } else if constexpr (BITS == 4 && IS_PAIR) {
             const u32 word = ((const u32*)tile)[place];
 #pragma unroll
@@ -161,7 +197,10 @@ struct Quant {
 
     // The weights of a pair, the first or the second of its product.
     DEVICE u32 weights_of(u32 pair, const Scale& scale, bool is_second) {
-        if constexpr (IS_PAIR) {
+        if constexpr (IS_POWER) {
+            constexpr u32 TO_NUMBER = 0x7e807e80; // 2^126
+            return fma_pairs<bf16>(fma_pairs<bf16>(pair, TO_NUMBER, 0), scale.pair, 0);
+        } else if constexpr (IS_PAIR) {
             constexpr u32 ONE = 0x3f803f80;
             const u32 q = fma_pairs<bf16>(pair, ONE, scale.zero);
             return fma_pairs<bf16>(q, scale.high, fma_pairs<bf16>(q, scale.low, 0));
@@ -224,3 +263,5 @@ template <typename T>
 using INT4_G32 = Quant<T, 4, 0, Scaling::DZ>;
 template <typename T>
 using INT4_G128 = Quant<T, 4, 0, Scaling::TILE_DZ>;
+template <typename T>
+using MXFP4 = Quant<T, 4, 0, Scaling::E>;

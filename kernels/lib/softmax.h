@@ -41,6 +41,15 @@ DEVICE float merge_output(float before, float part, const float (&factors)[2]) {
     return __fmaf_rn(part, factors[1], __fmul_rn(before, factors[0]));
 }
 
+// What a row's outputs are multiplied by in the end. A sink, which heads may have (`sinks`: one each, or null), is put together with the
+// splits as one more whose only weight has no value.
+DEVICE float share_of(Softmax all, const float* sinks, u32 head) {
+    if (sinks == nullptr) return __frcp_rn(all.sum);
+    float factors[2];
+    merge(all, {__fmul_rn(sinks[head], 1.44269504f), 1.0f}, factors);
+    return __fmul_rn(factors[0], __frcp_rn(all.sum));
+}
+
 // Finds the `tile`th tile of `most` queries of all prompts together: its sequence, and the first of its queries. Each prompt's
 // tiles count from its end, for those have most keys. Whole warps call it.
 DEVICE bool find_prompt(const u32* sequences, const u32* prompts, u32 num_prompts, u32 most, u32 tile, u32& seq, u32& first) {

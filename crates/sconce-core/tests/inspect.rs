@@ -168,6 +168,27 @@ fn experts_are_counted_whole_and_for_a_token() {
     assert_eq!(report.footprint.token_cost, TokenCost { layer_weights: layers, head_weights: 258 * 64, bytes_read });
 }
 
+/// As published: experts in MXFP4 come to 4.25 bits a weight.
+#[test]
+fn gpt_oss_is_counted() {
+    for (num_layers, num_experts, num_parameters) in [(24u64, 32u64, 20_914_757_184), (36, 128, 116_829_156_672)] {
+        let changes = json!({
+            "architectures": ["GptOssForCausalLM"], "hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64,
+            "num_attention_heads": 64, "num_key_value_heads": 8, "num_hidden_layers": num_layers,
+            "num_local_experts": num_experts, "num_experts_per_tok": 4, "vocab_size": 201_088, "layer_types": null,
+            "max_position_embeddings": 131_072, "rope_scaling": {"rope_type": "yarn", "factor": 32.0,
+            "truncate": false, "original_max_position_embeddings": 4096}, "tie_word_embeddings": false,
+            "quantization_config": {"quant_method": "mxfp4"}
+        });
+        let report = tiny(changes, &dummy()).unwrap();
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        assert_eq!((report.footprint.num_parameters(), report.max_model_len), (num_parameters, 131_072));
+        let experts = num_layers * num_experts * 3 * 2880 * 2880;
+        let groups: Vec<_> = report.footprint.groups.iter().map(|g| (g.dtype, g.num_parameters, g.bytes)).collect();
+        assert!(groups.contains(&(Dtype::Mxfp4, experts, experts / 32 * 17)), "{groups:?}");
+    }
+}
+
 #[test]
 fn what_cannot_run_is_said() {
     let refused = |changes: Value, words: &str| {

@@ -3,7 +3,9 @@
 //! After each operation the second backend's result is replaced by the first's, so that each is checked on its own, on equal
 //! inputs: differences do not add up, and the operation that is named is the one that is wrong.
 
-use super::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
+use super::{
+    AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, LayerAttention, StepLimits,
+};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::{BlockCopy, LayerPlace};
@@ -17,6 +19,13 @@ pub struct Pair<A, B> {
     pub tested: A,
     /// What it is compared with.
     pub reference: B,
+}
+
+/// Of either backend.
+fn both<V, W>(layer: LayerAttention<'_, Pair<V, W>>) -> (LayerAttention<'_, V>, LayerAttention<'_, W>) {
+    let LayerAttention { spec, sinks } = layer;
+    let (tested, reference) = (sinks.map(|sinks| &sinks.tested), sinks.map(|sinks| &sinks.reference));
+    (LayerAttention { spec, sinks: tested }, LayerAttention { spec, sinks: reference })
 }
 
 /// Two backends as one, whose results are those of the first.
@@ -121,11 +130,12 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         &self,
         parts: Vec<TensorView<'_>>,
         num_experts: usize,
+        bias: Option<&[f32]>,
         dtype: WeightDtype,
     ) -> Result<Self::ExpertMatrices> {
         Ok(Pair {
-            tested: self.tested.expert_matrices(parts.clone(), num_experts, dtype)?,
-            reference: self.reference.expert_matrices(parts, num_experts, dtype)?,
+            tested: self.tested.expert_matrices(parts.clone(), num_experts, bias, dtype)?,
+            reference: self.reference.expert_matrices(parts, num_experts, bias, dtype)?,
         })
     }
 
@@ -280,11 +290,12 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         qkv: &Self::Buffer,
         kv: &Self::KvCache,
         batch: &Self::Batch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, Self::Vector>,
     ) -> Result<()> {
-        self.check(&format!("attention of layer {}", spec.layer), out, |out| {
-            self.tested.attention(&mut out.tested, &qkv.tested, &kv.tested, &batch.tested, spec)?;
-            self.reference.attention(&mut out.reference, &qkv.reference, &kv.reference, &batch.reference, spec)
+        self.check(&format!("attention of layer {}", layer.spec.layer), out, |out| {
+            let (a, b) = both(layer);
+            self.tested.attention(&mut out.tested, &qkv.tested, &kv.tested, &batch.tested, a)?;
+            self.reference.attention(&mut out.reference, &qkv.reference, &kv.reference, &batch.reference, b)
         })
     }
 
@@ -294,17 +305,18 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         kv: &mut Self::KvCache,
         rope: &Self::Rope,
         batch: &Self::Batch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, Self::Vector>,
     ) -> Result<()> {
-        if !self.fuses_rope(kv, rope, batch, spec) {
-            self.rope_append_kv(qkv, kv, rope, batch, spec)?;
-            return self.attention(out, qkv, kv, batch, spec);
+        if !self.fuses_rope(kv, rope, batch, layer.spec) {
+            self.rope_append_kv(qkv, kv, rope, batch, layer.spec)?;
+            return self.attention(out, qkv, kv, batch, layer);
         }
-        self.check(&format!("rope_attention of layer {}", spec.layer), out, |out| {
+        self.check(&format!("rope_attention of layer {}", layer.spec.layer), out, |out| {
             let (tested, reference) = (&mut kv.tested, &mut kv.reference);
             let Pair { tested: a, reference: b } = qkv;
-            self.tested.rope_attention((&mut out.tested, a), tested, &rope.tested, &batch.tested, spec)?;
-            self.reference.rope_attention((&mut out.reference, b), reference, &rope.reference, &batch.reference, spec)
+            let (of_a, of_b) = both(layer);
+            self.tested.rope_attention((&mut out.tested, a), tested, &rope.tested, &batch.tested, of_a)?;
+            self.reference.rope_attention((&mut out.reference, b), reference, &rope.reference, &batch.reference, of_b)
         })
     }
 

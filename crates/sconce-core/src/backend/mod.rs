@@ -64,6 +64,30 @@ impl AttentionSpec {
     }
 }
 
+/// How one layer attends, and what it has of its own for that. `V`: a device's vector.
+#[derive(Debug)]
+pub struct LayerAttention<'a, V> {
+    /// How.
+    pub spec: &'a AttentionSpec,
+    /// A logit a query head, which takes part in the sum that the head's weights are divided by, and in nothing else.
+    pub sinks: Option<&'a V>,
+}
+
+impl<V> Clone for LayerAttention<'_, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for LayerAttention<'_, V> {}
+
+impl<'a, V> From<&'a AttentionSpec> for LayerAttention<'a, V> {
+    /// Without sinks.
+    fn from(spec: &'a AttentionSpec) -> Self {
+        Self { spec, sinks: None }
+    }
+}
+
 /// How a layer's tokens go through experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertsSpec {
@@ -177,11 +201,12 @@ pub trait Backend: Send + Sized + 'static {
         Ok(None)
     }
     /// Matrices of `num_experts` experts, of equally many of `parts` over each other each, the first expert's first; all parts have the same
-    /// number of columns.
+    /// number of columns. `bias`: as long as all rows.
     fn expert_matrices(
         &self,
         parts: Vec<TensorView<'_>>,
         num_experts: usize,
+        bias: Option<&[f32]>,
         dtype: WeightDtype,
     ) -> Result<Self::ExpertMatrices>;
     /// The same of random weights, made on the device, each of `shape`; `None`: [`Backend::expert_matrices`] is to be given some.
@@ -189,6 +214,7 @@ pub trait Backend: Send + Sized + 'static {
         &self,
         _num_experts: usize,
         _shape: [usize; 2],
+        _bias: Option<&[f32]>,
         _random: RandomWeights,
     ) -> Result<Option<Self::ExpertMatrices>> {
         Ok(None)
@@ -276,7 +302,7 @@ pub trait Backend: Send + Sized + 'static {
         qkv: &Self::Buffer,
         kv: &Self::KvCache,
         batch: &Self::Batch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, Self::Vector>,
     ) -> Result<()>;
     /// Both, one after the other. What `qkv` holds then is nobody's.
     fn rope_attention(
@@ -285,16 +311,16 @@ pub trait Backend: Send + Sized + 'static {
         kv: &mut Self::KvCache,
         rope: &Self::Rope,
         batch: &Self::Batch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, Self::Vector>,
     ) -> Result<()> {
-        self.rope_append_kv(qkv, kv, rope, batch, spec)?;
-        self.attention(out, qkv, kv, batch, spec)
+        self.rope_append_kv(qkv, kv, rope, batch, layer.spec)?;
+        self.attention(out, qkv, kv, batch, layer)
     }
     /// Whether [`Backend::rope_attention`] is one operation, rather than those two.
     fn fuses_rope(&self, _: &Self::KvCache, _: &Self::Rope, _: &Self::Batch, _: &AttentionSpec) -> bool {
         false
     }
-    /// out = act(gate) * up; `gate_up` rows hold gate, then up.
+    /// out = act(gate) * up, as [`Activation`] has it; `gate_up` rows hold gate, then up.
     fn gate_act_mul(&self, out: &mut Self::Buffer, gate_up: &Self::Buffer, act: Activation) -> Result<()>;
     /// out = act(gate) * up; rows of x . weight^T + bias hold gate, then up. `gate_up`: room for them, whose contents are nobody's
     /// then.
@@ -309,7 +335,8 @@ pub trait Backend: Send + Sized + 'static {
         self.linear(gate_up, x, weight)?;
         self.gate_act_mul(out, gate_up, act)
     }
-    /// out = sum over each token's experts of weight * down(act(gate) * up), where rows of an expert's first matrix are gate's, then up's.
+    /// out = sum over each token's experts of weight * down(act(gate) * up), biases included, where rows of an expert's first matrix
+    /// are gate's, then up's.
     /// Which experts, and their weights, is by `logits`, [num_tokens, num_experts] in f32.
     fn experts(
         &self,

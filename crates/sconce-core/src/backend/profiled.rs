@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
+use super::{
+    AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, LayerAttention, StepLimits,
+};
 use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::Result;
 use crate::kv::{BlockCopy, LayerPlace};
@@ -207,18 +209,20 @@ impl<B: Backend> Backend for Profiled<B> {
         &self,
         parts: Vec<TensorView<'_>>,
         num_experts: usize,
+        bias: Option<&[f32]>,
         dtype: WeightDtype,
     ) -> Result<B::ExpertMatrices> {
-        self.backend.expert_matrices(parts, num_experts, dtype)
+        self.backend.expert_matrices(parts, num_experts, bias, dtype)
     }
 
     fn random_expert_matrices(
         &self,
         num_experts: usize,
         shape: [usize; 2],
+        bias: Option<&[f32]>,
         random: RandomWeights,
     ) -> Result<Option<B::ExpertMatrices>> {
-        self.backend.random_expert_matrices(num_experts, shape, random)
+        self.backend.random_expert_matrices(num_experts, shape, bias, random)
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
@@ -339,9 +343,9 @@ impl<B: Backend> Backend for Profiled<B> {
         qkv: &B::Buffer,
         kv: &B::KvCache,
         batch: &B::Batch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, B::Vector>,
     ) -> Result<()> {
-        self.time("attention", || self.backend.attention(out, qkv, kv, batch, spec))
+        self.time("attention", || self.backend.attention(out, qkv, kv, batch, layer))
     }
 
     fn rope_attention(
@@ -350,13 +354,13 @@ impl<B: Backend> Backend for Profiled<B> {
         kv: &mut B::KvCache,
         rope: &B::Rope,
         batch: &B::Batch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, B::Vector>,
     ) -> Result<()> {
-        if !self.fuses_rope(kv, rope, batch, spec) {
-            self.rope_append_kv(qkv, kv, rope, batch, spec)?;
-            return self.attention(out, qkv, kv, batch, spec);
+        if !self.fuses_rope(kv, rope, batch, layer.spec) {
+            self.rope_append_kv(qkv, kv, rope, batch, layer.spec)?;
+            return self.attention(out, qkv, kv, batch, layer);
         }
-        self.time("rope_attention", || self.backend.rope_attention((out, qkv), kv, rope, batch, spec))
+        self.time("rope_attention", || self.backend.rope_attention((out, qkv), kv, rope, batch, layer))
     }
 
     fn fuses_rope(&self, kv: &B::KvCache, rope: &B::Rope, batch: &B::Batch, spec: &AttentionSpec) -> bool {

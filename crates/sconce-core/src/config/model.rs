@@ -8,13 +8,22 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::ops::attention;
 
-/// The gate's activation in the MLP.
+/// What makes act(gate) * up of the two halves of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// x * sigmoid(x).
     Silu,
     /// GELU, tanh approximation (`gelu_pytorch_tanh`, `gelu_new`).
     GeluTanh,
+    /// x * sigmoid(1.702 x) of a gate of at most 7, times 1 + up, where up is from -7 to 7 (gpt-oss).
+    ClampedSwiglu,
+}
+
+impl Activation {
+    /// Of [`Activation::ClampedSwiglu`]: the greatest gate, and the greatest up of either sign.
+    pub const SWIGLU_LIMIT: f32 = 7.0;
+    /// Of the same: what a gate is multiplied by before the sigmoid.
+    pub const SWIGLU_ALPHA: f32 = 1.702;
 }
 
 /// How RoPE frequencies are stretched beyond the trained context.
@@ -161,7 +170,7 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Whether q, k, v and o projections have biases.
     pub attention_bias: bool,
-    /// Whether the MLP's projections have biases.
+    /// Whether the MLP's projections have biases; of experts, what chooses them too.
     pub mlp_bias: bool,
     /// The gate's activation.
     pub hidden_act: Activation,

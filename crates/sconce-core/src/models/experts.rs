@@ -1,4 +1,4 @@
-//! [`Experts`]: a mixture of experts, which the layers of Mixtral and of Qwen's MoE models have in place of an MLP.
+//! [`Experts`]: a mixture of experts, which the layers of Mixtral, of Qwen's MoE models and of gpt-oss have in place of an MLP.
 
 use super::{Bias, Loader, RawConfig};
 use crate::backend::{Backend, ExpertsSpec, Workspace};
@@ -47,10 +47,11 @@ impl<B: Backend> Experts<B> {
         let gate_up = (0..num_experts)
             .flat_map(|expert| [(of_expert(expert, names.gate), inter), (of_expert(expert, names.up), inter)]);
         let down = (0..num_experts).map(|expert| (of_expert(expert, names.down), hidden));
+        let bias = Bias::from(loader.config.mlp_bias);
         Ok(Self {
-            router: loader.matrix(&[(name(names.router), num_experts)], hidden, Bias::Absent)?,
-            gate_up: loader.expert_matrices(&gate_up.collect::<Vec<_>>(), hidden, num_experts)?,
-            down: loader.expert_matrices(&down.collect::<Vec<_>>(), inter, num_experts)?,
+            router: loader.matrix(&[(name(names.router), num_experts)], hidden, bias)?,
+            gate_up: loader.expert_matrices(&gate_up.collect::<Vec<_>>(), hidden, num_experts, bias)?,
+            down: loader.expert_matrices(&down.collect::<Vec<_>>(), inter, num_experts, bias)?,
             spec: ExpertsSpec::new(config, loader.config.hidden_act),
         })
     }

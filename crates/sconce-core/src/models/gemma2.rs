@@ -155,7 +155,7 @@ impl<B: Backend> Model<B> for Gemma2<B> {
             backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
         }
         let rope = self.local_rope.as_ref().filter(|_| spec.window.is_some()).unwrap_or(&self.rope);
-        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, &spec)?;
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, (&spec).into())?;
         backend.linear(&mut ws.normed, &ws.attn_out, &layer.o)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_attention_norm, eps)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.pre_feedforward_norm, eps)?;

@@ -2,7 +2,7 @@
 
 use super::experts::Experts;
 use super::{Architecture, Bias, Loader, Model, RawConfig, Step, mixtral};
-use crate::backend::{AttentionSpec, Backend};
+use crate::backend::{AttentionSpec, Backend, LayerAttention};
 use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Result;
 
@@ -23,6 +23,8 @@ pub(super) struct Layer<B: Backend> {
     pub(super) qkv: B::Matrix,
     /// Of a head of q and of one of k.
     pub(super) head_norms: Option<(B::Vector, B::Vector)>,
+    /// One a query head.
+    pub(super) sinks: Option<B::Vector>,
     pub(super) o: B::Matrix,
     pub(super) post_attention_norm: B::Vector,
     pub(super) mlp: Mlp<B>,
@@ -144,6 +146,7 @@ impl<B: Backend> Layer<B> {
             } else {
                 None
             },
+            sinks: None,
             o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, o_bias)?,
             post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
             mlp,
@@ -190,7 +193,8 @@ impl<B: Backend> Model<B> for Llama<B> {
         if let Some((q, k)) = &layer.head_norms {
             backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
         }
-        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, &spec)?;
+        let attention = LayerAttention { spec: &spec, sinks: layer.sinks.as_ref() };
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, attention)?;
         backend.linear(&mut ws.delta, &ws.attn_out, &layer.o)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.post_attention_norm, eps)?;
         match &layer.mlp {

@@ -40,10 +40,7 @@ impl From<bool> for Bias {
 impl<B: Backend> Loader<'_, B> {
     /// `<name>.weight` of each part, (name, rows), over each other: [sum of rows, cols].
     pub fn matrix(&self, parts: &[(String, usize)], cols: usize, bias: Bias) -> Result<B::Matrix> {
-        let bias = match bias {
-            Bias::Present => Some(self.bias(parts)?),
-            Bias::Absent => None,
-        };
+        let bias = self.bias(parts, bias)?;
         if let Some(random) = self.store.random(&format!("{}.weight", parts[0].0)) {
             let rows = parts.iter().map(|(_, rows)| rows).sum();
             if let Some(matrix) = self.backend.random_matrix([rows, cols], bias.as_deref(), random)? {
@@ -64,15 +61,18 @@ impl<B: Backend> Loader<'_, B> {
         parts: &[(String, usize)],
         cols: usize,
         num_experts: usize,
+        bias: Bias,
     ) -> Result<B::ExpertMatrices> {
+        let bias = self.bias(parts, bias)?;
+        let bias = bias.as_deref();
         if let Some(random) = self.store.random(&format!("{}.weight", parts[0].0)) {
             let rows = parts[..parts.len() / num_experts].iter().map(|(_, rows)| rows).sum();
-            if let Some(matrices) = self.backend.random_expert_matrices(num_experts, [rows, cols], random)? {
+            if let Some(matrices) = self.backend.random_expert_matrices(num_experts, [rows, cols], bias, random)? {
                 self.progress.advance((num_experts * rows * random.dtype.row_bytes(cols)) as u64);
                 return Ok(matrices);
             }
         }
-        let matrices = self.backend.expert_matrices(self.tensors(parts, cols)?, num_experts, self.dtype);
+        let matrices = self.backend.expert_matrices(self.tensors(parts, cols)?, num_experts, bias, self.dtype);
         self.store.release();
         matrices
     }
@@ -103,9 +103,12 @@ impl<B: Backend> Loader<'_, B> {
         parts.iter().map(|(name, rows)| self.tensor(&format!("{name}.weight"), &[*rows, cols])).collect()
     }
 
-    fn bias(&self, parts: &[(String, usize)]) -> Result<Vec<f32>> {
+    fn bias(&self, parts: &[(String, usize)], bias: Bias) -> Result<Option<Vec<f32>>> {
         let part = |(name, rows): &(String, usize)| self.floats(&format!("{name}.bias"), *rows);
-        Ok(parts.iter().map(part).collect::<Result<Vec<_>>>()?.concat())
+        match bias {
+            Bias::Present => Ok(Some(parts.iter().map(part).collect::<Result<Vec<_>>>()?.concat())),
+            Bias::Absent => Ok(None),
+        }
     }
 
     fn floats(&self, name: &str, len: usize) -> Result<Vec<f32>> {

@@ -5,6 +5,7 @@
 mod experts;
 mod gemma2;
 mod gemma3;
+mod gpt_oss;
 mod llama;
 mod loader;
 mod mistral;
@@ -101,6 +102,7 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
         entry::<B, qwen2::Qwen2>(),
         entry::<B, qwen3::Qwen3>(),
         entry::<B, qwen3_moe::Qwen3Moe>(),
+        entry::<B, gpt_oss::GptOss>(),
         entry::<B, phi3::Phi3>(),
         entry::<B, phi::Phi<B>>(),
     ]

@@ -137,7 +137,7 @@ impl<B: Backend> Model<B> for Phi<B> {
         }
         backend.layer_norm(&mut ws.normed, &ws.residual, weight, bias, self.config.norm_eps)?;
         backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
-        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, &spec)?;
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, (&spec).into())?;
         backend.linear(&mut ws.delta, &ws.attn_out, &layer.dense)?;
         backend.linear(&mut ws.mlp_act, &ws.normed, &layer.fc1)?;
         backend.activate(&mut ws.mlp_act, self.config.hidden_act)?;

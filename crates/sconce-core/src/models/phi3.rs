@@ -48,6 +48,7 @@ fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<llama::L
         input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
         qkv: matrix("self_attn.qkv_proj", config.qkv_dim(), hidden)?,
         head_norms: None,
+        sinks: None,
         o: matrix("self_attn.o_proj", hidden, config.q_dim())?,
         post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
         mlp: llama::Mlp::Dense {

@@ -23,7 +23,8 @@ impl RawConfig {
             "gptq" => config.gptq().map(StoredForm::Packed),
             "awq" => config.awq().map(StoredForm::Packed),
             "compressed-tensors" => config.compressed_tensors(),
-            _ => Err(config.unsupported("quant_method", "fp8, fbgemm_fp8, gptq, awq, compressed-tensors")),
+            "mxfp4" => Ok(StoredForm::Mxfp4),
+            _ => Err(config.unsupported("quant_method", "fp8, fbgemm_fp8, gptq, awq, compressed-tensors, mxfp4")),
         }
     }
 }
@@ -231,6 +232,10 @@ mod tests {
         ] {
             assert_eq!(form(config.clone()), Ok(StoredForm::Fp8), "{config}");
         }
+        assert_eq!(
+            form(json!({"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})),
+            Ok(StoredForm::Mxfp4)
+        );
         let blocks = json!({"quant_method": "fp8", "weight_block_size": [128, 64]});
         assert_eq!(form(blocks), Ok(StoredForm::Fp8Blocks([128, 64])));
         let weights = json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]});

@@ -78,6 +78,19 @@ fn absent_keys_have_the_defaults_of_their_class() {
     assert_eq!((qwen3.head_dim, qwen3.rope.rotary_dim, qwen3.qk_norm), (128, 128, true));
     assert_eq!((qwen3.attention_scale, qwen3.max_position_embeddings), (1.0 / 128f32.sqrt(), 32768));
 
+    let oss = parse("GptOssForCausalLM", json!({})).unwrap();
+    let experts = ExpertsConfig { num_experts: 128, per_token: 4, intermediate_size: 96, normalizes: true };
+    assert_eq!((oss.experts, oss.head_dim, oss.num_key_value_heads, oss.norm_eps), (Some(experts), 64, 8, 1e-5));
+    assert_eq!((oss.attention_bias, oss.mlp_bias, oss.hidden_act), (true, true, Activation::ClampedSwiglu));
+    assert_eq!((oss.rope.rope_theta, oss.max_position_embeddings), (150_000.0, 131_072));
+    let RopeScaling::Yarn(yarn) = &oss.rope.scaling else { panic!("{:?}", oss.rope.scaling) };
+    let said = json!({"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                                       "truncate": false, "original_max_position_embeddings": 4096}});
+    assert_eq!(parse("GptOssForCausalLM", said).unwrap().rope.scaling, RopeScaling::Yarn(yarn.clone()));
+    assert_eq!(oss.sliding_window, [Some(128), None, Some(128), None]);
+    let other = json!({"layer_types": ["full_attention", "full_attention", "full_attention", "sliding_attention"]});
+    assert_eq!(parse("GptOssForCausalLM", other).unwrap().sliding_window, [None, None, None, Some(128)]);
+
     let phi3 = parse("Phi3ForCausalLM", json!({})).unwrap();
     assert_eq!((&phi3.sliding_window, phi3.rope.rotary_dim), (&vec![None; 4], 16));
 
@@ -161,6 +174,9 @@ fn errors_name_the_key() {
     check_error("LlamaForCausalLM", json!({"vocab_size": "many"}), &["vocab_size", "many"]);
     check_error("LlamaForCausalLM", json!({"rope_theta": -1.0}), &["rope_theta"]);
     check_error("LlamaForCausalLM", json!({"hidden_act": "relu"}), &["hidden_act", "relu"]);
+    check_error("GptOssForCausalLM", json!({"swiglu_limit": 6.5}), &["swiglu_limit", "only 7", "6.5"]);
+    check_error("GptOssForCausalLM", json!({"swiglu_alpha": 1.0}), &["swiglu_alpha", "only 1.702"]);
+    check_error("GptOssForCausalLM", json!({"num_local_experts": 3}), &["num_experts_per_tok", "at most 3, found 4"]);
     check_error("LlamaForCausalLM", json!({"eos_token_id": [-1]}), &["eos_token_id"]);
     let narrow = parse("LlamaForCausalLM", json!({"hidden_size": 2})).unwrap();
     assert!(narrow.validate("config.json".as_ref()).unwrap_err().to_string().contains("head_dim"));
@@ -379,6 +395,27 @@ fn a_llama_in_a_gguf_may_have_experts() {
     let sizes = [int("expert_count", 6), int("expert_used_count", 3), int("expert_feed_forward_length", 40)];
     let qwen = gguf("qwen3moe", &sizes, &[]).unwrap();
     assert_eq!(qwen.experts, Some(ExpertsConfig { intermediate_size: 40, ..expected }));
+}
+
+#[test]
+fn a_gguf_of_gpt_oss_does_not_say_how_its_ramp_ends() {
+    let text = |text: &str| GgufValue::String(text.into());
+    let values = [
+        ("rope.scaling.type", text("yarn")),
+        ("rope.scaling.factor", GgufValue::Float(32.0)),
+        ("rope.scaling.original_context_length", GgufValue::Int(4096)),
+        ("attention.sliding_window", GgufValue::Int(128)),
+        ("expert_count", GgufValue::Int(32)),
+        ("expert_used_count", GgufValue::Int(4)),
+        ("expert_feed_forward_length", GgufValue::Int(48)),
+    ];
+    let config = gguf("gpt-oss", &values, &[("blk.0.attn_q.bias", &[0.0])]).unwrap();
+    assert!(matches!(&config.rope.scaling, RopeScaling::Yarn(Yarn { truncate: false, .. })), "{:?}", config.rope);
+    assert_eq!((config.sliding_window, config.attention_bias), (vec![Some(128), None], true));
+    let experts = ExpertsConfig { num_experts: 32, per_token: 4, intermediate_size: 48, normalizes: true };
+    assert_eq!(config.experts, Some(experts));
+    let other = gguf("qwen2", &values[..4], &[]).unwrap();
+    assert!(matches!(&other.rope.scaling, RopeScaling::Yarn(Yarn { truncate: true, .. })), "{:?}", other.rope);
 }
 
 #[test]

@@ -41,7 +41,7 @@ mod tests {
     fn device_equals_reference() {
         for device in devices() {
             for (elem, tolerance) in [(ElemType::Bf16, 4e-3), (ElemType::F16, 5e-4)] {
-                for act in [Activation::Silu, Activation::GeluTanh] {
+                for act in [Activation::Silu, Activation::GeluTanh, Activation::ClampedSwiglu] {
                     for (rows, cols) in [(0, 8), (1, 1), (3, 77), (2, 2560)] {
                         let data: Vec<f32> = random(rows * cols, 1).iter().map(|x| x * 30.0).collect();
                         let data = round(&data, elem);
@@ -59,7 +59,7 @@ mod tests {
     #[test]
     fn kernel_equals_reference() {
         for isa in Isa::available() {
-            for act in [Activation::Silu, Activation::GeluTanh] {
+            for act in [Activation::Silu, Activation::GeluTanh, Activation::ClampedSwiglu] {
                 let data: Vec<f32> = random(3 * 77, 1).iter().map(|x| x * 30.0).collect();
                 let (mut expected, mut found) = (Buffer::from_vec(data.clone(), 77), Buffer::from_vec(data, 77));
                 reference(&mut expected, act);

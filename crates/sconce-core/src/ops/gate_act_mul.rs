@@ -1,4 +1,5 @@
-//! `gate_act_mul`: out = act(gate) * up, the gated MLP's middle. Rows of the input hold gate, then up.
+//! `gate_act_mul`: out = act(gate) * up, the gated MLP's middle. Rows of the input hold gate, then up. Of
+//! [`Activation::ClampedSwiglu`] the second factor is 1 + up, both within limits.
 //!
 //! Bounded by the exponentials on the CPU.
 
@@ -17,7 +18,7 @@ pub fn reference(out: &mut Buffer, gate_up: &Buffer, act: Activation) {
     for (out, gate_up) in out.data_mut().chunks_exact_mut(cols).zip(gate_up.data().chunks_exact(2 * cols)) {
         for (i, out) in out.iter_mut().enumerate() {
             let (x, up) = (f64::from(gate_up[i]), f64::from(gate_up[cols + i]));
-            *out = (activation(act, x) * up) as f32;
+            *out = (activation(act, x) * factor(act, up)) as f32;
         }
     }
 }
@@ -29,7 +30,17 @@ pub(super) fn activation(act: Activation, x: f64) -> f64 {
         Activation::GeluTanh => {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
         }
+        Activation::ClampedSwiglu => {
+            let x = x.min(f64::from(Activation::SWIGLU_LIMIT));
+            x / (1.0 + (-f64::from(Activation::SWIGLU_ALPHA) * x).exp())
+        }
     }
+}
+
+/// What act(gate) is multiplied with, in f64.
+fn factor(act: Activation, up: f64) -> f64 {
+    let limit = f64::from(Activation::SWIGLU_LIMIT);
+    if act == Activation::ClampedSwiglu { up.clamp(-limit, limit) + 1.0 } else { up }
 }
 
 /// The same in f32, row by row over the threads.
@@ -58,6 +69,7 @@ pub(super) fn columns(isa: Isa, columns: Columns<'_>, gate_up: &[f32], act: Acti
     match act {
         Activation::Silu => silu_mul(isa, columns, gate_up),
         Activation::GeluTanh => gelu_tanh_mul(isa, columns, gate_up),
+        Activation::ClampedSwiglu => clamped_swiglu_mul(isa, columns, gate_up),
     }
 }
 
@@ -79,14 +91,29 @@ fn gelu_tanh_mul_body<const FMA: bool>(columns: Columns<'_>, gate_up: &[f32]) {
     act_mul(columns, gate_up, gelu_tanh::<FMA>);
 }
 
+multiversion! {
+    fn clamped_swiglu_mul(columns: Columns<'_>, gate_up: &[f32]) = clamped_swiglu_mul_body
+}
+
+#[inline(always)]
+fn clamped_swiglu_mul_body<const FMA: bool>(columns: Columns<'_>, gate_up: &[f32]) {
+    const LIMIT: f32 = Activation::SWIGLU_LIMIT;
+    gated_columns(columns, gate_up, |gate, up| clamped_swish::<FMA>(gate) * (up.clamp(-LIMIT, LIMIT) + 1.0));
+}
+
 #[inline(always)]
 fn act_mul(columns: Columns<'_>, gate_up: &[f32], act: impl Fn(f32) -> f32) {
+    gated_columns(columns, gate_up, |gate, up| act(gate) * up);
+}
+
+#[inline(always)]
+fn gated_columns(columns: Columns<'_>, gate_up: &[f32], gated: impl Fn(f32, f32) -> f32) {
     for (t, row) in gate_up.chunks_exact(2 * columns.count).enumerate() {
         // SAFETY: the columns are the caller's alone.
         let out = unsafe { columns.out.range(columns.first + t * columns.out_cols, columns.count) };
         let (gate, up) = row.split_at(columns.count);
         for ((out, &x), &up) in out.iter_mut().zip(gate).zip(up) {
-            *out = act(x) * up;
+            *out = gated(x, up);
         }
     }
 }
@@ -96,6 +123,7 @@ pub(super) fn activate_row(isa: Isa, row: &mut [f32], act: Activation) {
     match act {
         Activation::Silu => silu_row(isa, row),
         Activation::GeluTanh => gelu_tanh_row(isa, row),
+        Activation::ClampedSwiglu => clamped_swish_row(isa, row),
     }
 }
 
@@ -119,6 +147,24 @@ fn gelu_tanh_row_body<const FMA: bool>(row: &mut [f32]) {
     for x in row {
         *x = gelu_tanh::<FMA>(*x);
     }
+}
+
+multiversion! {
+    fn clamped_swish_row(row: &mut [f32]) = clamped_swish_row_body
+}
+
+#[inline(always)]
+fn clamped_swish_row_body<const FMA: bool>(row: &mut [f32]) {
+    for x in row {
+        *x = clamped_swish::<FMA>(*x);
+    }
+}
+
+#[inline(always)]
+fn clamped_swish<const FMA: bool>(x: f32) -> f32 {
+    // What is no number stays so.
+    let x = if x > Activation::SWIGLU_LIMIT { Activation::SWIGLU_LIMIT } else { x };
+    x / (1.0 + simd::exp::<FMA>(-Activation::SWIGLU_ALPHA * x))
 }
 
 #[inline(always)]
@@ -149,6 +195,7 @@ pub(super) fn activation_kind(act: Activation) -> u32 {
     match act {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,
+        Activation::ClampedSwiglu => 2,
     }
 }
 
@@ -158,11 +205,13 @@ mod tests {
     use crate::backend::cuda::device::ElemType;
     use crate::ops::testing::{assert_close, assert_device_close, devices, on_device, random, round};
 
+    const ALL: [Activation; 3] = [Activation::Silu, Activation::GeluTanh, Activation::ClampedSwiglu];
+
     #[test]
     fn device_equals_reference() {
         for device in devices() {
             for (elem, tolerance) in [(ElemType::Bf16, 4e-3), (ElemType::F16, 5e-4)] {
-                for act in [Activation::Silu, Activation::GeluTanh] {
+                for act in ALL {
                     for (rows, cols) in [(0, 4), (1, 1), (3, 33), (2, 1536), (1, 4104)] {
                         let mut data: Vec<f32> = random(rows * 2 * cols, 3).iter().map(|x| x * 20.0).collect();
                         if let Some(first) = data.first_mut() {
@@ -185,7 +234,7 @@ mod tests {
     fn kernel_equals_reference() {
         for isa in Isa::available() {
             let mut context = Cpu::new(2, isa);
-            for act in [Activation::Silu, Activation::GeluTanh] {
+            for act in ALL {
                 for (rows, cols) in [(0, 4), (1, 1), (3, 33), (2, 1536)] {
                     let mut data: Vec<f32> = random(rows * 2 * cols, 3).iter().map(|x| x * 20.0).collect();
                     if let Some(first) = data.first_mut() {

@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn kernel_equals_reference_and_the_two_operations() {
         for isa in Isa::available() {
-            for act in [Activation::Silu, Activation::GeluTanh] {
+            for act in [Activation::Silu, Activation::GeluTanh, Activation::ClampedSwiglu] {
                 for (rows, inter, cols) in [(0, 32, 8), (1, 64, 33), (3, 20, 16), (5, 33, 8), (700, 192, 24)] {
                     for weight in matrices(inter, cols) {
                         let x = Buffer::from_vec(random(rows * cols, 9), cols);

@@ -25,6 +25,7 @@ pub enum Dtype {
     F8E4M3,
     Int4G32,
     Int4G128,
+    Mxfp4,
 }
 
 impl Dtype {
@@ -32,7 +33,7 @@ impl Dtype {
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Int4G32 => 32,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Int4G32 | Self::Mxfp4 => 32,
             Self::Int4G128 => 128,
             Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
@@ -56,6 +57,7 @@ impl Dtype {
             Self::Q6K => 210,
             Self::Int4G32 => 20,
             Self::Int4G128 => 68,
+            Self::Mxfp4 => 17,
         }
     }
 
@@ -88,6 +90,7 @@ impl Dtype {
             Self::F8E4M3 => "F8_E4M3",
             Self::Int4G32 => "INT4_G32",
             Self::Int4G128 => "INT4_G128",
+            Self::Mxfp4 => "MXFP4",
         }
     }
 
@@ -107,6 +110,7 @@ impl Dtype {
             13 => Self::Q5K,
             14 => Self::Q6K,
             30 => Self::BF16,
+            39 => Self::Mxfp4,
             _ => return None,
         })
     }
@@ -127,6 +131,7 @@ impl Dtype {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::BF16 => 30,
+            Self::Mxfp4 => 39,
             Self::F8E4M3 | Self::Int4G32 | Self::Int4G128 => return None,
         })
     }

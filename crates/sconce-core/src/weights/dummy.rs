@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use super::packed::StoredForm;
 use super::quant::encode;
-use super::store::is_of_layer;
+use super::store::{is_of_expert, is_of_layer};
 use super::{Dtype, TensorInfo, TensorView, fp8, quant};
 use crate::error::{Error, Result};
 
@@ -20,7 +20,7 @@ const PAGE_BLOCKS: usize = 262_147;
 /// Tensors of fewer blocks are made without the page.
 const SMALL_BLOCKS: usize = PAGE_BLOCKS / 16;
 
-/// Random matrices, norms of ones, biases of zeros, the same for the same seed, name and shape.
+/// Random matrices, norms of ones, biases and sinks of zeros, the same for the same seed, name and shape.
 ///
 /// A large matrix is cut from one page of random numbers that is made once and repeats, from a place
 /// that the name decides: memory is filled as fast as it can be copied.
@@ -48,6 +48,7 @@ impl DummyWeights {
         match self.form {
             StoredForm::Fp8 if is_of_layer(name) => Some(Dtype::F8E4M3),
             StoredForm::Packed(_) if is_of_layer(name) => None,
+            StoredForm::Mxfp4 if is_of_expert(name) => None,
             _ => Some(self.dtype),
         }
     }
@@ -85,6 +86,12 @@ impl DummyWeights {
             Kind::Matrix if is_of_layer(name) && shape.len() == 2 => match self.form {
                 StoredForm::Plain | StoredForm::Fp8Blocks(_) => self.dtype,
                 StoredForm::Fp8 => Dtype::F8E4M3,
+                StoredForm::Mxfp4 if !is_of_expert(name) => self.dtype,
+                StoredForm::Mxfp4 if shape[1].is_multiple_of(Dtype::Mxfp4.block_len()) => Dtype::Mxfp4,
+                StoredForm::Mxfp4 => {
+                    let message = format!("rows of {} elements are not whole blocks of {}", shape[1], Dtype::Mxfp4);
+                    return Err(Error::tensor(super::store::DUMMY_PATH, name, message));
+                }
                 StoredForm::Packed(packing) => packing
                     .group_len(shape[1])
                     .map(|group_len| packing.block_dtype(group_len))
@@ -155,7 +162,7 @@ enum Kind {
 impl Kind {
     fn of(name: &str) -> Self {
         match name {
-            _ if name.ends_with(".bias") => Self::Bias,
+            _ if name.ends_with(".bias") || name.ends_with(".sinks") => Self::Bias,
             _ if name.contains("norm") && name.ends_with(".weight") => Self::Norm,
             _ => Self::Matrix,
         }

@@ -51,6 +51,8 @@ pub enum StoredForm {
     Fp8Blocks([usize; 2]),
     /// Integers.
     Packed(Packing),
+    /// Experts in MXFP4, which their tensors say too; other matrices are floats.
+    Mxfp4,
 }
 
 /// Which tensors hold what.

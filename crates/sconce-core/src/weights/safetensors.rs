@@ -15,8 +15,10 @@ use super::packed::{Packed, Packing, Raw};
 use super::{Dtype, StoredForm, TensorInfo, TensorView};
 use crate::error::{Error, Result};
 
+mod fused;
 mod scales;
 
+use fused::Fused;
 use scales::Scales;
 
 const SINGLE: &str = "model.safetensors";
@@ -150,7 +152,9 @@ impl Safetensors {
     /// Whether there is a tensor of this name, as it is or packed.
     pub(super) fn contains(&self, name: &str) -> bool {
         let codes = self.packing().and_then(|packing| packing.codes_name(name));
-        self.tensors.contains_key(name) || codes.is_some_and(|codes| self.tensors.contains_key(&codes))
+        self.tensors.contains_key(name)
+            || codes.is_some_and(|codes| self.tensors.contains_key(&codes))
+            || Fused::is_there(self, name)
     }
 
     /// How matrices are packed that are not there as they are.
@@ -158,8 +162,11 @@ impl Safetensors {
         if let StoredForm::Packed(packing) = self.form { Some(packing) } else { None }
     }
 
-    /// The block format of a packed matrix, if any is read in one.
+    /// The block format of a matrix of experts, or a packed one, if any is read in one.
     pub(super) fn block_format(&self) -> Option<Dtype> {
+        if self.names().any(fused::are_blocks) {
+            return Some(Dtype::Mxfp4);
+        }
         let packing = self.packing()?;
         let dtype_of =
             |name: &str| self.packed(&packing.matrix_of_codes(name)?).ok()?.map(|packed| packed.info().dtype);
@@ -175,6 +182,15 @@ impl Safetensors {
     pub(super) fn data(&self, name: &str) -> &[u8] {
         let Location { file_idx, info } = &self.tensors[name];
         self.files[*file_idx].prefetched(info.data.clone())
+    }
+
+    /// Some of them.
+    fn part(&self, name: &str, range: Range<usize>) -> &[u8] {
+        let Location { file_idx, info } = &self.tensors[name];
+        let Range { start, end } = info.data;
+        let (first, last) = (start + range.start, start + range.end);
+        assert!(first <= last && last <= end, "invariant: a part of the tensor");
+        self.files[*file_idx].prefetched(first..last)
     }
 
     /// The file that has a tensor, or where one would be looked for.
@@ -196,6 +212,9 @@ impl Safetensors {
         if let Some(packed) = self.packed(name)? {
             return packed.read().map(Some);
         }
+        if let Some(fused) = Fused::find(self, name)? {
+            return Ok(Some(fused.read()));
+        }
         let Some(TensorInfo { dtype, shape }) = self.describe(name)? else { return Ok(None) };
         if self.raw(name).is_some_and(|raw| raw.dtype == ::safetensors::Dtype::F8_E4M3) {
             return self.fp8_tensor(name, shape).map(Some);
@@ -207,6 +226,9 @@ impl Safetensors {
     pub(super) fn describe(&self, name: &str) -> Result<Option<TensorInfo>> {
         if let Some(packed) = self.packed(name)? {
             return Ok(Some(packed.info()));
+        }
+        if let Some(fused) = Fused::find(self, name)? {
+            return Ok(Some(fused.info()));
         }
         let Some(Location { info, .. }) = self.tensors.get(name) else { return Ok(None) };
         let dtype = match info.dtype {

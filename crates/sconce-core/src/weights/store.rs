@@ -157,6 +157,12 @@ impl WeightStore {
         };
         let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone() };
         self.check(name, shape, &info)?;
+        if tensor.dtype == Dtype::Mxfp4
+            && let Some(found) = quant::bad_scale(&tensor.data)
+        {
+            let message = format!("expected scales up to 2^125, found the exponent byte {found}");
+            return Err(Error::tensor(self.path(), name, message));
+        }
         if name == EMBEDDING && tensor.column_order.is_some() {
             return Err(Error::tensor(self.path(), name, "embeddings in act-order are not supported"));
         }
@@ -293,9 +299,14 @@ pub(super) fn is_of_layer(name: &str) -> bool {
     name.contains(".layers.") && !is_router(name)
 }
 
+/// Whether a matrix is one of many, of which each token goes through some.
+pub(super) fn is_of_expert(name: &str) -> bool {
+    name.contains(".experts.")
+}
+
 /// Whether a matrix's products choose experts.
 fn is_router(name: &str) -> bool {
-    name.ends_with(".block_sparse_moe.gate.weight") || name.ends_with(".mlp.gate.weight")
+    [".block_sparse_moe.gate.weight", ".mlp.gate.weight", ".mlp.router.weight"].iter().any(|end| name.ends_with(end))
 }
 
 /// The name that differs least from `asked`, if it is at all like it.

@@ -70,6 +70,12 @@ impl Fixture {
         Self { name: self.name.clone(), dir, logits: self.logits.clone() }
     }
 
+    /// Whether it is stored in a quantized form.
+    pub(crate) fn is_quantized(&self) -> bool {
+        let config: Value = serde_json::from_slice(&std::fs::read(self.dir.join("config.json")).unwrap()).unwrap();
+        config["quantization_config"].is_object()
+    }
+
     /// [tokens, vocab] of a prompt.
     pub(crate) fn logits(&self, prompt: usize) -> Vec<f32> {
         self.tensor(&format!("prompt{prompt}.logits"))

@@ -16,6 +16,9 @@ const TOLERANCE: f32 = 1e-4;
 pub(crate) fn check(fixture: &Fixture) -> Result<String, &'static str> {
     let path = fixture.dir.join("model.safetensors");
     let Ok(file) = std::fs::read(path) else { return Err("it has several files") };
+    if fixture.is_quantized() {
+        return Err("it is stored in a quantized form");
+    }
     let quantized =
         WeightStore::open_safetensors(&fixture.dir, StoredForm::Plain).unwrap().quantized(Quantization::Fp8);
     let (mut codes, mut numbers): (Vec<Tensor>, Vec<Tensor>) = (Vec::new(), Vec::new());

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::checkpoint::{Tensor, f32_bytes, logits, store_of, write_tensors_to};
 use crate::compare::max_error;
 use crate::fixture::Fixture;
+use crate::mxfp4::{self, Numbers};
 use crate::runner::Runner;
 
 /// Keys of config.json and, after the architecture's name, those of a GGUF.
@@ -45,6 +46,7 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("gemma", "post_attention_layernorm", "post_attention_norm"),
     ("gemma", "pre_feedforward_layernorm", "ffn_norm"),
     ("gemma", "post_feedforward_layernorm", "post_ffw_norm"),
+    ("gpt-oss", "post_attention_layernorm", "post_attention_norm"),
     ("", "post_attention_layernorm", "ffn_norm"),
     ("", "input_layernorm", "attn_norm"),
     ("", "self_attn.q_proj", "attn_q"),
@@ -60,6 +62,8 @@ const NAMES: &[(&str, &str, &str)] = &[
     ("", "mlp.experts.up_proj", "ffn_up_exps"),
     ("", "mlp.experts.down_proj", "ffn_down_exps"),
     ("", "mlp.gate.", "ffn_gate_inp."),
+    ("", "mlp.router", "ffn_gate_inp"),
+    ("", "self_attn.sinks", "attn_sinks.weight"),
     ("", "mlp.gate_proj", "ffn_gate"),
     ("", "mlp.up_proj", "ffn_up"),
     ("", "mlp.down_proj", "ffn_down"),
@@ -93,6 +97,7 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
         "Qwen2ForCausalLM" => "qwen2",
         "Qwen3ForCausalLM" => "qwen3",
         "Qwen3MoeForCausalLM" => "qwen3moe",
+        "GptOssForCausalLM" => "gpt-oss",
         "Phi3ForCausalLM" => "phi3",
         "PhiForCausalLM" => "phi2",
         _ => return Err("no GGUF is known for the architecture"),
@@ -102,7 +107,7 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
     write_tokenizer(&mut writer, arch, &fixture.dir);
     for file in std::fs::read_dir(&fixture.dir).unwrap().map(|entry| entry.unwrap().path()) {
         if file.extension().is_some_and(|extension| extension == "safetensors") {
-            write_tensors(&mut writer, (arch, dtype), &config, &std::fs::read(&file).unwrap());
+            write_tensors(&mut writer, (arch, dtype), &config, numbers(&fixture.dir, &std::fs::read(&file).unwrap()));
         }
     }
     let mut write_factors = |name: &str, factors: Vec<f32>| {
@@ -192,6 +197,11 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
     if let Some(len) = scaling["original_max_position_embeddings"].as_i64().filter(|_| scaling["rope_type"] == "yarn") {
         writer.set(&format!("{arch}.rope.scaling.original_context_length"), &GgufValue::Int(len));
     }
+    for key in ["beta_fast", "beta_slow"] {
+        if let Some(beta) = scaling[key].as_f64() {
+            writer.set(&format!("{arch}.rope.scaling.yarn_{key}"), &GgufValue::Float(beta));
+        }
+    }
     if let Some(factor) = config["partial_rotary_factor"].as_f64() {
         let rotary_dim = (head_dim(config) as f64 * factor) as i64;
         writer.set(&format!("{arch}.rope.dimension_count"), &GgufValue::Int(rotary_dim));
@@ -207,10 +217,15 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
 /// Shape and numbers of each expert's matrix.
 type Stack = BTreeMap<usize, (Vec<usize>, Vec<f32>)>;
 
-fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config: &Value, file: &[u8]) {
-    // By name without a number, of each expert.
-    let mut stacks: BTreeMap<String, Stack> = BTreeMap::new();
+/// What the tensors of `file`, which is of `dir`, hold, each expert's by itself.
+fn numbers(dir: &Path, file: &[u8]) -> Vec<Numbers> {
+    let store = store_of(dir, StoredForm::Plain);
+    let mut found = Vec::new();
     for (name, tensor) in SafeTensors::deserialize(file).unwrap().tensors() {
+        if let Some(of_experts) = mxfp4::of_experts(&store, &name, tensor.shape()) {
+            found.extend(of_experts);
+            continue;
+        }
         let dtype = match tensor.dtype() {
             safetensors::Dtype::F32 => Dtype::F32,
             safetensors::Dtype::F16 => Dtype::F16,
@@ -219,9 +234,18 @@ fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config:
         };
         let mut data = vec![0.0; tensor.shape().iter().product()];
         quant::dequantize(dtype, tensor.data(), &mut data);
+        found.push((name, tensor.shape().to_vec(), data));
+    }
+    found
+}
+
+fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config: &Value, tensors: Vec<Numbers>) {
+    // By name without a number, of each expert.
+    let mut stacks: BTreeMap<String, Stack> = BTreeMap::new();
+    for (name, shape, mut data) in tensors {
         if arch == "llama" && ["q_proj", "k_proj"].iter().any(|part| name.contains(part)) {
             // A bias is a column.
-            data = interleave(&data, head_dim(config), tensor.shape().get(1).copied().unwrap_or(1));
+            data = interleave(&data, head_dim(config), shape.get(1).copied().unwrap_or(1));
         }
         if arch.starts_with("gemma") && name.contains("norm") {
             data.iter_mut().for_each(|x| *x += 1.0);
@@ -230,10 +254,10 @@ fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config:
             name.split_once(".experts.").and_then(|(prefix, rest)| Some((prefix, rest.split_once('.')?)))
         {
             let stack = stacks.entry(format!("{prefix}.experts.{part}")).or_default();
-            stack.insert(number.parse().unwrap(), (tensor.shape().to_vec(), data));
+            stack.insert(number.parse().unwrap(), (shape, data));
             continue;
         }
-        write_tensor(writer, (arch, wanted), &name, tensor.shape(), &data);
+        write_tensor(writer, (arch, wanted), &name, &shape, &data);
     }
     for (name, stack) in stacks {
         assert!(stack.keys().copied().eq(0..stack.len()), "{name}: experts are not 0, 1, 2, ...");
@@ -250,8 +274,10 @@ fn write_tensor(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), name: &s
     };
     let name = NAMES.iter().fold(name.to_owned(), rename);
     let is_in_blocks = |row_len: &usize| row_len.is_multiple_of(wanted.block_len());
-    let is_router = name.contains("ffn_gate_inp");
-    if shape.len() > 1 && !is_router && shape.last().is_some_and(is_in_blocks) {
+    // MXFP4 is for experts.
+    let is_plain = name.contains("ffn_gate_inp") || name.ends_with(".bias");
+    let is_plain = is_plain || wanted == Dtype::Mxfp4 && !name.contains("_exps");
+    if shape.len() > 1 && !is_plain && shape.last().is_some_and(is_in_blocks) {
         writer.tensor(&name, wanted, shape, &quant::encode(wanted, data).unwrap());
     } else {
         writer.tensor(&name, Dtype::F32, shape, bytemuck::cast_slice(data));
@@ -323,6 +349,7 @@ fn write_tokenizer(writer: &mut GgufWriter, arch: &str, dir: &Path) {
         set("merges", GgufValue::Strings(merges.iter().map(|pair| pair.join(" ")).collect()));
         let pre = match arch {
             "llama" => "llama-bpe",
+            "gpt-oss" => "gpt-4o",
             "qwen2" | "qwen3" | "qwen3moe" => "qwen2",
             _ => "phi-2",
         };

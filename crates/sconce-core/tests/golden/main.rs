@@ -13,6 +13,7 @@ mod engine;
 mod fixture;
 mod fp8;
 mod gguf;
+mod mxfp4;
 mod packed;
 mod report;
 mod runner;
@@ -192,6 +193,11 @@ fn a_gguf_has_its_biases() {
 #[test]
 fn packed_weights_are_their_numbers() {
     check_all("packed", packed::check);
+}
+
+#[test]
+fn experts_in_mxfp4_are_their_numbers() {
+    check_all("mxfp4", mxfp4::check);
 }
 
 #[test]

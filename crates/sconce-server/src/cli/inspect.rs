@@ -201,6 +201,7 @@ fn activation(config: &ModelConfig) -> &'static str {
     match config.hidden_act {
         Activation::Silu => "SiLU",
         Activation::GeluTanh => "GELU (tanh)",
+        Activation::ClampedSwiglu => "SwiGLU (clamped)",
     }
 }
 

@@ -8,7 +8,9 @@ use super::memory;
 use super::pool::ThreadPool;
 use super::storage::{Buffer, Matrix, MatrixPart, RopeTable};
 use super::{Isa, topology};
-use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
+use crate::backend::{
+    AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, LayerAttention, StepLimits,
+};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::{BlockCopy, LayerPlace};
@@ -128,10 +130,14 @@ impl Backend for CpuBackend {
         &self,
         parts: Vec<TensorView<'_>>,
         num_experts: usize,
+        bias: Option<&[f32]>,
         dtype: WeightDtype,
     ) -> Result<Vec<Matrix>> {
         let (num_parts, mut parts) = (parts.len() / num_experts, parts.into_iter());
-        (0..num_experts).map(|_| self.matrix(parts.by_ref().take(num_parts).collect(), None, dtype)).collect()
+        let bias_of =
+            |expert: usize| bias.map(|all| &all[all.len() / num_experts * expert..][..all.len() / num_experts]);
+        let load = |expert| self.matrix(parts.by_ref().take(num_parts).collect(), bias_of(expert), dtype);
+        (0..num_experts).map(load).collect()
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
@@ -265,9 +271,9 @@ impl Backend for CpuBackend {
         qkv: &Buffer,
         kv: &KvCache,
         batch: &Batch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, Vec<f32>>,
     ) -> Result<()> {
-        ops::attention::cpu(&mut self.cpu.borrow_mut(), out, qkv, kv, batch, spec);
+        ops::attention::cpu(&mut self.cpu.borrow_mut(), out, qkv, kv, batch, layer);
         Ok(())
     }
 

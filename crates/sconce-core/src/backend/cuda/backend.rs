@@ -13,7 +13,9 @@ use super::graphs::{Graphs, StepShape, padded_rows};
 use super::kv_cache::{self, KvCache};
 use super::storage::{Buffer, ExpertMatrices, Matrix, RopeTable, Vector};
 use super::weights;
-use crate::backend::{AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, StepLimits};
+use crate::backend::{
+    AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, LayerAttention, StepLimits,
+};
 use crate::config::{Activation, KvCacheDtype, MatmulPrecision, ModelConfig, RopeConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::{BlockCopy, LayerPlace};
@@ -219,18 +221,20 @@ impl Backend for CudaBackend {
         &self,
         parts: Vec<TensorView<'_>>,
         num_experts: usize,
+        bias: Option<&[f32]>,
         _: WeightDtype,
     ) -> Result<ExpertMatrices> {
-        weights::load_experts(&self.device, parts, num_experts, self.elem, self.keeps_blocks)
+        weights::load_experts(&self.device, parts, num_experts, bias, self.elem, self.keeps_blocks)
     }
 
     fn random_expert_matrices(
         &self,
         num_experts: usize,
         [rows, cols]: [usize; 2],
+        bias: Option<&[f32]>,
         random: RandomWeights,
     ) -> Result<Option<ExpertMatrices>> {
-        let all = weights::random(&self.device, [num_experts * rows, cols], None, self.elem, random)?;
+        let all = weights::random(&self.device, [num_experts * rows, cols], bias, self.elem, random)?;
         Ok(Some(ExpertMatrices { all, num_experts }))
     }
 
@@ -382,10 +386,10 @@ impl Backend for CudaBackend {
         qkv: &Buffer,
         kv: &KvCache,
         batch: &DeviceBatch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, Vector>,
     ) -> Result<()> {
         let scratch = self.scratch.borrow();
-        ops::attention::cuda::cuda(scratch.attention.as_ref().expect(PREPARED), out, qkv, kv, batch, spec)
+        ops::attention::cuda::cuda(scratch.attention.as_ref().expect(PREPARED), out, qkv, kv, batch, layer)
     }
 
     fn rope_attention(
@@ -394,11 +398,11 @@ impl Backend for CudaBackend {
         kv: &mut KvCache,
         rope: &RopeTable,
         batch: &DeviceBatch,
-        spec: &AttentionSpec,
+        layer: LayerAttention<'_, Vector>,
     ) -> Result<()> {
         let scratch = self.scratch.borrow();
         let space = scratch.attention.as_ref().expect(PREPARED);
-        ops::attention::rope::cuda(space, (out, qkv), kv, rope, batch, spec)
+        ops::attention::rope::cuda(space, (out, qkv), kv, rope, batch, layer)
     }
 
     fn fuses_rope(&self, kv: &KvCache, rope: &RopeTable, batch: &DeviceBatch, spec: &AttentionSpec) -> bool {

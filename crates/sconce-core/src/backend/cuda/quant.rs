@@ -23,6 +23,8 @@ enum Scaling {
     K,
     /// d, and factors of each 16 columns.
     K16,
+    /// The exponent byte of each 32 columns.
+    Exponent,
 }
 
 /// A format of which there are kernels.
@@ -47,6 +49,7 @@ impl Form {
             Dtype::Q6K => (6, 32, Scaling::K16),
             Dtype::Int4G32 => (4, 0, Scaling::Dm),
             Dtype::Int4G128 => (4, 0, Scaling::DmTile),
+            Dtype::Mxfp4 => (4, 0, Scaling::Exponent),
             Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 | Dtype::Q2K | Dtype::Q3K => return None,
         };
         Some(Self { bits, zero, scaling })
@@ -64,7 +67,7 @@ impl Form {
         match self.scaling {
             Scaling::D => 8,
             Scaling::Dm => 16,
-            Scaling::DmTile => 4,
+            Scaling::DmTile | Scaling::Exponent => 4,
             Scaling::K | Scaling::K16 => 12,
         }
     }
@@ -102,6 +105,7 @@ impl Form {
             Scaling::D => own[2 * group..][..2].copy_from_slice(&d),
             Scaling::Dm => own[4 * group..][..4].copy_from_slice(&[d, m].concat()),
             Scaling::DmTile => own.copy_from_slice(&[d, m].concat()),
+            Scaling::Exponent => own[group] = d[0],
             Scaling::K => {
                 own[..4].copy_from_slice(&[d, m].concat());
                 (own[4 + group], own[8 + group]) = (block.scale[group_of_block], block.offset[group_of_block]);
@@ -151,7 +155,11 @@ pub(crate) fn pack(dtype: Dtype, cols: usize, rows: &[u8], out: &mut [u8]) {
                 let (tile, of_tile) = (group / (COLUMNS / CHUNK), group % (COLUMNS / CHUNK));
                 let tile = &mut out[tile * tile_bytes..][..tile_bytes];
                 for (quad, q) in q[group * CHUNK..][..CHUNK].as_chunks::<4>().0.iter().enumerate() {
-                    form.put(tile, row, of_tile * (CHUNK / 4) + quad, q.map(|q| (i16::from(q) + zero) as u8));
+                    let code = |q: i8| match form.scaling {
+                        Scaling::Exponent => quant::mxfp4_code_of(q),
+                        _ => (i16::from(q) + zero) as u8,
+                    };
+                    form.put(tile, row, of_tile * (CHUNK / 4) + quad, q.map(code));
                 }
                 form.put_scales(&mut tile[form.code_bytes()..], row, of_tile, &scales, of_block);
             }

@@ -33,7 +33,7 @@ use crate::weights::quant::random_blocks;
 use crate::weights::{Dtype, StoredForm, TensorView, WeightStore};
 
 /// A type of weights and activations; the least share of positions whose most probable token is the golden one, which was
-/// computed in f32; and the greatest mean of KL(golden || found). transformers in bf16 has 91.8 % and 4.3e-3 on the worst of
+/// computed in f32; and the greatest mean of KL(golden || found). transformers in bf16 has 91.8 % and 6.1e-3 on the worst of
 /// these fixtures, in f16 98.1 % and 6.4e-5.
 const BOUNDS: [(ElemType, &str, f64, f64); 2] =
     [(ElemType::Bf16, "cuda bf16", 0.92, 4e-3), (ElemType::F16, "cuda f16", 0.98, 7e-5)];
@@ -75,6 +75,9 @@ fn fp8_weights_keep_the_cpus_distribution() {
             if fixture.name.ends_with("phi3-long") {
                 return Err("16 bits alone move it about as far as the bounds");
             }
+            if fixture.is_quantized() {
+                return Err("it is stored in a quantized form");
+            }
             let mut cpu = fp8_runner(fixture, CpuBackend::new(Some(2)));
             let check = |device| {
                 let mut runner = fp8_runner(fixture, CudaBackend::new(device, elem));
@@ -92,6 +95,9 @@ fn int8_keys_and_values_keep_the_distribution() {
     for (elem, column, _, _) in BOUNDS {
         let (min_agreement, max_divergence) = if elem == ElemType::F16 { (0.92, 4e-3) } else { (0.9, 9e-3) };
         check_all(&format!("{column} int8 kv"), |fixture| {
+            if fixture.name.ends_with("gpt-oss") {
+                return Err("with such keys and values transformers is off by 4.7e-3 in f32, by 1.9e-2 in bf16");
+            }
             let runners = runners(fixture, elem).into_iter().map(|runner| runner.with_kv(KvCacheDtype::Int8));
             let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
             Ok(runners.map(check).collect::<Vec<_>>().join("; "))

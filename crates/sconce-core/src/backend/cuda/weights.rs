@@ -94,6 +94,7 @@ pub(crate) fn load_experts(
     device: &Arc<dyn Device>,
     parts: Vec<TensorView<'_>>,
     num_experts: usize,
+    bias: Option<&[f32]>,
     elem: ElemType,
     keeps_blocks: bool,
 ) -> Result<ExpertMatrices> {
@@ -102,7 +103,7 @@ pub(crate) fn load_experts(
     }
     let suits = |part: &TensorView<'_>| part.dtype == parts[0].dtype && part.shape[0].is_multiple_of(quant::ROWS);
     let keeps_blocks = keeps_blocks && parts.iter().all(suits);
-    Ok(ExpertMatrices { all: load_stored(device, parts, None, elem, keeps_blocks)?, num_experts })
+    Ok(ExpertMatrices { all: load_stored(device, parts, bias, elem, keeps_blocks)?, num_experts })
 }
 
 /// Random weights, [rows, cols], which are made where they are.

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::decode::AttentionSpace;
 use super::hopper;
-use crate::backend::AttentionSpec;
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Args, Device, DevicePtr, Dims};
 use crate::backend::cuda::kv_cache::KvCache;
-use crate::backend::cuda::storage::{Buffer, RopeTable};
+use crate::backend::cuda::storage::{Buffer, RopeTable, Vector};
+use crate::backend::{AttentionSpec, LayerAttention};
 use crate::error::{Error, Result};
 
 /// Widths that there are kernels for; heads in between are padded.
@@ -42,9 +42,9 @@ pub(crate) fn cuda(
     qkv: &Buffer,
     kv: &KvCache,
     batch: &DeviceBatch,
-    spec: &AttentionSpec,
+    layer: LayerAttention<'_, Vector>,
 ) -> Result<()> {
-    let call = Call::new(space, out, qkv, kv, batch, spec);
+    let call = Call::new(space, out, qkv, kv, batch, layer);
     if batch.num_seqs() > batch.num_prompts() {
         call.decode()?;
     }
@@ -70,6 +70,8 @@ pub(super) struct Call<'a> {
     pub(super) prompts: Range<usize>,
     pub(super) space: &'a AttentionSpace,
     pub(super) spec: AttentionSpec,
+    /// [num_heads] f32, or null.
+    pub(super) sinks: DevicePtr,
     /// By what decodes turn their queries and keys, where that was not done before.
     pub(super) rope: Option<&'a RopeTable>,
 }
@@ -82,17 +84,20 @@ impl<'a> Call<'a> {
         qkv: &'a Buffer,
         kv: &'a KvCache,
         batch: &'a DeviceBatch,
-        spec: &AttentionSpec,
+        LayerAttention { spec, sinks }: LayerAttention<'_, Vector>,
     ) -> Self {
         let all_tokens = (batch.num_tokens(), spec.qkv_dim());
         assert_eq!((qkv.rows(), qkv.cols()), all_tokens, "invariant: q, k and v of all tokens");
         assert_eq!(out.cols(), spec.num_heads * spec.head_dim, "invariant: all heads");
         let types = (out.elem(), kv.elem());
         assert_eq!(types, (qkv.elem(), qkv.elem()), "invariant: the cache has the type of the activations");
+        let has_sinks = sinks.is_none_or(|sinks| sinks.len == spec.num_heads);
+        assert!(has_sinks, "invariant: a sink a head");
+        let sinks = sinks.map_or(DevicePtr::NULL, |sinks| sinks.memory.ptr());
         out.set_rows(qkv.rows());
         let (device, out, tables, prompts) = (&*space.device, out.ptr(), batch.block_tables(), 0..batch.num_prompts());
         let group = kv.group(spec.layer);
-        Self { device, out, qkv, kv, group, tables, batch, prompts, space, spec: *spec, rope: None }
+        Self { device, out, qkv, kv, group, tables, batch, prompts, space, spec: *spec, sinks, rope: None }
     }
 
     /// Sequences of several queries whose keys and values have 8 bits: as many at a time as can be expanded together.
@@ -134,7 +139,8 @@ impl<'a> Call<'a> {
         let Self { qkv, kv, batch, ref spec, .. } = *self;
         let (factor, cap, cap_factor) = scales(spec);
         let args = Args::new().with(self.out).with(qkv.ptr()).with(kv.keys(spec.layer)).with(kv.values(spec.layer));
-        let args = args.with(batch.sequences(self.group)).with(self.tables).with(self.space.partials());
+        let args =
+            args.with(batch.sequences(self.group)).with(self.tables).with(self.space.partials()).with(self.sinks);
         let args = args.with(batch.num_seqs()).with(spec.num_heads).with(spec.num_kv_heads);
         let args = args.with(spec.head_dim).with(kv.head_stride()).with(kv.shape.block_size);
         let args = args.with(spec.window.unwrap_or(0)).with(num_slots);

@@ -8,11 +8,13 @@ use std::sync::Arc;
 
 use super::cuda::{check, cuda};
 use super::decode::{AttentionSpace, DecodeShape};
+use super::tests::sinks_of;
 use super::*;
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::device::{Device, ElemType};
 use crate::backend::cuda::kv_cache::KvCache as CudaKvCache;
-use crate::backend::cuda::storage::Buffer as CudaBuffer;
+use crate::backend::cuda::storage::{Buffer as CudaBuffer, Vector};
+use crate::backend::cuda::weights::vector;
 use crate::backend::{KvCacheShape, KvDtype};
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 
@@ -20,6 +22,8 @@ use crate::ops::testing::{assert_device_close, devices, on_device, random, round
 pub(super) struct Case {
     pub(super) device: Arc<dyn Device>,
     pub(super) spec: AttentionSpec,
+    /// [`sinks_of`] it.
+    sinks: Option<Vector>,
     elem: ElemType,
     cpu_kv: KvCache,
     pub(super) kv: CudaKvCache,
@@ -45,11 +49,17 @@ impl Case {
         Self {
             device: Arc::clone(device),
             spec,
+            sinks: sinks_of(&spec).map(|sinks| vector(device, &sinks).unwrap()),
             elem: if dtype == KvDtype::F16 { ElemType::F16 } else { ElemType::Bf16 },
             kv: on_device::kv_cache(device, &cpu_kv),
             cpu_kv,
             space: AttentionSpace::new(device, 8, &spec, 2048).unwrap(),
         }
+    }
+
+    /// What its layer has of its own.
+    pub(super) fn layer(&self) -> LayerAttention<'_, Vector> {
+        LayerAttention { spec: &self.spec, sinks: self.sinks.as_ref() }
     }
 
     /// Sequences of (context, query tokens), with blocks in no order and none of two sequences.
@@ -94,14 +104,20 @@ impl Case {
         let out_cols = self.spec.num_heads * self.spec.head_dim;
         let mut out = CudaBuffer::new(&self.device, inputs.num_tokens(), out_cols, self.elem).unwrap();
         out.write_f32(&vec![f32::NAN; inputs.num_tokens() * out_cols]).unwrap();
-        cuda(&self.space, &mut out, &qkv, &self.kv, inputs, &self.spec).unwrap();
+        cuda(&self.space, &mut out, &qkv, &self.kv, inputs, self.layer()).unwrap();
         out.to_f32().unwrap()
+    }
+
+    fn reference(&self, expected: &mut Buffer, qkv: &Buffer, batch: &Batch) {
+        let sinks = sinks_of(&self.spec);
+        let layer = LayerAttention { spec: &self.spec, sinks: sinks.as_ref() };
+        reference(expected, qkv, &self.cpu_kv, batch, layer);
     }
 
     pub(super) fn check_reference(&self, batch: &Batch, qkv: &[f32], found: &[f32]) {
         let mut expected = Buffer::new(batch.num_tokens(), self.spec.num_heads * self.spec.head_dim);
         let qkv = Buffer::from_vec(qkv.to_vec(), self.spec.qkv_dim());
-        reference(&mut expected, &qkv, &self.cpu_kv, batch, &self.spec);
+        self.reference(&mut expected, &qkv, batch);
         assert_device_close(found, expected.data(), if self.elem == ElemType::F16 { 2e-3 } else { 1e-2 });
     }
 
@@ -189,7 +205,7 @@ fn a_graph_is_good_for_steps_of_its_bucket() {
         let qkv = on_device::buffer(&device, &qkv, case.spec.qkv_dim(), case.elem);
         let mut out = CudaBuffer::new(&device, 4, case.spec.num_heads * case.spec.head_dim, case.elem).unwrap();
         device.begin_capture().unwrap();
-        cuda(&case.space, &mut out, &qkv, &case.kv, &inputs, &case.spec).unwrap();
+        cuda(&case.space, &mut out, &qkv, &case.kv, &inputs, case.layer()).unwrap();
         let graph = device.end_capture().unwrap();
         inputs.upload(&batch, Some(4)).unwrap();
         // SAFETY: all that was captured is still there.

@@ -60,7 +60,8 @@ impl<'a> Kernel<'a> {
         let Call { device, out, qkv, kv, batch, ref spec, .. } = *call;
         let (factor, cap, cap_factor) = scales(spec);
         let args = Args::new().with(out).with(qkv.ptr()).with_map(self.map).with(batch.sequences(call.group));
-        let args = args.with(call.tables).with(batch.prompts(call.prompts.start)).with(call.prompts.len());
+        let args =
+            args.with(call.tables).with(call.sinks).with(batch.prompts(call.prompts.start)).with(call.prompts.len());
         let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(spec.head_dim).with(kv.shape.block_size);
         let args = args.with(kv.num_rows()).with(kv.array(spec.layer)).with(spec.window.unwrap_or(0));
         let args = args.with(factor).with(cap).with(cap_factor);

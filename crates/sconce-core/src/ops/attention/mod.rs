@@ -1,5 +1,6 @@
 //! `attention`: softmax(q . K^T * scale) . V over the paged cache, causal, grouped-query, with an optional sliding
-//! window and soft cap.
+//! window and soft cap. With sinks (Xiao et al. 2023; Hugging Face's `modeling_gpt_oss.py`) a row's exponentials are divided by their
+//! sum and that of its head's sink.
 //!
 //! The CPU's kernel works on tiles: some queries that read the same keys, for one key head with all its query heads.
 //! Those are neighbours of one prompt, or the sequences of a [`SharedPrefix`](crate::backend::SharedPrefix), each of
@@ -31,7 +32,7 @@ pub(crate) mod timing;
 use std::cell::RefCell;
 
 use crate::backend::cpu::{Buffer, Cpu, Isa, KvCache, SharedSlice, with_kv_elem};
-use crate::backend::{AttentionSpec, Batch, SharedPrefix};
+use crate::backend::{AttentionSpec, Batch, LayerAttention, SharedPrefix};
 use crate::config::MatmulPrecision;
 use products::Element;
 use scratch::Scratch;
@@ -45,8 +46,14 @@ const TILE_ROWS: usize = 48;
 const PART_LEN: usize = 512;
 
 /// `qkv`: [num_tokens, qkv_dim], q turned and k, v in the cache already. `out`: [num_tokens, num_heads * head_dim].
-/// In f64, with all of a query's scores at once.
-pub fn reference(out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) {
+/// `sinks`: [num_heads]. In f64, with all of a query's scores at once.
+pub fn reference(
+    out: &mut Buffer,
+    qkv: &Buffer,
+    kv: &KvCache,
+    batch: &Batch,
+    LayerAttention { spec, sinks }: LayerAttention<'_, Vec<f32>>,
+) {
     let (dim, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads);
     let (block_size, place, start) = (kv.shape.block_size, kv.places[spec.layer], kv.start(spec.layer));
     out.set_rows(qkv.rows());
@@ -67,9 +74,10 @@ pub fn reference(out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, sp
                     spec.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh())
                 };
                 let scores: Vec<f64> = (first..=pos).map(score).collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink = sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+                let max = scores.iter().copied().fold(sink, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let total: f64 = weights.iter().sum();
+                let total = weights.iter().sum::<f64>() + (sink - max).exp();
                 let cols = out.cols();
                 for d in 0..dim {
                     let sum: f64 = (first..=pos).zip(&weights).map(|(j, w)| w * f64::from(value(j, d))).sum();
@@ -96,6 +104,8 @@ struct Call<'a> {
     kv: &'a KvCache,
     batch: &'a Batch,
     spec: &'a AttentionSpec,
+    /// One a query head.
+    sinks: Option<&'a [f32]>,
     /// Whether both products are of numbers rounded to bf16.
     in_bf16: bool,
 }
@@ -105,12 +115,21 @@ thread_local! {
 }
 
 /// The same over the threads, in f32, or in bf16 where that is fast and asked for: one task a tile and key head, or a part of one where those are few.
-pub(crate) fn cpu(cpu: &mut Cpu, out: &mut Buffer, qkv: &Buffer, kv: &KvCache, batch: &Batch, spec: &AttentionSpec) {
+pub(crate) fn cpu(
+    cpu: &mut Cpu,
+    out: &mut Buffer,
+    qkv: &Buffer,
+    kv: &KvCache,
+    batch: &Batch,
+    LayerAttention { spec, sinks }: LayerAttention<'_, Vec<f32>>,
+) {
+    let sinks = sinks.map(Vec::as_slice);
+    assert!(sinks.is_none_or(|sinks| sinks.len() == spec.num_heads), "invariant: a sink a head");
     #[cfg(target_arch = "x86_64")]
     let in_bf16 = is_in_bf16(cpu) && bf16::suits(spec.head_dim, kv.shape.block_size);
     #[cfg(not(target_arch = "x86_64"))]
     let in_bf16 = false;
-    with_kv_elem!(kv.shape.dtype, E => run::<E>(cpu, out, &Call { qkv, kv, batch, spec, in_bf16 }));
+    with_kv_elem!(kv.shape.dtype, E => run::<E>(cpu, out, &Call { qkv, kv, batch, spec, sinks, in_bf16 }));
 }
 
 /// Whether products are of numbers rounded to bf16, of heads that are whole vectors.
@@ -119,7 +138,7 @@ pub(crate) fn is_in_bf16(cpu: &Cpu) -> bool {
 }
 
 fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {
-    let Call { qkv, kv, batch, spec, .. } = *call;
+    let Call { qkv, kv, batch, spec, sinks, .. } = *call;
     let (dim, heads, isa) = (spec.head_dim, spec.num_kv_heads, cpu.isa);
     let group = spec.num_heads / heads;
     assert!(group <= MAX_GROUP, "invariant: checked when the model was loaded");
@@ -139,6 +158,7 @@ fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {
                     tile::attend::<E>(isa, call, tile, head, part, scratch);
                     scratch.merge_part();
                 }
+                scratch.add_sinks(sinks.map(|sinks| &sinks[head * group..(head + 1) * group]));
                 scratch.write(tile, head, group, cols, out);
             });
         });
@@ -177,6 +197,7 @@ fn run<E: Element>(cpu: &mut Cpu, out: &mut Buffer, call: &Call<'_>) {
                 scratch.load_part(unsafe { parts.range(start, part_len(tile)) });
                 scratch.merge_part();
             }
+            scratch.add_sinks(sinks.map(|sinks| &sinks[head * group..(head + 1) * group]));
             scratch.write(tile, head, group, cols, out);
         });
     });

@@ -5,8 +5,8 @@ use super::cuda::Call;
 use super::decode::{AttentionSpace, row_tiles};
 use crate::backend::cuda::batch::DeviceBatch;
 use crate::backend::cuda::kv_cache::KvCache;
-use crate::backend::cuda::storage::{Buffer, RopeTable};
-use crate::backend::{AttentionSpec, Batch, BatchSequence};
+use crate::backend::cuda::storage::{Buffer, RopeTable, Vector};
+use crate::backend::{AttentionSpec, Batch, BatchSequence, LayerAttention};
 use crate::error::Result;
 use crate::ops::rope_append_kv;
 
@@ -19,13 +19,13 @@ pub(crate) fn cuda(
     kv: &mut KvCache,
     rope: &RopeTable,
     batch: &DeviceBatch,
-    spec: &AttentionSpec,
+    layer: LayerAttention<'_, Vector>,
 ) -> Result<()> {
-    if is_one_launch(kv, rope, batch, spec) {
-        return Call { rope: Some(rope), ..Call::new(space, out, qkv, kv, batch, spec) }.decode();
+    if is_one_launch(kv, rope, batch, layer.spec) {
+        return Call { rope: Some(rope), ..Call::new(space, out, qkv, kv, batch, layer) }.decode();
     }
-    rope_append_kv::cuda::cuda(&*space.device, qkv, kv, rope, batch, spec)?;
-    super::cuda::cuda(space, out, qkv, kv, batch, spec)
+    rope_append_kv::cuda::cuda(&*space.device, qkv, kv, rope, batch, layer.spec)?;
+    super::cuda::cuda(space, out, qkv, kv, batch, layer)
 }
 
 /// Whether there is one launch.

@@ -3,6 +3,7 @@
 use std::f32::consts::LN_2;
 
 use super::products::SPAN;
+use super::softmax::LOG2_E;
 use super::tile::Tile;
 use crate::backend::cpu::SharedSlice;
 use crate::ops::simd::{self, LANES};
@@ -156,6 +157,21 @@ impl Scratch {
         self.part.out[..self.rows * self.dim].copy_from_slice(out);
         self.part.max[..self.rows].copy_from_slice(max);
         self.part.total[..self.rows].copy_from_slice(total);
+    }
+
+    /// Adds to what the parts came to the weights of the sinks of the key head's query heads, which have no value.
+    pub(super) fn add_sinks(&mut self, sinks: Option<&[f32]>) {
+        let Some(sinks) = sinks else { return };
+        let Self { rows, dim, sums, .. } = self;
+        for (row, sink) in (0..*rows).zip(sinks.iter().cycle()) {
+            let sink = sink * LOG2_E;
+            let max = sums.max[row].max(sink);
+            let (old, new) = ((sums.max[row] - max) * LN_2, (sink - max) * LN_2);
+            let (old, new) = (simd::exp::<false>(old), simd::exp::<false>(new));
+            sums.max[row] = max;
+            sums.total[row] = sums.total[row] * old + new;
+            sums.out[row * *dim..(row + 1) * *dim].iter_mut().for_each(|x| *x *= old);
+        }
     }
 
     /// Writes what the parts came to.

@@ -53,7 +53,7 @@ pub(super) fn attend<E: Element>(
     part: usize,
     scratch: &mut Scratch,
 ) {
-    let Call { qkv, kv, batch, spec, in_bf16 } = *call;
+    let Call { qkv, kv, batch, spec, in_bf16, .. } = *call;
     let [keys, values] = kv.layer::<E>(spec.layer);
     let task = Task { qkv, kv, batch, spec, keys, values, tile, head, part, in_bf16 };
     let task = &task;

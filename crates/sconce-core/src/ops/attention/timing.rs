@@ -125,7 +125,7 @@ fn time_work(
 
     let microseconds = time(&**device, &mut |i| {
         let spec = AttentionSpec { layer: i % shape.num_layers, ..*spec };
-        cuda(&space, &mut out, &qkv, &kv, &inputs, &spec)
+        cuda(&space, &mut out, &qkv, &kv, &inputs, (&spec).into())
     })?;
     // The last query sees all keys, each before one less.
     let seen = query_len * context_len - query_len * (query_len - 1) / 2;

@@ -232,7 +232,8 @@ impl Call<'_> {
         assert!(x.cols() == cols && out.cols() == self.features, "invariant: shapes fit");
         assert!(x.elem() == all.elem && out.elem() == all.elem, "invariant: all are of one type");
         let args = Args::new().with(out.ptr()).with(x.ptr()).with(all.memory.ptr());
-        let args = args.with(ptr_of_rows(all, all.row_scales())).with(self.tiles.ptr());
+        let args = args.with(ptr_of_rows(all, all.row_scales())).with(ptr_of_rows(all, all.bias.as_ref()));
+        let args = args.with(self.tiles.ptr());
         let args = args.with(self.weight.bytes() as u64).with(expert_rows);
         args.with(self.features).with(cols).with(self.segments.len)
     }

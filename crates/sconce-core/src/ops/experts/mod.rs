@@ -1,5 +1,6 @@
 //! `experts`: a mixture of experts in place of an MLP. Each token goes through the few experts that its router logits choose:
-//! out = sum of weight[e] * down[e](act(gate[e](x)) * up[e](x)) (Hugging Face's `modeling_mixtral.py`, `modeling_qwen3_moe.py`).
+//! out = sum of weight[e] * down[e](act(gate[e](x)) * up[e](x)), each product with its bias where there is one (Hugging Face's
+//! `modeling_mixtral.py`, `modeling_qwen3_moe.py`, `modeling_gpt_oss.py`).
 //!
 //! A token's experts are those with its greatest logits, of equals the first. Their weights are exponentials of the logits over the
 //! sum of the exponentials, of its experts or of all, in f32. The sum over experts is in the order of their ranks. So a row of out

@@ -7,7 +7,7 @@ use crate::ops::testing::{assert_close, random};
 use crate::weights::{Dtype, TensorView, quant};
 
 const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
-const BLOCKS: [Dtype; 12] = [
+const BLOCKS: [Dtype; 13] = [
     Dtype::Q4_0,
     Dtype::Q4_1,
     Dtype::Q5_0,
@@ -20,6 +20,7 @@ const BLOCKS: [Dtype; 12] = [
     Dtype::Q6K,
     Dtype::Int4G32,
     Dtype::Int4G128,
+    Dtype::Mxfp4,
 ];
 
 fn routed(logits: &[f32], per_token: usize, normalizes: bool) -> Vec<Pick> {
@@ -75,7 +76,9 @@ impl Layer {
         };
         let mut matrix = |shape: [usize; 2], seeds: &[usize]| {
             let parts = seeds.iter().map(|&seed| part(shape, seed)).collect();
-            Matrix { parts, cols: shape[1], bias: None, column_order: None }
+            // Of floats none has a bias.
+            let bias = dtype.is_quantized().then(|| random(seeds.len() * shape[0], seeds[0] as u64 + 50).into());
+            Matrix { parts, cols: shape[1], bias, column_order: None }
         };
         Self {
             gate_up: (0..num_experts).map(|e| matrix([inter, hidden], &[3 * e + 1, 3 * e + 2])).collect(),
@@ -138,7 +141,9 @@ fn kernels_of_blocks_equal_the_reference() {
         for dtype in BLOCKS {
             let layer = Layer::new(isa, 3, [256, 256], dtype);
             let mut context = Cpu { precision: MatmulPrecision::Exact, ..Cpu::new(2, isa) };
-            layer.check(&mut context, 9, &ExpertsSpec { act: Activation::GeluTanh, ..spec(2, true) }, 2e-4);
+            for act in [Activation::GeluTanh, Activation::ClampedSwiglu] {
+                layer.check(&mut context, 9, &ExpertsSpec { act, ..spec(2, true) }, 2e-4);
+            }
         }
     }
 }

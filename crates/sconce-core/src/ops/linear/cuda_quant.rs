@@ -39,6 +39,7 @@ macro_rules! kernel_of {
             Dtype::Q6K => concat!($prefix, "_q6_k_bf16"),
             Dtype::Int4G32 => concat!($prefix, "_int4_g32_bf16"),
             Dtype::Int4G128 => concat!($prefix, "_int4_g128_bf16"),
+            Dtype::Mxfp4 => concat!($prefix, "_mxfp4_bf16"),
             dtype => unreachable!("{dtype} is expanded when it is loaded"),
         }
     };

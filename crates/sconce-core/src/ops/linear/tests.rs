@@ -5,7 +5,7 @@ use crate::backend::cpu::Isa;
 use crate::config::MatmulPrecision;
 use crate::ops::testing::{assert_close, float_matrix, random};
 
-const QUANTIZED: [Dtype; 12] = [
+const QUANTIZED: [Dtype; 13] = [
     Dtype::Q4_0,
     Dtype::Q4_1,
     Dtype::Q5_0,
@@ -18,6 +18,7 @@ const QUANTIZED: [Dtype; 12] = [
     Dtype::Q6K,
     Dtype::Int4G32,
     Dtype::Int4G128,
+    Dtype::Mxfp4,
 ];
 
 const PRECISIONS: [MatmulPrecision; 3] = [MatmulPrecision::Mixed, MatmulPrecision::Exact, MatmulPrecision::Fast];

@@ -35,6 +35,23 @@ fn norms_are_ones_and_biases_zeros() {
 }
 
 #[test]
+fn experts_alone_are_in_mxfp4() {
+    let weights = DummyWeights::new(3, Dtype::BF16, StoredForm::Mxfp4);
+    let (expert, shape) = ("model.layers.0.mlp.experts.3.up_proj.weight", [5, 64]);
+    let (found, plain) = (weights.tensor(expert, &shape).unwrap(), values(Dtype::BF16, expert, &shape));
+    assert_eq!((found.dtype, weights.random_dtype(expert)), (Dtype::Mxfp4, None));
+    assert!(found.to_f32().iter().any(|&x| x != 0.0) && found.to_f32() != plain);
+    for name in ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.router.weight", "lm_head.weight"] {
+        assert_eq!(weights.tensor(name, &shape).unwrap().dtype, Dtype::BF16, "{name}");
+    }
+    for name in ["model.layers.0.mlp.experts.3.up_proj.bias", "model.layers.0.self_attn.sinks"] {
+        assert_eq!(weights.tensor(name, &[3]).unwrap().to_f32(), [0.0; 3], "{name}");
+    }
+    let message = weights.describe(expert, &[5, 40]).unwrap_err().to_string();
+    assert!(message.contains(expert) && message.contains("rows of 40"), "{message}");
+}
+
+#[test]
 fn seed_and_name_decide() {
     let of = |seed, name| {
         DummyWeights::new(seed, Dtype::BF16, StoredForm::Plain).tensor(name, &[4, 64]).unwrap().data.into_owned()

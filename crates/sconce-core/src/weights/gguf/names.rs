@@ -32,7 +32,7 @@ pub(in crate::weights) struct Place {
     pub(in crate::weights) expert: usize,
 }
 
-/// (Hugging Face, GGUF, how it is stored), without layer prefix and without `.weight` or `.bias`; `*` is an expert's number.
+/// (Hugging Face, GGUF, how it is stored), without layer prefix and without `.weight`, `.bias` or `.sinks`; `*` is an expert's number.
 /// A name that occurs twice may be in either place.
 type Row = (&'static str, &'static str, Stored);
 
@@ -181,6 +181,27 @@ const ARCHITECTURES: &[Names] = &[
         ],
     },
     Names {
+        architecture: "gpt-oss",
+        layer: &[
+            ("input_layernorm", "attn_norm", Same),
+            ("self_attn.q_proj", "attn_q", Same),
+            ("self_attn.k_proj", "attn_k", Same),
+            ("self_attn.v_proj", "attn_v", Same),
+            ("self_attn.o_proj", "attn_output", Same),
+            ("self_attn", "attn_sinks", Same),
+            ("post_attention_layernorm", "post_attention_norm", Same),
+            ("mlp.router", "ffn_gate_inp", Same),
+            ("mlp.experts.*.gate_proj", "ffn_gate_exps", Expert),
+            ("mlp.experts.*.up_proj", "ffn_up_exps", Expert),
+            ("mlp.experts.*.down_proj", "ffn_down_exps", Expert),
+        ],
+        global: &[
+            ("model.embed_tokens", "token_embd", Same),
+            ("model.norm", "output_norm", Same),
+            ("lm_head", "output", Same),
+        ],
+    },
+    Names {
         architecture: "phi3",
         layer: &[
             ("input_layernorm", "attn_norm", Same),
@@ -239,6 +260,8 @@ impl Names {
 
     fn known_places(&self, name: &str) -> Option<Vec<Place>> {
         let (stem, kind) = name.rsplit_once('.')?;
+        // What is no part of any other in a GGUF.
+        let kind = if kind == "sinks" { "weight" } else { kind };
         let (table, prefix, stem) = match stem.strip_prefix("model.layers.") {
             None => (self.global, String::new(), stem),
             Some(rest) => {

@@ -5,12 +5,12 @@
 
 use half::{bf16, f16};
 
-use super::Dtype;
+use super::{Dtype, mxfp4};
 use crate::weights::TensorView;
 use crate::weights::dummy::random_bits;
 
-/// `values` as `dtype`; `None` if `dtype` has no quantizer here (F32, F16, BF16, Q4_0, Q4_1, Q8_0, INT4_G32 and INT4_G128
-/// have one) or `values` is not a whole number of blocks.
+/// `values` as `dtype`; `None` if `dtype` has no quantizer here (F32, F16, BF16, Q4_0, Q4_1, Q8_0, INT4_G32, INT4_G128
+/// and MXFP4 have one) or `values` is not a whole number of blocks.
 pub fn encode(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     if !values.len().is_multiple_of(dtype.block_len()) {
         return None;
@@ -24,6 +24,7 @@ pub fn encode(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
         Dtype::Q8_0 => blocks(values, quantize_q8_0),
         Dtype::Int4G32 => blocks(values, quantize_int4::<32, 20>),
         Dtype::Int4G128 => blocks(values, quantize_int4::<128, 68>),
+        Dtype::Mxfp4 => blocks(values, mxfp4::quantize),
         _ => return None,
     })
 }
@@ -39,6 +40,10 @@ pub(crate) fn random_blocks(dtype: Dtype, num_blocks: usize, seed: u64) -> Vec<u
             let unit = bits.next().unwrap_or_default() as u32 as f32 / u32::MAX as f32 * 2.0 - 1.0;
             block[at..at + 2].copy_from_slice(&f16::from_f32(0.004 * unit).to_le_bytes());
         }
+        if dtype == Dtype::Mxfp4 {
+            // A scale of 2^-9 to 2^-6.
+            block[0] = 118 + block[0] % 4;
+        }
         if super::has_zero_point(dtype) {
             let zero = f16::from_f32(f32::from(block[2] % 17));
             block[2..4].copy_from_slice(&zero.to_le_bytes());
@@ -50,7 +55,7 @@ pub(crate) fn random_blocks(dtype: Dtype, num_blocks: usize, seed: u64) -> Vec<u
 /// The bytes at which blocks have halves: d, and m or dmin.
 pub(super) const fn halves(dtype: Dtype) -> &'static [usize] {
     match dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => &[],
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 | Dtype::Mxfp4 => &[],
         Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => &[0, 2],
         Dtype::Q2K => &[80, 82],
         Dtype::Q3K => &[108],

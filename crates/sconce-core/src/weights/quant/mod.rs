@@ -13,18 +13,23 @@
 //! | Q3_K | -4..=3 | 16 | d * (6 bits - 32) | |
 //! | Q4_K, Q5_K | 0..=15, 0..=31 | 32 | d * 6 bits | -dmin * 6 bits |
 //! | Q6_K | -32..=31 | 16 | d * 8 bits, signed | |
+//! | MXFP4 | twice 0, 0.5, 1, 1.5, 2, 3, 4, 6 of either sign | 32 | 2^(e - 127) / 2 | |
 //! | INT4_G32, INT4_G128 | 0..=15 less a zero point of 0..=16 | 32, of the second four alike | d | |
 
 mod encode;
 mod int4;
 mod k;
 mod legacy;
+mod mxfp4;
 #[cfg(test)]
 mod tests;
 
 pub use encode::{encode, quantize_q4_0, quantize_q4_1, quantize_q8_0};
 pub(in crate::weights) use encode::{pack_nibbles, quantize_rows};
 pub(crate) use encode::{quantize, random_blocks};
+
+pub(crate) use mxfp4::code_of as mxfp4_code_of;
+pub(in crate::weights) use mxfp4::{bad_scale, from_neighbours};
 
 use super::bytes::{as_bf16, as_f16, as_f32};
 use super::{Dtype, fp8};
@@ -46,7 +51,7 @@ pub const fn group_len(dtype: Dtype) -> usize {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => 1,
         Dtype::Q2K | Dtype::Q3K | Dtype::Q6K => 16,
         Dtype::Q4_0 | Dtype::Q4_1 | Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q8_0 | Dtype::Q4K | Dtype::Q5K => 32,
-        Dtype::Int4G32 | Dtype::Int4G128 => 32,
+        Dtype::Int4G32 | Dtype::Int4G128 | Dtype::Mxfp4 => 32,
     }
 }
 
@@ -83,6 +88,7 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
         Dtype::Q6K => k::unpack_q6_k(row, out),
         Dtype::Int4G32 => int4::unpack::<20, 1>(row, out),
         Dtype::Int4G128 => int4::unpack::<68, 4>(row, out),
+        Dtype::Mxfp4 => mxfp4::unpack(row, out),
         Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => unreachable!("{dtype} has no blocks to unpack"),
     }
 }
@@ -90,7 +96,7 @@ pub fn unpack_row(dtype: Dtype, row: &[u8], out: Unpacked<'_>) {
 /// What the scales of one block are made of, bit by bit as the file has them.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct BlockScales {
-    /// The f16 that all scales of the block are multiples of.
+    /// The f16 that all scales of the block are multiples of; MXFP4: e.
     pub(crate) d: u16,
     /// The f16 that all offsets are multiples of (Q4_1, Q5_1: the offset itself; INT4: the code of 0); 0 without any.
     pub(crate) m: u16,
@@ -110,6 +116,7 @@ pub(crate) fn block_scales(dtype: Dtype, block: &[u8]) -> BlockScales {
     let plain = BlockScales { d: half(0), scale: [1; 16], ..BlockScales::default() };
     match dtype {
         Dtype::Q4_0 | Dtype::Q5_0 | Dtype::Q8_0 => plain,
+        Dtype::Mxfp4 => BlockScales { d: block[0].into(), ..plain },
         Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Int4G32 | Dtype::Int4G128 => BlockScales { m: half(2), ..plain },
         Dtype::Q4K | Dtype::Q5K => {
             let block: &[u8; 16] = block.first_chunk().expect("invariant: a block is as long as its layout");

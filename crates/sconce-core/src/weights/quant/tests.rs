@@ -216,6 +216,54 @@ fn what_cannot_be_encoded_is_refused() {
     assert!(encode(Dtype::Q4K, &[0.0; 256]).is_none());
 }
 
+/// Every code with every scale that is read.
+#[test]
+fn mxfp4_is_its_numbers() {
+    const NUMBERS: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let codes: [u8; 32] = std::array::from_fn(|i| (i * 5 % 16) as u8);
+    for e in 0..=252u8 {
+        let block = [&[e][..], &pack_nibbles(&codes)].concat();
+        let number = |&code: &u8| {
+            let magnitude = f64::from(NUMBERS[usize::from(code & 7)]) * 2f64.powi(i32::from(e) - 127);
+            (if code < 8 { magnitude } else { -magnitude }) as f32
+        };
+        let expected: Vec<f32> = codes.iter().map(number).collect();
+        assert_eq!(ours(Dtype::Mxfp4, &block.repeat(3)), expected.repeat(3), "{e}");
+        assert_eq!(bad_scale(&block.repeat(3)), None);
+        // Numbers that it has come back, if not the same codes.
+        let again = encode(Dtype::Mxfp4, &expected).unwrap();
+        assert_eq!(ours(Dtype::Mxfp4, &again), expected, "{e}");
+    }
+    for e in [253, 255] {
+        let block = [&[e][..], &pack_nibbles(&codes)].concat();
+        assert_eq!(bad_scale(&[vec![3; 17], block].concat()), Some(e));
+    }
+    for code in 0..16u8 {
+        let (mut q, mut scale) = ([0; 32], [0.0]);
+        let block = [&[127][..], &pack_nibbles(&[code; 32])].concat();
+        unpack_row(Dtype::Mxfp4, &block, Unpacked { q: &mut q, scale: &mut scale, offset: &mut [] });
+        assert_eq!((mxfp4_code_of(q[0]), scale), (if code == 8 { 0 } else { code }, [0.5]));
+    }
+    let neighbours: [u8; 16] = std::array::from_fn(|i| codes[2 * i] | codes[2 * i + 1] << 4);
+    assert_eq!(from_neighbours(&neighbours), pack_nibbles(&codes));
+}
+
+#[test]
+fn mxfp4_takes_the_nearest_number() {
+    let values: Vec<f32> = (0..32).map(|i| (i as f32 - 15.5) * 0.37).collect();
+    let found = ours(Dtype::Mxfp4, &encode(Dtype::Mxfp4, &values).unwrap());
+    // Up to 5.7: the scale is 1.
+    let numbers: Vec<f32> = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0].into_iter().flat_map(|x: f32| [x, -x]).collect();
+    for (value, found) in values.iter().zip(found) {
+        let least = numbers.iter().map(|number| (number - value).abs()).fold(f32::INFINITY, f32::min);
+        assert!((found - value).abs() <= least + 1e-6, "{found} for {value}");
+    }
+    let (zeros, ties) = ([0.0; 32], [[4.0, 2.5, 3.5, 5.0], [-0.25, 0.75, 1.25, -1.75]].concat().repeat(4));
+    assert_eq!(ours(Dtype::Mxfp4, &encode(Dtype::Mxfp4, &zeros).unwrap()), zeros);
+    let expected = [4.0, 2.0, 4.0, 4.0, 0.0, 1.0, 1.0, -2.0].repeat(4);
+    assert_eq!(ours(Dtype::Mxfp4, &encode(Dtype::Mxfp4, &ties).unwrap()), expected);
+}
+
 #[test]
 fn integers_have_a_zero_point() {
     for (dtype, len) in [(Dtype::Int4G32, 32), (Dtype::Int4G128, 128)] {

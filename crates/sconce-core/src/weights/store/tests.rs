@@ -115,7 +115,8 @@ fn experts_are_parts_of_one_tensor_or_tensors_of_their_own() {
 fn what_chooses_experts_is_not_quantized() {
     for quantization in [Quantization::Fp8, Quantization::Q4_0, Quantization::Q8_0] {
         let store = WeightStore::dummy(0, Dtype::BF16).quantized(quantization);
-        for name in ["model.layers.0.mlp.gate.weight", "model.layers.0.block_sparse_moe.gate.weight"] {
+        for name in ["mlp.gate", "mlp.router", "block_sparse_moe.gate"] {
+            let name = &format!("model.layers.0.{name}.weight");
             assert_eq!(store.get(name, &[4, 32]).unwrap().dtype, Dtype::BF16);
             assert_eq!(store.describe(name, &[4, 32]).unwrap().dtype, Dtype::BF16);
         }
@@ -156,6 +157,8 @@ fn names_of_each_architecture() {
         ("phi3", "model.layers.0.mlp.gate_up_proj.weight", "blk.0.ffn_up.weight"),
         ("phi2", "model.layers.0.self_attn.q_proj.bias", "blk.0.attn_q.bias blk.0.attn_qkv.bias"),
         ("phi2", "model.layers.0.self_attn.dense.bias", "blk.0.attn_output.bias"),
+        ("gpt-oss", "model.layers.2.self_attn.sinks", "blk.2.attn_sinks.weight"),
+        ("gpt-oss", "model.layers.2.mlp.experts.7.up_proj.bias", "blk.2.ffn_up_exps.bias"),
         ("phi2", "model.layers.0.mlp.fc1.weight", "blk.0.ffn_up.weight"),
         ("phi2", "model.final_layernorm.bias", "output_norm.bias"),
         ("phi2", "lm_head.bias", "output.bias"),
@@ -272,7 +275,7 @@ fn an_architecture_without_names_is_refused() {
     let error = open(&writer("mamba"), &config(1, 1, 1)).unwrap_err();
     check_message(
         error,
-        &["general.architecture", "llama, gemma2, gemma3, qwen2, qwen3, qwen3moe, phi3, phi2", "\"mamba\""],
+        &["general.architecture", "llama, gemma2, gemma3, qwen2, qwen3, qwen3moe, gpt-oss, phi3, phi2", "\"mamba\""],
     );
     check_message(open(&GgufWriter::new(), &config(1, 1, 1)).unwrap_err(), &["general.architecture is missing"]);
 }

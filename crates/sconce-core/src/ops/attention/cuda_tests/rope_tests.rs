@@ -46,13 +46,14 @@ impl Case {
             (out, on_device::buffer(&self.device, &data, cols, self.elem))
         };
         let ((mut out, mut qkv), (mut expected, mut turned)) = (new(), new());
-        let (device, space, spec) = (&*self.device, &self.space, &self.spec);
-        rope_append_kv::cuda::cuda(device, &mut turned, &mut self.kv, rope, inputs, spec).unwrap();
-        cuda(space, &mut expected, &turned, &self.kv, inputs, spec).unwrap();
+        let (device, space) = (&*self.device, &self.space);
+        let layer = LayerAttention { spec: &self.spec, sinks: self.sinks.as_ref() };
+        rope_append_kv::cuda::cuda(device, &mut turned, &mut self.kv, rope, inputs, layer.spec).unwrap();
+        cuda(space, &mut expected, &turned, &self.kv, inputs, layer).unwrap();
         let expected_cache = self.cache_bytes();
         assert!(before != expected_cache);
         self.kv.memory.write(0, &before).unwrap();
-        rope::cuda(&self.space, (&mut out, &mut qkv), &mut self.kv, rope, inputs, &self.spec).unwrap();
+        rope::cuda(&self.space, (&mut out, &mut qkv), &mut self.kv, rope, inputs, layer).unwrap();
         let what = format!("{:?} {:?} {} int8: {}", self.spec, self.elem, rope.rotary_dim, self.kv.is_int8());
         // One launch leaves queries as they were.
         assert_eq!(qkv.to_f32().unwrap() == data, is_one, "{what}");
@@ -225,7 +226,7 @@ fn a_graph_of_one_launch_is_good_for_other_steps() {
         let (mut out, mut qkv) = buffers(&replayed);
         device.begin_capture().unwrap();
         let Case { space, kv, spec, .. } = &mut replayed;
-        rope::cuda(space, (&mut out, &mut qkv), kv, &rope, &inputs, spec).unwrap();
+        rope::cuda(space, (&mut out, &mut qkv), kv, &rope, &inputs, (&*spec).into()).unwrap();
         let graph = device.end_capture().unwrap();
         inputs.upload(&batch, Some(4)).unwrap();
         // SAFETY: all that was captured is still there.
@@ -234,7 +235,7 @@ fn a_graph_of_one_launch_is_good_for_other_steps() {
         let (mut expected, mut qkv) = buffers(&other);
         let inputs = other.own_inputs(&batch, Some(4));
         let Case { space, kv, spec, .. } = &mut other;
-        rope::cuda(space, (&mut expected, &mut qkv), kv, &rope, &inputs, spec).unwrap();
+        rope::cuda(space, (&mut expected, &mut qkv), kv, &rope, &inputs, (&*spec).into()).unwrap();
         assert_eq!(out.to_f32().unwrap(), expected.to_f32().unwrap());
         assert!(replayed.cache_bytes() == other.cache_bytes());
     }

@@ -60,7 +60,7 @@ impl Case {
         assert!(found == alone, "{:?}, blocks of {}", self.spec, self.cpu_kv.shape.block_size);
         let (cols, out_cols) = (self.spec.qkv_dim(), self.spec.num_heads * self.spec.head_dim);
         let mut expected = Buffer::new(batch.num_tokens(), out_cols);
-        reference(&mut expected, &Buffer::from_vec(qkv, cols), &self.cpu_kv, &batch, &self.spec);
+        self.reference(&mut expected, &Buffer::from_vec(qkv, cols), &batch);
         let found = &found[..expected.data().len()];
         assert_device_close(found, expected.data(), if self.elem == ElemType::F16 { 2e-3 } else { 1e-2 });
     }
@@ -170,7 +170,7 @@ fn a_graph_is_good_for_other_runs_of_its_shape() {
         let qkv = on_device::buffer(&device, &qkv, case.spec.qkv_dim(), case.elem);
         let mut out = CudaBuffer::new(&device, 8, case.spec.num_heads * case.spec.head_dim, case.elem).unwrap();
         device.begin_capture().unwrap();
-        cuda(&case.space, &mut out, &qkv, &case.kv, &inputs, &case.spec).unwrap();
+        cuda(&case.space, &mut out, &qkv, &case.kv, &inputs, case.layer()).unwrap();
         let graph = device.end_capture().unwrap();
         inputs.upload(&batch, Some(8)).unwrap();
         assert_eq!(DecodeShape::of(&inputs), shape);

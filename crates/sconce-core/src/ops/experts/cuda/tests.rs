@@ -9,7 +9,7 @@ use crate::ops::experts::{Pick, reference, route};
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 use crate::weights::{Dtype, TensorView, WeightStore, quant};
 
-const BLOCKS: [Dtype; 10] = [
+const BLOCKS: [Dtype; 11] = [
     Dtype::Q4_0,
     Dtype::Q4_1,
     Dtype::Q5_0,
@@ -20,6 +20,7 @@ const BLOCKS: [Dtype; 10] = [
     Dtype::Q6K,
     Dtype::Int4G32,
     Dtype::Int4G128,
+    Dtype::Mxfp4,
 ];
 
 /// A layer's shape, and the type of its weights.
@@ -42,7 +43,19 @@ impl Shape {
     }
 
     fn spec(&self) -> ExpertsSpec {
-        ExpertsSpec { per_token: self.per_token, normalizes: self.per_token != 3, act: Activation::Silu }
+        let act = if self.has_biases() { Activation::ClampedSwiglu } else { Activation::Silu };
+        ExpertsSpec { per_token: self.per_token, normalizes: self.per_token != 3, act }
+    }
+
+    /// As gpt-oss has them.
+    fn has_biases(&self) -> bool {
+        self.per_token == 4
+    }
+
+    /// Of all experts' gate and up, and of down.
+    fn biases(&self) -> [Option<Vec<f32>>; 2] {
+        [2 * self.inter, self.hidden]
+            .map(|rows| self.has_biases().then(|| random(self.num_experts * rows, rows as u64)))
     }
 
     fn view(&self, shape: [usize; 2], seed: usize) -> TensorView<'static> {
@@ -74,7 +87,9 @@ impl Shape {
     fn matrices(&self) -> [Vec<Matrix>; 2] {
         let asked = if self.dtype.is_quantized() { WeightDtype::Bf16 } else { WeightDtype::Auto };
         let cpu = CpuBackend::new(Some(1));
-        self.views().map(|views| cpu.expert_matrices(views, self.num_experts, asked).unwrap())
+        let ([gate_up, down], [of_gate_up, of_down]) = (self.views(), self.biases());
+        [(gate_up, of_gate_up), (down, of_down)]
+            .map(|(views, bias)| cpu.expert_matrices(views, self.num_experts, bias.as_deref(), asked).unwrap())
     }
 
     /// Inputs and logits of so many tokens.
@@ -104,9 +119,12 @@ impl Layer {
     fn new(device: &Arc<dyn Device>, shape: Shape, max_tokens: usize) -> Self {
         let Shape { num_experts, per_token, hidden, inter, .. } = shape;
         let config = ExpertsConfig { num_experts, per_token, intermediate_size: inter, normalizes: true };
-        let load = |views| weights::load_experts(device, views, num_experts, shape.elem(), true).unwrap();
+        let ([gate_up, down], [of_gate_up, of_down]) = (shape.views(), shape.biases());
+        let load = |views, bias: Option<Vec<f32>>| {
+            weights::load_experts(device, views, num_experts, bias.as_deref(), shape.elem(), true).unwrap()
+        };
         let space = ExpertsSpace::new(device, shape.elem(), hidden, &config, max_tokens).unwrap();
-        Self { shape, device: Arc::clone(device), space, weights: shape.views().map(load) }
+        Self { shape, device: Arc::clone(device), space, weights: [load(gate_up, of_gate_up), load(down, of_down)] }
     }
 
     fn run(&mut self, [x, logits]: [&[f32]; 2]) -> Vec<f32> {
@@ -131,6 +149,9 @@ fn device_equals_reference() {
             (Shape::new([3, 3, 24, 520], Dtype::F16), vec![2, 70]),
             (Shape::new([1, 1, 8, 16], Dtype::BF16), vec![3, 9]),
             (Shape::new([4, 2, 72, 48], Dtype::F8E4M3), vec![5, 40]),
+            // As many columns as gpt-oss has, which end within a tile.
+            (Shape::new([5, 4, 2880, 32], Dtype::Mxfp4), vec![2, 30]),
+            (Shape::new([5, 4, 96, 352], Dtype::Mxfp4), vec![1, 30]),
         ] {
             let tolerance = if shape.elem() == ElemType::F16 { 2e-3 } else { 1.5e-2 };
             let mut layer = Layer::new(&device, shape, *tokens.iter().max().unwrap());
@@ -167,6 +188,7 @@ fn a_row_has_its_bits_whatever_is_beside_it() {
             Shape::new([4, 2, 40, 24], Dtype::F16),
             Shape::new([3, 2, 64, 520], Dtype::F8E4M3),
             Shape::new([3, 2, 544, 32], Dtype::Q4_0),
+            Shape::new([6, 4, 160, 96], Dtype::Mxfp4),
         ] {
             let (mut layer, num_tokens) = (Layer::new(&device, shape, 70), 70);
             let [x, logits] = shape.inputs(num_tokens);
@@ -221,7 +243,7 @@ fn what_cannot_be_on_a_device_is_refused_or_expanded() {
         // An expert's rows are no whole tiles.
         let [gate_up, mut down] =
             [shape.view([24, 32], 1), shape.view([32, 32], 2)].map(|view| vec![view.clone(), view]);
-        let load = |views| weights::load_experts(&device, views, 2, ElemType::Bf16, true);
+        let load = |views| weights::load_experts(&device, views, 2, None, ElemType::Bf16, true);
         assert!(!load(gate_up).unwrap().all.is_quantized());
         assert!(load(down.clone()).unwrap().all.is_quantized());
         // Nor are all of one format.

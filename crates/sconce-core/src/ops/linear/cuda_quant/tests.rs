@@ -11,7 +11,7 @@ use crate::ops::gate_act_mul;
 use crate::ops::testing::{assert_device_close, devices, on_device, random, round};
 use crate::weights::{TensorView, convert, quant};
 
-pub(in crate::ops) const FORMATS: [Dtype; 10] = [
+pub(in crate::ops) const FORMATS: [Dtype; 11] = [
     Dtype::Q4_0,
     Dtype::Q4_1,
     Dtype::Q5_0,
@@ -22,6 +22,7 @@ pub(in crate::ops) const FORMATS: [Dtype; 10] = [
     Dtype::Q6K,
     Dtype::Int4G32,
     Dtype::Int4G128,
+    Dtype::Mxfp4,
 ];
 
 /// Random rows of parts, (format, rows), over each other.
