@@ -1,8 +1,10 @@
 //! The grammar of answers that are calls.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
-use super::xml::{Kinds, resolved};
+use super::xml::{Kinds, MAX_REFERENCES, resolved};
 use super::{ARGS_MARK, CallCount, CallForm, END_TAG, ID_MARK, LIST_MARK, TAG};
 use crate::config::Grammar;
 use crate::error::{Error, Result};
@@ -126,7 +128,7 @@ fn xml_rules(rule: &str, function: &Value) -> Result<String> {
     }
     let empty = Map::new();
     let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
-    let required: Vec<&str> =
+    let required: HashSet<&str> =
         schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
     if let Some(unknown) = required.iter().find(|name| !properties.contains_key(**name)) {
         return refuse(&format!("the parameter {unknown:?}, which has no schema and"));
@@ -135,14 +137,14 @@ fn xml_rules(rule: &str, function: &Value) -> Result<String> {
         format!("{rule}: {}", quoted(&format!("<function={}>\n", function["name"].as_str().unwrap_or_default())));
     let mut values = String::new();
     for (i, (name, own)) in properties.iter().enumerate() {
-        let value = match xml_value(&format!("{rule}_{i}"), own, &schema) {
+        let value = match xml_value(&format!("{rule}_{i}"), own, &schema, MAX_REFERENCES) {
             Some(value) => value,
             None => return refuse(&format!("the schema of {name:?}")),
         };
         if name.contains(['>', '\n']) {
             return refuse(&format!("the name {name:?}"));
         }
-        let is_required = required.contains(&name.as_str());
+        let is_required = required.contains(name.as_str());
         let parameter = format!("{} {rule}_{i}", quoted(&format!("<parameter={name}>\n")));
         lark += &if is_required { format!(" {parameter}") } else { format!(" ({parameter})?") };
         values += &value;
@@ -156,8 +158,9 @@ const XML_END: &str = "\"\\n</parameter>\\n\"";
 const OF_TEXT: [&str; 7] = ["type", "title", "description", "default", "examples", "minLength", "maxLength"];
 
 /// The rules of a value, up to the end of its line behind `</parameter>`. `None` for what could be read as something else than what
-/// it is, and for texts with more to them than a length.
-fn xml_value(rule: &str, own: &Value, root: &Map<String, Value>) -> Option<String> {
+/// it is, for texts with more to them than a length, and for more than `num_left` alternatives within alternatives.
+fn xml_value(rule: &str, own: &Value, root: &Map<String, Value>, num_left: usize) -> Option<String> {
+    let num_left = num_left.checked_sub(1)?;
     let schema = resolved(own, root);
     let kinds = Kinds::of(schema, root);
     let is_of_text = |key: &String| OF_TEXT.contains(&key.as_str());
@@ -180,7 +183,10 @@ fn xml_value(rule: &str, own: &Value, root: &Map<String, Value>) -> Option<Strin
         let mut texts = alternatives.iter().filter(|schema| Kinds::of(resolved(schema, root), root).has_text());
         let (Some(text), None) = (texts.next(), texts.next()) else { return None };
         let is_known = |key: &String| is_of_text(key) || key == "anyOf" || key == "oneOf";
-        let text = xml_value(&format!("{rule}_text"), text, root).filter(|_| keys(schema).all(is_known))?;
+        if !keys(schema).all(is_known) {
+            return None;
+        }
+        let text = xml_value(&format!("{rule}_text"), text, root, num_left)?;
         Some(format!("{rule}: {rule}_text | \"null\" {XML_END}\n{text}"))
     } else {
         let length = |key: &str| schema[key].as_u64().map(|n| n.to_string());

@@ -424,3 +424,23 @@ fn a_template_says_which_form() {
         assert_eq!(error.param(), Some("tools"), "{error}");
     }
 }
+/// Schemas that refer to themselves and to each other are looked at once, however many ways lead there.
+#[test]
+fn schemas_that_go_round_in_circles_have_an_end() {
+    let circle = |num: usize, further: Value| {
+        let mut alternatives = further.as_array().unwrap().clone();
+        alternatives.resize(alternatives.len() + num, json!({"$ref": "#/$defs/a"}));
+        let parameters = json!({"properties": {"x": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"anyOf": alternatives}}});
+        json!({"type": "function", "function": {"name": "f", "parameters": parameters}})
+    };
+    let tokenizer = Subject::small().tokenizer;
+    for tool in [circle(1, json!([])), circle(1000, json!([])), circle(1, json!([{"type": "null"}, {"type": "string"}]))] {
+        let error = CallForm::Xml.grammar(&[tool], CallCount::One, &tokenizer).unwrap_err();
+        assert!(error.to_string().contains("f: the schema of \"x\""), "{error}");
+    }
+    let tool = circle(1000, json!([{"type": "null"}]));
+    let mut reader = CallReader::new([tool].into());
+    let parts = reader.push("<function=f><parameter=x>None</parameter></function>");
+    assert_eq!(parts, [call("f", "{\"x\": null}")]);
+}
+

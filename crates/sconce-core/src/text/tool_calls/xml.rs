@@ -9,8 +9,10 @@ pub(super) const FUNCTION: &str = "<function=";
 const FUNCTION_END: &str = "</function>";
 const PARAMETER: &str = "<parameter=";
 const PARAMETER_END: &str = "</parameter>";
-/// References that are followed from one schema to another.
-const MAX_REFERENCES: usize = 8;
+/// References that are followed from one schema to another, and alternatives within alternatives.
+pub(super) const MAX_REFERENCES: usize = 8;
+/// So many alternatives and values are looked at to find out of what kinds they are: alternatives can refer to each other.
+const MAX_ALTERNATIVES: usize = 1024;
 
 /// Where a function's text ends, or may: `num_seen` of its bytes have been looked at, which are more afterwards. What stands in a value is
 /// no end.
@@ -100,7 +102,7 @@ const ARRAY: u8 = 32;
 impl Kinds {
     /// Those that its own words name, and those of its alternatives. One that says nothing takes text.
     pub(super) fn of(schema: &Value, root: &Map<String, Value>) -> Self {
-        let bits = kinds(schema, root, MAX_REFERENCES);
+        let bits = kinds(schema, root, MAX_REFERENCES, &mut { MAX_ALTERNATIVES });
         Self { bits: if bits == 0 { TEXT } else { bits } }
     }
 
@@ -128,8 +130,9 @@ impl Kinds {
     }
 }
 
-fn kinds(schema: &Value, root: &Map<String, Value>, num_left: usize) -> u8 {
-    let list = |value: &Value| value.as_array().map(Vec::as_slice).unwrap_or_default().to_vec();
+/// `num_references`: that are followed in a row; `num_left`: alternatives that are looked at in all.
+fn kinds(schema: &Value, root: &Map<String, Value>, num_references: usize, num_left: &mut usize) -> u8 {
+    let list = |key: &str| schema[key].as_array().into_iter().flatten();
     let named = |name: &Value| match name.as_str() {
         Some("string") => TEXT,
         Some("integer" | "number") => NUMBER,
@@ -147,16 +150,18 @@ fn kinds(schema: &Value, root: &Map<String, Value>, num_left: usize) -> u8 {
         Value::Object(_) => OBJECT,
         Value::Array(_) => ARRAY,
     };
-    let own = named(&schema["type"]) | list(&schema["type"]).iter().fold(0, |bits, name| bits | named(name));
-    if own != 0 || num_left == 0 {
+    let own = list("type").fold(named(&schema["type"]), |bits, name| bits | named(name));
+    if own != 0 || num_references == 0 {
         return own;
     }
-    let values = list(&schema["enum"]).into_iter().chain(schema.get("const").cloned());
-    let bits = values.fold(0, |bits, value| bits | of_value(&value));
-    ["anyOf", "oneOf", "allOf"]
-        .iter()
-        .flat_map(|key| list(&schema[*key]))
-        .fold(bits, |bits, schema| bits | kinds(resolved(&schema, root), root, num_left - 1))
+    let values = list("enum").take(MAX_ALTERNATIVES).chain(schema.get("const"));
+    let mut bits = values.fold(0, |bits, value| bits | of_value(value));
+    for alternative in ["anyOf", "oneOf", "allOf"].into_iter().flat_map(list) {
+        let Some(rest) = num_left.checked_sub(1) else { break };
+        *num_left = rest;
+        bits |= kinds(resolved(alternative, root), root, num_references - 1, num_left);
+    }
+    bits
 }
 
 /// A schema, or what it refers to within `root`.
