@@ -6,6 +6,8 @@ use crate::text::ToolCall;
 
 /// What comes before the name of a function that a message is for.
 const FUNCTIONS: &str = "functions.";
+/// Text that begins an answer without a channel is no header if it is longer.
+const MAX_START_BYTES: usize = 1024;
 
 /// Reads messages. What an answer's first header can have begun with, and has not, is an answer without one.
 #[derive(Debug, Clone)]
@@ -96,7 +98,8 @@ impl ChannelReader {
             Part::Start(header) => {
                 header.push_str(text);
                 let begin = header.trim_start();
-                if begin.starts_with("to=") || "to=".starts_with(begin) {
+                let may_name = begin.starts_with("to=") || "to=".starts_with(begin);
+                if may_name && header.len() <= MAX_START_BYTES {
                     return;
                 }
                 let text = std::mem::take(header);

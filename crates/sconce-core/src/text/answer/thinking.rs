@@ -21,6 +21,8 @@ pub(super) struct ThinkingReader {
     part: Part,
     /// What is not decided yet.
     pending: String,
+    /// So many bytes at its beginning are white space, which is not looked at again.
+    num_blank: usize,
 }
 
 /// What `pending` begins with.
@@ -43,7 +45,7 @@ type Span = (usize, usize);
 
 impl ThinkingReader {
     fn new(tags: &'static Tags, part: Part) -> Self {
-        Self { tags, part, pending: String::new() }
+        Self { tags, part, pending: String::new(), num_blank: 0 }
     }
 
     /// For an answer to a prompt, with which a template can have opened the reasoning, or closed it too.
@@ -84,7 +86,7 @@ impl ThinkingReader {
 
     /// What is missing of the opening tag.
     pub(super) fn rest_of_open(&self) -> &'static str {
-        &self.tags.open[self.pending.trim_start().len()..]
+        &self.tags.open[self.pending.len() - self.num_blank..]
     }
 
     /// What is missing of the closing tag, if a part of it has come.
@@ -96,12 +98,15 @@ impl ThinkingReader {
     fn read(&mut self, is_whole: bool) -> Vec<Section> {
         let mut sections = Vec::new();
         if self.part == Part::Start {
-            let begin = self.pending.trim_start();
+            let begin = self.pending[self.num_blank..].trim_start();
+            let num_blank = self.pending.len() - begin.len();
             if let Some((0, end)) = find(begin, self.tags.open) {
-                self.pending = begin[end..].to_owned();
+                self.take(num_blank + end);
                 self.part = Part::Opened;
             } else if is_whole || !self.tags.open.starts_with(begin) {
                 self.part = Part::Content;
+            } else {
+                self.num_blank = num_blank;
             }
         }
         if matches!(self.part, Part::Opened | Part::Reasoning) {
@@ -126,26 +131,35 @@ impl ThinkingReader {
         if self.part == Part::Opened {
             self.trim_start();
         }
-        let (end, rest) = match find(&self.pending, self.tags.close) {
-            Some((at, end)) => (at, Some(end)),
-            None if is_whole => (self.pending.len(), None),
-            None => (self.pending.len() - num_begun(&self.pending, self.tags.close), None),
+        let pending = &self.pending[self.num_blank..];
+        let (at, rest) = match find(pending, self.tags.close) {
+            Some((at, end)) => (at, Some(self.num_blank + end)),
+            None if is_whole => (pending.len(), None),
+            None => (pending.len() - num_begun(pending, self.tags.close), None),
         };
-        let len = self.pending[..end].trim_end().len();
+        let (end, num_said) = (self.num_blank + at, pending[..at].trim_end().len());
+        let len = if num_said > 0 { self.num_blank + num_said } else { 0 };
         let text = without(&self.pending[..len]);
         if !text.is_empty() {
             sections.push(Section::Reasoning(text));
             self.part = Part::Reasoning;
         }
-        self.pending.drain(..rest.unwrap_or(if is_whole { end } else { len }));
+        self.take(rest.unwrap_or(if is_whole { end } else { len }));
         if rest.is_some() {
             self.part = Part::Closed;
+        } else if !is_whole {
+            self.num_blank = end - len;
         }
     }
 
     fn trim_start(&mut self) {
-        let num_blank = self.pending.len() - self.pending.trim_start().len();
-        self.pending.drain(..num_blank);
+        self.take(self.pending.len() - self.pending.trim_start().len());
+    }
+
+    /// The next `len` bytes are decided.
+    fn take(&mut self, len: usize) {
+        self.pending.drain(..len);
+        self.num_blank = 0;
     }
 }
 

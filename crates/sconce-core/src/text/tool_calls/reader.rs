@@ -17,6 +17,9 @@ const MARKS: [&str; 4] = [TAG, LIST_MARK, PYTHON_MARK, FUNCTION];
 /// A name, or what stands between a name and arguments, is not longer.
 const MAX_HEADER_BYTES: usize = 128;
 
+/// Nor is white space around calls and within them: what has more is text, so that it is not looked at again and again.
+const MAX_BLANK_BYTES: usize = 1024;
+
 /// So often what looks like a call and has no end is searched for calls.
 const MAX_ENDLESS: usize = 16;
 
@@ -129,11 +132,11 @@ impl CallReader {
         let rest = &self.pending[self.num_taken..];
         let begin = match self.place {
             Place::Behind => behind(rest),
-            _ => rest.trim_start(),
+            _ => trim_start(rest),
         };
         let mark = MARKS.iter().find(|mark| begin.starts_with(**mark)).copied().unwrap_or_default();
         // A function is named where its mark ends.
-        let value = if mark == FUNCTION { begin } else { begin[mark.len()..].trim_start() };
+        let value = if mark.is_empty() || mark == FUNCTION { begin } else { trim_start(&begin[mark.len()..]) };
         let ends_of_calls = (self.place == Place::Behind).then_some(END_TAG);
         let mut marks = MARKS.iter().copied().chain(ends_of_calls);
         let is_half_mark = match mark {
@@ -192,15 +195,26 @@ impl CallReader {
 
 /// `text` from where the next call can begin, or other text.
 fn behind(text: &str) -> &str {
-    let mut text = text;
-    loop {
-        let rest = text.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
-        let rest = rest.strip_prefix(END_TAG).unwrap_or(rest);
-        if rest.len() == text.len() {
-            return rest;
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let len = match c {
+            _ if c.is_whitespace() || c == ';' => c.len_utf8(),
+            _ if rest.starts_with(END_TAG) => END_TAG.len(),
+            _ => break,
+        };
+        if text.len() - rest.len() + len > MAX_BLANK_BYTES {
+            break;
         }
-        text = rest;
+        rest = &rest[len..];
     }
+    rest
+}
+
+/// `text` without the white space that it begins with, but for what is too much of it.
+fn trim_start(text: &str) -> &str {
+    let is_blank = |&(at, c): &(usize, char)| c.is_whitespace() && at + c.len_utf8() <= MAX_BLANK_BYTES;
+    let num_blank = text.char_indices().take_while(is_blank).last().map_or(0, |(at, c)| at + c.len_utf8());
+    &text[num_blank..]
 }
 
 /// The calls in what follows a mark: a function, a name with arguments, an object that is a call, or a list of such objects.
@@ -250,7 +264,7 @@ fn header(text: &str) -> (&str, Header) {
     let len = text.find(|c| !is_of_name(c)).unwrap_or(text.len());
     let (name, rest) = text.split_at(len);
     let arguments = |rest: &str| {
-        let json = rest.trim_start();
+        let json = trim_start(rest);
         if json.is_empty() { Header::Unknown } else { Header::Arguments(text.len() - json.len()) }
     };
     let is_begin = |mark: &str| mark.starts_with(rest);
@@ -318,8 +332,8 @@ impl Scan {
 
     fn end(&mut self, value: &str) -> End {
         let (inside, expected) = match (value.strip_prefix('{'), value.strip_prefix('[')) {
-            (Some(inside), _) => (inside.trim_start(), '"'),
-            (_, Some(inside)) => (inside.trim_start(), '{'),
+            (Some(inside), _) => (trim_start(inside), '"'),
+            (_, Some(inside)) => (trim_start(inside), '{'),
             _ => return End::Nowhere,
         };
         if !inside.is_empty() && !inside.starts_with(expected) {

@@ -238,6 +238,27 @@ fn what_looks_like_many_calls_is_read_once() {
     assert_eq!(read([nested.as_str()]), [text(&nested)]);
 }
 
+/// Each would take minutes if white space were looked at again with every piece that comes.
+#[test]
+fn endless_white_space_is_read_once() {
+    const CALL: &str = "{\"name\": \"f\", \"arguments\": {}}";
+    let blanks = " \n".repeat(200_000);
+    for begin in ["", "<tool_call>", "{", "[TOOL_CALLS]f[ARGS]", "[TOOL_CALLS] [", "a"] {
+        let answer = format!("{begin}{blanks}{CALL}");
+        assert_eq!(read([answer.as_str()]), [text(&answer)], "{begin}");
+        assert_eq!(read(pieces(&answer, |_| true)), [text(&answer)], "{begin}");
+    }
+    for blank in [" ", ";", "\u{3000}", "</tool_call>"] {
+        let answer = format!("{CALL}{}b", blank.repeat(200_000));
+        let parts = read([answer.as_str()]);
+        assert_eq!(read(pieces(&answer, |_| true)), parts, "{blank}");
+        assert_eq!((parts.len(), &parts[0]), (2, &call("f", "{}")));
+    }
+    // Some of it is around calls.
+    let some = " ".repeat(1000);
+    assert_eq!(read([format!("{some}<tool_call>{some}{CALL}{some}{CALL}").as_str()]), [call("f", "{}"), call("f", "{}")]);
+}
+
 #[test]
 fn text_is_told_as_soon_as_it_cannot_become_a_call() {
     let mut reader = reader();
@@ -407,23 +428,6 @@ fn arguments_that_cannot_be_told_apart_are_refused() {
     );
 }
 
-#[test]
-fn a_template_says_which_form() {
-    for (source, form) in [
-        ("{{ '<tool_call>\\n' }}", CallForm::Tagged),
-        ("{{ '[TOOL_CALLS] [' }}", CallForm::List),
-        ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", CallForm::Named),
-        ("{{ '<tool_call>\\n<function=' }}", CallForm::Xml),
-        ("{{ '<|start|>assistant<|channel|>' }}", CallForm::Channels),
-        ("{{ '{\"name\": \"' }}", CallForm::Object),
-    ] {
-        assert_eq!(CallForm::of(source).unwrap(), form, "{source}");
-    }
-    for source in ["<tool_call>name<arg_key>", "<|tool_call_start|>"] {
-        let error = CallForm::of(source).unwrap_err();
-        assert_eq!(error.param(), Some("tools"), "{error}");
-    }
-}
 /// Schemas that refer to themselves and to each other are looked at once, however many ways lead there.
 #[test]
 fn schemas_that_go_round_in_circles_have_an_end() {
@@ -444,3 +448,20 @@ fn schemas_that_go_round_in_circles_have_an_end() {
     assert_eq!(parts, [call("f", "{\"x\": null}")]);
 }
 
+#[test]
+fn a_template_says_which_form() {
+    for (source, form) in [
+        ("{{ '<tool_call>\\n' }}", CallForm::Tagged),
+        ("{{ '[TOOL_CALLS] [' }}", CallForm::List),
+        ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}", CallForm::Named),
+        ("{{ '<tool_call>\\n<function=' }}", CallForm::Xml),
+        ("{{ '<|start|>assistant<|channel|>' }}", CallForm::Channels),
+        ("{{ '{\"name\": \"' }}", CallForm::Object),
+    ] {
+        assert_eq!(CallForm::of(source).unwrap(), form, "{source}");
+    }
+    for source in ["<tool_call>name<arg_key>", "<|tool_call_start|>"] {
+        let error = CallForm::of(source).unwrap_err();
+        assert_eq!(error.param(), Some("tools"), "{error}");
+    }
+}
