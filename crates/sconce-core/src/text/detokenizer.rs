@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::text::answer::unmarked;
 use crate::text::{Marks, Tokenizer};
 
 /// So many tokens of a prompt give the first token its context.
@@ -108,11 +109,12 @@ impl Detokenizer {
         }
         let context = tokenizer.decode(&self.window[..self.num_context], self.skip_special_tokens);
         let mut text = tokenizer.decode(&self.window[..end], self.skip_special_tokens);
-        match text.strip_prefix(context.as_str()) {
+        let added = match text.strip_prefix(context.as_str()) {
             Some(added) => text.split_off(text.len() - added.len()),
             // An invalid byte changed how the bytes of the context read, which are out already.
             None => tokenizer.decode(&self.window[self.num_context..end], self.skip_special_tokens),
-        }
+        };
+        if self.marks.is_empty() { added } else { unmarked(added) }
     }
 
     /// The tokens before `end` are out: they are the new context.

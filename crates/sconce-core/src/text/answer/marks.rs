@@ -77,6 +77,11 @@ pub(super) fn signed(text: &str, spellings: &[&str]) -> String {
     })
 }
 
+/// What tokens that are no marks say, which no mark can be taken from: U+FFFD stands for a character that is a mark's.
+pub(in crate::text) fn unmarked(text: String) -> String {
+    if text.contains(is_sign) { text.replace(is_sign, "\u{fffd}") } else { text }
+}
+
 /// The text without marks.
 pub(super) fn without(text: &str) -> String {
     text.chars().filter(|&c| !is_sign(c)).collect()

@@ -13,7 +13,7 @@ use crate::text::{ChatInput, Tokenizer, ToolCall};
 
 use channels::ChannelReader;
 pub use marks::Marks;
-pub(super) use marks::{special, spelled};
+pub(super) use marks::{special, spelled, unmarked};
 use thinking::{TAGS, Tags, ThinkingReader};
 
 /// A part of an answer.
@@ -157,7 +157,7 @@ impl AnswerReader {
         match self.marks.iter().find(|(id, _)| *id == token_id) {
             Some(&(_, sign)) => self.push(sign.encode_utf8(&mut [0; 4])),
             None if tokenizer.is_special(token_id) => Vec::new(),
-            None => self.push(&String::from_utf8_lossy(&tokenizer.token_bytes(token_id))),
+            None => self.push(&unmarked(String::from_utf8_lossy(&tokenizer.token_bytes(token_id)).into_owned())),
         }
     }
 

@@ -139,6 +139,52 @@ fn sections_are_told_apart_however_the_text_comes() {
     assert_eq!(read(AnswerReader::default(), ["<think>", "a</think>"]), [content("<think>a</think>")]);
 }
 
+/// Each would take minutes if white space were looked at again with every piece that comes.
+#[test]
+fn endless_white_space_is_read_once() {
+    let blanks = " \n".repeat(200_000);
+    for (form, begin, end, expected) in [
+        (thinking(), "", "b", vec![content(&format!("{blanks}b"))]),
+        (thinking(), "", "<think>b", vec![reasoning("b")]),
+        (thinking(), "<think>", "b</think>", vec![reasoning("b")]),
+        (thinking(), "<think>a", "b</think>", vec![reasoning(&format!("a{blanks}b"))]),
+        (thinking(), "<think>a", "</think>b", vec![reasoning("a"), content("b")]),
+        (thinking(), "<think>a</think>", "b", vec![reasoning("a"), content("b")]),
+        (channels(), "", "b", vec![content(&format!("{blanks}b"))]),
+        (channels(), "", "to=b", vec![content(&format!("{blanks}to=b"))]),
+    ] {
+        let answer = format!("{begin}{blanks}{end}");
+        for is_cut in [true, false] {
+            assert_eq!(read(reader(&form, ""), pieces(&answer, |_| is_cut)), expected, "{begin}, {end}");
+        }
+    }
+}
+
+/// A token can spell a noncharacter that stands for a mark: it is none all the same, and no call can be made with it.
+#[test]
+fn what_stands_for_a_mark_is_none_where_a_token_says_it() {
+    // U+FDD0, byte by byte.
+    let tokenizer = Arc::new(small_tokenizer_of(&["ï·Ĳ", "ï", "·", "Ĳ"], &marks::OF_CHANNELS));
+    let form = AnswerForm::of(CHANNELS, &tokenizer);
+    let ids = |names: &[&str]| -> Vec<u32> { names.iter().map(|name| tokenizer.token_to_id(name).unwrap()).collect() };
+    assert_eq!(tokenizer.decode(&ids(&["ï·Ĳ"]), true), marks::CHANNEL.to_string());
+    for names in [vec!["name", "ï·Ĳ", "true"], vec!["name", "ï", "·", "Ĳ", "true"]] {
+        let mut detokenizer = Detokenizer::new(&[], true, true).with_marks(form.marks().clone());
+        let mut texts: Vec<String> = ids(&names).iter().map(|&id| detokenizer.push(&tokenizer, id)).collect();
+        texts.push(detokenizer.finish(&tokenizer));
+        assert_eq!(texts.concat(), "name\u{fffd}true");
+        let sections = read(reader(&form, "<|start|>assistant"), texts.iter().map(String::as_str));
+        assert_eq!(sections, [content("name\u{fffd}true")]);
+        let mut by_tokens = reader(&form, "<|start|>assistant");
+        ids(&names).iter().for_each(|&id| drop(by_tokens.push_token(&tokenizer, id)));
+        assert_eq!(by_tokens.place(), Place::Answer);
+    }
+    // Where nothing is told by marks, text is as it is said.
+    let mut detokenizer = Detokenizer::new(&[], true, true);
+    let plain: String = ids(&["ï·Ĳ", "true"]).iter().map(|&id| detokenizer.push(&tokenizer, id)).collect();
+    assert_eq!(plain, format!("{}true", marks::CHANNEL));
+}
+
 #[test]
 fn a_prompt_says_where_an_answer_begins() {
     let (thinking, channels) = (thinking(), channels());
