@@ -81,6 +81,8 @@ pub(super) struct AnswerParts {
     count: Option<ReasoningCount>,
     calls: AnswerCalls,
     shows_reasoning: bool,
+    /// Of each of the last tokens whether it is part of what is answered, where they are counted.
+    are_answered: Vec<bool>,
     /// Whether there has been reasoning, and anything else.
     has_thought: bool,
     has_said: bool,
@@ -93,6 +95,7 @@ impl AnswerParts {
             count: reading.count.clone(),
             calls: AnswerCalls::new(reading.calls.as_ref()),
             shows_reasoning: reading.shows_reasoning,
+            are_answered: Vec::new(),
             has_thought: false,
             has_said: false,
         }
@@ -101,7 +104,7 @@ impl AnswerParts {
     /// The parts that are certain once `text`, of some tokens, has followed, or the last ones.
     pub(super) fn push(&mut self, text: &str, token_ids: &[u32], is_last: bool) -> Vec<Part> {
         if let Some(count) = &mut self.count {
-            count.push(token_ids);
+            self.are_answered = count.push(token_ids);
         }
         let mut sections = self.reader.push(text);
         self.has_thought |= self.reader.is_in_reasoning();
@@ -131,6 +134,11 @@ impl AnswerParts {
     /// How many tokens of reasoning there have been, where there can be any.
     pub(super) fn num_reasoning_tokens(&self) -> Option<usize> {
         self.count.as_ref().map(ReasoningCount::num_tokens)
+    }
+
+    /// Whether the `i`-th of the last tokens is part of what is answered.
+    pub(super) fn is_answered(&self, i: usize) -> bool {
+        self.are_answered.get(i).copied().unwrap_or(true)
     }
 
     /// Why the answer ended, in OpenAI's words.

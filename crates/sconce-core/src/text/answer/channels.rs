@@ -92,6 +92,10 @@ impl ChannelReader {
         self.part == Part::Message(Message::Reasoning)
     }
 
+    pub(super) fn is_in_header(&self) -> bool {
+        matches!(self.part, Part::Header(_))
+    }
+
     fn push_text(&mut self, text: &str, sections: &mut Vec<Section>) {
         let message = match &mut self.part {
             Part::Header(header) => return header.push_str(text),

@@ -179,6 +179,11 @@ impl AnswerReader {
         }
     }
 
+    /// Whether what comes next is part of what stands around reasoning and answers.
+    fn is_in_header(&self) -> bool {
+        matches!(&self.inner, Inner::Channels(reader) if reader.is_in_header())
+    }
+
     /// Where that is undecided: the tokens with which it could become, or remain to be seen whether it is, reasoning.
     pub(in crate::text) fn opening_ids(&self, tokenizer: &Tokenizer) -> Vec<u32> {
         match &self.inner {
@@ -215,13 +220,16 @@ impl ReasoningCount {
         Self { reader, tokenizer, num_tokens: 0 }
     }
 
-    /// Takes the next tokens.
-    pub fn push(&mut self, token_ids: &[u32]) {
-        for &id in token_ids {
-            let was_in_reasoning = self.reader.is_in_reasoning();
+    /// Takes the next tokens. Returns of each whether it is part of what is answered: neither of reasoning nor of what stands around it.
+    pub fn push(&mut self, token_ids: &[u32]) -> Vec<bool> {
+        let is_answered = |&id: &u32| {
+            let was = (self.reader.is_in_reasoning(), self.reader.is_in_header());
             self.reader.push_token(&self.tokenizer, id);
-            self.num_tokens += usize::from(was_in_reasoning || self.reader.is_in_reasoning());
-        }
+            let is_reasoning = was.0 || self.reader.is_in_reasoning();
+            self.num_tokens += usize::from(is_reasoning);
+            !is_reasoning && !was.1 && !self.reader.is_in_header()
+        };
+        token_ids.iter().map(is_answered).collect()
     }
 
     /// How many there have been.

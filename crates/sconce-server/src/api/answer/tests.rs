@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use sconce::{
-    AnswerForm, AnswerReader, CallCount, CallForm, ChatInput, CompletionOutput, FinishReason, Logprob, ReasoningCount,
-    StreamEvent, TokenEvent, TokenLogprobs, Tokenizer, Usage,
+    AnswerForm, AnswerReader, CallCount, CallForm, ChatInput, CompletionOutput, FinishReason, Logprob, Marks,
+    ReasoningCount, StreamEvent, TokenEvent, TokenLogprobs, Tokenizer, Usage,
 };
 use serde_json::{Value, json};
 
@@ -30,6 +30,21 @@ fn tokenizer(further: &[&str]) -> Arc<Tokenizer> {
 /// A reader for answers that begin with reasoning.
 pub(in crate::api) fn thinking() -> AnswerReader {
     AnswerForm::of("</think>", &tokenizer(&[])).reader(&ChatInput::default(), "<think>\n")
+}
+
+/// A vocabulary with channels, and how answers in them are read.
+pub(in crate::api) fn in_channels(calls: Option<&Arc<Calls>>) -> (Arc<Tokenizer>, Marks, Reading) {
+    let tokenizer = tokenizer(&["<|channel|>", "<|message|>", "<|start|>", "<|call|>", "<|return|>", "<|constrain|>"]);
+    let form = AnswerForm::of("<|channel|>", &tokenizer);
+    let reader = form.reader(&ChatInput::default(), "<|start|>assistant");
+    let count = Some(ReasoningCount::new(reader.clone(), tokenizer.clone()));
+    (tokenizer, form.marks().clone(), Reading { count, ..Reading::of(reader, calls) })
+}
+
+/// A token's text as the engine makes it: marks by their characters, other special tokens not at all.
+pub(in crate::api) fn text_of_token(id: u32, tokenizer: &Tokenizer, marks: &Marks) -> String {
+    let sign = marks.iter().find(|(mark, _)| *mark == id).map(|(_, sign)| sign.to_string());
+    sign.unwrap_or_else(|| tokenizer.decode(&[id], true))
 }
 
 pub(in crate::api) fn calls(form: CallForm) -> Arc<Calls> {
@@ -83,24 +98,12 @@ fn what_is_thought_of_a_call_is_none() {
 /// Messages of a model with channels, from the tokens to OpenAI's form.
 #[test]
 fn channels_are_reasoning_content_and_calls() {
-    let marks = ["<|channel|>", "<|message|>", "<|start|>", "<|call|>", "<|return|>", "<|constrain|>"];
-    let tokenizer = tokenizer(&marks);
-    let form = AnswerForm::of("<|channel|>", &tokenizer);
     let calls = calls(CallForm::Channels);
     let analysis = "<|channel|>analysis<|message|>a<|end|><|start|>assistant";
     let read = |answer: &str, tools: Option<&Arc<Calls>>| {
-        // As the engine makes a text of tokens: marks by their characters, other special tokens not at all.
+        let (tokenizer, marks, reading) = in_channels(tools);
         let ids = tokenizer.encode(answer, false).unwrap();
-        let text: String = ids
-            .iter()
-            .map(|id| match form.marks().iter().find(|(mark, _)| mark == id) {
-                Some((_, sign)) => sign.to_string(),
-                None => tokenizer.decode(&[*id], true),
-            })
-            .collect();
-        let reader = form.reader(&ChatInput::default(), "<|start|>assistant");
-        let count = Some(ReasoningCount::new(reader.clone(), tokenizer.clone()));
-        let reading = Reading { count, ..Reading::of(reader, tools) };
+        let text = ids.iter().map(|&id| text_of_token(id, &tokenizer, &marks)).collect();
         let mut parts = AnswerParts::new(&reading);
         let message = parts.message(&CompletionOutput { text, token_ids: ids, ..CompletionOutput::default() });
         let name = message["tool_calls"][0]["function"]["name"].clone();

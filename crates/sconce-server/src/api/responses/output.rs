@@ -1,6 +1,6 @@
 //! [`Output`]: the items of a response as the answer grows, and what a stream tells of it.
 
-use sconce::{FinishReason, TokenEvent, ToolCall};
+use sconce::{FinishReason, TokenEvent, TokenLogprobs, ToolCall};
 use serde_json::{Value, json};
 
 use crate::api::answer::{AnswerParts, Part};
@@ -44,11 +44,10 @@ impl Output {
     /// Takes what the answer has grown by.
     pub(super) fn push(&mut self, event: &TokenEvent) -> Vec<Told> {
         let mut told = Vec::new();
-        let before = self.num_reasoning_tokens();
         let parts = self.parts.push(&event.text, &event.token_ids, event.finish.is_some());
-        // Tokens of reasoning come first.
-        let of_text = event.logprobs.get(self.num_reasoning_tokens() - before..).unwrap_or_default();
-        if let Value::Array(of_text) = logprobs::of_chat(&self.token_bytes, of_text)["content"].take() {
+        let of_text = event.logprobs.iter().enumerate().filter(|(i, _)| self.parts.is_answered(*i));
+        let of_text: Vec<TokenLogprobs> = of_text.map(|(_, logprobs)| logprobs.clone()).collect();
+        if let Value::Array(of_text) = logprobs::of_chat(&self.token_bytes, &of_text)["content"].take() {
             self.logprobs.extend(of_text);
         }
         for part in parts {

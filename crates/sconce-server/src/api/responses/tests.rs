@@ -1,12 +1,14 @@
 //! The events of a streamed response, and the response that they add up to, from events made by hand.
 
-use sconce::{CallForm, FinishReason, Logprob, StreamEvent, TokenLogprobs};
+use std::sync::Arc;
+
+use sconce::{CallForm, Finish, FinishReason, Logprob, StreamEvent, TokenEvent, TokenLogprobs};
 use serde_json::{Map, Value, json};
 
 use super::events::Events;
 use super::output::Output;
 use super::{Form, in_own_words};
-use crate::api::answer::tests::{calls, thinking};
+use crate::api::answer::tests::{calls, in_channels, text_of_token, thinking};
 use crate::api::answer::{AnswerParts, Reading};
 use crate::api::tests::{Event, body, done, head, last, letters, slow, token};
 use crate::http::ApiError;
@@ -162,6 +164,42 @@ async fn log_probabilities_are_of_the_text() {
     let logprobs = &response["output"][0]["content"][0]["logprobs"];
     assert_eq!(tokens(logprobs), [json!([97]), json!([195]), json!([169]), json!([100])]);
     assert_eq!(logprobs[0]["top_logprobs"], json!([{"token": "a", "logprob": -0.5, "bytes": [97]}]));
+}
+
+/// Neither of what is thought, nor of what stands around messages, whether it comes token by token or, as of beams, at once.
+#[test]
+fn log_probabilities_are_of_what_is_answered() {
+    let (tokenizer, marks, reading) = in_channels(None);
+    let answer = "<|channel|>analysis<|message|>why<|end|><|start|>assistant<|channel|>final<|message|>so<|return|>";
+    let ids = tokenizer.encode(answer, false).unwrap();
+    let event = |token_ids: &[u32], is_last: bool| TokenEvent {
+        index: 0,
+        token_ids: token_ids.to_vec(),
+        text: token_ids.iter().map(|&id| text_of_token(id, &tokenizer, &marks)).collect(),
+        logprobs: token_ids
+            .iter()
+            .map(|&token_id| TokenLogprobs { chosen: Logprob { token_id, logprob: -1.0, rank: 1 }, top: Vec::new() })
+            .collect(),
+        finish: is_last.then_some(Finish {
+            reason: FinishReason::Stop,
+            stop_reason: None,
+            cumulative_logprob: -1.0,
+            beam_score: None,
+        }),
+    };
+    let (last, before) = ids.split_last().unwrap();
+    let mut one_by_one: Vec<_> = before.iter().map(|&id| event(&[id], false)).collect();
+    one_by_one.push(event(&[*last], true));
+    for events in [one_by_one, vec![event(&ids, true)]] {
+        let own = tokenizer.clone();
+        let mut output = Output::new(AnswerParts::new(&reading), Arc::new(move |id| own.token_bytes(id)));
+        events.iter().for_each(|event| drop(output.push(event)));
+        let items = output.into_items();
+        assert_eq!((&items[0]["type"], &items[1]["content"][0]["text"]), (&json!("reasoning"), &json!("so")));
+        let logprobs = items[1]["content"][0]["logprobs"].as_array().unwrap();
+        let tokens: String = logprobs.iter().map(|entry| entry["token"].as_str().unwrap()).collect();
+        assert_eq!(tokens, "so");
+    }
 }
 
 #[tokio::test]
