@@ -1,6 +1,7 @@
 //! [`Before`]: what comes before an answer that has to match a grammar: its reasoning, which is free.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::Matcher;
 
@@ -9,11 +10,31 @@ use crate::error::Result;
 use crate::sample::TokenMask;
 use crate::text::{AnswerReader, Place, Section, Tokenizer};
 
+/// Of each text with which a mark ends the tokens that begin with it and go on with more than white space. They are looked for once: it
+/// takes a walk through the whole vocabulary.
+#[derive(Default)]
+pub(super) struct Endings {
+    found: Mutex<HashMap<&'static str, Arc<[u32]>>>,
+}
+
+impl Endings {
+    fn beyond(&self, rest: &'static str, tokenizer: &Tokenizer) -> Arc<[u32]> {
+        let goes_on = |id: &u32| {
+            let bytes = tokenizer.token_bytes(*id);
+            bytes.strip_prefix(rest.as_bytes()).is_some_and(|behind| !behind.trim_ascii().is_empty())
+        };
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let ids = || (0..tokenizer.vocab_size() as u32).filter(goes_on).collect();
+        Arc::clone(found.entry(rest).or_insert_with(ids))
+    }
+}
+
 /// What comes before an answer, until it begins.
 #[derive(Clone)]
 pub(super) struct Before {
     tokenizer: Arc<Tokenizer>,
     end_token_ids: Arc<[u32]>,
+    endings: Arc<Endings>,
     reader: AnswerReader,
     /// The grammar's matcher as it was. The one in use follows along for as long as it is not known whether there is reasoning.
     fresh: Matcher,
@@ -25,11 +46,18 @@ impl Before {
     pub(super) fn new(
         tokenizer: &Arc<Tokenizer>,
         end_token_ids: &[u32],
+        endings: &Arc<Endings>,
         reader: AnswerReader,
         matcher: &Matcher,
     ) -> Self {
-        let (tokenizer, end_token_ids) = (Arc::clone(tokenizer), end_token_ids.into());
-        Self { tokenizer, end_token_ids, reader, fresh: matcher.deep_clone(), takes_all: true }
+        Self {
+            tokenizer: Arc::clone(tokenizer),
+            end_token_ids: end_token_ids.into(),
+            endings: Arc::clone(endings),
+            reader,
+            fresh: matcher.deep_clone(),
+            takes_all: true,
+        }
     }
 
     /// The tokens that may come next. Reasoning is not the end, and what ends it does not begin the answer: that would have to match
@@ -43,11 +71,8 @@ impl Before {
         let num_tokens = tokenizer.vocab_size();
         let ends = self.end_token_ids.iter().copied();
         let Some(rest) = self.reader.rest_of_close() else { return Ok(TokenMask::all_but(num_tokens, ends)) };
-        let goes_on = |id: &u32| {
-            let bytes = tokenizer.token_bytes(*id);
-            bytes.strip_prefix(rest.as_bytes()).is_some_and(|behind| !behind.trim_ascii().is_empty())
-        };
-        Ok(TokenMask::all_but(num_tokens, ends.chain((0..num_tokens as u32).filter(goes_on))))
+        let beyond = self.endings.beyond(rest, tokenizer);
+        Ok(TokenMask::all_but(num_tokens, ends.chain(beyond.iter().copied())))
     }
 
     /// Takes the next token, and says what follows.

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::sample::TokenMask;
 use crate::text::{AnswerReader, Place, Tokenizer};
 
-use before::Before;
+use before::{Before, Endings};
 pub(super) use source::JSON_SPACE;
 
 /// Grammars that are kept compiled: those that were asked for last, and are not large.
@@ -41,6 +41,7 @@ pub struct GrammarCompiler {
     /// Made for the first grammar: it takes a walk through the whole vocabulary.
     factory: OnceLock<std::result::Result<ParserFactory, String>>,
     compiling: Mutex<()>,
+    endings: Arc<Endings>,
     /// Matchers that have seen nothing; the last one was asked for last.
     kept: Mutex<Vec<(Grammar, Matcher)>>,
 }
@@ -48,7 +49,14 @@ pub struct GrammarCompiler {
 impl GrammarCompiler {
     /// `end_token_ids`: tokens that end an answer, which come where the grammar is at an end.
     pub fn new(tokenizer: Arc<Tokenizer>, end_token_ids: Vec<u32>) -> Self {
-        Self { tokenizer, end_token_ids, factory: OnceLock::new(), compiling: Mutex::default(), kept: Mutex::default() }
+        Self {
+            tokenizer,
+            end_token_ids,
+            factory: OnceLock::new(),
+            compiling: Mutex::default(),
+            endings: Arc::default(),
+            kept: Mutex::default(),
+        }
     }
 
     /// A matcher for the beginning of an answer. Errors: `InvalidRequest` at `grammar` says what is wrong with it.
@@ -81,7 +89,7 @@ impl GrammarCompiler {
         if reader.place() == Place::Answer {
             return matcher;
         }
-        let before = Before::new(&self.tokenizer, &self.end_token_ids, reader.clone(), &matcher.inner);
+        let before = Before::new(&self.tokenizer, &self.end_token_ids, &self.endings, reader.clone(), &matcher.inner);
         GrammarMatcher { before: Some(Box::new(before)), ..matcher }
     }
 
