@@ -12,7 +12,7 @@ use super::messages::{is_nothing, role};
 use super::request::WireRequest;
 use super::schema::parse;
 use super::tools::{ToolChoice, choice_in_a_word, each_tool, function, name, only_name};
-use super::value::FieldValue;
+use super::value::{FieldValue, describe};
 use crate::http::ApiError;
 
 /// Log-probabilities of the text's tokens.
@@ -113,7 +113,7 @@ impl Conversation {
             }
             _ => {
                 let kinds = "an item of the type message, function_call, function_call_output or reasoning";
-                return Err(v.refuse(format_args!("expected {kinds}, found the type {}", v.value["type"])));
+                return Err(v.refuse(format_args!("expected {kinds}, found the type {}", describe(&v.value["type"]))));
             }
         }
         Ok(())
@@ -312,7 +312,8 @@ fn without_type(mut v: FieldValue) -> Result<FieldValue, ApiError> {
     match members.shift_remove("type") {
         Some(kind) if kind == "function" => Ok(v),
         Some(kind) => {
-            Err(v.refuse(format_args!("expected the type \"function\", found {kind}: no other tools are supported")))
+            let found = describe(&kind);
+            Err(v.refuse(format_args!("expected the type \"function\", found {found}: no other tools are supported")))
         }
         None => Err(no_type),
     }

@@ -188,7 +188,7 @@ impl FromField for LogprobsMode {
 }
 
 /// A value in words, short enough for an error message.
-fn describe(value: &Value) -> String {
+pub(super) fn describe(value: &Value) -> String {
     const MAX_CHARS: usize = 40;
     match value {
         Value::Null => "null".into(),
