@@ -41,203 +41,104 @@ type Row = (&'static str, &'static str, Stored);
 pub(in crate::weights) struct Names {
     architecture: &'static str,
     /// After `model.layers.N.` and `blk.N.`.
-    layer: &'static [Row],
+    layer: &'static [&'static [Row]],
     /// Whole names.
     global: &'static [Row],
 }
 
+const GLOBAL: &[Row] =
+    &[("model.embed_tokens", "token_embd", Same), ("model.norm", "output_norm", Same), ("lm_head", "output", Same)];
+/// A layer's two norms.
+const NORMS: &[Row] = &[("input_layernorm", "attn_norm", Same), ("post_attention_layernorm", "ffn_norm", Same)];
+const ATTENTION: &[Row] = &[
+    ("self_attn.q_proj", "attn_q", Same),
+    ("self_attn.k_proj", "attn_k", Same),
+    ("self_attn.v_proj", "attn_v", Same),
+    ("self_attn.o_proj", "attn_output", Same),
+];
+const HEAD_NORMS: &[Row] = &[("self_attn.q_norm", "attn_q_norm", Same), ("self_attn.k_norm", "attn_k_norm", Same)];
+const MLP: &[Row] =
+    &[("mlp.gate_proj", "ffn_gate", Same), ("mlp.up_proj", "ffn_up", Same), ("mlp.down_proj", "ffn_down", Same)];
+const EXPERTS: &[Row] = &[
+    ("mlp.experts.*.gate_proj", "ffn_gate_exps", Expert),
+    ("mlp.experts.*.up_proj", "ffn_up_exps", Expert),
+    ("mlp.experts.*.down_proj", "ffn_down_exps", Expert),
+];
+
+const GEMMA_GLOBAL: &[Row] =
+    &[("model.embed_tokens", "token_embd", Same), ("model.norm", "output_norm", PlusOne), ("lm_head", "output", Same)];
+const GEMMA_NORMS: &[Row] = &[
+    ("input_layernorm", "attn_norm", PlusOne),
+    ("post_attention_layernorm", "post_attention_norm", PlusOne),
+    ("pre_feedforward_layernorm", "ffn_norm", PlusOne),
+    ("post_feedforward_layernorm", "post_ffw_norm", PlusOne),
+];
+const GEMMA_HEAD_NORMS: &[Row] =
+    &[("self_attn.q_norm", "attn_q_norm", PlusOne), ("self_attn.k_norm", "attn_k_norm", PlusOne)];
+
+const INTERLEAVED_ATTENTION: &[Row] = &[
+    ("self_attn.q_proj", "attn_q", InterleavedQ),
+    ("self_attn.k_proj", "attn_k", InterleavedK),
+    ("self_attn.v_proj", "attn_v", Same),
+    ("self_attn.o_proj", "attn_output", Same),
+];
+/// Mixtral's; older conversions have a tensor of each.
+const SPARSE_MOE: &[Row] = &[
+    ("block_sparse_moe.gate", "ffn_gate_inp", Same),
+    ("block_sparse_moe.experts.*.w1", "ffn_gate_exps", Expert),
+    ("block_sparse_moe.experts.*.w1", "ffn_gate.*", Same),
+    ("block_sparse_moe.experts.*.w2", "ffn_down_exps", Expert),
+    ("block_sparse_moe.experts.*.w2", "ffn_down.*", Same),
+    ("block_sparse_moe.experts.*.w3", "ffn_up_exps", Expert),
+    ("block_sparse_moe.experts.*.w3", "ffn_up.*", Same),
+];
+
+const GPT_OSS: &[Row] = &[
+    ("input_layernorm", "attn_norm", Same),
+    ("self_attn", "attn_sinks", Same),
+    ("post_attention_layernorm", "post_attention_norm", Same),
+    ("mlp.router", "ffn_gate_inp", Same),
+];
+const PHI3: &[Row] = &[
+    ("self_attn.qkv_proj", "attn_qkv", Same),
+    ("self_attn.o_proj", "attn_output", Same),
+    ("mlp.gate_up_proj", "ffn_up", Same),
+    ("mlp.down_proj", "ffn_down", Same),
+];
+/// Older conversions have q, k and v fused, newer ones apart.
+const PHI2: &[Row] = &[
+    ("input_layernorm", "attn_norm", Same),
+    ("self_attn.q_proj", "attn_q", Same),
+    ("self_attn.q_proj", "attn_qkv", RowsQ),
+    ("self_attn.k_proj", "attn_k", Same),
+    ("self_attn.k_proj", "attn_qkv", RowsK),
+    ("self_attn.v_proj", "attn_v", Same),
+    ("self_attn.v_proj", "attn_qkv", RowsV),
+    ("self_attn.dense", "attn_output", Same),
+    ("mlp.fc1", "ffn_up", Same),
+    ("mlp.fc2", "ffn_down", Same),
+];
+const PHI2_GLOBAL: &[Row] = &[
+    ("model.embed_tokens", "token_embd", Same),
+    ("model.final_layernorm", "output_norm", Same),
+    ("lm_head", "output", Same),
+];
+
 const ARCHITECTURES: &[Names] = &[
-    // Llama, Mistral and Mixtral, of whose experts older conversions have a tensor each.
-    Names {
-        architecture: "llama",
-        layer: &[
-            ("input_layernorm", "attn_norm", Same),
-            ("self_attn.q_proj", "attn_q", InterleavedQ),
-            ("self_attn.k_proj", "attn_k", InterleavedK),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("post_attention_layernorm", "ffn_norm", Same),
-            ("mlp.gate_proj", "ffn_gate", Same),
-            ("mlp.up_proj", "ffn_up", Same),
-            ("mlp.down_proj", "ffn_down", Same),
-            ("block_sparse_moe.gate", "ffn_gate_inp", Same),
-            ("block_sparse_moe.experts.*.w1", "ffn_gate_exps", Expert),
-            ("block_sparse_moe.experts.*.w1", "ffn_gate.*", Same),
-            ("block_sparse_moe.experts.*.w2", "ffn_down_exps", Expert),
-            ("block_sparse_moe.experts.*.w2", "ffn_down.*", Same),
-            ("block_sparse_moe.experts.*.w3", "ffn_up_exps", Expert),
-            ("block_sparse_moe.experts.*.w3", "ffn_up.*", Same),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", Same),
-            ("lm_head", "output", Same),
-        ],
-    },
-    Names {
-        architecture: "gemma2",
-        layer: &[
-            ("input_layernorm", "attn_norm", PlusOne),
-            ("self_attn.q_proj", "attn_q", Same),
-            ("self_attn.k_proj", "attn_k", Same),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("post_attention_layernorm", "post_attention_norm", PlusOne),
-            ("pre_feedforward_layernorm", "ffn_norm", PlusOne),
-            ("mlp.gate_proj", "ffn_gate", Same),
-            ("mlp.up_proj", "ffn_up", Same),
-            ("mlp.down_proj", "ffn_down", Same),
-            ("post_feedforward_layernorm", "post_ffw_norm", PlusOne),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", PlusOne),
-            ("lm_head", "output", Same),
-        ],
-    },
-    Names {
-        architecture: "gemma3",
-        layer: &[
-            ("input_layernorm", "attn_norm", PlusOne),
-            ("self_attn.q_proj", "attn_q", Same),
-            ("self_attn.k_proj", "attn_k", Same),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.q_norm", "attn_q_norm", PlusOne),
-            ("self_attn.k_norm", "attn_k_norm", PlusOne),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("post_attention_layernorm", "post_attention_norm", PlusOne),
-            ("pre_feedforward_layernorm", "ffn_norm", PlusOne),
-            ("mlp.gate_proj", "ffn_gate", Same),
-            ("mlp.up_proj", "ffn_up", Same),
-            ("mlp.down_proj", "ffn_down", Same),
-            ("post_feedforward_layernorm", "post_ffw_norm", PlusOne),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", PlusOne),
-            ("lm_head", "output", Same),
-        ],
-    },
-    Names {
-        architecture: "qwen2",
-        layer: &[
-            ("input_layernorm", "attn_norm", Same),
-            ("self_attn.q_proj", "attn_q", Same),
-            ("self_attn.k_proj", "attn_k", Same),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("post_attention_layernorm", "ffn_norm", Same),
-            ("mlp.gate_proj", "ffn_gate", Same),
-            ("mlp.up_proj", "ffn_up", Same),
-            ("mlp.down_proj", "ffn_down", Same),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", Same),
-            ("lm_head", "output", Same),
-        ],
-    },
-    Names {
-        architecture: "qwen3",
-        layer: &[
-            ("input_layernorm", "attn_norm", Same),
-            ("self_attn.q_proj", "attn_q", Same),
-            ("self_attn.k_proj", "attn_k", Same),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.q_norm", "attn_q_norm", Same),
-            ("self_attn.k_norm", "attn_k_norm", Same),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("post_attention_layernorm", "ffn_norm", Same),
-            ("mlp.gate_proj", "ffn_gate", Same),
-            ("mlp.up_proj", "ffn_up", Same),
-            ("mlp.down_proj", "ffn_down", Same),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", Same),
-            ("lm_head", "output", Same),
-        ],
-    },
+    // Llama, Mistral and Mixtral.
+    Names { architecture: "llama", layer: &[NORMS, INTERLEAVED_ATTENTION, MLP, SPARSE_MOE], global: GLOBAL },
+    Names { architecture: "gemma2", layer: &[GEMMA_NORMS, ATTENTION, MLP], global: GEMMA_GLOBAL },
+    Names { architecture: "gemma3", layer: &[GEMMA_NORMS, ATTENTION, GEMMA_HEAD_NORMS, MLP], global: GEMMA_GLOBAL },
+    Names { architecture: "qwen2", layer: &[NORMS, ATTENTION, MLP], global: GLOBAL },
+    Names { architecture: "qwen3", layer: &[NORMS, ATTENTION, HEAD_NORMS, MLP], global: GLOBAL },
     Names {
         architecture: "qwen3moe",
-        layer: &[
-            ("input_layernorm", "attn_norm", Same),
-            ("self_attn.q_proj", "attn_q", Same),
-            ("self_attn.k_proj", "attn_k", Same),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.q_norm", "attn_q_norm", Same),
-            ("self_attn.k_norm", "attn_k_norm", Same),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("post_attention_layernorm", "ffn_norm", Same),
-            ("mlp.gate", "ffn_gate_inp", Same),
-            ("mlp.experts.*.gate_proj", "ffn_gate_exps", Expert),
-            ("mlp.experts.*.up_proj", "ffn_up_exps", Expert),
-            ("mlp.experts.*.down_proj", "ffn_down_exps", Expert),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", Same),
-            ("lm_head", "output", Same),
-        ],
+        layer: &[NORMS, ATTENTION, HEAD_NORMS, &[("mlp.gate", "ffn_gate_inp", Same)], EXPERTS],
+        global: GLOBAL,
     },
-    Names {
-        architecture: "gpt-oss",
-        layer: &[
-            ("input_layernorm", "attn_norm", Same),
-            ("self_attn.q_proj", "attn_q", Same),
-            ("self_attn.k_proj", "attn_k", Same),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("self_attn", "attn_sinks", Same),
-            ("post_attention_layernorm", "post_attention_norm", Same),
-            ("mlp.router", "ffn_gate_inp", Same),
-            ("mlp.experts.*.gate_proj", "ffn_gate_exps", Expert),
-            ("mlp.experts.*.up_proj", "ffn_up_exps", Expert),
-            ("mlp.experts.*.down_proj", "ffn_down_exps", Expert),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", Same),
-            ("lm_head", "output", Same),
-        ],
-    },
-    Names {
-        architecture: "phi3",
-        layer: &[
-            ("input_layernorm", "attn_norm", Same),
-            ("self_attn.qkv_proj", "attn_qkv", Same),
-            ("self_attn.o_proj", "attn_output", Same),
-            ("post_attention_layernorm", "ffn_norm", Same),
-            ("mlp.gate_up_proj", "ffn_up", Same),
-            ("mlp.down_proj", "ffn_down", Same),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.norm", "output_norm", Same),
-            ("lm_head", "output", Same),
-        ],
-    },
-    // Older conversions have q, k and v fused, newer ones apart.
-    Names {
-        architecture: "phi2",
-        layer: &[
-            ("input_layernorm", "attn_norm", Same),
-            ("self_attn.q_proj", "attn_q", Same),
-            ("self_attn.q_proj", "attn_qkv", RowsQ),
-            ("self_attn.k_proj", "attn_k", Same),
-            ("self_attn.k_proj", "attn_qkv", RowsK),
-            ("self_attn.v_proj", "attn_v", Same),
-            ("self_attn.v_proj", "attn_qkv", RowsV),
-            ("self_attn.dense", "attn_output", Same),
-            ("mlp.fc1", "ffn_up", Same),
-            ("mlp.fc2", "ffn_down", Same),
-        ],
-        global: &[
-            ("model.embed_tokens", "token_embd", Same),
-            ("model.final_layernorm", "output_norm", Same),
-            ("lm_head", "output", Same),
-        ],
-    },
+    Names { architecture: "gpt-oss", layer: &[GPT_OSS, ATTENTION, EXPERTS], global: GLOBAL },
+    Names { architecture: "phi3", layer: &[NORMS, PHI3], global: GLOBAL },
+    Names { architecture: "phi2", layer: &[PHI2], global: PHI2_GLOBAL },
 ];
 
 impl Names {
@@ -262,8 +163,8 @@ impl Names {
         let (stem, kind) = name.rsplit_once('.')?;
         // What is no part of any other in a GGUF.
         let kind = if kind == "sinks" { "weight" } else { kind };
-        let (table, prefix, stem) = match stem.strip_prefix("model.layers.") {
-            None => (self.global, String::new(), stem),
+        let (tables, prefix, stem) = match stem.strip_prefix("model.layers.") {
+            None => (std::slice::from_ref(&self.global), String::new(), stem),
             Some(rest) => {
                 let (layer, stem) = rest.split_once('.')?;
                 (self.layer, format!("blk.{layer}."), stem)
@@ -274,7 +175,7 @@ impl Names {
             let name = format!("{prefix}{}.{kind}", gguf.replace('*', number));
             Some(Place { name, stored, expert: number.parse().unwrap_or(0) })
         };
-        Some(table.iter().filter_map(place).collect())
+        Some(tables.iter().copied().flatten().filter_map(place).collect())
     }
 }
 
