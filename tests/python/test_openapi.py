@@ -6,7 +6,6 @@ import jsonschema
 import openapi_spec_validator
 import pytest
 import requests
-from conftest import records
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
 FIELDS = {"max_tokens": 6, "seed": 1}
@@ -42,6 +41,29 @@ def answer_schema(document, path, method, content_type="application/json"):
     return document["paths"][path][method]["responses"]["200"]["content"][content_type]["schema"]
 
 
+def check_post(server, path, body):
+    """Checks that `body`, and its answer, whole or streamed, are as the server's document says. Returns the answer, or its parts."""
+    document = requests.get(f"{server.url}/openapi.json", timeout=10).json()
+    check(document, document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"], body)
+    response = server.post(path, body)
+    assert response.status_code == 200, response.text
+    if not body.get("stream"):
+        check(document, answer_schema(document, path, "post"), response.json())
+        return response.json()
+    text = response.content.decode("utf-8")
+    if path == "/generate":
+        content_type, parts = "application/octet-stream", text.split("\0")[:-1]
+    else:
+        content_type = "text/event-stream"
+        parts = [event.split("data: ", 1)[1] for event in text.split("\n\n") if event]
+        assert path == "/v1/responses" or parts.pop() == "[DONE]"
+    assert parts
+    parts = [json.loads(part) for part in parts]
+    for part in parts:
+        check(document, answer_schema(document, path, "post", content_type)["contentSchema"], part)
+    return parts
+
+
 def test_it_is_valid(document):
     openapi_spec_validator.validate(document)
 
@@ -71,29 +93,14 @@ POSTS = [
 
 
 @pytest.mark.parametrize(("path", "body"), POSTS)
-def test_bodies_and_answers_are_as_it_says(document, server, path, body):
-    request = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    check(document, request, body)
-    response = server.post(path, body)
-    assert response.status_code == 200, response.text
-    check(document, answer_schema(document, path, "post"), response.json())
+def test_bodies_and_answers_are_as_it_says(server, path, body):
+    check_post(server, path, body)
 
 
 @pytest.mark.parametrize(("path", "body"), POSTS[:5])
-def test_streams_are_as_it_says(document, server, path, body):
-    body = {**body, "stream": True}
-    if path == "/generate":
-        schema = answer_schema(document, path, "post", "application/octet-stream")
-        parts = list(records(server.post(path, body, stream=True)))
-    else:
-        body["stream_options"] = {"include_usage": True}
-        schema = answer_schema(document, path, "post", "text/event-stream")
-        events = [e.removeprefix("data: ") for e in server.post(path, body).text.split("\n\n") if e]
-        assert events.pop() == "[DONE]"
-        parts = [json.loads(e) for e in events]
-    assert parts
-    for part in parts:
-        check(document, schema["contentSchema"], part)
+def test_streams_are_as_it_says(server, path, body):
+    options = {} if path == "/generate" else {"stream_options": {"include_usage": True}}
+    check_post(server, path, {**body, "stream": True, **options})
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"])

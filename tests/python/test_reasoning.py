@@ -1,13 +1,11 @@
 """Reasoning by the official OpenAI client. The model is tiny and random: its template opens reasoning, which it does not end."""
 
-import json
 import shutil
 
 import openai
 import pytest
-import requests
 from conftest import ROOT
-from test_openapi import answer_schema, check
+from test_openapi import check_post
 
 TEMPLATE = (
     "{% for m in messages %}<|head|>{{ m.role }}{{ m.reasoning_content }}<|body|>{{ m.content }}<|stop|>{% endfor %}"
@@ -57,16 +55,6 @@ def test_a_stream_tells_the_same(client):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_answers_are_as_the_document_says(thinking_server, stream):
-    document = requests.get(f"{thinking_server.url}/openapi.json", timeout=10).json()
-    path = "/v1/chat/completions"
     thought = {"role": "assistant", "reasoning_content": "a", "reasoning": "a"}
     body = {**REQUEST, "messages": [*REQUEST["messages"], thought], "logprobs": True, "stream": stream}
-    check(document, document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"], body)
-    response = thinking_server.post(path, body)
-    if not stream:
-        return check(document, answer_schema(document, path, "post"), response.json())
-    schema = answer_schema(document, path, "post", "text/event-stream")["contentSchema"]
-    events = [event.removeprefix("data: ") for event in response.text.split("\n\n") if event]
-    assert events.pop() == "[DONE]"
-    for event in events:
-        check(document, schema, json.loads(event))
+    check_post(thinking_server, "/v1/chat/completions", body)

@@ -5,8 +5,7 @@ import json
 import openai
 import pydantic
 import pytest
-import requests
-from test_openapi import answer_schema, check
+from test_openapi import check_post
 from test_tools import PARAMETERS, check_call, client_of, tools_server
 
 __all__ = ["tools_server"]  # a fixture
@@ -121,18 +120,6 @@ def test_what_is_refused(client, model_id, fields, param):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_answers_are_as_the_document_says(tools_server, stream):
-    document = requests.get(f"{tools_server.url}/openapi.json", timeout=10).json()
-    path = "/v1/responses"
-    operation = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     called = {key: value for key, value in CALLED.items() if key != "extra_body"}
     for fields in ({"tool_choice": "required"}, {"tools": [], "max_output_tokens": 9, "include": ["message.output_text.logprobs"]}):
-        body = {**called, **fields, "seed": 5, "stream": stream}
-        check(document, operation, body)
-        response = tools_server.post(path, body)
-        assert response.status_code == 200, response.text
-        if not stream:
-            check(document, answer_schema(document, path, "post"), response.json())
-            continue
-        schema = answer_schema(document, path, "post", "text/event-stream")["contentSchema"]
-        for event in response.text.strip().split("\n\n"):
-            check(document, schema, json.loads(event.split("\ndata: ", 1)[1]))
+        check_post(tools_server, "/v1/responses", {**called, **fields, "seed": 5, "stream": stream})

@@ -5,9 +5,8 @@ import shutil
 
 import openai
 import pytest
-import requests
 from conftest import ROOT
-from test_openapi import answer_schema, check
+from test_openapi import check_post
 
 MESSAGES = [{"role": "user", "content": "How is the weather?"}]
 PARAMETERS = {
@@ -114,15 +113,5 @@ def test_a_template_that_knows_no_tools(server, model_id):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_answers_are_as_the_document_says(tools_server, stream):
-    document = requests.get(f"{tools_server.url}/openapi.json", timeout=10).json()
     body = {**REQUEST, "tool_choice": "required", "logprobs": True, "stream": stream}
-    path = "/v1/chat/completions"
-    check(document, document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"], body)
-    response = tools_server.post(path, body)
-    if not stream:
-        return check(document, answer_schema(document, path, "post"), response.json())
-    schema = answer_schema(document, path, "post", "text/event-stream")["contentSchema"]
-    events = [event.removeprefix("data: ") for event in response.text.split("\n\n") if event]
-    assert events.pop() == "[DONE]"
-    for event in events:
-        check(document, schema, json.loads(event))
+    check_post(tools_server, "/v1/chat/completions", body)
