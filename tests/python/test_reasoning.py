@@ -53,6 +53,24 @@ def test_a_stream_tells_the_same(client):
     assert chunks[-1].usage.completion_tokens_details.reasoning_tokens == 8
 
 
+def test_a_response_has_it_as_an_item(client):
+    request = {"model": "tiny", "input": "Why?", "max_output_tokens": 8, "extra_body": {"seed": 5}}
+    whole = client.responses.create(**request)
+    (item,) = whole.output
+    expected = client.chat.completions.create(**REQUEST).choices[0].message.reasoning
+    assert item.type == "reasoning" and item.content[0].text == expected and not item.summary
+    assert whole.status == item.status == "incomplete" and whole.usage.output_tokens_details.reasoning_tokens == 8
+    with client.responses.stream(**request) as stream:
+        events = list(stream)
+    # Of one that is cut off the client itself has no final response.
+    streamed = events[-1].response
+    assert "".join(event.delta for event in events if event.type == "response.reasoning_text.delta") == expected
+    assert streamed.output[0].content == item.content
+    # It goes back as the client has read it.
+    again = client.responses.create(**{**request, "input": [{"role": "user", "content": "Why?"}, item, *streamed.output]})
+    assert again.usage.input_tokens > whole.usage.input_tokens + 16
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_answers_are_as_the_document_says(thinking_server, stream):
     thought = {"role": "assistant", "reasoning_content": "a", "reasoning": "a"}
