@@ -222,9 +222,13 @@ impl ModelConfig {
                 ));
             }
         }
-        let ids = self.bos_token_id.iter().chain(&self.eos_token_ids);
-        if let Some(id) = ids.copied().find(|&id| id as usize >= self.vocab_size) {
-            return error(format!("token id {id} is outside the vocabulary of {}", self.vocab_size));
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return error(format!("epsilon of norms: expected a number, at least 0, found {}", self.norm_eps));
+        }
+        let bos = self.bos_token_id.iter().map(|id| ("bos_token_id", id));
+        let mut ids = bos.chain(self.eos_token_ids.iter().map(|id| ("eos_token_id", id)));
+        if let Some((name, id)) = ids.find(|(_, id)| **id as usize >= self.vocab_size) {
+            return error(format!("{name}: token id {id} is outside the vocabulary of {}", self.vocab_size));
         }
         Ok(())
     }

@@ -258,7 +258,11 @@ impl RawConfig {
 
     /// `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5), but for `longrope`.
     pub fn rope_scaling(&self) -> Result<RopeScaling> {
-        let Some(object) = self.rope_parameters() else { return Ok(RopeScaling::Default) };
+        let Some(object) = self.rope_parameters() else {
+            let other = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| Some((key, self.get(key)?)));
+            let refuse = |(key, other)| Err(self.error(key, format!("expected an object, found {other}")));
+            return other.map_or(Ok(RopeScaling::Default), refuse);
+        };
         let number = |key: &str| {
             let missing = || self.error("rope_scaling", format!("{key}: expected a positive number"));
             self.rope_number(object, key)?.ok_or_else(missing)

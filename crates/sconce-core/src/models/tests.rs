@@ -1,5 +1,7 @@
 //! Configs of every architecture: both generations of keys, what absent and null mean, and errors that name the key.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::{RawConfig, find};
@@ -276,6 +278,24 @@ fn yarn_makes_room_for_a_longer_context() {
     assert!(error(json!({"factor": null}), json!({})).contains("rope_scaling: factor: is missing"));
     let no_length = error(json!({}), json!({"max_position_embeddings": null}));
     assert!(no_length.contains("original_max_position_embeddings"), "{no_length}");
+}
+
+#[test]
+fn what_a_config_cannot_mean_is_named() {
+    for other in [json!(8), json!("yarn"), json!([])] {
+        let words = &["rope_scaling: expected an object", &format!("found {other}")];
+        check_error("LlamaForCausalLM", json!({"rope_scaling": other}), words);
+        check_error("GptOssForCausalLM", json!({"rope_parameters": other}), &["rope_parameters: expected an object"]);
+    }
+    for (changes, words) in [
+        (json!({"rms_norm_eps": -0.5}), ["epsilon", "found -0.5"]),
+        (json!({"eos_token_id": 1u32 << 31}), ["eos_token_id", "2147483648"]),
+        (json!({"bos_token_id": 1u32 << 31}), ["bos_token_id", "2147483648"]),
+    ] {
+        let config = parse("LlamaForCausalLM", changes).unwrap();
+        let error = config.validate(Path::new("config.json")).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
 }
 
 #[test]
