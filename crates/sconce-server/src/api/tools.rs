@@ -31,7 +31,7 @@ impl Calls {
         let tools = &request.tools;
         // Without a template the engine refuses the messages.
         let Some(template) = handle.chat_template().filter(|_| tools.is_any()) else { return Ok(None) };
-        let form = CallForm::of(template.source_with_tools())?;
+        let form = CallForm::of(template.source_with_tools());
         let count = if tools.is_parallel { CallCount::Many } else { CallCount::One };
         let all = tools.list.iter().cloned().collect();
         let callable: Vec<Value> = match &tools.choice {

@@ -17,7 +17,7 @@ pub(super) const RETURN: char = '\u{fdd5}';
 pub(super) const CONSTRAIN: char = '\u{fdd6}';
 
 /// Every mark.
-const MARKS: [(&str, char); 14] = [
+const MARKS: [(&str, char); 21] = [
     ("<|channel|>", CHANNEL),
     ("<|message|>", MESSAGE),
     ("<|start|>", START),
@@ -32,6 +32,13 @@ const MARKS: [(&str, char); 14] = [
     ("[TOOL_CALLS]", '\u{fddb}'),
     ("[ARGS]", '\u{fddc}'),
     ("[CALL_ID]", '\u{fddd}'),
+    ("<｜tool▁calls▁begin｜>", '\u{fdde}'),
+    ("<｜tool▁calls▁end｜>", '\u{fddf}'),
+    ("<｜tool▁call▁begin｜>", '\u{fde0}'),
+    ("<｜tool▁call▁end｜>", '\u{fde1}'),
+    ("<｜tool▁sep｜>", '\u{fde2}'),
+    ("<|tool_call_start|>", '\u{fde3}'),
+    ("<|tool_call_end|>", '\u{fde4}'),
 ];
 
 /// The marks of the channels, which are tokens of every vocabulary that has channels.

@@ -4,8 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value, json};
 
-use super::xml::{Kinds, MAX_REFERENCES, resolved};
-use super::{ARGS_MARK, CallCount, CallForm, END_TAG, ID_MARK, LIST_MARK, TAG};
+use super::written::{FUNCTIONS, KEYS, Kinds, MAX_REFERENCES, Tags, resolved};
+use super::{
+    ARGS_MARK, CALL, CALLS, CallCount, CallForm, END_CALL, END_CALLS, END_FENCE, END_PYTHONIC, END_TAG, FENCE, ID_MARK,
+    LIST_MARK, PYTHONIC, SEPARATOR, TAG,
+};
 use crate::config::Grammar;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -30,6 +33,22 @@ impl CallForm {
                 mark(TAG),
                 mark(END_TAG)
             ),
+            Self::Keys => {
+                format!("start: call{}\ncall: {} ({any}) {}\n", further("\n"), mark(TAG), mark(END_TAG))
+            }
+            Self::Separated | Self::Fenced => {
+                let [calls, end_calls, call, end_call, separator] =
+                    [CALLS, END_CALLS, CALL, END_CALL, SEPARATOR].map(mark);
+                let (word, further) = match self {
+                    Self::Fenced => (format!("\"function\" {separator}"), further("\n")),
+                    _ => (String::new(), further("")),
+                };
+                format!("start: {calls} call{further} {end_calls}\ncall: {call} {word} ({any}) {end_call}\n")
+            }
+            Self::Pythonic => {
+                let [begin, end] = [PYTHONIC, END_PYTHONIC].map(mark);
+                format!("start: {begin} \"[\" call{} \"]\" {end}\ncall: {any}\n", further(", "))
+            }
             Self::List => {
                 format!("start: {} \" \"? \"[\" call{} \"]\"\ncall: {any}\n", mark(LIST_MARK), further(", "))
             }
@@ -54,21 +73,25 @@ impl CallForm {
         let mark = |mark: &str| mark_of(mark, tokenizer);
         let name = function["name"].as_str().unwrap_or_default();
         let around = match self {
-            Self::Xml => return xml_rules(rule, function),
+            Self::Xml => return written_rules(rule, function, &FUNCTIONS),
+            Self::Keys => return written_rules(rule, function, &KEYS),
+            Self::Pythonic => return python_rules(rule, function),
+            Self::Separated => (format!("{} {}", quoted(name), mark(SEPARATOR)), String::new()),
+            Self::Fenced => (quoted(&format!("{name}\n{FENCE}\n")), format!(" {}", quoted(&format!("\n{END_FENCE}")))),
             Self::Named => {
                 let id = tokenizer.token_to_id(ID_MARK).map(|_| format!("({} /[a-zA-Z0-9]{{9}}/)? ", mark(ID_MARK)));
-                (format!("{} {}{}", quoted(name), id.unwrap_or_default(), mark(ARGS_MARK)), "")
+                (format!("{} {}{}", quoted(name), id.unwrap_or_default(), mark(ARGS_MARK)), String::new())
             }
             Self::Channels => {
                 let to = quoted(&format!(" to=functions.{name}"));
                 let [channel, constrain, message] = ["<|channel|>", "<|constrain|>", "<|message|>"].map(mark);
                 let commentary = format!("{channel} \"commentary\"");
                 let header = format!("({commentary} {to} | {to} {commentary})");
-                (format!("{header} (\" \"? {constrain} \"json\" | \" json\")? {message}"), "")
+                (format!("{header} (\" \"? {constrain} \"json\" | \" json\")? {message}"), String::new())
             }
             Self::Tagged | Self::List | Self::Object => {
                 let key = if self == Self::Object { "parameters" } else { "arguments" };
-                (quoted(&format!("{{\"name\": {}, \"{key}\": ", function["name"])), " \"}\"")
+                (quoted(&format!("{{\"name\": {}, \"{key}\": ", function["name"])), " \"}\"".to_owned())
             }
         };
         let schema = Value::Object(parameters(function));
@@ -102,7 +125,7 @@ fn with_space(schema: &mut Map<String, Value>) {
 }
 
 /// What a schema of arguments may have where each is written by itself.
-const OF_XML: [&str; 10] = [
+const OF_EACH: [&str; 11] = [
     "type",
     "properties",
     "required",
@@ -113,70 +136,79 @@ const OF_XML: [&str; 10] = [
     "description",
     "$schema",
     "$id",
+    "x-guidance",
 ];
 
-/// The rules of calls whose arguments are written one by one.
-fn xml_rules(rule: &str, function: &Value) -> Result<String> {
-    let schema = parameters(function);
-    let refuse = |what: &str| {
-        let name = function["name"].as_str().unwrap_or_default();
-        Err(Error::invalid("tools", format!("tools: {name}: {what} cannot be kept to in this model's form of calls")))
-    };
-    let is_known = |key: &&String| OF_XML.contains(&key.as_str()) || *key == "x-guidance";
-    if let Some(other) = schema.keys().find(|key| !is_known(key)) {
-        return refuse(&format!("{other:?} of its parameters"));
+fn refused(function: &Value, what: &str) -> Error {
+    let name = function["name"].as_str().unwrap_or_default();
+    Error::invalid("tools", format!("tools: {name}: {what} cannot be kept to in this model's form of calls"))
+}
+
+/// Of the arguments of a call where each is written by itself: its name, its schema, whether it has to be there.
+fn each_argument<'a>(function: &Value, schema: &'a Map<String, Value>) -> Result<Vec<(&'a str, &'a Value, bool)>> {
+    if let Some(other) = schema.keys().find(|key| !OF_EACH.contains(&key.as_str())) {
+        return Err(refused(function, &format!("{other:?} of its parameters")));
     }
-    let empty = Map::new();
-    let properties = schema.get("properties").and_then(Value::as_object).unwrap_or(&empty);
+    let properties = schema.get("properties").and_then(Value::as_object);
     let required: HashSet<&str> =
         schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
-    if let Some(unknown) = required.iter().find(|name| !properties.contains_key(**name)) {
-        return refuse(&format!("the parameter {unknown:?}, which has no schema and"));
+    let is_known = |name: &str| properties.is_some_and(|properties| properties.contains_key(name));
+    if let Some(unknown) = required.iter().find(|name| !is_known(name)) {
+        return Err(refused(function, &format!("the parameter {unknown:?}, which has no schema and")));
     }
-    let mut lark =
-        format!("{rule}: {}", quoted(&format!("<function={}>\n", function["name"].as_str().unwrap_or_default())));
+    let argument = |(name, own): (&'a String, &'a Value)| (name.as_str(), own, required.contains(name.as_str()));
+    Ok(properties.into_iter().flatten().map(argument).collect())
+}
+
+/// The rules of calls whose arguments stand between tags.
+fn written_rules(rule: &str, function: &Value, tags: &Tags) -> Result<String> {
+    let schema = parameters(function);
+    let name = function["name"].as_str().unwrap_or_default();
+    let mut lark = format!("{rule}: {}", quoted(&format!("{}{name}{}\n", tags.name[0], tags.name[1])));
     let mut values = String::new();
-    for (i, (name, own)) in properties.iter().enumerate() {
-        let value = match xml_value(&format!("{rule}_{i}"), own, &schema, MAX_REFERENCES) {
-            Some(value) => value,
-            None => return refuse(&format!("the schema of {name:?}")),
+    for (i, (name, own, is_required)) in each_argument(function, &schema)?.into_iter().enumerate() {
+        let Some(value) = written_value(&format!("{rule}_{i}"), own, (&schema, MAX_REFERENCES), tags) else {
+            return Err(refused(function, &format!("the schema of {name:?}")));
         };
         if name.contains(['>', '\n']) {
-            return refuse(&format!("the name {name:?}"));
+            return Err(refused(function, &format!("the name {name:?}")));
         }
-        let is_required = required.contains(name.as_str());
-        let parameter = format!("{} {rule}_{i}", quoted(&format!("<parameter={name}>\n")));
+        let [[before, behind], [begin, _]] = [tags.key, tags.value];
+        // A value stands on lines of its own, or does so behind its name.
+        let parameter = format!("{} {rule}_{i}", quoted(&format!("{before}{name}{behind}\n{begin}")));
         lark += &if is_required { format!(" {parameter}") } else { format!(" ({parameter})?") };
         values += &value;
     }
-    Ok(format!("{lark} \"</function>\"\n{values}"))
+    // What ends all calls is not said twice.
+    let end = if tags.end == END_TAG { String::new() } else { format!(" {}", quoted(tags.end)) };
+    Ok(format!("{lark}{end}\n{values}"))
 }
 
-/// What ends a value, and the rest of that line.
-const XML_END: &str = "\"\\n</parameter>\\n\"";
 /// What a schema of text may say of it.
 const OF_TEXT: [&str; 7] = ["type", "title", "description", "default", "examples", "minLength", "maxLength"];
 
-/// The rules of a value, up to the end of its line behind `</parameter>`. `None` for what could be read as something else than what
-/// it is, for texts with more to them than a length, and for more than `num_left` alternatives within alternatives.
-fn xml_value(rule: &str, own: &Value, root: &Map<String, Value>, num_left: usize) -> Option<String> {
+/// The rules of a value, up to the end of its line behind the tag. `None` for what could be read as something else than what it is, and
+/// for texts with more to them than a length, and more than `num_left` alternatives within alternatives.
+fn written_value(
+    rule: &str,
+    own: &Value,
+    (root, num_left): (&Map<String, Value>, usize),
+    tags: &Tags,
+) -> Option<String> {
     let num_left = num_left.checked_sub(1)?;
     let schema = resolved(own, root);
     let kinds = Kinds::of(schema, root);
     let is_of_text = |key: &String| OF_TEXT.contains(&key.as_str());
     let alternatives = schema["anyOf"].as_array().or(schema["oneOf"].as_array());
+    let (line, tag) = (tags.line, tags.value[1]);
+    let end = quoted(&format!("{line}{tag}\n"));
     if !kinds.has_text() {
-        let mut schema = schema.as_object()?.clone();
-        for key in ["$defs", "definitions"] {
-            schema.extend(root.get(key).map(|value| (key.to_owned(), value.clone())));
-        }
-        with_space(&mut schema);
-        Some(format!("{rule}: {rule}_json {XML_END}\n{rule}_json: %json {}\n", Value::Object(schema)))
+        Some(format!("{rule}: {rule}_json {end}\n{rule}_json: %json {}\n", json_value(schema, root)?))
     } else if let Some(values) = schema["enum"].as_array() {
-        let texts: Option<Vec<String>> = values.iter().map(xml_choice).collect();
-        Some(format!("{rule}: ({}) {XML_END}\n", texts?.join(" | ")))
+        let texts: Option<Vec<String>> = values.iter().map(|value| written_choice(value, tags)).collect();
+        Some(format!("{rule}: ({}) {end}\n", texts?.join(" | ")))
     } else if let Some(text) = schema.get("const") {
-        Some(format!("{rule}: {} {XML_END}\n", xml_choice(text)?))
+        Some(format!("{rule}: {} {end}\n", written_choice(text, tags)?))
     } else if !kinds.is_text_or_null() {
         None
     } else if let Some(alternatives) = alternatives {
@@ -186,15 +218,52 @@ fn xml_value(rule: &str, own: &Value, root: &Map<String, Value>, num_left: usize
         if !keys(schema).all(is_known) {
             return None;
         }
-        let text = xml_value(&format!("{rule}_text"), text, root, num_left)?;
-        Some(format!("{rule}: {rule}_text | \"null\" {XML_END}\n{text}"))
+        let text = written_value(&format!("{rule}_text"), text, (root, num_left), tags)?;
+        Some(format!("{rule}: {rule}_text | \"null\" {end}\n{text}"))
     } else {
         let length = |key: &str| schema[key].as_u64().map(|n| n.to_string());
         let (least, most) = (length("minLength").unwrap_or("0".into()), length("maxLength").unwrap_or_default());
         // It ends with the first tag that ends it.
-        let text = format!("{rule}_text[suffix=\"</parameter>\"]: /(.|\\n){{{least},{most}}}\\n/\n");
+        let line = line.escape_default();
+        let text = format!("{rule}_text[suffix={}]: /(.|\\n){{{least},{most}}}{line}/\n", quoted(tag));
         keys(schema).all(is_of_text).then(|| format!("{rule}: {rule}_text \"\\n\"\n{text}"))
     }
+}
+
+/// A schema by itself, with what it may refer to.
+fn json_value(schema: &Value, root: &Map<String, Value>) -> Option<Value> {
+    let mut schema = schema.as_object()?.clone();
+    for key in ["$defs", "definitions"] {
+        schema.extend(root.get(key).map(|value| (key.to_owned(), value.clone())));
+    }
+    with_space(&mut schema);
+    Some(Value::Object(schema))
+}
+
+/// The rules of calls as Python writes them. Values are JSON, which is read there too.
+fn python_rules(rule: &str, function: &Value) -> Result<String> {
+    let schema = parameters(function);
+    let arguments = each_argument(function, &schema)?;
+    let name = function["name"].as_str().unwrap_or_default();
+    let mut lark = format!("{rule}: {} {rule}_0_first \")\"\n", quoted(&format!("{name}(")));
+    for (i, (name, own, is_required)) in arguments.iter().enumerate() {
+        if !super::scan::is_argument(name) {
+            return Err(refused(function, &format!("the name {name:?}")));
+        }
+        let Some(value) = json_value(resolved(own, &schema), &schema) else {
+            return Err(refused(function, &format!("the schema of {name:?}")));
+        };
+        let (next, may_be_missing) = (i + 1, if *is_required { "" } else { "?" });
+        let skipped = if *is_required { String::new() } else { format!(" | {rule}_{next}_first") };
+        lark += &format!(
+            "{rule}_{i}: {} {rule}_{i}_json\n{rule}_{i}_json: %json {value}\n\
+             {rule}_{i}_first: {rule}_{i} {rule}_{next}_more{skipped}\n\
+             {rule}_{i}_more: (\", \" {rule}_{i}){may_be_missing} {rule}_{next}_more\n",
+            quoted(&format!("{name}="))
+        );
+    }
+    let end = arguments.len();
+    Ok(format!("{lark}{rule}_{end}_first: \"\"\n{rule}_{end}_more: \"\"\n"))
 }
 
 fn keys(schema: &Value) -> impl Iterator<Item = &String> {
@@ -202,9 +271,9 @@ fn keys(schema: &Value) -> impl Iterator<Item = &String> {
 }
 
 /// One value of several, if it does not end what it stands in.
-fn xml_choice(value: &Value) -> Option<String> {
+fn written_choice(value: &Value, tags: &Tags) -> Option<String> {
     match value {
-        Value::String(text) => (!text.contains("</parameter>")).then(|| quoted(text)),
+        Value::String(text) => (!text.contains(tags.value[1])).then(|| quoted(text)),
         Value::Null => Some(quoted("null")),
         _ => None,
     }

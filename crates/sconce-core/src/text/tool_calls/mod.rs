@@ -1,17 +1,18 @@
 //! [`CallForm`]: how a model writes calls of tools, and [`CallReader`], which finds them in its answer.
 
 mod grammar;
+mod python;
 mod reader;
+mod scan;
 #[cfg(test)]
 mod tests;
-mod xml;
+mod written;
 
 use std::sync::Arc;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 use crate::text::answer::{Marks, special};
 
@@ -25,6 +26,21 @@ const PYTHON_MARK: &str = "<|python_tag|>";
 /// What stands between a name and its arguments, and what may stand before that.
 const ARGS_MARK: &str = "[ARGS]";
 const ID_MARK: &str = "[CALL_ID]";
+/// DeepSeek's: around all calls, around each, and behind a name, or the word before it.
+const CALLS: &str = "<｜tool▁calls▁begin｜>";
+const END_CALLS: &str = "<｜tool▁calls▁end｜>";
+const CALL: &str = "<｜tool▁call▁begin｜>";
+const END_CALL: &str = "<｜tool▁call▁end｜>";
+const SEPARATOR: &str = "<｜tool▁sep｜>";
+/// What arguments begin and end with in some of them.
+const FENCE: &str = "```json";
+const END_FENCE: &str = "```";
+/// LFM2's, around a list of calls.
+const PYTHONIC: &str = "<|tool_call_start|>";
+const END_PYTHONIC: &str = "<|tool_call_end|>";
+
+/// White space around calls and within them is not longer: what has more is text, so that it is not looked at again and again.
+const MAX_BLANK_BYTES: usize = 1024;
 
 /// The form in which a model writes calls. Its chat template shows it the calls of earlier turns, and so says which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +49,18 @@ pub enum CallForm {
     Tagged,
     /// `<tool_call>\n<function=NAME>\n<parameter=KEY>\nVALUE\n</parameter>\n</function>\n</tool_call>`: Qwen's models that code.
     Xml,
+    /// `<tool_call>NAME\n<arg_key>KEY</arg_key>\n<arg_value>VALUE</arg_value>\n</tool_call>`: GLM.
+    Keys,
     /// `[TOOL_CALLS] [{"name": ..., "arguments": {...}}, ...]`: Mistral.
     List,
     /// `[TOOL_CALLS]NAME[ARGS]{...}`, one after another: newer models of Mistral's.
     Named,
+    /// `<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{...}<｜tool▁call▁end｜>`, one after another between marks of their own: DeepSeek from V3.1 on.
+    Separated,
+    /// The same of `function<｜tool▁sep｜>NAME` and the arguments as a block of code: DeepSeek-V3 and R1.
+    Fenced,
+    /// `<|tool_call_start|>[NAME(KEY=VALUE, ...), ...]<|tool_call_end|>`, values as Python or JSON has them: LFM2.
+    Pythonic,
     /// A message to `functions.NAME`, one an answer: where answers have channels.
     Channels,
     /// `{"name": ..., "parameters": {...}}` and nothing else, one call an answer: Llama 3, and whatever names no other form.
@@ -75,25 +99,23 @@ fn tool<'a>(tools: &'a [Value], name: &str) -> Option<&'a Value> {
 }
 
 impl CallForm {
-    /// The form of the model whose chat template for tools has this source. Error: `InvalidRequest` at `tools` for forms that are not read.
-    pub fn of(template: &str) -> Result<Self> {
-        // Of models that write XML or words of their own.
-        for mark in ["<arg_key>", "tool\u{2581}call", "<|tool_call_start|>"] {
-            if template.contains(mark) {
-                let message =
-                    format!("tools: calls in the form of this model's chat template ({mark}) are not supported");
-                return Err(Error::invalid("tools", message));
-            }
-        }
+    /// The form of the model whose chat template for tools has this source.
+    pub fn of(template: &str) -> Self {
+        let has_fence = template.contains(FENCE);
         let forms = [
             ("<|channel|>", Self::Channels),
             ("<function=", Self::Xml),
+            ("<arg_key>", Self::Keys),
+            (SEPARATOR, if has_fence { Self::Fenced } else { Self::Separated }),
+            (PYTHONIC, Self::Pythonic),
+            // One that shows its tools so and calls as they were answered.
+            ("<|tool_list_start|>", Self::Pythonic),
             (TAG, Self::Tagged),
             (ARGS_MARK, Self::Named),
             (LIST_MARK, Self::List),
         ];
         let form = forms.iter().find(|(mark, _)| template.contains(mark));
-        Ok(form.map_or(Self::Object, |&(_, form)| form))
+        form.map_or(Self::Object, |&(_, form)| form)
     }
 
     /// Finds calls of `tools` (in OpenAI's form) in what a model answers; `None` where they are not part of that.
@@ -104,10 +126,13 @@ impl CallForm {
     /// Special tokens without which calls could not be found, as
     /// [`GenerationRequest::marks`](crate::engine::GenerationRequest::marks) takes them.
     pub fn marks(self, tokenizer: &Tokenizer) -> Marks {
-        match self {
-            Self::Named => special(&[LIST_MARK, ID_MARK, ARGS_MARK], tokenizer).into(),
-            _ => Marks::default(),
-        }
+        let marks: &[&str] = match self {
+            Self::Named => &[LIST_MARK, ID_MARK, ARGS_MARK],
+            Self::Separated | Self::Fenced => &[CALLS, END_CALLS, CALL, END_CALL, SEPARATOR],
+            Self::Pythonic => &[PYTHONIC, END_PYTHONIC],
+            _ => &[],
+        };
+        special(marks, tokenizer).into()
     }
 
     /// Whether its grammar is of an answer's reasoning too.

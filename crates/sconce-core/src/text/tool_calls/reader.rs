@@ -6,19 +6,21 @@ use std::sync::Arc;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::xml::{self, FUNCTION};
-use super::{ARGS_MARK, END_TAG, ID_MARK, LIST_MARK, PYTHON_MARK, TAG, ToolCall, tool};
+use super::scan::{End, Header, Scan, header, separated, trim_start};
+use super::written::{self, FUNCTION};
+use super::{
+    CALL, CALLS, END_CALL, END_CALLS, END_PYTHONIC, END_TAG, LIST_MARK, MAX_BLANK_BYTES, PYTHON_MARK, PYTHONIC, TAG,
+    ToolCall, python,
+};
 use crate::text::answer::spelled;
 
 /// What a call may begin with, wherever it stands. Where they are tokens of control they are not in the text: a call
 /// without one is found at the answer's beginning, and behind another call.
-const MARKS: [&str; 4] = [TAG, LIST_MARK, PYTHON_MARK, FUNCTION];
-
-/// A name, or what stands between a name and arguments, is not longer.
-const MAX_HEADER_BYTES: usize = 128;
-
-/// Nor is white space around calls and within them: what has more is text, so that it is not looked at again and again.
-const MAX_BLANK_BYTES: usize = 1024;
+const MARKS: [&str; 7] = [TAG, LIST_MARK, PYTHON_MARK, FUNCTION, CALLS, CALL, PYTHONIC];
+/// Of these the mark is a part of the call.
+const WITHIN: [&str; 3] = ["", FUNCTION, CALL];
+/// What may stand behind a call.
+const ENDS: [&str; 4] = [END_TAG, END_CALL, END_CALLS, END_PYTHONIC];
 
 /// So often what looks like a call and has no end is searched for calls.
 const MAX_ENDLESS: usize = 16;
@@ -135,24 +137,16 @@ impl CallReader {
             _ => trim_start(rest),
         };
         let mark = MARKS.iter().find(|mark| begin.starts_with(**mark)).copied().unwrap_or_default();
-        // A function is named where its mark ends.
-        let value = if mark.is_empty() || mark == FUNCTION { begin } else { trim_start(&begin[mark.len()..]) };
-        let ends_of_calls = (self.place == Place::Behind).then_some(END_TAG);
-        let mut marks = MARKS.iter().copied().chain(ends_of_calls);
+        let value = if WITHIN.contains(&mark) { begin } else { trim_start(&begin[mark.len()..]) };
+        let ends: &[&str] = if self.place == Place::Behind { &ENDS } else { &[] };
         let is_half_mark = match mark {
-            "" => marks.any(|mark| mark.starts_with(begin)),
+            "" => MARKS.iter().chain(ends).any(|mark| mark.starts_with(begin)),
             TAG => FUNCTION.starts_with(value),
+            CALLS => CALL.starts_with(value),
             _ => false,
         };
-        let end = if value.is_empty() || is_half_mark {
-            End::Unknown
-        } else if matches!(mark, TAG | FUNCTION) && value.starts_with(FUNCTION) {
-            self.scan.end_of_function(value, &self.tools)
-        } else if mark == LIST_MARK {
-            self.scan.end_of_named(value, &self.tools)
-        } else {
-            self.scan.end(value)
-        };
+        let end =
+            if value.is_empty() || is_half_mark { End::Unknown } else { self.scan.end_of(mark, value, &self.tools) };
         let (num_before, num_in_value) = (rest.len() - begin.len(), rest.len() - value.len());
         let (calls, num_of_text) = match end {
             End::Unknown if !is_whole => return Step::Waits,
@@ -160,7 +154,7 @@ impl CallReader {
             End::Unknown if self.num_endless < MAX_ENDLESS => (None, mark.len()),
             End::Unknown => (None, begin.len()),
             End::Nowhere => (None, mark.len()),
-            End::At(end) => (calls(&value[..end], &self.tools), num_in_value - num_before + end),
+            End::At(end) => (calls(mark, &value[..end], &self.tools), num_in_value - num_before + end),
         };
         self.num_endless += usize::from(end == End::Unknown);
         self.scan = Scan::default();
@@ -197,10 +191,11 @@ impl CallReader {
 fn behind(text: &str) -> &str {
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
-        let len = match c {
-            _ if c.is_whitespace() || c == ';' => c.len_utf8(),
-            _ if rest.starts_with(END_TAG) => END_TAG.len(),
-            _ => break,
+        let end = ENDS.iter().find(|end| rest.starts_with(**end));
+        let len = match end {
+            Some(end) => end.len(),
+            None if c.is_whitespace() || c == ';' => c.len_utf8(),
+            None => break,
         };
         if text.len() - rest.len() + len > MAX_BLANK_BYTES {
             break;
@@ -210,26 +205,30 @@ fn behind(text: &str) -> &str {
     rest
 }
 
-/// `text` without the white space that it begins with, but for what is too much of it.
-fn trim_start(text: &str) -> &str {
-    let is_blank = |&(at, c): &(usize, char)| c.is_whitespace() && at + c.len_utf8() <= MAX_BLANK_BYTES;
-    let num_blank = text.char_indices().take_while(is_blank).last().map_or(0, |(at, c)| at + c.len_utf8());
-    &text[num_blank..]
+/// The calls in what follows a mark: a function, a name with arguments, an object that is a call, or a list of such.
+fn calls(mark: &str, value: &str, tools: &[Value]) -> Option<Vec<ToolCall>> {
+    let one = |call: Option<ToolCall>| call.map(|call| vec![call]);
+    match (mark, value.as_bytes().first()?) {
+        _ if value.starts_with(FUNCTION) => one(written::call(value, &written::FUNCTIONS, tools)),
+        (CALLS | CALL, _) => one(named(value, separated(value), tools)),
+        (PYTHONIC, b'[') => python::calls(value, tools).or_else(|| listed(value, tools)),
+        (_, b'[') => listed(value, tools),
+        (_, b'{') => one(call(value, tools)),
+        (TAG, _) => one(written::call(value, &written::KEYS, tools)),
+        _ => one(named(value, header(value), tools)),
+    }
 }
 
-/// The calls in what follows a mark: a function, a name with arguments, an object that is a call, or a list of such objects.
-fn calls(value: &str, tools: &[Value]) -> Option<Vec<ToolCall>> {
-    if value.starts_with(FUNCTION) {
-        return Some(vec![xml::call(value, tools)?]);
-    }
-    if !value.starts_with(['[', '{']) {
-        let (name, Header::Arguments(at)) = header(value) else { return None };
-        let call = ToolCall { name: name.to_owned(), arguments: value[at..].to_owned() };
-        return call.is_of(tools).then(|| vec![call]);
-    }
-    if !value.starts_with('[') {
-        return Some(vec![call(value, tools)?]);
-    }
+/// The call of a name and of arguments that begin somewhere in `value`.
+fn named(value: &str, (name, follows): (&str, Header), tools: &[Value]) -> Option<ToolCall> {
+    let Header::Arguments(at) = follows else { return None };
+    let end = Scan::default().end_of_json(&value[at..])?;
+    let call = ToolCall { name: name.to_owned(), arguments: value[at..][..end].to_owned() };
+    call.is_of(tools).then_some(call)
+}
+
+/// The calls in a JSON list.
+fn listed(value: &str, tools: &[Value]) -> Option<Vec<ToolCall>> {
     let items: Vec<&RawValue> = serde_json::from_str(value).ok()?;
     if items.is_empty() { None } else { items.iter().map(|item| call(item.get(), tools)).collect() }
 }
@@ -246,116 +245,4 @@ fn call(object: &str, tools: &[Value]) -> Option<ToolCall> {
     };
     let call = ToolCall { name, arguments };
     call.is_of(tools).then_some(call)
-}
-
-/// What follows a name.
-enum Header {
-    /// Arguments, which begin here.
-    Arguments(usize),
-    /// Something else.
-    Other,
-    /// That rests on what follows.
-    Unknown,
-}
-
-/// The name that a text begins with, and what follows.
-fn header(text: &str) -> (&str, Header) {
-    let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    let len = text.find(|c| !is_of_name(c)).unwrap_or(text.len());
-    let (name, rest) = text.split_at(len);
-    let arguments = |rest: &str| {
-        let json = trim_start(rest);
-        if json.is_empty() { Header::Unknown } else { Header::Arguments(text.len() - json.len()) }
-    };
-    let is_begin = |mark: &str| mark.starts_with(rest);
-    let follows = match rest.strip_prefix(ARGS_MARK) {
-        _ if len == 0 || len > MAX_HEADER_BYTES => Header::Other,
-        Some(json) => arguments(json),
-        None if rest.starts_with('{') => Header::Arguments(len),
-        None if is_begin(ARGS_MARK) || is_begin(ID_MARK) => Header::Unknown,
-        None if rest.starts_with(ID_MARK) => match rest.split_once(ARGS_MARK) {
-            Some((id, json)) if id.len() <= MAX_HEADER_BYTES => arguments(json),
-            None if rest.len() <= MAX_HEADER_BYTES => Header::Unknown,
-            _ => Header::Other,
-        },
-        None => Header::Other,
-    };
-    (name, follows)
-}
-
-/// Where a JSON value ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// Before this byte.
-    At(usize),
-    /// It is not an object with members, nor a list of objects.
-    Nowhere,
-    /// Further on.
-    Unknown,
-}
-
-/// Looks for the end of a JSON value, or of a function, each byte once however its text comes.
-#[derive(Debug, Clone, Copy, Default)]
-struct Scan {
-    num_seen: usize,
-    depth: usize,
-    is_in_string: bool,
-    is_escaped: bool,
-}
-
-impl Scan {
-    /// Of a function: its arguments' text, which stands between tags.
-    fn end_of_function(&mut self, text: &str, tools: &[Value]) -> End {
-        let inner = &text[FUNCTION.len()..];
-        match inner.split_once('>') {
-            None if inner.len() <= MAX_HEADER_BYTES => End::Unknown,
-            Some((name, _)) if tool(tools, name).is_some() => {
-                xml::end(text, &mut self.num_seen).map_or(End::Unknown, End::At)
-            }
-            _ => End::Nowhere,
-        }
-    }
-
-    /// Of a name with arguments, or of a list.
-    fn end_of_named(&mut self, text: &str, tools: &[Value]) -> End {
-        if text.starts_with(['[', '{']) {
-            return self.end(text);
-        }
-        match header(text) {
-            (_, Header::Unknown) => End::Unknown,
-            (name, Header::Arguments(at)) if tool(tools, name).is_some() && text[at..].starts_with('{') => {
-                self.end_of_json(&text[at..]).map_or(End::Unknown, |end| End::At(at + end))
-            }
-            _ => End::Nowhere,
-        }
-    }
-
-    fn end(&mut self, value: &str) -> End {
-        let (inside, expected) = match (value.strip_prefix('{'), value.strip_prefix('[')) {
-            (Some(inside), _) => (trim_start(inside), '"'),
-            (_, Some(inside)) => (trim_start(inside), '{'),
-            _ => return End::Nowhere,
-        };
-        if !inside.is_empty() && !inside.starts_with(expected) {
-            return End::Nowhere;
-        }
-        self.end_of_json(value).map_or(End::Unknown, End::At)
-    }
-
-    fn end_of_json(&mut self, value: &str) -> Option<usize> {
-        for (at, byte) in value.bytes().enumerate().skip(self.num_seen) {
-            self.num_seen = at + 1;
-            match byte {
-                _ if self.is_escaped => self.is_escaped = false,
-                b'\\' if self.is_in_string => self.is_escaped = true,
-                b'"' => self.is_in_string = !self.is_in_string,
-                _ if self.is_in_string => {}
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' if self.depth == 1 => return Some(at + 1),
-                b'}' | b']' => self.depth -= 1,
-                _ => {}
-            }
-        }
-        None
-    }
 }

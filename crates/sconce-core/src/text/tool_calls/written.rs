@@ -3,30 +3,87 @@
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::{ToolCall, tool};
+use super::scan::{Header, MAX_HEADER_BYTES, is_of_name, trim_start};
+use super::{END_TAG, ToolCall, tool};
 
 pub(super) const FUNCTION: &str = "<function=";
-const FUNCTION_END: &str = "</function>";
-const PARAMETER: &str = "<parameter=";
-const PARAMETER_END: &str = "</parameter>";
 /// References that are followed from one schema to another, and alternatives within alternatives.
 pub(super) const MAX_REFERENCES: usize = 8;
 /// So many alternatives and values are looked at to find out of what kinds they are: alternatives can refer to each other.
 const MAX_ALTERNATIVES: usize = 1024;
 
-/// Where a function's text ends, or may: `num_seen` of its bytes have been looked at, which are more afterwards. What stands in a value is
+/// What stands around a call's name and its arguments.
+#[derive(Debug)]
+pub(super) struct Tags {
+    /// Before and behind the name.
+    pub(super) name: [&'static str; 2],
+    /// Before and behind an argument's name.
+    pub(super) key: [&'static str; 2],
+    /// Before and behind its value.
+    pub(super) value: [&'static str; 2],
+    /// Behind the last one.
+    pub(super) end: &'static str,
+    /// What a value has around it that is no part of it.
+    pub(super) line: &'static str,
+}
+
+/// Those of Qwen's models that code.
+pub(super) static FUNCTIONS: Tags = Tags {
+    name: [FUNCTION, ">"],
+    key: ["<parameter=", ">"],
+    value: ["", "</parameter>"],
+    end: "</function>",
+    line: "\n",
+};
+/// GLM's.
+pub(super) static KEYS: Tags = Tags {
+    name: ["", ""],
+    key: ["<arg_key>", "</arg_key>"],
+    value: ["<arg_value>", "</arg_value>"],
+    end: END_TAG,
+    line: "",
+};
+
+impl Tags {
+    /// The name that a call begins with, and where what follows it begins.
+    pub(super) fn header<'a>(&self, text: &'a str) -> (&'a str, Header) {
+        let [before, behind] = self.name;
+        let inner = &text[before.len()..];
+        if behind.is_empty() {
+            let len = inner.find(|c| !is_of_name(c)).unwrap_or(inner.len());
+            let rest = trim_start(&inner[len..]);
+            let marks = [self.key[0], self.end];
+            let follows = if len == 0 || len > MAX_HEADER_BYTES {
+                Header::Other
+            } else if marks.iter().any(|mark| rest.starts_with(mark)) {
+                Header::Arguments(text.len() - rest.len())
+            } else if marks.iter().any(|mark| mark.starts_with(rest)) {
+                Header::Unknown
+            } else {
+                Header::Other
+            };
+            return (&inner[..len], follows);
+        }
+        match inner.split_once(behind) {
+            Some((name, rest)) => (name, Header::Arguments(text.len() - rest.len())),
+            None => ("", Header::of_part(inner)),
+        }
+    }
+}
+
+/// Where such a text ends, or may: `num_seen` of its bytes have been looked at, which are more afterwards. What stands in a value is
 /// no end.
-pub(super) fn end(text: &str, num_seen: &mut usize) -> Option<usize> {
-    while let Some(at) = text[*num_seen..].find(FUNCTION_END).map(|at| at + *num_seen) {
-        *num_seen = at + FUNCTION_END.len();
+pub(super) fn end(text: &str, tags: &Tags, num_seen: &mut usize) -> Option<usize> {
+    while let Some(at) = text[*num_seen..].find(tags.end).map(|at| at + *num_seen) {
+        *num_seen = at + tags.end.len();
         let before = text[..at].trim_end();
-        // Without parameters, or with an object in their place.
-        let is_bare = !before.contains(PARAMETER);
-        if is_bare || before.ends_with(PARAMETER_END) {
+        // Without arguments, or with an object in their place.
+        let is_bare = !before.contains(tags.key[0]);
+        if is_bare || before.ends_with(tags.value[1]) {
             return Some(*num_seen);
         }
     }
-    let mut seen = (text.len() + 1).saturating_sub(FUNCTION_END.len()).max(*num_seen);
+    let mut seen = (text.len() + 1).saturating_sub(tags.end.len()).max(*num_seen);
     while !text.is_char_boundary(seen) {
         seen -= 1;
     }
@@ -35,11 +92,10 @@ pub(super) fn end(text: &str, num_seen: &mut usize) -> Option<usize> {
 }
 
 /// The call that such a text is.
-pub(super) fn call(text: &str, tools: &[Value]) -> Option<ToolCall> {
-    let inner = text.strip_prefix(FUNCTION)?.strip_suffix(FUNCTION_END)?;
-    let (name, body) = inner.split_once('>')?;
+pub(super) fn call(text: &str, tags: &Tags, tools: &[Value]) -> Option<ToolCall> {
+    let (name, Header::Arguments(at)) = tags.header(text) else { return None };
     let function = tool(tools, name)?;
-    let mut rest = body.trim();
+    let mut rest = text[at..].strip_suffix(tags.end)?.trim();
     // As some write it: the arguments as an object.
     if rest.starts_with('{') {
         let arguments: &RawValue = serde_json::from_str(rest).ok()?;
@@ -49,8 +105,9 @@ pub(super) fn call(text: &str, tools: &[Value]) -> Option<ToolCall> {
     let schema = function["parameters"].as_object().unwrap_or(&empty);
     let mut members = Vec::new();
     while !rest.is_empty() {
-        let (key, value) = rest.strip_prefix(PARAMETER)?.split_once('>')?;
-        let (value, behind) = parameter(value)?;
+        let (key, value) = rest.strip_prefix(tags.key[0])?.split_once(tags.key[1])?;
+        let value = if tags.value[0].is_empty() { value } else { value.trim_start().strip_prefix(tags.value[0])? };
+        let (value, behind) = argument(value, tags)?;
         let own = schema.get("properties").map_or(&Value::Null, |properties| &properties[key]);
         members.push(format!("{}: {}", Value::from(key), typed(value, own, schema)));
         rest = behind;
@@ -58,19 +115,19 @@ pub(super) fn call(text: &str, tools: &[Value]) -> Option<ToolCall> {
     Some(ToolCall { name: name.to_owned(), arguments: format!("{{{}}}", members.join(", ")) })
 }
 
-/// A parameter's value, and what follows: another parameter or nothing. A tag that ends a value and is followed by something else
-/// is part of it.
-fn parameter(text: &str) -> Option<(&str, &str)> {
-    text.match_indices(PARAMETER_END).find_map(|(at, _)| {
-        let behind = text[at + PARAMETER_END.len()..].trim_start();
-        let is_end = behind.is_empty() || behind.starts_with(PARAMETER);
-        is_end.then(|| (text[..at].strip_prefix('\n').unwrap_or(&text[..at]), behind))
+/// An argument's value, and what follows: another one or nothing. A tag that ends a value and is followed by something else is part of it.
+fn argument<'a>(text: &'a str, tags: &Tags) -> Option<(&'a str, &'a str)> {
+    let end = tags.value[1];
+    text.match_indices(end).find_map(|(at, _)| {
+        let behind = text[at + end.len()..].trim_start();
+        let is_end = behind.is_empty() || behind.starts_with(tags.key[0]);
+        let own = text[..at].strip_prefix(tags.line).unwrap_or(&text[..at]);
+        is_end.then(|| (own.strip_suffix(tags.line).unwrap_or(own), behind))
     })
 }
 
 /// A value as JSON: what its schema takes of number, object and the like if it is one, else text.
 fn typed(value: &str, schema: &Value, root: &Map<String, Value>) -> String {
-    let value = value.strip_suffix('\n').unwrap_or(value);
     let kinds = Kinds::of(resolved(schema, root), root);
     let trimmed = value.trim();
     let word = match trimmed {
