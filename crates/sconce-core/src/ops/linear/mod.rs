@@ -3,14 +3,18 @@
 //! Float weights are packed once at load ([`FloatPanels`]) and multiplied in f32; e4m3 as bf16, which has all of its
 //! numbers, with the rows' scales applied to the sums. For quantized ones the CPU's kernels
 //! quantize the inputs too, in groups of 32, so that the products are integers. At 16 bits the error is that of f32; at 8,
-//! as llama.cpp has them, the starter model's log-probabilities move by 0.09 on average. Where the machine has `vpdpbusd`
-//! these weights are packed too ([`Panels`]), and 16 bits are two planes of 8; elsewhere, and for the rarer formats, rows
-//! are unpacked for each call and multiplied by `vpmaddwd`. [`MatmulPrecision::Fast`](crate::config::MatmulPrecision)
+//! as llama.cpp has them, the starter model's log-probabilities move by 0.09 on average. Where the machine has AVX2
+//! these weights are packed too ([`Panels`]); by `vpdpbusd` 16 bits are two planes of 8, by `vpmaddwd` words, with the same bits.
+//! Elsewhere rows are unpacked for each call. [`MatmulPrecision::Fast`](crate::config::MatmulPrecision)
 //! takes one plane, and bf16 inputs for bf16 weights; `Mixed` a second plane only in groups with
 //! outliers. Each output element is a sum in a fixed order over one row of W and one of x: it depends on no other row, on a
 //! device ([`cuda`](mod@cuda)) as here. Bounded by W's bytes for few rows, by FLOPs (2 * rows * cols a token) for many.
 
 mod algorithm;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_tiles;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 pub(crate) mod cuda;
@@ -18,7 +22,6 @@ pub(crate) mod cuda_quant;
 mod float;
 mod float_panels;
 pub(crate) mod hopper;
-mod int8;
 mod panels;
 mod planes;
 mod quantized;
@@ -36,6 +39,7 @@ use std::ops::Range;
 pub(crate) use bf16::Bf16Rows;
 pub use float_panels::FloatPanels;
 pub use panels::Panels;
+use planes::Forms;
 pub(crate) use planes::Planes;
 pub(crate) use quantized::QuantizedRows;
 
@@ -146,12 +150,16 @@ impl<'a> Inputs<'a> {
             None => x,
         };
         let parts = || weights.iter().flat_map(|weight| &weight.parts);
-        let has = |is_kept: fn(&PartData) -> bool| parts().any(|part| is_kept(&part.data));
-        if has(|data| matches!(data, PartData::Panels(_))) {
-            cpu.planes.fill(&mut cpu.pool, cpu.isa, cpu.precision, x);
+        let isa = cpu.isa;
+        let has_panels = |is_planes: bool| {
+            parts().any(|part| matches!(&part.data, PartData::Panels(panels) if has_planes(isa, panels) == is_planes))
+        };
+        let forms = Forms { planes: has_panels(true), words: has_panels(false) };
+        if forms.planes || forms.words {
+            cpu.planes.fill(&mut cpu.pool, isa, (cpu.precision, forms), x);
         }
-        if has(|data| matches!(data, PartData::Rows(_))) {
-            cpu.quantized.fill(cpu.isa, x);
+        if parts().any(|part| matches!(part.data, PartData::Rows(_))) {
+            cpu.quantized.fill(x);
         }
         #[cfg(target_arch = "x86_64")]
         let in_bf16 = cpu.precision != MatmulPrecision::Exact
@@ -212,9 +220,9 @@ impl<'a> Inputs<'a> {
             PartData::Rows(data) => {
                 let row_bytes = part.dtype.row_bytes(self.x.cols());
                 let data = &data[start * row_bytes..(start + target.num_rows) * row_bytes];
-                quantized::rows(self.isa, target, self.quantized, part.dtype, data);
+                quantized::rows(target, self.quantized, part.dtype, data);
             }
-            PartData::Panels(panels) => multiply_panels(target, panels, first, count, self.planes),
+            PartData::Panels(panels) => multiply_panels(self.isa, target, panels, [first, count], self.planes),
             PartData::FloatPanels(panels) => {
                 #[cfg(target_arch = "x86_64")]
                 if let (Some(x), Dtype::BF16) = (self.bf16, part.dtype) {
@@ -230,14 +238,29 @@ impl<'a> Inputs<'a> {
     }
 }
 
+/// Whether panels are multiplied with planes of bytes; others are with words.
 #[cfg(target_arch = "x86_64")]
-fn multiply_panels(target: &Target<'_>, weight: &Panels, first: usize, count: usize, x: &Planes) {
-    // SAFETY: weights are packed only where Isa::detect found the instructions.
-    unsafe { vnni::multiply(target, weight, first, count, x) }
+fn has_planes(isa: Isa, weight: &Panels) -> bool {
+    isa >= Isa::Avx512Vnni && vnni::supports(weight.dtype())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn multiply_panels(isa: Isa, target: &Target<'_>, weight: &Panels, [first, count]: [usize; 2], x: &Planes) {
+    if has_planes(isa, weight) {
+        // SAFETY: Isa::detect found the instructions.
+        return unsafe { vnni::multiply(target, weight, first, count, x) };
+    }
+    // SAFETY: weights are packed only where Isa::detect found them.
+    unsafe { avx2::multiply(target, weight, first, count, x) }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn multiply_panels(_: &Target<'_>, _: &Panels, _: usize, _: usize, _: &Planes) {
+fn has_planes(_: Isa, _: &Panels) -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn multiply_panels(_: Isa, _: &Target<'_>, _: &Panels, _: [usize; 2], _: &Planes) {
     unreachable!("weights are packed only on x86-64")
 }
 
@@ -325,7 +348,7 @@ pub(crate) fn load_part(
     };
     let data = if !dtype.is_quantized() {
         PartData::FloatPanels(FloatPanels::pack(memory, dtype, rows, cols, stored)?)
-    } else if isa >= Isa::Avx512Vnni && Panels::supports(dtype) {
+    } else if isa >= Isa::Avx2 {
         PartData::Panels(Panels::pack(memory, dtype, rows, cols, stored)?)
     } else {
         PartData::Rows(stored.into())

@@ -1,4 +1,4 @@
-//! [`Planes`]: inputs in one or two planes of signed bytes, for products with unsigned codes.
+//! [`Planes`]: inputs in one or two planes of signed bytes, for products with unsigned codes, or in words.
 
 use super::panels::GROUP;
 use crate::backend::cpu::{Buffer, Isa, SharedSlice, ThreadPool, multiversion};
@@ -17,16 +17,18 @@ const TASK_ROWS: usize = 8;
 
 /// Input rows as integers: x[i] = scale[i / 32] * q[i], q = 256 * hi + lo in 16 bits and q = hi in 8. Where a row has groups
 /// of both kinds ([`MatmulPrecision::Mixed`]), q = 256 * hi + lo in all, and lo is 0 in groups of 8 bits. Which these are
-/// depends on the row alone.
+/// depends on the row alone. Where the machine has no products of bytes, words of 16 bits have q in place of the planes.
 #[derive(Debug, Default)]
 pub(crate) struct Planes {
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) precision: MatmulPrecision,
-    /// [rows, cols].
+    /// [rows, cols]; beside words in 8 bits alone.
     pub(super) hi: Vec<i8>,
-    /// [rows, cols]; not written in 8 bits.
+    /// [rows, cols]; not in 8 bits, and not beside words.
     pub(super) lo: Vec<i8>,
+    /// [rows, cols]: q; of every 4 columns the first, third, second and fourth.
+    pub(super) words: Vec<i16>,
     /// [rows, cols / 32]: whether lo is used, where some groups have 16 bits.
     pub(super) has_low: Vec<bool>,
     /// [rows, cols / 32].
@@ -39,21 +41,37 @@ pub(crate) struct Planes {
     pub(super) sum32: Vec<i32>,
 }
 
+/// In which forms inputs are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Forms {
+    pub(super) planes: bool,
+    pub(super) words: bool,
+}
+
 impl Planes {
     /// Quantizes the rows of `x`, whose length is a multiple of 32.
-    pub(crate) fn fill(&mut self, pool: &mut ThreadPool, isa: Isa, precision: MatmulPrecision, x: &Buffer) {
+    pub(super) fn fill(
+        &mut self,
+        pool: &mut ThreadPool,
+        isa: Isa,
+        (precision, forms): (MatmulPrecision, Forms),
+        x: &Buffer,
+    ) {
         assert_eq!(x.cols() % GROUP, 0, "invariant: rows of quantized weights are whole blocks");
         (self.rows, self.cols, self.precision) = (x.rows(), x.cols(), precision);
         let len = self.rows * self.cols;
         // A longer buffer than this step needs stays: steps alternate between lengths.
-        self.hi.resize(len.max(self.hi.len()), 0);
-        self.lo.resize(len.max(self.lo.len()), 0);
+        let has_hi = forms.planes || precision == MatmulPrecision::Fast;
+        self.hi.resize(if has_hi { len } else { 0 }.max(self.hi.len()), 0);
+        self.lo.resize(if forms.planes { len } else { 0 }.max(self.lo.len()), 0);
+        self.words.resize(if forms.words { len } else { 0 }.max(self.words.len()), 0);
         self.has_low.resize((len / GROUP).max(self.has_low.len()), false);
         self.scale.resize((len / GROUP).max(self.scale.len()), 0.0);
         self.scaled_sum.resize((len / GROUP).max(self.scaled_sum.len()), 0.0);
         self.sum32.resize((len / GROUP).max(self.sum32.len()), 0);
         self.sum16.resize((len / 16).max(self.sum16.len()), 0);
         let (hi, lo) = (SharedSlice::new(&mut self.hi), SharedSlice::new(&mut self.lo));
+        let words = SharedSlice::new(&mut self.words);
         let (scale, scaled_sum) = (SharedSlice::new(&mut self.scale), SharedSlice::new(&mut self.scaled_sum));
         let has_low = SharedSlice::new(&mut self.has_low);
         let (sum16, sum32) = (SharedSlice::new(&mut self.sum16), SharedSlice::new(&mut self.sum32));
@@ -61,11 +79,14 @@ impl Planes {
             for row in task * TASK_ROWS..x.rows().min((task + 1) * TASK_ROWS) {
                 let (start, cols) = (row * x.cols(), x.cols());
                 let (group, groups) = (start / GROUP, cols / GROUP);
+                let part = |is_wanted: bool| if is_wanted { (start, cols) } else { (0, 0) };
+                let (of_hi, of_lo, of_words) = (part(has_hi), part(forms.planes), part(forms.words));
                 // SAFETY: each task has rows of its own.
-                let out = unsafe {
+                let mut out = unsafe {
                     RowMut {
-                        hi: hi.range(start, cols),
-                        lo: lo.range(start, cols),
+                        hi: hi.range(of_hi.0, of_hi.1),
+                        lo: lo.range(of_lo.0, of_lo.1),
+                        words: words.range(of_words.0, of_words.1),
                         has_low: has_low.range(group, groups),
                         scale: scale.range(group, groups),
                         scaled_sum: scaled_sum.range(group, groups),
@@ -81,12 +102,20 @@ impl Planes {
                     MatmulPrecision::Fast => f32::INFINITY,
                 };
                 #[cfg(target_arch = "x86_64")]
-                if isa >= Isa::Avx512Vnni {
+                if forms.planes && isa >= Isa::Avx512Vnni {
                     // SAFETY: Isa::detect found the instructions on this machine.
-                    unsafe { x86::quantize(precision, limit, out, x) };
+                    unsafe { x86::quantize(precision, limit, &mut out, x) };
+                    if !forms.words {
+                        continue;
+                    }
+                }
+                #[cfg(target_arch = "x86_64")]
+                if forms.words && isa >= Isa::Avx2 {
+                    // SAFETY: as above.
+                    unsafe { x86::quantize_words(precision, limit, &mut out, x) };
                     continue;
                 }
-                quantize(precision, limit, out, x);
+                quantize(precision, limit, &mut out, x);
             }
         });
     }
@@ -94,19 +123,34 @@ impl Planes {
     /// The rows as the products see them.
     #[cfg(test)]
     pub(super) fn dequantize(&self) -> Buffer {
-        let value = |i: usize| {
+        let values = self.integers().into_iter().enumerate().map(|(i, q)| self.scale[i / GROUP] * q as f32);
+        Buffer::from_vec(values.collect(), self.cols)
+    }
+
+    /// q of all rows, whichever form they are in.
+    #[cfg(test)]
+    fn integers(&self) -> Vec<i32> {
+        let integer = |i: usize| {
+            if !self.words.is_empty() {
+                return i32::from(self.words[i / 4 * 4 + word_of(i % 4)]);
+            }
             let (hi, lo) = (i32::from(self.hi[i]), i32::from(self.lo[i]));
-            let q = if self.precision == MatmulPrecision::Fast { hi } else { 256 * hi + lo };
-            self.scale[i / GROUP] * q as f32
+            if self.precision == MatmulPrecision::Fast { hi } else { 256 * hi + lo }
         };
-        Buffer::from_vec((0..self.rows * self.cols).map(value).collect(), self.cols)
+        (0..self.rows * self.cols).map(integer).collect()
     }
 }
 
-/// One row, to be filled.
+/// Where the word of a column stands among those of its four: its own inverse.
+fn word_of(column: usize) -> usize {
+    [0, 2, 1, 3][column]
+}
+
+/// One row, to be filled: its planes, or its words; what is not wanted is empty.
 struct RowMut<'a> {
     hi: &'a mut [i8],
     lo: &'a mut [i8],
+    words: &'a mut [i16],
     has_low: &'a mut [bool],
     scale: &'a mut [f32],
     scaled_sum: &'a mut [f32],
@@ -124,17 +168,18 @@ fn root_mean_square_body<const FMA: bool>(x: &[f32]) -> f32 {
 }
 
 /// The plain form.
-fn quantize(precision: MatmulPrecision, limit: f32, out: RowMut<'_>, x: &[f32]) {
+fn quantize(precision: MatmulPrecision, limit: f32, out: &mut RowMut<'_>, x: &[f32]) {
     for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
         let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
         let form = Form::of(precision, limit, max);
         let q = x.map(|x| ((x * form.inverse).round_ties_even() as i32) << form.shift);
+        // In two planes the low byte is a signed number, and what is left a multiple of 256.
+        let is_one = precision == MatmulPrecision::Fast;
         for (i, q) in q.into_iter().enumerate() {
-            // In two planes the low byte is a signed number, and what is left a multiple of 256.
-            (out.hi[g * GROUP + i], out.lo[g * GROUP + i]) = match precision {
-                MatmulPrecision::Fast => (q as i8, 0),
-                _ => (((q + 128) >> 8) as i8, q as i8),
-            };
+            let at = g * GROUP + i;
+            out.hi.get_mut(at).into_iter().for_each(|hi| *hi = if is_one { q } else { (q + 128) >> 8 } as i8);
+            out.lo.get_mut(at).into_iter().for_each(|lo| *lo = if is_one { 0 } else { q as i8 });
+            out.words.get_mut(at / 4 * 4 + word_of(at % 4)).into_iter().for_each(|word| *word = q as i16);
         }
         let sums = [q[..16].iter().sum(), q[16..].iter().sum::<i32>()];
         out.sum16[2 * g..2 * g + 2].copy_from_slice(&sums);
@@ -173,7 +218,7 @@ impl Form {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{GROUP, MAX_8, MAX_16, MatmulPrecision, RowMut};
+    use super::{Form, GROUP, MAX_8, MAX_16, MatmulPrecision, RowMut};
 
     /// Groups that are quantized together, so that what is one number a group is found for all of them at once.
     const GROUPS: usize = 4;
@@ -183,14 +228,14 @@ mod x86 {
     /// # Safety
     /// The machine has AVX-512 F, BW, DQ, VL and VNNI.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    pub(super) unsafe fn quantize(precision: MatmulPrecision, limit: f32, mut out: RowMut<'_>, x: &[f32]) {
+    pub(super) unsafe fn quantize(precision: MatmulPrecision, limit: f32, out: &mut RowMut<'_>, x: &[f32]) {
         let num_groups = x.len() / GROUP;
         if num_groups < GROUPS {
             return super::quantize(precision, limit, out, x);
         }
         for first in (0..num_groups).step_by(GROUPS) {
             // SAFETY: the groups are there. The last ones may be quantized twice, to the same.
-            unsafe { groups(precision, limit, &mut out, x, first.min(num_groups - GROUPS)) };
+            unsafe { groups(precision, limit, out, x, first.min(num_groups - GROUPS)) };
         }
     }
 
@@ -265,6 +310,55 @@ mod x86 {
         }
     }
 
+    /// One row in words.
+    ///
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn quantize_words(precision: MatmulPrecision, limit: f32, out: &mut RowMut<'_>, x: &[f32]) {
+        let sign = _mm256_set1_ps(-0.0);
+        for (g, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
+            // SAFETY: a group has 32 inputs, and as many words.
+            unsafe {
+                let x: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x[8 * i..].as_ptr()));
+                let [a, b, c, d] = x.map(|x| _mm256_andnot_ps(sign, x));
+                let max = _mm256_max_ps(_mm256_max_ps(a, b), _mm256_max_ps(c, d));
+                let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps::<1>(max));
+                let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
+                let max = _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
+                let form = Form::of(precision, limit, max);
+                let (inverse, shift) = (_mm256_set1_ps(form.inverse), _mm_cvtsi32_si128(form.shift as i32));
+                let q = x.map(|x| _mm256_sll_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)), shift));
+                if precision == MatmulPrecision::Fast {
+                    let (first, last) = (_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+                    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                    let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, last), order);
+                    _mm256_storeu_si256(out.hi[g * GROUP..][..GROUP].as_mut_ptr().cast(), bytes);
+                }
+                for half in 0..2 {
+                    let both = _mm256_packs_epi32(q[2 * half], q[2 * half + 1]);
+                    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(both);
+                    let words = _mm256_shufflehi_epi16::<0b11_01_10_00>(words);
+                    let words = _mm256_shufflelo_epi16::<0b11_01_10_00>(words);
+                    _mm256_storeu_si256(out.words[g * GROUP + 16 * half..][..16].as_mut_ptr().cast(), words);
+                    out.sum16[2 * g + half] = sum(_mm256_add_epi32(q[2 * half], q[2 * half + 1]));
+                }
+                out.sum32[g] = out.sum16[2 * g] + out.sum16[2 * g + 1];
+                out.has_low[g] = form.has_low;
+                out.scale[g] = form.scale;
+                out.scaled_sum[g] = form.scale * out.sum32[g] as f32;
+            }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn sum(x: __m256i) -> i32 {
+        let four = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b11_10>(four));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+    }
+
     /// The greatest of each vector's numbers.
     #[inline]
     #[target_feature(enable = "avx512f,avx512vl,avx2")]
@@ -303,24 +397,45 @@ mod tests {
         data[64..96].fill(0.0);
         data[cols + 4] = 50.0;
         let x = Buffer::from_vec(data, cols);
+        let forms = Forms { planes: true, words: true };
         let mut plain = Planes::default();
-        plain.fill(&mut ThreadPool::new(1), Isa::Baseline, precision, &x);
-        let found = plain.dequantize();
+        plain.fill(&mut ThreadPool::new(1), Isa::Baseline, (precision, forms), &x);
+        let (found, integers) = (plain.dequantize(), plain.integers());
         for (g, (x, found)) in x.data().chunks_exact(GROUP).zip(found.data().chunks_exact(GROUP)).enumerate() {
             let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
             let has_16_bits = precision == MatmulPrecision::Exact || precision == MatmulPrecision::Mixed && max == 50.0;
             assert_eq!(plain.has_low[g], has_16_bits, "group {g}");
             let greatest = if has_16_bits { MAX_16 } else { MAX_8 };
             assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= 0.51 * max / greatest));
-            let low = &plain.lo[g * GROUP..(g + 1) * GROUP];
-            assert!(plain.has_low[g] || low.iter().all(|&lo| lo == 0), "group {g}");
+            let is_whole = |q: &i32| precision == MatmulPrecision::Fast || q % 256 == 0;
+            let integers = &integers[g * GROUP..(g + 1) * GROUP];
+            assert!(plain.has_low[g] || integers.iter().all(is_whole), "group {g}");
         }
-        for isa in Isa::available() {
+        let both = [true, false].into_iter().flat_map(|planes| [true, false].map(|words| Forms { planes, words }));
+        for (isa, forms) in Isa::available().into_iter().flat_map(|isa| both.clone().map(move |forms| (isa, forms))) {
+            // Who has no products of bytes never asks for planes.
+            if forms.planes && (Isa::Avx2..Isa::Avx512Vnni).contains(&isa) {
+                continue;
+            }
             let mut found = Planes::default();
-            found.fill(&mut ThreadPool::new(2), isa, precision, &x);
-            assert_eq!((&found.hi, &found.lo, &found.scale), (&plain.hi, &plain.lo, &plain.scale), "{isa:?}");
-            assert_eq!((&found.sum16, &found.sum32), (&plain.sum16, &plain.sum32), "{isa:?}");
-            assert_eq!((&found.scaled_sum, &found.has_low), (&plain.scaled_sum, &plain.has_low), "{isa:?}");
+            found.fill(&mut ThreadPool::new(2), isa, (precision, forms), &x);
+            let case = format!("{isa:?}, {forms:?}");
+            if forms.planes {
+                assert_eq!((&found.hi, &found.lo), (&plain.hi, &plain.lo), "{case}");
+            }
+            if forms.words {
+                assert_eq!(found.words, plain.words, "{case}");
+                assert!(precision != MatmulPrecision::Fast || found.hi == plain.hi, "{case}");
+            }
+            assert_eq!(
+                (&found.sum16, &found.sum32, &found.scale),
+                (&plain.sum16, &plain.sum32, &plain.scale),
+                "{case}"
+            );
+            assert_eq!((&found.scaled_sum, &found.has_low), (&plain.scaled_sum, &plain.has_low), "{case}");
         }
+        let of_planes = |i: usize| i32::from(plain.hi[i]) * if precision == MatmulPrecision::Fast { 1 } else { 256 };
+        let both = (0..9 * cols).map(|i| of_planes(i) + i32::from(plain.lo[i]));
+        assert!(both.eq(integers));
     }
 }

@@ -1,4 +1,4 @@
-//! Rows of quantized weights times inputs quantized to 16 bits.
+//! Rows of quantized weights times inputs quantized to 16 bits, by what every machine has: where there is AVX2, weights are packed instead.
 //!
 //! With w[i] = scale[g] * q[i] + offset[g] and x[i] = d[h] * p[i]:
 //! sum of w[i] * x[i] = sum over g of scale[g] * d[h] * sum(q[i] * p[i]) + offset[g] * d[h] * sum(p[i]).
@@ -6,8 +6,7 @@
 use std::cell::RefCell;
 
 use super::Target;
-use super::int8::{self, Int8};
-use crate::backend::cpu::{Buffer, Isa, multiversion};
+use crate::backend::cpu::Buffer;
 use crate::ops::simd;
 use crate::weights::Dtype;
 use crate::weights::quant::{self, Unpacked};
@@ -40,7 +39,7 @@ pub(crate) struct QuantizedRows {
 
 impl QuantizedRows {
     /// Quantizes the rows of `x`, whose length is a multiple of 32 (every quantized weight's row is).
-    pub(crate) fn fill(&mut self, isa: Isa, x: &Buffer) {
+    pub(crate) fn fill(&mut self, x: &Buffer) {
         assert_eq!(x.cols() % GROUP, 0, "invariant: rows of quantized weights are whole blocks");
         (self.rows, self.cols) = (x.rows(), x.cols());
         let len = self.rows * self.cols;
@@ -49,7 +48,7 @@ impl QuantizedRows {
         self.scale.resize((len / GROUP).max(self.scale.len()), 0.0);
         self.sum32.resize((len / GROUP).max(self.sum32.len()), 0.0);
         self.sum16.resize((len / 16).max(self.sum16.len()), 0.0);
-        quantize(isa, self, x.data());
+        quantize(self, x.data());
     }
 
     /// The rows as the products see them.
@@ -60,12 +59,7 @@ impl QuantizedRows {
     }
 }
 
-multiversion! {
-    fn quantize(out: &mut QuantizedRows, x: &[f32]) = quantize_body
-}
-
-#[inline(always)]
-fn quantize_body<const FMA: bool>(out: &mut QuantizedRows, x: &[f32]) {
+fn quantize(out: &mut QuantizedRows, x: &[f32]) {
     for (g, x) in x.chunks_exact(GROUP).enumerate() {
         let mut max = 0.0f32;
         for x in x {
@@ -101,7 +95,7 @@ thread_local! {
 }
 
 /// Every row of `rows` times the target's tokens.
-pub(super) fn rows(isa: Isa, target: &Target<'_>, x: &QuantizedRows, dtype: Dtype, rows: &[u8]) {
+pub(super) fn rows(target: &Target<'_>, x: &QuantizedRows, dtype: Dtype, rows: &[u8]) {
     SCRATCH.with_borrow_mut(|scratch| {
         let groups = x.cols / quant::group_len(dtype);
         scratch.q.resize(ROW_BLOCK * x.cols, 0);
@@ -109,9 +103,9 @@ pub(super) fn rows(isa: Isa, target: &Target<'_>, x: &QuantizedRows, dtype: Dtyp
         scratch.offset.resize(ROW_BLOCK * groups, 0.0);
         let task = Task { target, x, dtype, rows };
         if quant::group_len(dtype) == 16 {
-            all_rows_of_isa::<16>(isa, &task, scratch);
+            all_rows::<16>(&task, scratch);
         } else {
-            all_rows_of_isa::<32>(isa, &task, scratch);
+            all_rows::<32>(&task, scratch);
         }
     });
 }
@@ -124,40 +118,8 @@ struct Task<'a> {
     rows: &'a [u8],
 }
 
-fn all_rows_of_isa<const G: usize>(isa: Isa, task: &Task<'_>, scratch: &mut Scratch) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn avx2<const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
-            // SAFETY: this function is called only where the machine has the instructions.
-            unsafe { all_rows::<int8::Avx2, true, G>(task, scratch) }
-        }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn avx512<const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
-            // SAFETY: as above.
-            unsafe { all_rows::<int8::Avx512, true, G>(task, scratch) }
-        }
-        if isa >= Isa::Avx512 {
-            // SAFETY: Isa::detect found these features on this machine.
-            return unsafe { avx512::<G>(task, scratch) };
-        }
-        if isa == Isa::Avx2 {
-            // SAFETY: as above.
-            return unsafe { avx2::<G>(task, scratch) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = isa;
-    // SAFETY: every machine has the baseline.
-    unsafe { all_rows::<int8::Baseline, false, G>(task, scratch) }
-}
-
 /// `G`: elements of W that share a scale.
-///
-/// # Safety
-/// The machine has the instructions of `I`.
-#[inline(always)]
-unsafe fn all_rows<I: Int8, const FMA: bool, const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
+fn all_rows<const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
     let Task { target, x, dtype, rows } = *task;
     let (cols, groups) = (x.cols, x.cols / G);
     let row_bytes = dtype.row_bytes(cols);
@@ -179,22 +141,15 @@ unsafe fn all_rows<I: Int8, const FMA: bool, const G: usize>(task: &Task<'_>, sc
                     scale: &scratch.scale[r * groups..(r + 1) * groups],
                 };
                 let mut sums = [0.0; TILE];
-                // SAFETY: the caller vouches for the instructions; the tile's tokens are in x, and the row is as long.
-                unsafe {
-                    if tile == TILE {
-                        sums = I::dots::<G, TILE>(&w, x, t);
-                    } else {
-                        for i in 0..tile {
-                            sums[i] = I::dots::<G, 1>(&w, x, t + i)[0];
-                        }
-                    }
+                for (i, sum) in sums[..tile].iter_mut().enumerate() {
+                    *sum = dot::<G>(&w, x, t + i);
                 }
                 for i in 0..tile {
                     let mut sum = sums[i];
                     if quant::has_offset(dtype) {
                         let x_sums = if G == 16 { &x.sum16 } else { &x.sum32 };
                         let x_sums = &x_sums[(t + i) * groups..(t + i + 1) * groups];
-                        sum += simd::dot::<FMA>(&scratch.offset[r * groups..(r + 1) * groups], x_sums);
+                        sum += simd::dot::<false>(&scratch.offset[r * groups..(r + 1) * groups], x_sums);
                     }
                     target.set(t + i, block_idx * ROW_BLOCK + r, sum);
                 }
@@ -204,10 +159,24 @@ unsafe fn all_rows<I: Int8, const FMA: bool, const G: usize>(task: &Task<'_>, sc
     }
 }
 
+/// The product of a row of W with token `t`. Two accumulators take the groups in turn.
+fn dot<const G: usize>(w: &Row<'_>, x: &QuantizedRows, t: usize) -> f32 {
+    let mut acc = [0.0f32; 2];
+    for (g, q) in w.q.chunks_exact(G).enumerate() {
+        let start = t * x.cols + g * G;
+        let mut product = 0i32;
+        for (&q, &p) in q.iter().zip(&x.q[start..start + G]) {
+            product += i32::from(q) * i32::from(p);
+        }
+        acc[g % 2] += product as f32 * (w.scale[g] * x.scale[start / GROUP]);
+    }
+    acc[0] + acc[1]
+}
+
 /// One unpacked row of W.
-pub(super) struct Row<'a> {
+struct Row<'a> {
     /// [cols].
-    pub(super) q: &'a [i8],
+    q: &'a [i8],
     /// [cols / G].
-    pub(super) scale: &'a [f32],
+    scale: &'a [f32],
 }

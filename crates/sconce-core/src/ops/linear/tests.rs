@@ -131,16 +131,14 @@ fn quantized_kernels_equal_the_reference() {
 
 #[test]
 fn inputs_keep_16_bits_of_their_group() {
-    for isa in Isa::available() {
-        let mut data = random(3 * 64, 9);
-        data[64..96].fill(0.0);
-        let (x, mut quantized) = (Buffer::from_vec(data, 64), QuantizedRows::default());
-        quantized.fill(isa, &x);
-        let found = quantized.dequantize();
-        for (x, found) in x.data().chunks_exact(32).zip(found.data().chunks_exact(32)) {
-            let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-            assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= max / 65534.0 * 1.01));
-        }
+    let mut data = random(3 * 64, 9);
+    data[64..96].fill(0.0);
+    let (x, mut quantized) = (Buffer::from_vec(data, 64), QuantizedRows::default());
+    quantized.fill(&x);
+    let found = quantized.dequantize();
+    for (x, found) in x.data().chunks_exact(32).zip(found.data().chunks_exact(32)) {
+        let max = x.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= max / 65534.0 * 1.01));
     }
 }
 
@@ -196,6 +194,28 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
                     let mut alone = Buffer::new(1, 40);
                     cpu(&mut context, &mut alone, &Buffer::from_vec(x.row(t).to_vec(), matrix.cols), &matrix);
                     assert_eq!(alone.row(0), together.row(t), "{:?} {isa:?}", matrix.parts[0].dtype);
+                }
+            }
+        }
+    }
+}
+
+/// By words or by planes of bytes: products are the same integers, scaled in the same order.
+#[test]
+fn all_kernels_of_panels_have_the_same_bits() {
+    for dtype in QUANTIZED {
+        for (n, rows, blocks) in [(1, 33, 3), (5, 48, 2), (23, 130, 2)] {
+            let cols = blocks * dtype.block_len();
+            let x = inputs(n, cols);
+            for precision in PRECISIONS {
+                let mut expected: Option<Buffer> = None;
+                for isa in Isa::available().into_iter().filter(|&isa| isa >= Isa::Avx2) {
+                    let parts = vec![random_part(dtype, rows, cols, 6)];
+                    let matrix = loaded(isa, Matrix { parts, cols, bias: None, column_order: None });
+                    let mut found = Buffer::new(n, rows);
+                    cpu(&mut Cpu { precision, ..Cpu::new(2, isa) }, &mut found, &x, &matrix);
+                    let expected = expected.get_or_insert_with(|| Buffer::from_vec(found.data().to_vec(), rows));
+                    assert_eq!(found.data(), expected.data(), "{dtype}, {isa:?}, {precision:?}");
                 }
             }
         }

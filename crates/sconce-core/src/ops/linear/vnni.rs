@@ -10,7 +10,8 @@
 use std::arch::x86_64::*;
 
 use super::Target;
-use super::panels::{GROUP, Line, Panels, ROWS, factors_of, lines_of, zero_point};
+use super::panels::format::*;
+use super::panels::{GROUP, Line, Panels, ROWS};
 use super::planes::Planes;
 use crate::config::MatmulPrecision;
 use crate::weights::Dtype;
@@ -23,30 +24,15 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// no time to settle.
 const AHEAD: usize = 16;
 
-/// Formats as const parameters.
-const Q4_0: u8 = 0;
-const Q4_1: u8 = 1;
-const Q8_0: u8 = 2;
-const Q4_K: u8 = 3;
-const Q6_K: u8 = 4;
-const INT4_G32: u8 = 5;
-const INT4_G128: u8 = 6;
-
 /// Where inputs have a low plane, as const parameters.
 const NO_LOW: u8 = 0;
 const SOME_LOW: u8 = 1;
 const ALL_LOW: u8 = 2;
 
-const fn dtype_of(format: u8) -> Dtype {
-    match format {
-        Q4_0 => Dtype::Q4_0,
-        Q4_1 => Dtype::Q4_1,
-        Q8_0 => Dtype::Q8_0,
-        Q4_K => Dtype::Q4K,
-        INT4_G32 => Dtype::Int4G32,
-        INT4_G128 => Dtype::Int4G128,
-        _ => Dtype::Q6K,
-    }
+/// Whether there is a kernel for the type; [`avx2`](super::avx2) has the others.
+pub(super) fn supports(dtype: Dtype) -> bool {
+    use Dtype::*;
+    matches!(dtype, Q4_0 | Q4_1 | Q8_0 | Q4K | Q6K | Int4G32 | Int4G128)
 }
 
 /// Panels `first..first + count` times the target's tokens.
@@ -57,15 +43,15 @@ pub(super) unsafe fn multiply(target: &Target<'_>, weight: &Panels, first: usize
     let task = Task { target, weight, first, count, x };
     // SAFETY: the caller vouches for the instructions.
     unsafe {
-        match weight.dtype() {
-            Dtype::Q4_0 => with_planes::<Q4_0>(&task),
-            Dtype::Q4_1 => with_planes::<Q4_1>(&task),
-            Dtype::Q8_0 => with_planes::<Q8_0>(&task),
-            Dtype::Q4K => with_planes::<Q4_K>(&task),
-            Dtype::Q6K => with_planes::<Q6_K>(&task),
-            Dtype::Int4G32 => with_planes::<INT4_G32>(&task),
-            Dtype::Int4G128 => with_planes::<INT4_G128>(&task),
-            dtype => unreachable!("{dtype} is not packed"),
+        match format_of(weight.dtype()) {
+            Q4_0 => with_planes::<Q4_0>(&task),
+            Q4_1 => with_planes::<Q4_1>(&task),
+            Q8_0 => with_planes::<Q8_0>(&task),
+            Q4_K => with_planes::<Q4_K>(&task),
+            Q6_K => with_planes::<Q6_K>(&task),
+            INT4_G32 => with_planes::<INT4_G32>(&task),
+            INT4_G128 => with_planes::<INT4_G128>(&task),
+            _ => unreachable!("{} has no kernel here", weight.dtype()),
         }
     }
 }
@@ -195,7 +181,7 @@ unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(
     next: &mut Next,
 ) -> usize {
     let Task { weight, x, target, first, .. } = *task;
-    let (dtype, groups) = (const { dtype_of(F) }, x.cols / GROUP);
+    let (dtype, layout, groups) = (const { dtype_of(F) }, const { layout_of(F) }, x.cols / GROUP);
     let groups_a_block = dtype.block_len() / GROUP;
     let blocks = groups / groups_a_block;
     let mut codes = [std::ptr::null(); P];
@@ -205,7 +191,7 @@ unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(
         scales[p] = Scales {
             d: weight.d[(panel + p) * blocks * ROWS..].as_ptr(),
             m: weight.m.as_ptr().wrapping_add((panel + p) * blocks * ROWS),
-            factors: weight.factors.as_ptr().wrapping_add((panel + p) * groups * factors_of(dtype)),
+            factors: weight.factors.as_ptr().wrapping_add((panel + p) * groups * layout.factors()),
         };
     }
     for p in 0..P {
@@ -230,7 +216,7 @@ unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(
             }
             let mut lines = [std::ptr::null(); P];
             for p in 0..P {
-                lines[p] = codes[p].add(g * lines_of(dtype));
+                lines[p] = codes[p].add(g * layout.lines());
             }
             let inputs = t0 * x.cols + g * GROUP;
             let (hi, lo) = (x.hi.as_ptr().add(inputs), x.lo.as_ptr().add(inputs));
@@ -252,7 +238,7 @@ unsafe fn tile<const F: u8, const LOW: u8, const P: usize, const T: usize>(
                     for i in 0..T {
                         let at = (t0 + i) * groups + g;
                         let mut sum = sums[p][i];
-                        let zero_point = const { zero_point(dtype_of(F)) };
+                        let zero_point = const { layout_of(F).zero_point };
                         if zero_point > 0 {
                             let x_sums = if F == Q6_K { &x.sum16 } else { &x.sum32 };
                             let x_sum = if F == Q6_K { 2 * at + part } else { at };
@@ -328,17 +314,17 @@ unsafe fn add_products<const F: u8, const P: usize, const T: usize>(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 fn prefetch<const F: u8>(codes: *const Line, scales: &Scales, g: usize) {
-    let dtype = const { dtype_of(F) };
+    let (dtype, layout) = (const { dtype_of(F) }, const { layout_of(F) });
     let block = g / (dtype.block_len() / GROUP) * ROWS;
-    for j in 0..lines_of(dtype) {
-        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(g * lines_of(dtype) + j).cast());
+    for j in 0..layout.lines() {
+        _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(g * layout.lines() + j).cast());
     }
     _mm_prefetch::<_MM_HINT_T0>(scales.d.wrapping_add(block).cast());
     if F != Q4_0 && F != Q8_0 && F != Q6_K {
         _mm_prefetch::<_MM_HINT_T0>(scales.m.wrapping_add(block).cast());
     }
     if F == Q4_K || F == Q6_K {
-        _mm_prefetch::<_MM_HINT_T0>(scales.factors.wrapping_add(g * factors_of(dtype)).cast());
+        _mm_prefetch::<_MM_HINT_T0>(scales.factors.wrapping_add(g * layout.factors()).cast());
     }
 }
 

@@ -36,17 +36,9 @@ pub(super) fn unpack_q2_k(row: &[u8], out: Unpacked<'_>) {
 pub(super) fn unpack_q3_k(row: &[u8], out: Unpacked<'_>) {
     for ((block, q), scale) in blocks::<110, 256>(row, out.q).zip(out.scale.as_chunks_mut::<16>().0) {
         let d = half_at(block, 108);
-        let packed: &[u8; 12] = bytes_at(block, 96);
-        let mut scales = [0; 16];
-        for j in 0..4 {
-            for i in 0..4 {
-                let low = (packed[j % 2 * 4 + i] >> (j / 2 * 4)) & 0x0f;
-                let high = (packed[8 + i] >> (j * 2)) & 3;
-                scales[4 * j + i] = low | (high << 4);
-            }
-        }
+        let scales = six_bit_scales(bytes_at(block, 96));
         for g in 0..16 {
-            scale[g] = d * f32::from(scales[g] as i8 - 32);
+            scale[g] = d * f32::from(scales[g]);
         }
         let third: &[u8; 32] = bytes_at(block, 0);
         let packed: &[u8; 64] = bytes_at(block, 32);
@@ -58,6 +50,21 @@ pub(super) fn unpack_q3_k(row: &[u8], out: Unpacked<'_>) {
             }
         }
     }
+}
+
+/// The sixteen scales of a Q3_K block, 6 bits less 32: the low four of the scales g and g + 8 are a byte, the upper two of the scales g,
+/// g + 4, g + 8 and g + 12 are another.
+#[inline(always)]
+pub(super) fn six_bit_scales(packed: &[u8; 12]) -> [i8; 16] {
+    let mut scales = [0; 16];
+    for j in 0..4 {
+        for i in 0..4 {
+            let low = (packed[j % 2 * 4 + i] >> (j / 2 * 4)) & 0x0f;
+            let high = (packed[8 + i] >> (j * 2)) & 3;
+            scales[4 * j + i] = (low | (high << 4)) as i8 - 32;
+        }
+    }
+    scales
 }
 
 /// The eight 6-bit pairs (scale, offset) of a Q4_K or Q5_K block, in 12 bytes after d and dmin.

@@ -28,8 +28,8 @@ pub use encode::{encode, quantize_q4_0, quantize_q4_1, quantize_q8_0};
 pub(in crate::weights) use encode::{pack_nibbles, quantize_rows};
 pub(crate) use encode::{quantize, random_blocks};
 
-pub(crate) use mxfp4::code_of as mxfp4_code_of;
 pub(in crate::weights) use mxfp4::{bad_scale, from_neighbours};
+pub(crate) use mxfp4::{code_of as mxfp4_code_of, doubled as mxfp4_doubled, half_scale as mxfp4_half_scale};
 
 use super::bytes::{as_bf16, as_f16, as_f32};
 use super::{Dtype, fp8};
@@ -100,17 +100,17 @@ pub(crate) struct BlockScales {
     pub(crate) d: u16,
     /// The f16 that all offsets are multiples of (Q4_1, Q5_1: the offset itself; INT4: the code of 0); 0 without any.
     pub(crate) m: u16,
-    /// Factors of d, one a group: 6 bits (Q4_K, Q5_K) or a signed byte (Q6_K); 1 where d is the scale itself.
+    /// Factors of d, one a group: 4 bits (Q2_K), 6 (Q4_K, Q5_K) or a signed byte (Q3_K, Q6_K); 1 where d is the scale itself.
     pub(crate) scale: [u8; 16],
-    /// Factors of m, one a group: 6 bits (Q4_K, Q5_K).
-    pub(crate) offset: [u8; 8],
+    /// Factors of m, one a group: 4 bits (Q2_K), or 6 (Q4_K, Q5_K).
+    pub(crate) offset: [u8; 16],
 }
 
-/// The scales of a block of any format but Q2_K and Q3_K.
+/// The scales of a block.
 ///
 /// # Panics
 ///
-/// For those.
+/// For plain floats, which have no blocks.
 pub(crate) fn block_scales(dtype: Dtype, block: &[u8]) -> BlockScales {
     let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
     let plain = BlockScales { d: half(0), scale: [1; 16], ..BlockScales::default() };
@@ -120,16 +120,27 @@ pub(crate) fn block_scales(dtype: Dtype, block: &[u8]) -> BlockScales {
         Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Int4G32 | Dtype::Int4G128 => BlockScales { m: half(2), ..plain },
         Dtype::Q4K | Dtype::Q5K => {
             let block: &[u8; 16] = block.first_chunk().expect("invariant: a block is as long as its layout");
-            let (pairs, offset) = k::six_bit_pairs(block);
-            let mut scale = [0; 16];
-            scale[..8].copy_from_slice(&pairs);
+            let (scales, offsets) = k::six_bit_pairs(block);
+            let (mut scale, mut offset) = ([0; 16], [0; 16]);
+            scale[..8].copy_from_slice(&scales);
+            offset[..8].copy_from_slice(&offsets);
             BlockScales { m: half(2), scale, offset, ..plain }
+        }
+        Dtype::Q2K => {
+            let packed: &[u8; 16] = block.first_chunk().expect("invariant: a block is as long as its layout");
+            let (scale, offset) = (packed.map(|byte| byte & 0x0f), packed.map(|byte| byte >> 4));
+            BlockScales { d: half(80), m: half(82), scale, offset }
+        }
+        Dtype::Q3K => {
+            let packed = block[96..].first_chunk().expect("invariant: a block is as long as its layout");
+            let scale = k::six_bit_scales(packed).map(|scale| scale as u8);
+            BlockScales { d: half(108), scale, ..BlockScales::default() }
         }
         Dtype::Q6K => {
             let scale = *block[192..].first_chunk().expect("invariant: a block is as long as its layout");
             BlockScales { d: half(208), scale, ..BlockScales::default() }
         }
-        _ => unreachable!("{dtype} has scales of another form"),
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::F8E4M3 => unreachable!("{dtype} has no blocks"),
     }
 }
 

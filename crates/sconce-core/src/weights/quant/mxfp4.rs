@@ -23,7 +23,7 @@ pub(super) fn unpack(row: &[u8], out: Unpacked<'_>) {
 
 /// Twice a code's number. Without a table, so that it is a few operations on vectors.
 #[inline(always)]
-fn doubled(code: u8) -> i8 {
+pub(crate) fn doubled(code: u8) -> i8 {
     let magnitude = (code & 7) as i8;
     let doubled = magnitude.max(2 * magnitude - 4).max(4 * magnitude - 16);
     let sign = -((code >> 3) as i8);
@@ -32,7 +32,7 @@ fn doubled(code: u8) -> i8 {
 
 /// 2^(e - 128).
 #[inline(always)]
-fn half_scale(e: u8) -> f32 {
+pub(crate) fn half_scale(e: u8) -> f32 {
     let e = u32::from(e);
     // The first two are subnormal.
     f32::from_bits(if e < 2 { 1 << (21 + e) } else { (e - 1) << 23 })
