@@ -17,7 +17,7 @@ pub(super) const RETURN: char = '\u{fdd5}';
 pub(super) const CONSTRAIN: char = '\u{fdd6}';
 
 /// Every mark.
-const MARKS: [(&str, char); 21] = [
+const MARKS: [(&str, char); 23] = [
     ("<|channel|>", CHANNEL),
     ("<|message|>", MESSAGE),
     ("<|start|>", START),
@@ -39,6 +39,8 @@ const MARKS: [(&str, char); 21] = [
     ("<｜tool▁sep｜>", '\u{fde2}'),
     ("<|tool_call_start|>", '\u{fde3}'),
     ("<|tool_call_end|>", '\u{fde4}'),
+    ("<tool_call>", '\u{fde5}'),
+    ("</tool_call>", '\u{fde6}'),
 ];
 
 /// The marks of the channels, which are tokens of every vocabulary that has channels.

@@ -127,6 +127,8 @@ impl CallForm {
     /// [`GenerationRequest::marks`](crate::engine::GenerationRequest::marks) takes them.
     pub fn marks(self, tokenizer: &Tokenizer) -> Marks {
         let marks: &[&str] = match self {
+            // A name alone is no call.
+            Self::Keys => &[TAG, END_TAG],
             Self::Named => &[LIST_MARK, ID_MARK, ARGS_MARK],
             Self::Separated | Self::Fenced => &[CALLS, END_CALLS, CALL, END_CALL, SEPARATOR],
             Self::Pythonic => &[PYTHONIC, END_PYTHONIC],
