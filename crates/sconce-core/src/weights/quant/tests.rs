@@ -1,42 +1,32 @@
-//! Tests of the block formats, against candle.
+//! Tests of the block formats, against llama.cpp's own package (`scripts/make_blocks.py`).
 
-use std::borrow::Cow;
-
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
 
 use super::encode::halves;
 use super::*;
 
-const QUANTIZED: [(Dtype, GgmlDType); 10] = [
-    (Dtype::Q4_0, GgmlDType::Q4_0),
-    (Dtype::Q4_1, GgmlDType::Q4_1),
-    (Dtype::Q5_0, GgmlDType::Q5_0),
-    (Dtype::Q5_1, GgmlDType::Q5_1),
-    (Dtype::Q8_0, GgmlDType::Q8_0),
-    (Dtype::Q2K, GgmlDType::Q2K),
-    (Dtype::Q3K, GgmlDType::Q3K),
-    (Dtype::Q4K, GgmlDType::Q4K),
-    (Dtype::Q5K, GgmlDType::Q5K),
-    (Dtype::Q6K, GgmlDType::Q6K),
+const QUANTIZED: [(Dtype, &str); 10] = [
+    (Dtype::Q4_0, "Q4_0"),
+    (Dtype::Q4_1, "Q4_1"),
+    (Dtype::Q5_0, "Q5_0"),
+    (Dtype::Q5_1, "Q5_1"),
+    (Dtype::Q8_0, "Q8_0"),
+    (Dtype::Q2K, "Q2_K"),
+    (Dtype::Q3K, "Q3_K"),
+    (Dtype::Q4K, "Q4_K"),
+    (Dtype::Q5K, "Q5_K"),
+    (Dtype::Q6K, "Q6_K"),
 ];
 
-/// Xorshift.
-struct Random(u64);
+/// What the package has made.
+fn theirs() -> SafeTensors<'static> {
+    SafeTensors::deserialize(include_bytes!("../../../../../tests/blocks.safetensors")).unwrap()
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// In -1..1, mostly small.
-    fn weight(&mut self) -> f32 {
-        let unit = (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
-        unit * unit * unit
-    }
+fn floats(tensors: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let (numbers, rest) = tensors.tensor(name).unwrap().data().as_chunks();
+    assert!(rest.is_empty());
+    numbers.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
 fn ours(dtype: Dtype, data: &[u8]) -> Vec<f32> {
@@ -45,43 +35,17 @@ fn ours(dtype: Dtype, data: &[u8]) -> Vec<f32> {
     out
 }
 
-/// Every element has the very bits that candle gives it.
-#[track_caller]
-fn check_against_candle(dtype: Dtype, theirs: GgmlDType, data: &[u8]) {
-    let num_elements = data.len() / dtype.block_bytes() * dtype.block_len();
-    let storage = QStorage::from_data(Cow::Borrowed(data), &Device::Cpu, theirs).unwrap();
-    let tensor = QTensor::new(storage, num_elements).unwrap();
-    let expected: Vec<f32> = tensor.dequantize(&Device::Cpu).unwrap().to_vec1().unwrap();
-    for (i, (found, expected)) in ours(dtype, data).iter().zip(&expected).enumerate() {
-        assert_eq!(found, expected, "{dtype}, element {i}");
-    }
-}
-
+/// Every element of arbitrary blocks, and of quantized weights, has the very bits that it has there.
 #[test]
-fn quantized_weights_are_as_candle_has_them() {
-    let mut random = Random(1);
-    let values: Vec<f32> = (0..4096).map(|_| random.weight()).collect();
-    let tensor = Tensor::new(values.as_slice(), &Device::Cpu).unwrap();
-    for (dtype, theirs) in QUANTIZED {
-        let quantized = QTensor::quantize(&tensor, theirs).unwrap();
-        let data = quantized.data().unwrap();
-        assert_eq!(data.len(), dtype.row_bytes(values.len()));
-        check_against_candle(dtype, theirs, &data);
-    }
-}
-
-#[test]
-fn arbitrary_bits_are_as_candle_has_them() {
-    for (dtype, theirs) in QUANTIZED {
-        let mut random = Random(2 + u64::from(dtype.ggml_id().unwrap()));
-        let mut data: Vec<u8> = (0..dtype.block_bytes() * 200).map(|_| random.next() as u8).collect();
-        for block in data.chunks_mut(dtype.block_bytes()) {
-            for &at in halves(dtype) {
-                // Finite: the exponent is not all ones.
-                block[at + 1] &= 0xfb;
-            }
+fn blocks_are_as_llama_cpp_has_them() {
+    let theirs = theirs();
+    for (dtype, name) in QUANTIZED {
+        let found = ours(dtype, theirs.tensor(&format!("{name}.blocks")).unwrap().data());
+        let expected = floats(&theirs, &format!("{name}.numbers"));
+        assert!(found.len() == expected.len() && found.len() >= 4096, "{dtype}");
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert_eq!(found, expected, "{dtype}, element {i}");
         }
-        check_against_candle(dtype, theirs, &data);
     }
 }
 
@@ -127,13 +91,8 @@ fn q8_0_keeps_every_byte() {
 #[test]
 fn a_row_is_unpacked_as_its_blocks_are() {
     for (dtype, _) in QUANTIZED {
-        let mut random = Random(4);
         // More than eight blocks and no multiple of eight.
-        let row: Vec<u8> = (0..21u8)
-            .flat_map(|fill| {
-                block_of(dtype, fill).into_iter().map(|byte| byte ^ (random.next() as u8 & 0x3f)).collect::<Vec<_>>()
-            })
-            .collect();
+        let row = encode::random_blocks(dtype, 21, 4);
         let len = 21 * dtype.block_len();
         let groups = len / group_len(dtype);
         let (mut q, mut scale, mut offset) = (vec![0; len], vec![0.0; groups], vec![0.0; groups]);
@@ -198,15 +157,12 @@ fn every_half_is_converted_exactly() {
 }
 
 #[test]
-fn encoded_blocks_are_as_candle_has_them() {
-    let mut random = Random(3);
-    let mut values: Vec<f32> = (0..2048).map(|_| random.weight()).collect();
-    values[..32].fill(0.0);
-    values[32..64].fill(-0.25);
-    let tensor = Tensor::new(values.as_slice(), &Device::Cpu).unwrap();
-    for (dtype, theirs) in [QUANTIZED[0], QUANTIZED[1], QUANTIZED[4]] {
-        let quantized = QTensor::quantize(&tensor, theirs).unwrap();
-        assert!(encode(dtype, &values).unwrap() == *quantized.data().unwrap(), "{dtype}");
+fn encoded_blocks_are_as_llama_cpp_has_them() {
+    let theirs = theirs();
+    let values = floats(&theirs, "values");
+    for (dtype, name) in [QUANTIZED[0], QUANTIZED[1], QUANTIZED[4]] {
+        let expected = theirs.tensor(&format!("{name}.encoded")).unwrap();
+        assert!(encode(dtype, &values).unwrap() == expected.data(), "{dtype}");
     }
 }
 
