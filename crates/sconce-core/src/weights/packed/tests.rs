@@ -1,4 +1,4 @@
-//! What does not fit is refused by name. That what fits is read rightly is in `tests/packed.rs`.
+//! What does not fit is refused by name. That what fits is read rightly is in `tests/engine/packed.rs`.
 
 use std::path::Path;
 

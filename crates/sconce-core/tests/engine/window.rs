@@ -1,10 +1,6 @@
 //! Layers with a window keep few KV blocks, in models that have no others and beside others, and say the same whatever runs beside them.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{tiny_engine_of, write_tiny_model};
+use crate::common::{tiny_engine_of, write_tiny_model};
 use sconce_core::config::{EngineConfig, SamplingParams};
 use sconce_core::engine::{CompletionOutput, EngineHandle, EngineStatus, GenerationRequest, TokenStream};
 use serde_json::{Value, json};

@@ -1,8 +1,6 @@
 //! Packed matrices of `tests/packed`, which the tools that checkpoints come from have made (`scripts/make_packed.py`): the very numbers
 //! that those tools make of them.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::{Path, PathBuf};
 
 use sconce_core::models::RawConfig;

@@ -1,10 +1,6 @@
 //! Answers that match a grammar: however they are sampled, whatever runs beside them, with drafts and without.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{
+use crate::common::{
     BLOCK_BYTES, prompt, tiny_config, tiny_engine, tiny_engine_of, used_blocks, wait_until, write_tiny_model,
 };
 use sconce_core::ErrorKind;

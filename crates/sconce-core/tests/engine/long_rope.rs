@@ -1,11 +1,7 @@
 //! A model whose long sequences turn by other angles than short ones (`longrope`): what it says is what passes over whole sequences
 //! say, whatever runs beside them.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
-use common::{
+use crate::common::{
     BLOCK_BYTES, ROPE_FACTORS, prompt, tiny_config, tiny_engine_of, used_blocks, wait_until, write_long_rope_model,
     write_tiny_model,
 };

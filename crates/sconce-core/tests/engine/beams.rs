@@ -1,12 +1,8 @@
 //! Beams, best_of and n inside continuous batching, on a tiny model with random weights.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{BLOCK_BYTES, prompt, tiny_engine, used_blocks, wait_until};
+use crate::common::{BLOCK_BYTES, prompt, tiny_engine, used_blocks, wait_until};
 use sconce_core::config::{BeamLength, BeamParams, EarlyStopping, SamplingParams};
 use sconce_core::engine::{
     CompletionOutput, EngineHandle, EngineStatus, FinishReason, GenerationOutput, GenerationRequest, StopReason,

@@ -1,12 +1,8 @@
 //! What is said of a model before it is loaded.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod common;
-
 use std::path::{Path, PathBuf};
 
-use common::write_tiny_model;
+use crate::common::write_tiny_model;
 use sconce_core::Error;
 use sconce_core::backend::KvDtype;
 use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, Quantization, WeightDtype};

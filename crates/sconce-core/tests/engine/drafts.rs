@@ -1,12 +1,8 @@
 //! Speculative decoding changes no answer: tokens, texts, log-probabilities and ends are those without drafts.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::path::Path;
 
-use common::{BLOCK_BYTES, prompt, tiny_config, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
+use crate::common::{BLOCK_BYTES, prompt, tiny_config, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
 use sconce_core::config::{BeamParams, EngineConfig, KvCacheDtype, Quantization, SamplingParams, WeightDtype};
 use sconce_core::engine::{
     self, EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoProgress, PredictionUsage,

@@ -1,12 +1,8 @@
 //! The engine on a tiny model with random weights: what runs beside a request changes nothing in it.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout)]
-
-mod common;
-
 use std::time::Duration;
 
-use common::{BLOCK_BYTES, prompt, tiny_engine, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
+use crate::common::{BLOCK_BYTES, prompt, tiny_engine, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
 use sconce_core::ErrorKind;
 use sconce_core::config::{BeamParams, SamplingParams};
 use sconce_core::engine::{
@@ -350,12 +346,12 @@ fn the_text_of_a_prompt_that_is_cut_off_is_that_of_its_tokens() {
 #[test]
 fn a_context_beyond_memory_is_cut_to_what_the_pool_holds() {
     let dir = tempfile::tempdir().unwrap();
-    common::write_tiny_model(dir.path());
+    write_tiny_model(dir.path());
     let path = dir.path().join("config.json");
     let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["max_position_embeddings"] = json!(2_147_483_647);
     std::fs::write(&path, config.to_string()).unwrap();
-    let engine = common::tiny_engine_of(dir.path(), |c| c.kv_cache_bytes = Some(16 * BLOCK_BYTES));
+    let engine = tiny_engine_of(dir.path(), |c| c.kv_cache_bytes = Some(16 * BLOCK_BYTES));
     assert_eq!(engine.info().max_model_len, 16 * engine.info().block_size);
     let request = GenerationRequest::tokens([1, 2, 3]).with_params(SamplingParams::default());
     assert!(engine.submit(request).unwrap().blocking_collect().is_ok());
