@@ -35,11 +35,17 @@ struct Usage {
     spill_bytes: u32,
 }
 
-/// The oldest and the newest device.
-pub(crate) const QUICK: &[&str] = &["sm_80", "sm_90a"];
+/// What kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// All that they are for.
+    All,
+    /// The oldest of them: what it can do later ones can, and what is for Hopper has a file of its own. Registers may differ.
+    Oldest,
+}
 
-/// Compiles all for these devices, or for all where none is named, prints the table, and fails on what it should not show.
-pub(crate) fn run(root: &Path, devices: &[&str]) -> Result<(), String> {
+/// Compiles all kernels, prints the table, and fails on what it should not show.
+pub(crate) fn run(root: &Path, devices: Devices) -> Result<(), String> {
     let nvcc = match nvcc::find()? {
         Some(nvcc) => nvcc,
         None => install(root)?,
@@ -50,9 +56,14 @@ pub(crate) fn run(root: &Path, devices: &[&str]) -> Result<(), String> {
     fs::create_dir_all(&out_dir).map_err(|e| format!("{}: {e}", out_dir.display()))?;
     let sources = nvcc::files_of(&kernels, "cu")?;
     let stem = |source: &Path| source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let targets: Vec<_> = CUBINS.iter().filter(|target| devices.is_empty() || devices.contains(&target.name)).collect();
-    let jobs = sources.iter().flat_map(|source| targets.iter().map(move |&target| (source, target)));
-    let jobs: Vec<_> = jobs.filter(|(source, target)| nvcc::suits(&stem(source), target)).collect();
+    let num_targets = if devices == Devices::All { CUBINS.len() } else { 1 };
+    let jobs: Vec<_> = sources
+        .iter()
+        .flat_map(|source| {
+            let suitable = CUBINS.iter().filter(move |target| nvcc::suits(&stem(source), target));
+            suitable.take(num_targets).map(move |target| (source, target))
+        })
+        .collect();
     let outputs = nvcc::in_parallel(&jobs, |&(source, target)| {
         let stem = stem(source);
         let out = out_dir.join(format!("{stem}.{}.cubin", target.name));
@@ -67,10 +78,16 @@ pub(crate) fn run(root: &Path, devices: &[&str]) -> Result<(), String> {
     print!("{}", table(&usages));
     let allowed = kernels.join("spills.txt");
     let text = if allowed.exists() { fs::read_to_string(&allowed).map_err(|e| e.to_string())? } else { String::new() };
-    let problems = problems(&usages, &parse_allowed(&text)?);
+    let mut allowed = parse_allowed(&text)?;
+    if devices != Devices::All {
+        allowed
+            .retain(|(kernel, target)| usages.iter().any(|usage| usage.kernel == *kernel && usage.target == *target));
+    }
+    let problems = problems(&usages, &allowed);
     problems.iter().for_each(|problem| println!("{problem}"));
     let num_kernels = usages.iter().map(|usage| &usage.kernel).collect::<BTreeSet<_>>().len();
-    let counts = format!("{num_kernels} kernels of {} files for {} devices", sources.len(), targets.len());
+    let whom = if devices == Devices::All { "all devices" } else { "the oldest devices that they are for" };
+    let counts = format!("{num_kernels} kernels of {} files for {whom}", sources.len());
     if problems.is_empty() {
         println!("kernels: {counts}, no spill without a reason");
         Ok(())

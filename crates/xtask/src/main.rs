@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         Task::Golden => golden::run(&root),
         Task::CheckKernels { filters } => check::run(&root, &filters),
         Task::CountAccesses { filters } => accesses::run(&root, &filters),
-        Task::Kernels => kernels::run(&root, &[]),
+        Task::Kernels => kernels::run(&root, kernels::Devices::All),
         Task::Nvcc => kernels::nvcc_path(&root).map(|path| println!("{}", path.display())),
         Task::PythonTests { args } => ci::python_tests(&root, &args),
     };
