@@ -288,6 +288,6 @@ impl<B: Backend> DraftModel<B> {
 /// A sequence's blocks, which are for all layers: beside a draft model none are given back early.
 fn blocks_of(seq: &Sequence) -> &[BlockId] {
     let table = seq.blocks.table(0);
-    debug_assert_eq!((table.num_released(), seq.blocks.table(1).blocks().len()), (0, 0), "invariant: so it is loaded");
+    assert_eq!((table.num_released(), seq.blocks.table(1).blocks().len()), (0, 0), "invariant: so it is loaded");
     table.blocks()
 }

@@ -52,7 +52,7 @@ pub(super) struct Drafting {
 
 impl Drafting {
     pub(super) fn new(num_speculative_tokens: usize, max_rows: usize) -> Self {
-        debug_assert!(num_speculative_tokens < MAX_TOKENS, "invariant: checked with the config");
+        assert!(num_speculative_tokens < MAX_TOKENS, "invariant: checked with the config");
         Self { num_speculative_tokens, max_rows, ..Self::default() }
     }
 

@@ -223,7 +223,7 @@ impl State {
         if drafting.is_wanted(scheduler) {
             return false;
         }
-        debug_assert!(plan.chunks.iter().all(|chunk| chunk.num_drafts == 0), "invariant: drafts are read first");
+        assert!(plan.chunks.iter().all(|chunk| chunk.num_drafts == 0), "invariant: drafts are read first");
         unread.clear();
         for (row, (chunk, pos)) in plan.logit_positions().enumerate() {
             if scheduler.live_sequence(chunk.group, chunk.index).is_none() {

@@ -117,7 +117,7 @@ impl BlockPool {
     /// Takes a free block, with one holder. What it held is forgotten.
     pub fn allocate(&mut self) -> Option<BlockId> {
         let id = self.free.pop_first()?;
-        debug_assert_eq!(self.ref_counts[id as usize], 0, "invariant: a free block has no holder");
+        assert_eq!(self.ref_counts[id as usize], 0, "invariant: a free block has no holder");
         self.ref_counts[id as usize] = 1;
         self.num_allocations[id as usize] += 1;
         if let Some(cache) = &mut self.cache {
@@ -193,7 +193,7 @@ impl BlockPool {
 
     /// Lets a held block be found by its `tokens` after `before`.
     pub(super) fn cache_block(&mut self, before: PrefixId, tokens: &[u32], id: BlockId) -> PrefixId {
-        debug_assert!(!self.is_free(id), "invariant: the block is held");
+        assert!(!self.is_free(id), "invariant: the block is held");
         self.cache.as_mut().map_or(PrefixId::EMPTY, |cache| cache.insert(before, tokens, id))
     }
 }

@@ -87,7 +87,7 @@ impl BlockTable {
         let of = pool.group(group);
         let num_blocks = found.len() / of.block_len;
         let (blocks, num_released) = found.blocks(group, of);
-        debug_assert_eq!(blocks.len(), num_blocks, "invariant: all that is seen was found");
+        assert_eq!(blocks.len(), num_blocks, "invariant: all that is seen was found");
         blocks[num_released..].iter().for_each(|&id| pool.take_cached(id));
         let mut prefixes: Vec<PrefixId> = if group == 0 { found.prefixes().collect() } else { Vec::new() };
         prefixes.resize(num_blocks, PrefixId::EMPTY);

@@ -85,7 +85,7 @@ impl Scheduler {
 
     /// Adds a request, younger than all that are there.
     pub fn add(&mut self, id: GroupId, group: SequenceGroup) {
-        debug_assert!(self.groups.last_key_value().is_none_or(|(&last, _)| last < id));
+        assert!(self.groups.last_key_value().is_none_or(|(&last, _)| last < id));
         self.groups.insert(id, group);
     }
 
@@ -337,9 +337,9 @@ impl Scheduler {
     /// Adds to a sequence the token that the step under way samples from row `row` of its logits, before it is known. It must not
     /// [become long](Scheduler::becomes_long) by it.
     pub fn push_unread(&mut self, id: GroupId, idx: usize, row: usize) {
-        debug_assert!(!self.becomes_long(self.sequence(id, idx)), "invariant: what is computed anew is read first");
+        assert!(!self.becomes_long(self.sequence(id, idx)), "invariant: what is computed anew is read first");
         let seq = self.sequence_mut(id, idx);
-        debug_assert_eq!(seq.unread_row, None, "invariant: a step is read before the next but one is planned");
+        assert_eq!(seq.unread_row, None, "invariant: a step is read before the next but one is planned");
         seq.token_ids.push(UNREAD);
         seq.unread_row = Some(row);
     }
@@ -374,7 +374,7 @@ impl Scheduler {
         let num_left = self.num_tokens_left(plan).min(self.config.max_drafts(chunk.end()));
         let seq = &mut self.groups.get_mut(&chunk.group).expect("invariant: a plan's groups are there").sequences
             [chunk.index];
-        debug_assert!(
+        assert!(
             chunk.len == 1 && chunk.end() == seq.token_ids.len() && seq.unread_row.is_none(),
             "invariant: drafts follow what is known"
         );
@@ -382,7 +382,7 @@ impl Scheduler {
             |num: &usize| seq.blocks.num_missing(&self.pool, chunk.start, chunk.len + num) <= self.pool.num_free();
         let num_drafts = (0..=most.min(num_left)).rev().find(has_room).unwrap_or(0);
         let copy = seq.blocks.reserve(&mut self.pool, chunk.start, chunk.len + num_drafts).next();
-        debug_assert_eq!(copy, None, "invariant: the chunk's own tokens have their blocks");
+        assert_eq!(copy, None, "invariant: the chunk's own tokens have their blocks");
         num_drafts
     }
 
@@ -431,7 +431,7 @@ impl Scheduler {
         self.num_running -= old.iter().filter(|s| s.status == SequenceStatus::Running).count();
         for &parent in parents {
             let parent = &old[parent];
-            debug_assert_eq!(parent.unread_row, None, "invariant: what branches is read first");
+            assert_eq!(parent.unread_row, None, "invariant: what branches is read first");
             let mut child = Sequence::new(parent.token_ids.clone());
             if parent.status == SequenceStatus::Running && self.num_running < self.config.max_num_seqs {
                 child.blocks = parent.blocks.fork(&mut self.pool, parent.num_computed_tokens);

@@ -93,7 +93,7 @@ impl Ring {
         // SAFETY: the slot is at least as long as `src`, nothing is being sent from it, and both it and the device's memory
         // are there until the copy is over, which the event tells.
         unsafe {
-            debug_assert!(src.len() <= slot.bytes);
+            assert!(src.len() <= slot.bytes);
             copy_within_host(slot.memory, src);
             let code = sys::cuMemcpyHtoDAsync_v2(dst.0, slot.memory.cast_const().cast(), src.len(), context.stream());
             context.check("cuMemcpyHtoDAsync", code)?;
