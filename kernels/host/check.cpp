@@ -69,6 +69,13 @@ void use_word(Word& word, const Slot& use, const char* memory) {
     const Checker& own = checker();
     const Order& order = self().order;
     Slot* room = nullptr;
+    // As it did before, since it has waited for nothing: who came between has been compared with that.
+    for (const Slot& slot : word.slots) {
+        if (slot.time == use.time && slot.who == use.who && slot.cluster == use.cluster && slot.bytes == use.bytes &&
+            slot.use == use.use) {
+            return;
+        }
+    }
     for (Slot& slot : word.slots) {
         if (slot.bytes == 0) {
             if (room == nullptr) room = &slot;

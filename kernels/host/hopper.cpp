@@ -112,24 +112,11 @@ void carry_out(const BoxCopy& copy) {
     store(copy.barrier, phase);
 }
 
-// A number of a matrix as lib/hopper.h gives it: rows of 128 bytes, and the next 64 numbers of each `next` bytes further.
-u16 at_matrix(u32 matrix, u32 row, u32 col) {
+// Where a matrix as lib/hopper.h gives it has a piece of 16 bytes: rows of 128 bytes, and the next 128 of each `next` bytes further.
+const u8* piece_of_matrix(u32 matrix, u32 row, u32 byte) {
     const u32 start = (matrix & 0x3fff) << 4, next = (matrix >> 16 & 0x3fff) << 4;
-    const u32 address = start + row / 8 * 1024 + row % 8 * 128 + col / 64 * next + col % 64 * 2;
-    return *(const u16*)at_address(place().shared, swizzled(address), 2);
-}
-
-// The neighbours of a row from column 0 on that a product takes: two pieces of 16 bytes, which lie together.
-void row_of_matrix(double (&out)[32], const Product& product, u32 matrix, u32 row) {
-    for (u32 piece = 0; piece < 2; piece++) {
-        const u32 address = ((matrix & 0x3fff) << 4) + row / 8 * 1024 + row % 8 * 128 + piece * 16;
-        const u8* at = at_address(place().shared, swizzled(address), 16);
-        if (product.is_e4m3) {
-            for (u32 k = 0; k < 16; k++) out[16 * piece + k] = product.widen(at[k]);
-        } else {
-            for (u32 k = 0; k < 8; k++) out[8 * piece + k] = product.widen(((const u16*)at)[k]);
-        }
-    }
+    const u32 address = start + row / 8 * 1024 + row % 8 * 128 + byte / 128 * next + byte % 128;
+    return at_address(place().shared, swizzled(address), 16);
 }
 
 // Tells the checker of what a product reads. Each thread does so of its share, as all of a warpgroup's do the same.
@@ -150,41 +137,70 @@ void note_reads(const Product& product) {
     }
 }
 
-// This thread's share of a product. Its warp's threads come here together.
+// A row of a's, from registers or from shared memory. `all`: the warp's threads.
+void row_of_a(float* out, const Product* const* all, unsigned warp, unsigned row) {
+    const Product& product = *all[0];
+    u16 numbers[16];
+    for (unsigned i = 0; i < 8; i++) {
+        if (product.a_registers == nullptr) break;
+        const u32 pair = all[row % 8 * 4 + i % 4]->a_registers[i / 4 * 2 + row / 8];
+        memcpy(numbers + 2 * i, &pair, 4);
+    }
+    for (unsigned piece = 0; piece < 2; piece++) {
+        const bool is_shared = product.a_registers == nullptr;
+        const void* from = is_shared ? piece_of_matrix(product.a, warp * 16 + row, piece * 16) : (const void*)(numbers + 8 * piece);
+        product.widen(out + piece * product.piece_len, from);
+    }
+}
+
+// Eight columns of b's from one on.
+void columns_of_b(float (&out)[32][8], const Product& product, unsigned first) {
+    if (product.b_is_row_after_row) {
+        for (unsigned k = 0; k < 16; k++) product.widen(out[k], piece_of_matrix(product.b, k, 2 * first));
+        return;
+    }
+    for (unsigned col = 0; col < 8; col++) {
+        float numbers[32];
+        for (unsigned piece = 0; piece < 2; piece++) {
+            product.widen(numbers + piece * product.piece_len, piece_of_matrix(product.b, first + col, piece * 16));
+        }
+        for (unsigned k = 0; k < 2 * product.piece_len; k++) out[k][col] = numbers[k];
+    }
+}
+
+// A warp's share of a product, of all its threads.
+void multiply(const Product* const* all, unsigned warp) {
+    const Product& product = *all[0];
+    float a[16][32], columns[32][8];
+    Eight b[32];
+    for (unsigned row = 0; row < 16; row++) row_of_a(a[row], all, warp, row);
+    for (unsigned first = 0; first < (unsigned)product.num_cols; first += 8) {
+        columns_of_b(columns, product, first);
+        for (unsigned k = 0; k < 2 * product.piece_len; k++) b[k] = Eight::of(columns[k]);
+        for (unsigned row = 0; row < 16; row++) {
+            const auto at = [&](unsigned col) -> float& {
+                return all[row % 8 * 4 + col / 2]->d[first / 2 + row / 8 * 2 + col % 2];
+            };
+            // As mma_16x8x16 adds.
+            float d[8];
+            for (unsigned col = 0; col < 8; col++) d[col] = product.adds ? at(col) : 0.0f;
+            Eight sums = Eight::of(d);
+            for (unsigned k = 0; k < 2 * product.piece_len; k++) sums.add_products(a[row][k], b[k]);
+            sums.round(d);
+            for (unsigned col = 0; col < 8; col++) at(col) = d[col];
+        }
+    }
+}
+
+// This thread's share of a product. Its warp's threads come here together, and the last does it for all.
 void carry_out(const Product& product) {
-    const unsigned lane = thread_of_block() % 32, warp = thread_of_block() % 128 / 32, len = product.is_e4m3 ? 32 : 16;
-    *slots()[lane] = (u64)(uintptr_t)product.a_registers;
-    warp_barrier(0xffffffffu);
-    double a[2][32];
-    for (unsigned r = 0; r < 2; r++) {
-        if (product.a_registers == nullptr) {
-            row_of_matrix(a[r], product, product.a, warp * 16 + lane / 4 + 8 * r);
-            continue;
-        }
-        for (unsigned k = 0; k < 16; k++) {
-            const u32* of = (const u32*)(uintptr_t)*slots()[lane / 4 * 4 + k % 8 / 2];
-            a[r][k] = product.widen((u16)(of[k / 8 * 2 + r] >> (k % 2 * 16)));
-        }
+    u64 (*const own)[8] = slots();
+    *own[lane()] = (u64)(uintptr_t)&product;
+    if (is_last_of_warp()) {
+        const Product* all[32];
+        for (unsigned i = 0; i < 32; i++) all[i] = (const Product*)(uintptr_t)*own[i];
+        multiply(all, thread_of_block() % 128 / 32);
     }
-    for (int i = 0; i < product.num_cols / 2; i += 4) {
-        for (unsigned j = 0; j < 2; j++) {
-            const unsigned col = i / 4 * 8 + lane % 4 * 2 + j;
-            double b[32];
-            if (product.b_is_row_after_row) {
-                for (unsigned k = 0; k < 16; k++) b[k] = product.widen(at_matrix(product.b, k, col));
-            } else {
-                row_of_matrix(b, product, product.b, col);
-            }
-            for (unsigned r = 0; r < 2; r++) {
-                // As mma_16x8x16 adds.
-                float& d = product.d[i + 2 * r + j];
-                double sum = product.adds ? d : 0.0f;
-                for (unsigned k = 0; k < len; k++) sum += a[r][k] * b[k];
-                d = (float)sum;
-            }
-        }
-    }
-    // Others have read this lane's registers.
     warp_barrier(0xffffffffu);
 }
 

@@ -49,32 +49,29 @@ Bounds own_bounds() {
 
 } // namespace
 
-Word& Shadow::at(u64 address) {
-    if (counted != now) used = 0, counted = now;
-    if (2 * (used + 1) > entries.size()) grow();
+Shadow::Entry& Shadow::entry_of(u64 number) {
     const std::size_t mask = entries.size() - 1;
-    for (std::size_t i = (address >> 3) * 0x9e3779b97f4a7c15ull >> 20 & mask;; i = (i + 1) & mask) {
-        Entry& entry = entries[i];
-        if (entry.word.stamp != now) {
-            used++;
-            entry = {address, {}};
-            entry.word.stamp = now;
-            return entry.word;
-        }
-        if (entry.address == address) return entry.word;
-    }
+    std::size_t i = number * 0x9e3779b97f4a7c15ull >> 20 & mask;
+    while (entries[i].stamp == now && entries[i].number != number) i = (i + 1) & mask;
+    return entries[i];
 }
 
-void Shadow::grow() {
-    std::vector<Entry> old(std::max<std::size_t>(1 << 12, 2 * entries.size()));
-    old.swap(entries);
-    const std::size_t mask = entries.size() - 1;
-    for (Entry& entry : old) {
-        if (entry.word.stamp != now) continue;
-        std::size_t i = (entry.address >> 3) * 0x9e3779b97f4a7c15ull >> 20 & mask;
-        while (entries[i].word.stamp == now) i = (i + 1) & mask;
-        entries[i] = entry;
+void Shadow::find(u64 number) {
+    if (2 * (num_pages + 1) > entries.size()) {
+        std::vector<Entry> old(std::max<std::size_t>(1 << 8, 2 * entries.size()));
+        old.swap(entries);
+        for (const Entry& entry : old) {
+            if (entry.stamp == now) entry_of(entry.number) = entry;
+        }
     }
+    Entry& entry = entry_of(number);
+    if (entry.stamp != now) {
+        if (num_pages == pages.size()) pages.emplace_back(new Word[PAGE_WORDS]);
+        entry = {number, now, pages[num_pages++].get()};
+    }
+    last_number = number;
+    last_stamp = now;
+    last_page = entry.page;
 }
 
 std::pair<u64, u64> allocation_of(u64 address) {

@@ -36,24 +36,35 @@ struct Word {
     u8 early_bytes = 0, written_bytes = 0;
 };
 
-// Words that are found by their address, as long as a launch takes.
+// Words that are found by their address, as long as a launch takes: pages of neighbours, as threads use those together.
 class Shadow {
   public:
     // All that was remembered is forgotten.
-    void forget() { now++; }
+    void forget() { now++, num_pages = 0; }
     // The word of an address that is a multiple of 8, empty if it was not used since.
-    Word& at(u64 address);
+    Word& at(u64 address) {
+        const u64 number = address / 8 / PAGE_WORDS;
+        if (number != last_number || last_stamp != now) find(number);
+        Word& word = last_page[address / 8 % PAGE_WORDS];
+        if (word.stamp != now) word = Word(), word.stamp = now;
+        return word;
+    }
 
   private:
+    static constexpr u64 PAGE_WORDS = 64;
     struct Entry {
-        u64 address = 0;
-        Word word;
+        u64 number = 0, stamp = 0;
+        Word* page = nullptr;
     };
-    void grow();
+    void find(u64 number);
+    Entry& entry_of(u64 number);
 
+    // Those of this stamp are in use; pages are used again.
     std::vector<Entry> entries;
-    std::size_t used = 0;
-    u64 now = 1, counted = 0;
+    std::vector<std::unique_ptr<Word[]>> pages;
+    std::size_t num_pages = 0;
+    u64 now = 1, last_number = 0, last_stamp = 0;
+    Word* last_page = nullptr;
 };
 
 // The allocation that an address is in: the first byte and the one behind the last. Both 0 where there is none.

@@ -24,15 +24,19 @@ struct Copy {
 
 struct Fiber {
     void* stack_pointer = nullptr;
-    bool is_done = false, has_waited = false;
-    std::vector<Copy> open;
-    std::vector<std::vector<Copy>> groups;
+    // Those that have not ended stand in a ring.
+    unsigned next = 0, previous = 0;
+    bool has_waited = false;
+    // Copies to be carried out, and how many of them the groups that are closed end with.
+    std::vector<Copy> copies;
+    std::vector<std::size_t> groups;
 };
 
 struct Warp {
     // A barrier a mask would be exact; kernels that wait for parts of a warp do it one part at a time.
     Barrier barrier;
-    u64 slots[32][8];
+    // By turns. Who comes to a barrier has read what the last but one was for.
+    u64 slots[2][32][8];
 };
 
 struct Block {
@@ -139,16 +143,6 @@ shim_switch:
 
 void switch_to(void** from, unsigned next) { shim_switch(from, cluster().fibers[next].stack_pointer); }
 
-// The next fiber that has not ended; the number of fibers if there is none.
-unsigned next_fiber() {
-    const unsigned n = cluster().num_threads;
-    for (unsigned step = 1; step <= n; step++) {
-        const unsigned next = (place().number + (cluster().backwards ? n - step : step)) % n;
-        if (!cluster().fibers[next].is_done) return next;
-    }
-    return n;
-}
-
 void release(Barrier& barrier, bool orders_memory = true) {
     barrier.arrived = 0;
     barrier.generation++;
@@ -168,20 +162,20 @@ void fiber_main() {
     cluster().kernel(cluster().args);
     Fiber& self = cluster().fibers[place().number];
     // Legal, but what nobody waits for is a mistake.
-    if (!self.open.empty() || !self.groups.empty()) give_up("the thread ends and has not waited for its copies");
+    if (!self.copies.empty() || !self.groups.empty()) give_up("the thread ends and has not waited for its copies");
     if (has_products()) give_up("the thread ends and has not waited for its products");
     if (!self.has_waited) give_up("the thread ends and has not waited for the kernel before");
-    self.is_done = true;
+    cluster().fibers[self.previous].next = self.next;
+    cluster().fibers[self.next].previous = self.previous;
     progressed();
     Block& block = own_block();
     if (--block.num_alive > 0 && block.barrier.arrived >= block.num_alive) release(block.barrier);
     if (--cluster().num_alive > 0 && cluster().barrier.arrived >= cluster().num_alive) release(cluster().barrier);
     void* dead;
-    const unsigned next = next_fiber();
-    if (next == cluster().num_threads) {
+    if (cluster().num_alive == 0) {
         shim_switch(&dead, cluster().main);
     } else {
-        switch_to(&dead, next);
+        switch_to(&dead, self.next);
     }
     give_up("a thread that has ended went on");
 }
@@ -217,8 +211,10 @@ void run_cluster(Cluster& own, const Place& first, unsigned num_blocks, u8* cons
     for (unsigned i = 0; i < own.num_threads; i++) {
         Fiber& fiber = own.fibers[i];
         const unsigned block = i / own.block_threads, thread = i % own.block_threads;
-        fiber.is_done = fiber.has_waited = false;
-        fiber.open.clear();
+        fiber.has_waited = false;
+        fiber.next = (i + (own.backwards ? own.num_threads - 1 : 1)) % own.num_threads;
+        fiber.previous = (i + (own.backwards ? 1 : own.num_threads - 1)) % own.num_threads;
+        fiber.copies.clear();
         fiber.groups.clear();
         fiber.stack_pointer = new_stack(own.stacks + i * STACK_BYTES);
         Place& place = own.place_of(i);
@@ -245,8 +241,8 @@ void progressed() { cluster().num_stalled = 0; }
 
 void yield() {
     if (++cluster().num_stalled > 4 * cluster().num_threads) give_up("the block waits for threads that do not come");
-    const unsigned next = next_fiber(), self = place().number;
-    if (next != self) switch_to(&cluster().fibers[self].stack_pointer, next);
+    Fiber& self = cluster().fibers[place().number];
+    if (self.next != place().number) switch_to(&self.stack_pointer, self.next);
 }
 
 u64 block_number() { return cluster().number; }
@@ -286,46 +282,80 @@ void warp_barrier(u32 mask, bool orders_memory) {
 
 unsigned lane() { return place().number % 32; }
 
-u64 (*slots())[8] { return cluster().warps[place().number / 32].slots; }
+u64 (*slots())[8] {
+    Warp& warp = cluster().warps[place().number / 32];
+    return warp.slots[warp.barrier.generation % 2];
+}
+
+bool is_last_of_warp() { return cluster().warps[place().number / 32].barrier.arrived == 31; }
+
+// The sum of a product is rounded once, as if it had been taken in no order, which is how tensor cores are thought to add. Which
+// lane has what: lib/platform.h.
+template <typename T>
+void multiply(u64 (*shares)[8]) {
+    const auto share = [shares](unsigned lane) -> Share& { return *(Share*)shares[lane]; };
+    const auto low = [](u32 pair) { return to_float(T{(u16)pair}); };
+    const auto high = [](u32 pair) { return to_float(T{(u16)(pair >> 16)}); };
+    Eight b[16];
+    for (unsigned k = 0; k < 16; k += 2) {
+        float rows[2][8];
+        for (unsigned col = 0; col < 8; col++) {
+            const u32 pair = share(col * 4 + k % 8 / 2).b[k / 8];
+            rows[0][col] = low(pair);
+            rows[1][col] = high(pair);
+        }
+        b[k] = Eight::of(rows[0]);
+        b[k + 1] = Eight::of(rows[1]);
+    }
+    for (unsigned row = 0; row < 16; row++) {
+        float d[8];
+        for (unsigned col = 0; col < 8; col++) d[col] = share(row % 8 * 4 + col / 2).d[row / 8 * 2 + col % 2];
+        Eight sums = Eight::of(d);
+        for (unsigned k = 0; k < 16; k += 2) {
+            const u32 pair = share(row % 8 * 4 + k % 8 / 2).a[k / 8 * 2 + row / 8];
+            sums.add_products(low(pair), b[k]);
+            sums.add_products(high(pair), b[k + 1]);
+        }
+        sums.round(d);
+        for (unsigned col = 0; col < 8; col++) share(row % 8 * 4 + col / 2).d[row / 8 * 2 + col % 2] = d[col];
+    }
+}
+template void multiply<bf16>(u64 (*)[8]);
+template void multiply<f16>(u64 (*)[8]);
 
 void copy_async(void* shared, const void* global, bool is_there) {
     if (((uintptr_t)shared | (is_there ? (uintptr_t)global : 0)) % 16 != 0) give_up("a copy is not aligned to 16 bytes");
     check::copy_asked(shared, global, is_there, __builtin_return_address(0));
-    cluster().fibers[place().number].open.push_back({shared, global, is_there});
+    cluster().fibers[place().number].copies.push_back({shared, global, is_there});
 }
 
 void copy_commit() {
     Fiber& self = cluster().fibers[place().number];
-    self.groups.push_back(std::move(self.open));
-    self.open.clear();
+    self.groups.push_back(self.copies.size());
 }
 
 void copy_wait(int num_pending) {
     Fiber& self = cluster().fibers[place().number];
-    while ((int)self.groups.size() > num_pending) {
-        for (const Copy& copy : self.groups.front()) {
-            check::copy_done(copy.shared);
-            if (copy.is_there) {
-                memcpy(copy.shared, copy.global, 16);
-            } else {
-                memset(copy.shared, 0, 16);
-            }
+    if ((int)self.groups.size() <= num_pending) return;
+    const auto pending = self.groups.end() - num_pending;
+    const std::size_t num_copies = pending[-1];
+    for (std::size_t i = 0; i < num_copies; i++) {
+        const Copy& copy = self.copies[i];
+        check::copy_done(copy.shared);
+        if (copy.is_there) {
+            memcpy(copy.shared, copy.global, 16);
+        } else {
+            memset(copy.shared, 0, 16);
         }
-        self.groups.erase(self.groups.begin());
     }
+    self.copies.erase(self.copies.begin(), self.copies.begin() + num_copies);
+    self.groups.erase(self.groups.begin(), pending);
+    for (std::size_t& end : self.groups) end -= num_copies;
 }
 
 void note_wait() {
     cluster().fibers[place().number].has_waited = true;
     check::waited();
-}
-
-float bf16_to_float(u16 bits) { return __uint_as_float((u32)bits << 16); }
-
-u16 bf16_from_float(float x) {
-    const u32 bits = __float_as_uint(x);
-    if (std::isnan(x)) return 0x7fff;
-    return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 float f16_to_float(u16 bits) {

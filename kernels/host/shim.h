@@ -111,18 +111,23 @@ void named_barrier_wait(u32 id, u32 num_threads);
 void named_barrier_arrive(u32 id, u32 num_threads);
 // Waits for the lanes of `mask`. Shuffles and the like order no memory.
 void warp_barrier(u32 mask, bool orders_memory = false);
-// 64 bytes a lane that a warp exchanges values through.
+// 64 bytes a lane that a warp exchanges values through at its next barrier; those of the one after it are others.
 u64 (*slots())[8];
+// Whether all others of the warp have come to its next barrier: who comes last does what is to be done for all of them.
+bool is_last_of_warp();
 unsigned lane();
 void copy_async(void* shared, const void* global, bool is_there);
 void copy_commit();
 void copy_wait(int num_pending);
 // Every thread must wait for the kernel before: here there is none, but one that forgets it ends the process.
 void note_wait();
-float bf16_to_float(u16 bits);
-u16 bf16_from_float(float x);
 float f16_to_float(u16 bits);
 u16 f16_from_float(float x);
+
+// What the lanes have put into slots has been read. Where all meet each time, it is when they meet for the next time.
+static inline void slots_read(u32 mask) {
+    if (mask != 0xffffffffu) warp_barrier(mask);
+}
 
 template <typename T>
 T exchange(u32 mask, T value, unsigned from) {
@@ -131,9 +136,38 @@ T exchange(u32 mask, T value, unsigned from) {
     memcpy(own[lane()], &value, sizeof(T));
     warp_barrier(mask);
     memcpy(&value, own[from], sizeof(T));
-    warp_barrier(mask);
+    slots_read(mask);
     return value;
 }
+
+// A lane's share of a product, d += a * b, as it puts it into its slots; and the product of all of them, of bf16 or of f16.
+struct Share {
+    u32 a[4], b[2];
+    float d[4];
+};
+static_assert(sizeof(Share) <= 64, "a lane's slots have room for it");
+template <typename T>
+void multiply(u64 (*shares)[8]);
+// Eight numbers in registers that every machine has.
+struct Eight {
+    typedef double Pair __attribute__((vector_size(16)));
+    Pair a, b, c, d;
+
+    static Eight of(const float* x) {
+        return {Pair{x[0], x[1]}, Pair{x[2], x[3]}, Pair{x[4], x[5]}, Pair{x[6], x[7]}};
+    }
+    void add_products(double x, const Eight& y) {
+        a += x * y.a;
+        b += x * y.b;
+        c += x * y.c;
+        d += x * y.d;
+    }
+    // To `to`, rounded once.
+    void round(float* to) const {
+        const Pair pairs[4] = {a, b, c, d};
+        for (unsigned i = 0; i < 8; i++) to[i] = (float)pairs[i / 2][i % 2];
+    }
+};
 
 template <typename... A, std::size_t... I>
 UNCHECKED void call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
@@ -174,11 +208,12 @@ T __shfl_up_sync(u32 mask, T value, unsigned delta, int width = 32) {
     return shim::exchange(mask, value, at % width >= delta ? at - delta : at);
 }
 static inline u32 __ballot_sync(u32 mask, int predicate) {
-    *shim::slots()[shim::lane()] = predicate != 0;
+    u64 (*const slots)[8] = shim::slots();
+    *slots[shim::lane()] = predicate != 0;
     shim::warp_barrier(mask);
     u32 votes = 0;
-    for (unsigned i = 0; i < 32; i++) votes |= (mask >> i & 1) && *shim::slots()[i] ? 1u << i : 0;
-    shim::warp_barrier(mask);
+    for (unsigned i = 0; i < 32; i++) votes |= (mask >> i & 1) && *slots[i] ? 1u << i : 0;
+    shim::slots_read(mask);
     return votes;
 }
 static inline u32 __reduce_min_sync(u32 mask, u32 value) {
@@ -267,7 +302,7 @@ static inline u32 __byte_perm(u32 low, u32 high, u32 selector) {
 }
 
 DEVICE float to_float(float x) { return x; }
-DEVICE float to_float(bf16 x) { return shim::bf16_to_float(x.bits); }
+DEVICE float to_float(bf16 x) { return __uint_as_float((u32)x.bits << 16); }
 DEVICE float to_float(f16 x) { return shim::f16_to_float(x.bits); }
 template <typename T>
 T from_float(float x);
@@ -277,7 +312,8 @@ inline float from_float<float>(float x) {
 }
 template <>
 inline bf16 from_float<bf16>(float x) {
-    return {shim::bf16_from_float(x)};
+    const u32 bits = __float_as_uint(x);
+    return {std::isnan(x) ? (u16)0x7fff : (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 template <>
 inline f16 from_float<f16>(float x) {
@@ -296,28 +332,16 @@ u32 fma_pairs(u32 a, u32 b, u32 c) {
     return pack<T>(sum(0), sum(16));
 }
 
-// The sum of a product is rounded once, as if it had been taken in no order, which is how tensor cores are thought to add.
 template <typename T>
 void mma_16x8x16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    const unsigned l = shim::lane(), g = l / 4, c = 2 * (l % 4);
-    u64 (*const slots)[8] = shim::slots();
-    u32* own = (u32*)slots[l];
-    memcpy(own, a, 16);
-    memcpy(own + 4, b, 8);
+    u64 (*const shares)[8] = shim::slots();
+    shim::Share& own = *(shim::Share*)shares[shim::lane()];
+    memcpy(own.a, a, sizeof a);
+    memcpy(own.b, b, sizeof b);
+    memcpy(own.d, d, sizeof d);
+    if (shim::is_last_of_warp()) shim::multiply<T>(shares);
     shim::warp_barrier(0xffffffffu);
-    for (int i = 0; i < 4; i++) {
-        const unsigned row = g + (i / 2) * 8, col = c + i % 2;
-        double sum = d[i];
-        for (unsigned k = 0; k < 16; k++) {
-            // Register k / 8 * 2 + row / 8 of the lane that has row and k; the half by k's parity.
-            const u32* of_a = (const u32*)slots[row % 8 * 4 + k % 8 / 2];
-            const u32* of_b = (const u32*)slots[col * 4 + k % 8 / 2];
-            const u32 x = of_a[k / 8 * 2 + row / 8], y = of_b[4 + k / 8];
-            sum += (double)to_float(T{(u16)(k % 2 ? x >> 16 : x)}) * to_float(T{(u16)(k % 2 ? y >> 16 : y)});
-        }
-        d[i] = (float)sum;
-    }
-    shim::warp_barrier(0xffffffffu);
+    memcpy(d, own.d, sizeof d);
 }
 
 template <unsigned N>
@@ -325,11 +349,12 @@ UNCHECKED void load_matrices(u32 (&out)[N], const void* row, bool trans) {
     const unsigned l = shim::lane(), r = l / 4, c = 2 * (l % 4);
     const void* pc = __builtin_return_address(0);
     if (l < 8 * N) shim::check::matrix_row(row, pc);
-    *shim::slots()[l] = (u64)(uintptr_t)row;
+    u64 (*const rows)[8] = shim::slots();
+    *rows[l] = (u64)(uintptr_t)row;
     shim::warp_barrier(0xffffffffu);
     for (unsigned i = 0; i < N; i++) {
         auto at = [&](unsigned row, unsigned col) UNCHECKED {
-            const u16* number = (const u16*)(uintptr_t)*shim::slots()[8 * i + row] + col;
+            const u16* number = (const u16*)(uintptr_t)*rows[8 * i + row] + col;
             shim::check::matrix_reads(number, sizeof(u16), pc);
             return (u32)*number;
         };
