@@ -9,6 +9,7 @@ use std::process::Command;
 pub(crate) const QUICK: &[&str] = &[
     "ops::",
     "--skip=a_graph_is_good_for_steps_of_its_bucket",
+    "--skip=a_launch_that_is_full_is_followed_by_another",
     "--skip=a_prompt_in_chunks_has_the_same_bits",
     "--skip=a_row_has_its_bits_whatever_is_beside_it",
     "--skip=all_kernels_have_the_portable_bits",
