@@ -1,5 +1,8 @@
 //! Tests of the block formats, against llama.cpp's own package (`scripts/make_blocks.py`).
 
+#[cfg(feature = "candle")]
+mod candle;
+
 use safetensors::SafeTensors;
 
 use super::encode::halves;
