@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sconce::{Engine, Error};
+use sconce::{AdapterSource, Engine, Error};
 
 use crate::http::{ApiError, Drain};
 use crate::metrics::Metrics;
@@ -98,6 +98,16 @@ impl Served {
         Self { names, engine, created: unix_seconds() }
     }
 
+    /// The adapters that go by names beside the model's.
+    pub fn adapters(&self) -> &[AdapterSource] {
+        &self.engine.handle().info().adapters
+    }
+
+    /// All names that clients may ask for: the model's, then its adapters'.
+    pub fn all_names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str).chain(self.adapters().iter().map(|adapter| adapter.name.as_str()))
+    }
+
     /// The name that does not depend on how a client spelled it.
     pub fn id(&self) -> &str {
         &self.names[0]
@@ -119,7 +129,7 @@ impl State {
 
     /// The models are loaded: from now on requests are served. Errors: no model, two of one name, or called before.
     pub fn set_models(&self, models: Vec<Served>) -> Result<(), Error> {
-        let mut names: Vec<&String> = models.iter().flat_map(|m| &m.names).collect();
+        let mut names: Vec<&str> = models.iter().flat_map(Served::all_names).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Error::config("model", format!("two models have the name {:?}", twice[0])));
@@ -141,7 +151,8 @@ impl State {
         self.models().iter().for_each(|model| model.engine.handle().shutdown(limit));
     }
 
-    /// The model that a request names, or the only one where it names none. Errors: still loading; no such model.
+    /// The model that a request names, itself or by one of its adapters, or the only one where it names none. Errors: still loading; no such
+    /// model.
     pub fn model(&self, name: Option<&str>) -> Result<&Arc<Served>, ApiError> {
         let models = self.models();
         match (models, name) {
@@ -153,13 +164,13 @@ impl State {
             }
             (_, Some(name)) => models
                 .iter()
-                .find(|m| m.names.iter().any(|n| n == name))
+                .find(|m| m.all_names().any(|n| n == name))
                 .ok_or_else(|| ApiError::no_such_model(name, &self.names())),
         }
     }
 
     fn names(&self) -> Vec<&str> {
-        self.models().iter().flat_map(|m| &m.names).map(String::as_str).collect()
+        self.models().iter().flat_map(|m| m.all_names()).collect()
     }
 }
 

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sconce_core::config::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, Quantization, WeightDtype};
+use sconce_core::config::{
+    AdapterSource, DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, Quantization, WeightDtype,
+};
 use sconce_core::engine::{EngineHandle, GenerationOutput, GenerationRequest, NoProgress, Progress, TokenStream};
 use sconce_core::{Error, Result};
 
@@ -63,6 +65,8 @@ enum Source {
 pub struct EngineBuilder {
     source: Source,
     draft_model: Option<String>,
+    /// Names and sources.
+    adapters: Vec<(String, String)>,
     config: EngineConfig,
     served_name: Option<String>,
     cache_dir: Option<PathBuf>,
@@ -74,6 +78,7 @@ impl EngineBuilder {
         Self {
             source,
             draft_model: None,
+            adapters: Vec::new(),
             config: EngineConfig::default(),
             served_name: None,
             cache_dir: None,
@@ -109,6 +114,13 @@ impl EngineBuilder {
     /// model's own, and come sooner where the smaller one often says the same.
     pub fn draft_model(mut self, model: impl Into<String>) -> Self {
         self.draft_model = Some(model.into());
+        self
+    }
+
+    /// An adapter (LoRA, in PEFT's form) that requests may choose by `name` ([`GenerationRequest::adapter`]): a folder with
+    /// adapter_config.json and adapter_model.safetensors, or a Hugging Face id. There may be several.
+    pub fn lora(mut self, name: impl Into<String>, adapter: impl Into<String>) -> Self {
+        self.adapters.push((name.into(), adapter.into()));
         self
     }
 
@@ -172,13 +184,18 @@ impl EngineBuilder {
     ///
     /// Errors: `Config` names the setting that is wrong, or says why the model could not be brought; `ModelFile` names
     /// the file, and the tensor, that could not be loaded.
-    pub fn build(self) -> Result<Engine> {
+    pub fn build(mut self) -> Result<Engine> {
         self.config.validate()?;
         let (cache_dir, progress) = (self.cache_dir.as_deref(), &*self.progress);
         // First, as it is the smaller one: what is wrong is said soon.
-        let draft =
-            self.draft_model.map(|model| Ok((resolve_draft(&model, cache_dir, progress)?, default_name(&model))));
+        let draft = self
+            .draft_model
+            .map(|model| Ok((named("draft-model", hub::resolve(&model, cache_dir, progress))?, default_name(&model))));
         let draft = draft.transpose()?;
+        for (name, adapter) in self.adapters {
+            let path = named("lora", hub::resolve_adapter(&adapter, cache_dir, progress))?;
+            self.config.adapters.push(AdapterSource { name, origin: default_name(&adapter), path });
+        }
         let (path, own_name) = match &self.source {
             Source::Starter => (hub::starter(cache_dir, progress)?, hub::STARTER_NAME.to_owned()),
             Source::Named(model) => (hub::resolve(model, cache_dir, progress)?, default_name(model)),
@@ -193,10 +210,10 @@ impl EngineBuilder {
     }
 }
 
-/// [`hub::resolve`], whose errors name the other setting.
-fn resolve_draft(model: &str, cache_dir: Option<&Path>, progress: &dyn Progress) -> Result<PathBuf> {
-    hub::resolve(model, cache_dir, progress).map_err(|error| match error {
-        Error::Config { field, message } if field == "model" => Error::config("draft-model", message),
+/// The same path, or an error that names the setting it is for.
+fn named(setting: &'static str, path: Result<PathBuf>) -> Result<PathBuf> {
+    path.map_err(|error| match error {
+        Error::Config { field, message } if field == "model" => Error::config(setting, message),
         other => other,
     })
 }

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use sconce_core::engine::Progress;
 use sconce_core::{Error, Result};
 
-use repo::RepoId;
+use repo::{Kind, RepoId};
 use settings::Settings;
 
 /// The name of the starter model.
@@ -61,21 +61,40 @@ pub fn starter(cache_dir: Option<&Path>, progress: &dyn Progress) -> Result<Path
 ///
 /// Errors: `Config` at `model`, also for what can only be a path and is not there.
 pub fn resolve(model: &str, cache_dir: Option<&Path>, progress: &dyn Progress) -> Result<PathBuf> {
-    resolve_with(model, || Settings::from_env(cache_dir), progress)
+    resolve_with(model, Kind::Model, || Settings::from_env(cache_dir), progress)
 }
 
-fn resolve_with(model: &str, settings: impl FnOnce() -> Result<Settings>, progress: &dyn Progress) -> Result<PathBuf> {
+/// The same of a LoRA adapter: a folder with adapter_config.json and adapter_model.safetensors, or a repository that holds them.
+pub fn resolve_adapter(adapter: &str, cache_dir: Option<&Path>, progress: &dyn Progress) -> Result<PathBuf> {
+    resolve_with(adapter, Kind::Adapter, || Settings::from_env(cache_dir), progress)
+}
+
+fn resolve_with(
+    model: &str,
+    kind: Kind,
+    settings: impl FnOnce() -> Result<Settings>,
+    progress: &dyn Progress,
+) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.exists() {
         return Ok(path.to_owned());
     }
     if looks_like_path(model) {
-        return Err(unavailable(format!(
-            "{model}: there is no such file or folder. A path leads to a GGUF file or to a folder with config.json; \
-             a model of the Hugging Face hub is org/repo, or org/repo:file.gguf"
-        )));
+        let what = match kind {
+            Kind::Model => {
+                "A path leads to a GGUF file or to a folder with config.json; \
+                 a model of the Hugging Face hub is org/repo, or org/repo:file.gguf"
+            }
+            Kind::Adapter => {
+                "A path leads to a folder with adapter_config.json; an adapter of the Hugging Face hub is org/repo"
+            }
+        };
+        return Err(unavailable(format!("{model}: there is no such file or folder. {what}")));
     }
-    let id = RepoId::parse(model)?;
+    let id = match kind {
+        Kind::Model => RepoId::parse(model)?,
+        Kind::Adapter => RepoId::parse_adapter(model)?,
+    };
     fetch::fetch(&id, &settings()?, progress).map_err(|error| match error {
         Error::Config { field, message } => {
             Error::Config { field, message: format!("{message} (nor is there a file or folder {model})") }

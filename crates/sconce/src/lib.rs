@@ -22,9 +22,9 @@ pub mod hub;
 pub use engine::{Engine, EngineBuilder};
 pub use sconce_core::backend::{KvDtype, OpProfile, OpTime, Peaks, StepShape};
 pub use sconce_core::config::{
-    Activation, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, ExpertsConfig, Grammar, KvCacheDtype,
-    LoadFormat, LogprobsMode, LongRope, MatmulPrecision, ModelConfig, Quantization, RopeConfig, RopeScaling,
-    SamplingParams, WeightDtype, Yarn,
+    Activation, AdapterSource, BeamLength, BeamParams, DeviceKind, EarlyStopping, EngineConfig, ExpertsConfig, Grammar,
+    KvCacheDtype, LoadFormat, LogprobsMode, LongRope, MatmulPrecision, ModelConfig, Quantization, RopeConfig,
+    RopeScaling, SamplingParams, WeightDtype, Yarn,
 };
 pub use sconce_core::engine::{
     ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,

@@ -13,6 +13,8 @@ const COLUMNS: &[(&str, &str)] = &[
     ("batched", "chunks, batches"),
     ("batched quantized", "quantized"),
     ("beams", "beams"),
+    ("lora", "through adapters"),
+    ("lora greedy", "greedy, beams"),
     ("bf16", "bf16: top-1, mean KL"),
     ("mixed bf16", "mixed, bf16"),
     ("mixed Q8_0", "mixed, Q8_0"),

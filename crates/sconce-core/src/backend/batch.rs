@@ -50,6 +50,8 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// [num_tokens]: the rows of the RoPE table by which they turn.
     pub rope_rows: Vec<u32>,
+    /// [num_tokens]: the adapters that they go through, numbered from 1 on; 0: none.
+    pub adapters: Vec<u32>,
     /// [num_tokens]: where their keys and values go: block * block_size + offset.
     pub slot_mappings: [Vec<u32>; MAX_GROUPS],
     /// [num_seqs].
@@ -74,6 +76,7 @@ impl Batch {
         self.unread_tokens.clear();
         self.positions.clear();
         self.rope_rows.clear();
+        self.adapters.clear();
         self.slot_mappings.iter_mut().for_each(Vec::clear);
         self.sequences.clear();
         self.block_tables.clear();
@@ -138,8 +141,18 @@ impl Batch {
         self.rope_rows[first..].iter_mut().for_each(|row| *row += num_rows as u32);
     }
 
+    /// Has the tokens from row `first` on go through an adapter, by its number from 1 on.
+    pub fn set_adapter(&mut self, first: usize, adapter: u32) {
+        self.adapters[first..].fill(adapter);
+    }
+
+    /// Whether a token goes through an adapter.
+    pub fn has_adapters(&self) -> bool {
+        self.adapters.iter().any(|&adapter| adapter != 0)
+    }
+
     /// Adds tokens `start..end` of a sequence whose `blocks` reach to `end`; logits are wanted from `logits_from` on. They turn by the
-    /// rows of their positions.
+    /// rows of their positions, and go through no adapter.
     pub fn push(&mut self, tokens: &[u32], blocks: &[u32], start: usize, logits_from: usize, block_size: usize) {
         self.push_grouped(tokens, &[blocks], start, logits_from, block_size);
     }
@@ -158,6 +171,7 @@ impl Batch {
         for pos in start..end {
             self.positions.push(pos as u32);
             self.rope_rows.push(pos as u32);
+            self.adapters.push(0);
             if pos >= logits_from {
                 self.logit_rows.push((query_start + pos - start) as u32);
             }

@@ -10,7 +10,7 @@ use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDty
 use crate::error::{Error, Result};
 use crate::kv::{BlockCopy, LayerPlace};
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::{Dtype, TensorView};
+use crate::weights::{Dtype, LoraUpdate, TensorView};
 
 /// The same on both backends.
 #[derive(Debug)]
@@ -82,6 +82,7 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
     type Buffer = Pair<A::Buffer, B::Buffer>;
     type Matrix = Pair<A::Matrix, B::Matrix>;
     type ExpertMatrices = Pair<A::ExpertMatrices, B::ExpertMatrices>;
+    type Lora = Pair<A::Lora, B::Lora>;
     type Vector = Pair<A::Vector, B::Vector>;
     type KvCache = Pair<A::KvCache, B::KvCache>;
     type Rope = Pair<A::Rope, B::Rope>;
@@ -136,6 +137,19 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         Ok(Pair {
             tested: self.tested.expert_matrices(parts.clone(), num_experts, bias, dtype)?,
             reference: self.reference.expert_matrices(parts, num_experts, bias, dtype)?,
+        })
+    }
+
+    fn lora(
+        &self,
+        part_rows: &[usize],
+        cols: usize,
+        num_adapters: usize,
+        updates: &[LoraUpdate<'_>],
+    ) -> Result<Self::Lora> {
+        Ok(Pair {
+            tested: self.tested.lora(part_rows, cols, num_adapters, updates)?,
+            reference: self.reference.lora(part_rows, cols, num_adapters, updates)?,
         })
     }
 
@@ -253,6 +267,17 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         self.check("linear", out, |out| {
             self.tested.linear(&mut out.tested, &x.tested, &weight.tested)?;
             self.reference.linear(&mut out.reference, &x.reference, &weight.reference)
+        })
+    }
+
+    fn has_adapters(&self, batch: &Self::Batch) -> bool {
+        self.reference.has_adapters(&batch.reference)
+    }
+
+    fn add_lora(&self, out: &mut Self::Buffer, x: &Self::Buffer, lora: &Self::Lora, batch: &Self::Batch) -> Result<()> {
+        self.check("lora", out, |out| {
+            self.tested.add_lora(&mut out.tested, &x.tested, &lora.tested, &batch.tested)?;
+            self.reference.add_lora(&mut out.reference, &x.reference, &lora.reference, &batch.reference)
         })
     }
 

@@ -23,7 +23,7 @@ use crate::config::{Activation, ExpertsConfig, KvCacheDtype, ModelConfig, RopeCo
 use crate::error::Result;
 use crate::kv::{BlockCopy, LayerPlace};
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::{Dtype, RandomWeights, TensorView};
+use crate::weights::{Dtype, LoraUpdate, RandomWeights, TensorView};
 
 /// How one layer attends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -146,6 +146,8 @@ pub trait Backend: Send + Sized + 'static {
     type Matrix: Send;
     /// A matrix for each expert of a layer, as [`Backend::experts`] wants them.
     type ExpertMatrices: Send;
+    /// What adapters add to the products of a matrix, as [`Backend::add_lora`] wants it.
+    type Lora: Send;
     /// A weight vector.
     type Vector: Send;
     /// Keys and values of all layers.
@@ -219,6 +221,14 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<Option<Self::ExpertMatrices>> {
         Ok(None)
     }
+    /// What `num_adapters` adapters add to the products of a matrix whose parts have `part_rows` each.
+    fn lora(
+        &self,
+        part_rows: &[usize],
+        cols: usize,
+        num_adapters: usize,
+        updates: &[LoraUpdate<'_>],
+    ) -> Result<Self::Lora>;
     /// The type in memory of weights that are stored as `stored`, where `asked` is the setting.
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype;
     /// Bytes of a matrix's weights in memory.
@@ -278,6 +288,10 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<()>;
     /// out = x . weight^T + bias.
     fn linear(&self, out: &mut Self::Buffer, x: &Self::Buffer, weight: &Self::Matrix) -> Result<()>;
+    /// Whether a token of the step goes through an adapter.
+    fn has_adapters(&self, batch: &Self::Batch) -> bool;
+    /// out += scale * B . (A . x), by each token's adapter, where it has one that adds to these products.
+    fn add_lora(&self, out: &mut Self::Buffer, x: &Self::Buffer, lora: &Self::Lora, batch: &Self::Batch) -> Result<()>;
     /// Heads of q and k in `qkv` become x / rms(x) * weight, each by itself.
     fn head_norm(
         &self,

@@ -10,7 +10,7 @@ use crate::config::{Activation, KvCacheDtype, ModelConfig, RopeConfig, WeightDty
 use crate::error::Result;
 use crate::kv::{BlockCopy, LayerPlace};
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::{Dtype, RandomWeights, TensorView};
+use crate::weights::{Dtype, LoraUpdate, RandomWeights, TensorView};
 
 /// How much a step computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -152,6 +152,7 @@ impl<B: Backend> Backend for Profiled<B> {
     type Buffer = B::Buffer;
     type Matrix = Shaped<B::Matrix>;
     type ExpertMatrices = B::ExpertMatrices;
+    type Lora = B::Lora;
     type Vector = B::Vector;
     type KvCache = B::KvCache;
     type Rope = B::Rope;
@@ -223,6 +224,16 @@ impl<B: Backend> Backend for Profiled<B> {
         random: RandomWeights,
     ) -> Result<Option<B::ExpertMatrices>> {
         self.backend.random_expert_matrices(num_experts, shape, bias, random)
+    }
+
+    fn lora(
+        &self,
+        part_rows: &[usize],
+        cols: usize,
+        num_adapters: usize,
+        updates: &[LoraUpdate<'_>],
+    ) -> Result<B::Lora> {
+        self.backend.lora(part_rows, cols, num_adapters, updates)
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
@@ -314,6 +325,14 @@ impl<B: Backend> Backend for Profiled<B> {
         self.time_products("linear", Some(weight.shape), bytes, num_rows, || {
             self.backend.linear(out, x, &weight.matrix)
         })
+    }
+
+    fn has_adapters(&self, batch: &B::Batch) -> bool {
+        self.backend.has_adapters(batch)
+    }
+
+    fn add_lora(&self, out: &mut B::Buffer, x: &B::Buffer, lora: &B::Lora, batch: &B::Batch) -> Result<()> {
+        self.time("lora", || self.backend.add_lora(out, x, lora, batch))
     }
 
     fn head_norm(

@@ -1,5 +1,6 @@
 //! [`EngineConfig`]: how a model is loaded and how much memory and how many threads it may use.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
@@ -189,6 +190,17 @@ impl FromStr for Quantization {
     }
 }
 
+/// An adapter (LoRA) that a model is served with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterSource {
+    /// The name that requests choose it by.
+    pub name: String,
+    /// Where it is from, as users are told: an id, or the name of a folder.
+    pub origin: String,
+    /// The folder with adapter_config.json and adapter_model.safetensors.
+    pub path: PathBuf,
+}
+
 /// How an engine is built. `EngineConfig::default()` serves well; every field can be set.
 #[derive(Debug, Clone)]
 pub struct EngineConfig {
@@ -226,6 +238,9 @@ pub struct EngineConfig {
     pub num_speculative_tokens: usize,
     /// What the weights of the model that drafts are quantized to when they are loaded. `None`: as [`EngineConfig::quantization`] says.
     pub draft_quantization: Option<Quantization>,
+    /// Adapters that requests may choose ([`GenerationRequest::adapter`](crate::engine::GenerationRequest::adapter)), each with a name of
+    /// its own.
+    pub adapters: Vec<AdapterSource>,
     /// Most requests that wait in the inbox before submit answers `Overloaded`.
     pub max_waiting: usize,
     /// Whether the KV blocks of earlier prompts and answers are used again by requests that begin with the same tokens.
@@ -256,6 +271,7 @@ impl Default for EngineConfig {
             max_num_seqs: None,
             num_speculative_tokens: 0,
             draft_quantization: None,
+            adapters: Vec::new(),
             max_waiting: 1024,
             prefix_cache: true,
             num_threads: None,
@@ -276,6 +292,14 @@ impl EngineConfig {
         let at_least_one = |field: &'static str, value: usize| {
             if value == 0 { Err(Error::config(field, "must be at least 1, found 0")) } else { Ok(()) }
         };
+        let mut names: Vec<&str> = self.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+        names.sort_unstable();
+        if names.first().is_some_and(|first| first.is_empty()) {
+            return Err(Error::config("lora", "the name of an adapter must not be empty"));
+        }
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::config("lora", format!("two adapters have the name {:?}", twice[0])));
+        }
         at_least_one("max-waiting", self.max_waiting)?;
         if let Some(n) = self.max_num_seqs {
             at_least_one("max-num-seqs", n)?;

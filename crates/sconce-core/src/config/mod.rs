@@ -7,7 +7,9 @@ mod model;
 mod sampling;
 
 pub use beam::{BeamLength, BeamParams, EarlyStopping};
-pub use engine::{DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Quantization, WeightDtype};
+pub use engine::{
+    AdapterSource, DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Quantization, WeightDtype,
+};
 pub use grammar::Grammar;
 pub use model::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling, Yarn};
 pub use sampling::{LogprobsMode, SamplingParams};

@@ -9,7 +9,7 @@ use crate::config::{EngineConfig, ModelConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::LayerGroups;
 use crate::models::{self, Loader, Model, RawConfig};
-use crate::weights::WeightStore;
+use crate::weights::{Adapters, WeightStore};
 
 /// A model and all that its steps work on.
 pub(super) struct Compute<B: Backend> {
@@ -30,6 +30,7 @@ pub(super) struct Source<'a> {
     pub(super) raw: &'a RawConfig,
     pub(super) model: &'a ModelConfig,
     pub(super) store: &'a WeightStore,
+    pub(super) adapters: &'a Adapters,
     pub(super) config: &'a EngineConfig,
     /// The type that weights have in memory.
     pub(super) dtype: WeightDtype,
@@ -68,7 +69,7 @@ impl<B: Backend> Loaded<B> {
         least_seqs: usize,
         progress: &dyn Progress,
     ) -> Result<Self> {
-        let Source { id, raw, model: model_config, store, config, dtype, keeps_all } = *source;
+        let Source { id, raw, model: model_config, store, adapters, config, dtype, keeps_all } = *source;
         let max_num_seqs = num_seqs(&backend, config);
         let max_step_tokens = step_tokens(&backend, config);
         let asked_len = wanted_model_len(model_config, config)?;
@@ -96,10 +97,18 @@ impl<B: Backend> Loaded<B> {
             }
         };
         // Before the first tensor is read, so that what cannot be loaded is refused at once.
-        let footprint = Footprint::new(raw, model_config, store, &|stored| backend.memory_dtype(stored, dtype))?;
+        let footprint =
+            Footprint::new(raw, model_config, (store, adapters), &|stored| backend.memory_dtype(stored, dtype))?;
         progress.start(&format!("loading {id}"), Some(footprint.stored_bytes));
-        let loader =
-            Loader { backend: &backend, store, config: model_config, dtype, max_model_len: wanted_len, progress };
+        let loader = Loader {
+            backend: &backend,
+            store,
+            config: model_config,
+            adapters,
+            dtype,
+            max_model_len: wanted_len,
+            progress,
+        };
         let model = (models::find::<B>(raw)?.load)(&loader)?;
         progress.finish();
         let max_seqs = max_num_seqs.max(least_seqs);

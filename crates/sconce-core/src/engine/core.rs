@@ -148,17 +148,20 @@ impl<B: Backend> Engine<B> {
                 self.inbox.try_recv()
             };
             match message {
-                Ok(Inbox::Request(request)) => self.add(RunningRequest::new(*request, &self.limits)),
+                Ok(Inbox::Request(request)) => {
+                    let adapter = request.adapter;
+                    self.add(RunningRequest::new(*request, &self.limits), adapter);
+                }
                 Ok(Inbox::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
         }
     }
 
-    fn add(&mut self, request: RunningRequest) {
+    fn add(&mut self, request: RunningRequest, adapter: u32) {
         let id = self.state.next_id;
         self.state.next_id += 1;
-        let mut group = SequenceGroup::new(request.prompt_ids().to_vec());
+        let mut group = SequenceGroup { adapter, ..SequenceGroup::new(request.prompt_ids().to_vec()) };
         group.prompt_logits_from = request.wants_prompt_logprobs().then_some(0);
         add_to(&self.status.num_prompt_tokens, group.prompt_len);
         self.state.scheduler.add(id, group);

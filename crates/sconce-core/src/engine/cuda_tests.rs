@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{ROPE_FACTORS, prompt, write_long_rope_model, write_tiny_model};
+use common::{ROPE_FACTORS, prompt, write_adapter, write_long_rope_model, write_tiny_model};
 
 use super::compute::{num_seqs, step_tokens};
 use super::load::Launch;
@@ -150,6 +150,36 @@ fn device_steps_give_each_request_what_it_gets_alone() {
     for order in orders_ahead() {
         let num_preempted = check(order, &|config| config.kv_cache_bytes = Some(16 * BLOCK_BYTES));
         assert!(num_preempted > 0, "the pool was meant to be too small");
+    }
+}
+
+/// Requests through two adapters and none, which begin alike and share steps and a small pool.
+#[test]
+fn adapters_give_each_request_what_it_gets_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapters: Vec<_> =
+        ["one", "two"].into_iter().zip(1..).map(|(name, seed)| write_adapter(dir.path(), name, seed)).collect();
+    // Which adapter it is changes from each request to the next.
+    let through = |request: GenerationRequest| {
+        [None, Some("one"), Some("two")]
+            .map(|name| GenerationRequest { adapter: name.map(str::to_owned), ..request.clone() })
+    };
+    let all: Vec<_> = requests().into_iter().skip(2).step_by(2).flat_map(through).collect();
+    let plain = engine(Order::ReadFirst, |_| {});
+    let lone = engine(Order::ReadFirst, |config| config.adapters.clone_from(&adapters));
+    let alone: Vec<_> = all.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
+    for (of_prompt, requests) in alone.chunks(3).zip(all.chunks(3)) {
+        assert_eq!(run_together(&plain, &requests[..1]), of_prompt[..1], "the model as it is");
+        let tokens = [0, 1, 2].map(|i| &of_prompt[i].outputs[0].token_ids);
+        assert!(tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2], "{tokens:?}");
+    }
+    for order in orders_ahead() {
+        let small = engine(order, |config| {
+            config.adapters.clone_from(&adapters);
+            (config.kv_cache_bytes, config.num_speculative_tokens) = (Some(16 * BLOCK_BYTES), 3);
+        });
+        assert_eq!(run_together(&small, &all), alone, "{order:?}");
+        assert!(EngineStatus::get(&small.status().num_preemptions) > 0, "the pool was meant to be too small");
     }
 }
 

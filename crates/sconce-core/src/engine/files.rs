@@ -7,7 +7,7 @@ use crate::config::{EngineConfig, LoadFormat, ModelConfig, RopeScaling};
 use crate::error::{Error, Result};
 use crate::models::{self, RawConfig};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::weights::{Dtype, GgufFile, WeightStore};
+use crate::weights::{Adapters, Dtype, GgufFile, WeightStore};
 
 /// Every model has one, under Hugging Face's name whatever the file.
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -20,12 +20,18 @@ pub(super) struct ModelFiles {
     pub(super) config: ModelConfig,
     /// The weights, or why there are none.
     pub(super) store: Result<WeightStore>,
+    pub(super) adapters: Adapters,
 }
 
 impl ModelFiles {
     /// Opens a GGUF, or a folder with config.json or with one GGUF. Errors: what keeps the model from being described.
-    /// Of `config` it is told where weights come from, and what they become.
+    /// Of `config` it is told where weights come from, what they become, and which adapters there are.
     pub(super) fn open(path: &Path, config: &EngineConfig) -> Result<Self> {
+        let files = Self::open_model(path, config)?;
+        Ok(Self { adapters: Adapters::open(&config.adapters)?, ..files })
+    }
+
+    fn open_model(path: &Path, config: &EngineConfig) -> Result<Self> {
         let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if metadata.is_dir() && path.join("config.json").exists() {
             return Self::open_dir(path, config);
@@ -54,7 +60,7 @@ impl ModelFiles {
             LoadFormat::Dummy => Ok(WeightStore::dummy_of(0, Dtype::BF16, raw.stored_form()?)),
         };
         let store = store.map(|store| store.quantized(engine.quantization));
-        Ok(Self { path: dir.into(), raw, config, store })
+        Ok(Self { path: dir.into(), raw, config, store, adapters: Adapters::default() })
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -66,7 +72,7 @@ impl ModelFiles {
             let tensor = store.get("rope_freqs.weight", &[config.rope.rotary_dim / 2])?;
             config.rope.scaling = RopeScaling::Factors(tensor.to_f32());
         }
-        Ok(Self { path: path.into(), raw, config, store: Ok(store) })
+        Ok(Self { path: path.into(), raw, config, store: Ok(store), adapters: Adapters::default() })
     }
 
     /// The tokenizer, and the chat template if there is one.

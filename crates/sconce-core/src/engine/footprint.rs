@@ -5,7 +5,7 @@ use crate::config::{ModelConfig, WeightDtype};
 use crate::engine::NoProgress;
 use crate::error::Result;
 use crate::models::{self, Loader, RawConfig};
-use crate::weights::{Dtype, Outline, TensorInfo, WeightStore};
+use crate::weights::{Adapters, Dtype, Outline, TensorInfo, WeightStore};
 
 /// The weights' names, which are Hugging Face's whatever the file.
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -50,11 +50,11 @@ pub struct Footprint {
 
 impl Footprint {
     /// Finds out by loading the architecture from an outline of `store`. Errors: the first tensor that is missing, or
-    /// of another shape or type than the config says. `in_memory`: the type that a stored one has in memory.
+    /// of another shape or type than the config says, of the adapters' too. `in_memory`: the type that a stored one has in memory.
     pub(super) fn new(
         raw: &RawConfig,
         config: &ModelConfig,
-        store: &WeightStore,
+        (store, adapters): (&WeightStore, &Adapters),
         in_memory: &dyn Fn(Dtype) -> Dtype,
     ) -> Result<Self> {
         let outline = Outline::new(store);
@@ -62,11 +62,13 @@ impl Footprint {
             backend: &CpuBackend::new(Some(1)),
             store: &outline,
             config,
+            adapters,
             dtype: WeightDtype::Auto,
             max_model_len: 0,
             progress: &NoProgress,
         };
         (models::find(raw)?.load)(&loader)?;
+        adapters.check_all_are_asked_for()?;
         let mut footprint = Self { groups: Vec::new(), stored_bytes: 0, token_cost: TokenCost::default() };
         let tensors = outline.into_tensors();
         // Without a head of its own, a model multiplies with its embedding.

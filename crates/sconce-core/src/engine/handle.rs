@@ -51,6 +51,7 @@ impl EngineHandle {
     /// `Overloaded` when too many requests wait; `Unavailable` when the engine has stopped.
     pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
         let inner = &*self.inner;
+        let adapter = self.adapter_number(request.adapter.as_deref())?;
         let params = request.params;
         params.validate(inner.info.config.vocab_size)?;
         let param = if matches!(request.prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
@@ -74,7 +75,18 @@ impl EngineHandle {
         if !request.binds_reasoning {
             grammar = grammar.map(|grammar| inner.grammars.behind_reasoning(grammar, &prompt.answer));
         }
-        self.enqueue(prompt, params, grammar)
+        self.enqueue(prompt, params, adapter, grammar)
+    }
+
+    /// The number of an adapter, from 1 on; 0: none is named.
+    fn adapter_number(&self, name: Option<&str>) -> Result<u32> {
+        let Some(name) = name else { return Ok(0) };
+        let names: Vec<_> = self.inner.info.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
+        let unknown = || {
+            let known = if names.is_empty() { "none".into() } else { names.join(", ") };
+            Error::invalid("adapter", format!("adapter: there is no {name:?}; there are: {known}"))
+        };
+        names.iter().position(|other| *other == name).map(|at| at as u32 + 1).ok_or_else(unknown)
     }
 
     /// A request's grammar, ready for the first token.
@@ -162,6 +174,7 @@ impl EngineHandle {
         &self,
         prompt: PromptInfo,
         params: SamplingParams,
+        adapter: u32,
         grammar: Option<GrammarMatcher>,
     ) -> Result<TokenStream> {
         let inner = &*self.inner;
@@ -179,7 +192,7 @@ impl EngineHandle {
         let (events, receiver) = unbounded_channel();
         let stream = TokenStream::new(receiver, prompt, params.n).keeping(inner.inbox.clone());
         let caller = Caller { events, gate: stream.gate() };
-        let request = QueuedRequest { prompt: stream.prompt(), params, grammar, caller };
+        let request = QueuedRequest { prompt: stream.prompt(), params, adapter, grammar, caller };
         if inner.inbox.send(Inbox::Request(Box::new(request))).is_err() {
             inner.status.num_unfinished_requests.fetch_sub(1, Ordering::SeqCst);
             return Err(stopped());

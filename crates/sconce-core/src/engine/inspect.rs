@@ -15,7 +15,7 @@ use crate::config::{EngineConfig, ModelConfig, WeightDtype};
 use crate::error::{Error, Result};
 use crate::kv::LayerGroups;
 use crate::text::{ChatInput, ChatTemplate, Tokenizer};
-use crate::weights::{Dtype, WeightStore};
+use crate::weights::{Adapters, Dtype, WeightStore};
 
 /// Characters of a chat template's first line that are shown.
 const FIRST_LINE_LEN: usize = 100;
@@ -107,7 +107,7 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
         problems.push(error);
         (config.dtype, KvDtype::F32)
     });
-    let ModelFiles { raw, config: model, store, .. } = files;
+    let ModelFiles { raw, config: model, store, adapters, .. } = files;
     let in_memory = |stored| {
         if is_for_gpu(config) {
             cuda::memory_dtype(stored, cuda::keeps_blocks(config.dtype), dtype)
@@ -115,12 +115,13 @@ pub fn inspect(path: &Path, config: &EngineConfig) -> Result<ModelReport> {
             memory_dtype(stored, dtype)
         }
     };
-    let of_files = store.and_then(|store| Footprint::new(&raw, &model, &store, &in_memory));
+    let of_files = store.and_then(|store| Footprint::new(&raw, &model, (&store, &adapters), &in_memory));
     let footprint = match of_files {
         Ok(footprint) => footprint,
         Err(error) => {
             problems.push(error);
-            Footprint::new(&raw, &model, &WeightStore::dummy(0, Dtype::BF16), &in_memory)?
+            let store = WeightStore::dummy(0, Dtype::BF16);
+            Footprint::new(&raw, &model, (&store, &Adapters::default()), &in_memory)?
         }
     };
     let max_model_len = wanted_model_len(&model, config).unwrap_or_else(|error| {

@@ -44,6 +44,9 @@ pub fn load_with_draft(
     progress: &dyn Progress,
 ) -> Result<EngineHandle> {
     let start = Instant::now();
+    if config.adapters.iter().any(|adapter| adapter.name == model.0) {
+        return Err(Error::config("lora", format!("{:?} is the model's own name", model.0)));
+    }
     let config = &with_defaults(config, draft.is_some())?;
     let draft_config = draft_config(config);
     let files = ModelFiles::open(model.1, config)?;
@@ -109,6 +112,9 @@ pub fn load_with_draft(
         info.max_model_len,
         info.draft_model.as_ref().map_or(String::new(), |draft| format!(", drafts by {draft}")),
     );
+    for adapter in &info.adapters {
+        tracing::info!("{}: adapter {} of {}", info.id, adapter.name, adapter.origin);
+    }
     Ok(handle)
 }
 
@@ -136,6 +142,8 @@ fn draft_config(config: &EngineConfig) -> EngineConfig {
         max_num_batched_tokens: config.max_num_batched_tokens.map(|tokens| tokens.max(least_tokens)),
         max_model_len: None,
         num_speculative_tokens: 0,
+        // Drafts are the model's own, whichever adapter they are for.
+        adapters: Vec::new(),
         ..config.clone()
     }
 }
@@ -231,6 +239,7 @@ impl Launch<'_> {
         let info = ModelInfo {
             id: target.id.clone(),
             draft_model: draft.as_ref().map(|draft| draft.id.clone()),
+            adapters: config.adapters.clone(),
             max_model_len: sizes.max_model_len,
             max_num_seqs: sizes.max_num_seqs,
             num_kv_blocks: sizes.num_blocks,

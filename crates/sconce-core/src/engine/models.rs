@@ -88,10 +88,19 @@ impl<B: Backend> Part<B> {
         least_seqs: usize,
         progress: &dyn Progress,
     ) -> Result<Loaded<B>> {
-        let ModelFiles { raw, config: model, store, .. } = files;
+        let ModelFiles { raw, config: model, store, adapters, .. } = files;
         let store = store?;
         let Self { id, config, dtype, .. } = self;
-        let source = Source { id, raw: &raw, model: &model, store: &store, config, dtype: *dtype, keeps_all };
+        let source = Source {
+            id,
+            raw: &raw,
+            model: &model,
+            store: &store,
+            adapters: &adapters,
+            config,
+            dtype: *dtype,
+            keeps_all,
+        };
         Loaded::load(backend, &source, wanted_len, least_seqs, progress)
     }
 }

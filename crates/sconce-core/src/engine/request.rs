@@ -21,6 +21,9 @@ pub struct GenerationRequest {
     pub prompt: Prompt,
     /// How it is to be continued.
     pub params: SamplingParams,
+    /// The adapter that it goes through, by name ([`EngineConfig::adapters`](crate::config::EngineConfig::adapters)); `None`: the model as
+    /// it is.
+    pub adapter: Option<String>,
     /// Keep only so many last tokens of the prompt.
     pub truncate_prompt_tokens: Option<usize>,
     /// Whether special tokens such as BOS are added to a text prompt, where the tokenizer adds them.
@@ -44,6 +47,7 @@ impl GenerationRequest {
         Self {
             prompt,
             params: SamplingParams::default(),
+            adapter: None,
             truncate_prompt_tokens: None,
             add_special_tokens: true,
             prediction: None,
@@ -71,6 +75,12 @@ impl GenerationRequest {
     /// The same request with other parameters.
     pub fn with_params(mut self, params: SamplingParams) -> Self {
         self.params = params;
+        self
+    }
+
+    /// The same request through an adapter.
+    pub fn with_adapter(mut self, name: impl Into<String>) -> Self {
+        self.adapter = Some(name.into());
         self
     }
 

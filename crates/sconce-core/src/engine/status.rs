@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::footprint::TokenCost;
 use crate::backend::KvDtype;
-use crate::config::ModelConfig;
+use crate::config::{AdapterSource, ModelConfig};
 use crate::kv::LayerGroups;
 
 /// What is known of a loaded model.
@@ -15,6 +15,8 @@ pub struct ModelInfo {
     pub id: String,
     /// The id of the model that drafts for it, if there is one.
     pub draft_model: Option<String>,
+    /// The adapters that requests may choose.
+    pub adapters: Vec<AdapterSource>,
     /// Its normalised config.
     pub config: ModelConfig,
     /// The longest sequence that this engine runs, prompt and output together, in tokens.

@@ -281,7 +281,8 @@ fn fill_batch(
     batch.clear();
     let pool = scheduler.pool();
     for chunk in &plan.chunks {
-        let seq = &scheduler.group(chunk.group).sequences[chunk.index];
+        let group = scheduler.group(chunk.group);
+        let seq = &group.sequences[chunk.index];
         let tokens = &seq.token_ids[chunk.start..chunk.end_of_own()];
         let (block_size, first_token) = (pool.cache_block_len(), batch.num_tokens());
         let of_groups = seq.blocks.tables(pool);
@@ -295,6 +296,7 @@ fn fill_batch(
         for (pos, &draft) in (chunk.end_of_own()..).zip(&seq.drafts[..chunk.num_drafts]) {
             batch.push_grouped(&[draft], blocks, pos, pos, block_size);
         }
+        batch.set_adapter(first_token, group.adapter);
         if scheduler.is_long(seq) {
             batch.shift_rope_rows(first_token, first_long_row);
         }

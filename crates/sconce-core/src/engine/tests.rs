@@ -195,7 +195,7 @@ pub(super) fn submit_with(
     let stream = TokenStream::new(receiver, prompt, params.n);
     status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
     let caller = Caller { events, gate: stream.gate() };
-    let request = QueuedRequest { prompt: stream.prompt(), params, grammar: None, caller };
+    let request = QueuedRequest { prompt: stream.prompt(), params, adapter: 0, grammar: None, caller };
     inbox.send(Inbox::Request(Box::new(request))).unwrap();
     stream
 }

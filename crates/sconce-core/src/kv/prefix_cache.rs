@@ -14,8 +14,12 @@ pub struct PrefixId(u64);
 impl PrefixId {
     /// No tokens.
     pub const EMPTY: Self = Self(0);
-    /// No tokens of a sequence whose keys and values are other ones than those that the same tokens have behind [`PrefixId::EMPTY`].
-    pub const EMPTY_LONG: Self = Self(u64::MAX);
+
+    /// No tokens of a sequence of another kind than those behind [`PrefixId::EMPTY`]: the same tokens have other keys and values. Kinds
+    /// have numbers; 0 is the kind of those.
+    pub const fn empty_of(kind: u64) -> Self {
+        Self(0u64.wrapping_sub(kind))
+    }
 }
 
 /// A block that was found.

@@ -1,7 +1,7 @@
 //! `Gemma2ForCausalLM` (Hugging Face's `modeling_gemma2.py`): RMSNorm by 1 + weight, before and after each block's
 //! parts; embedding times sqrt(hidden); GELU gates; every other layer with a sliding window; soft caps.
 
-use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
+use super::{Architecture, Bias, Linear, Loader, Model, RawConfig, Step};
 use crate::backend::{AttentionSpec, Backend};
 use crate::config::{Activation, ModelConfig, RopeConfig};
 use crate::error::Result;
@@ -20,14 +20,14 @@ pub(super) struct Gemma2<B: Backend> {
 
 struct Layer<B: Backend> {
     input_norm: B::Vector,
-    qkv: B::Matrix,
+    qkv: Linear<B>,
     /// Of a head of q and of one of k (Gemma 3).
     head_norms: Option<(B::Vector, B::Vector)>,
-    o: B::Matrix,
+    o: Linear<B>,
     post_attention_norm: B::Vector,
     pre_feedforward_norm: B::Vector,
-    gate_up: B::Matrix,
-    down: B::Matrix,
+    gate_up: Linear<B>,
+    down: Linear<B>,
     post_feedforward_norm: B::Vector,
 }
 
@@ -114,18 +114,18 @@ impl<B: Backend> Layer<B> {
         let gate_up = [(name("mlp.gate_proj"), inter), (name("mlp.up_proj"), inter)];
         Ok(Self {
             input_norm: norm("input_layernorm")?,
-            qkv: loader.matrix(&qkv, hidden, bias)?,
+            qkv: loader.linear(&qkv, hidden, bias)?,
             head_norms: if config.qk_norm {
                 let norm = |part| norm_of(part, config.head_dim);
                 Some((norm("self_attn.q_norm")?, norm("self_attn.k_norm")?))
             } else {
                 None
             },
-            o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, bias)?,
+            o: loader.linear(&[(name("self_attn.o_proj"), hidden)], q, bias)?,
             post_attention_norm: norm("post_attention_layernorm")?,
             pre_feedforward_norm: norm("pre_feedforward_layernorm")?,
-            gate_up: loader.matrix(&gate_up, hidden, Bias::Absent)?,
-            down: loader.matrix(&[(name("mlp.down_proj"), hidden)], inter, Bias::Absent)?,
+            gate_up: loader.linear(&gate_up, hidden, Bias::Absent)?,
+            down: loader.linear(&[(name("mlp.down_proj"), hidden)], inter, Bias::Absent)?,
             post_feedforward_norm: norm("post_feedforward_layernorm")?,
         })
     }
@@ -150,18 +150,18 @@ impl<B: Backend> Model<B> for Gemma2<B> {
         } else {
             backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.input_norm, eps)?;
         }
-        backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
+        layer.qkv.forward(backend, &mut ws.qkv, &ws.normed, batch)?;
         if let Some((q, k)) = &layer.head_norms {
             backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
         }
         let rope = self.local_rope.as_ref().filter(|_| spec.window.is_some()).unwrap_or(&self.rope);
         backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, (&spec).into())?;
-        backend.linear(&mut ws.normed, &ws.attn_out, &layer.o)?;
+        layer.o.forward(backend, &mut ws.normed, &ws.attn_out, batch)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_attention_norm, eps)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.pre_feedforward_norm, eps)?;
         let act = self.config.hidden_act;
-        backend.gated_linear(&mut ws.mlp_act, &mut ws.gate_up, &ws.normed, &layer.gate_up, act)?;
-        backend.linear(&mut ws.normed, &ws.mlp_act, &layer.down)?;
+        layer.gate_up.gated(backend, (&mut ws.mlp_act, &mut ws.gate_up), &ws.normed, batch, act)?;
+        layer.down.forward(backend, &mut ws.normed, &ws.mlp_act, batch)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_feedforward_norm, eps)
     }
 

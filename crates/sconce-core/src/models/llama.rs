@@ -1,7 +1,7 @@
 //! `LlamaForCausalLM`: Llama 1 to 3.3, SmolLM and the many models of that shape (Hugging Face's `modeling_llama.py`).
 
 use super::experts::Experts;
-use super::{Architecture, Bias, Loader, Model, RawConfig, Step, mixtral};
+use super::{Architecture, Bias, Linear, Loader, Model, RawConfig, Step, mixtral};
 use crate::backend::{AttentionSpec, Backend, LayerAttention};
 use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling};
 use crate::error::Result;
@@ -20,19 +20,19 @@ pub(super) struct Llama<B: Backend> {
 /// One block's weights.
 pub(super) struct Layer<B: Backend> {
     pub(super) input_norm: B::Vector,
-    pub(super) qkv: B::Matrix,
+    pub(super) qkv: Linear<B>,
     /// Of a head of q and of one of k.
     pub(super) head_norms: Option<(B::Vector, B::Vector)>,
     /// One a query head.
     pub(super) sinks: Option<B::Vector>,
-    pub(super) o: B::Matrix,
+    pub(super) o: Linear<B>,
     pub(super) post_attention_norm: B::Vector,
     pub(super) mlp: Mlp<B>,
 }
 
 /// What stands behind attention.
 pub(super) enum Mlp<B: Backend> {
-    Dense { gate_up: B::Matrix, down: B::Matrix },
+    Dense { gate_up: Linear<B>, down: Linear<B> },
     Experts(Experts<B>),
 }
 
@@ -139,7 +139,7 @@ impl<B: Backend> Layer<B> {
         let qkv = [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
         Ok(Self {
             input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
-            qkv: loader.matrix(&qkv, hidden, qkv_bias)?,
+            qkv: loader.linear(&qkv, hidden, qkv_bias)?,
             head_norms: if config.qk_norm {
                 let norm = |part| loader.vector(&name(part), config.head_dim);
                 Some((norm("self_attn.q_norm.weight")?, norm("self_attn.k_norm.weight")?))
@@ -147,7 +147,7 @@ impl<B: Backend> Layer<B> {
                 None
             },
             sinks: None,
-            o: loader.matrix(&[(name("self_attn.o_proj"), hidden)], q, o_bias)?,
+            o: loader.linear(&[(name("self_attn.o_proj"), hidden)], q, o_bias)?,
             post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
             mlp,
         })
@@ -165,8 +165,8 @@ impl<B: Backend> Mlp<B> {
         let (hidden, inter, bias) = (config.hidden_size, config.intermediate_size, Bias::from(config.mlp_bias));
         let gate_up = [(name("mlp.gate_proj"), inter), (name("mlp.up_proj"), inter)];
         Ok(Self::Dense {
-            gate_up: loader.matrix(&gate_up, hidden, bias)?,
-            down: loader.matrix(&[(name("mlp.down_proj"), hidden)], inter, bias)?,
+            gate_up: loader.linear(&gate_up, hidden, bias)?,
+            down: loader.linear(&[(name("mlp.down_proj"), hidden)], inter, bias)?,
         })
     }
 }
@@ -189,19 +189,19 @@ impl<B: Backend> Model<B> for Llama<B> {
         } else {
             backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.input_norm, eps)?;
         }
-        backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
+        layer.qkv.forward(backend, &mut ws.qkv, &ws.normed, batch)?;
         if let Some((q, k)) = &layer.head_norms {
             backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
         }
         let attention = LayerAttention { spec: &spec, sinks: layer.sinks.as_ref() };
         backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, attention)?;
-        backend.linear(&mut ws.delta, &ws.attn_out, &layer.o)?;
+        layer.o.forward(backend, &mut ws.delta, &ws.attn_out, batch)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.post_attention_norm, eps)?;
         match &layer.mlp {
             Mlp::Dense { gate_up, down } => {
                 let act = self.config.hidden_act;
-                backend.gated_linear(&mut ws.mlp_act, &mut ws.gate_up, &ws.normed, gate_up, act)?;
-                backend.linear(&mut ws.delta, &ws.mlp_act, down)
+                gate_up.gated(backend, (&mut ws.mlp_act, &mut ws.gate_up), &ws.normed, batch, act)?;
+                down.forward(backend, &mut ws.delta, &ws.mlp_act, batch)
             }
             Mlp::Experts(experts) => experts.forward(backend, ws),
         }

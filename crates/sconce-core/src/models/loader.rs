@@ -1,10 +1,11 @@
 //! [`Loader`]: weights by name, checked against the config, into the backend's forms.
 
+use super::Linear;
 use crate::backend::Backend;
 use crate::config::{ModelConfig, WeightDtype};
 use crate::engine::Progress;
 use crate::error::Result;
-use crate::weights::{TensorSource, TensorView};
+use crate::weights::{Adapters, TensorSource, TensorView};
 
 /// Weights by name, checked against the config, into the backend's forms.
 pub struct Loader<'a, B: Backend> {
@@ -14,6 +15,8 @@ pub struct Loader<'a, B: Backend> {
     pub store: &'a dyn TensorSource,
     /// The model's config.
     pub config: &'a ModelConfig,
+    /// What may be added to the products of its blocks' matrices.
+    pub adapters: &'a Adapters,
     /// The type that matrices have in memory.
     pub dtype: WeightDtype,
     /// The longest sequence.
@@ -53,6 +56,19 @@ impl<B: Backend> Loader<'_, B> {
         // The file and its copy would take twice the memory.
         self.store.release();
         matrix
+    }
+
+    /// The same of a block, with what adapters add to its products.
+    pub fn linear(&self, parts: &[(String, usize)], cols: usize, bias: Bias) -> Result<Linear<B>> {
+        let updates = self.adapters.updates(parts, cols)?;
+        let matrix = self.matrix(parts, cols, bias)?;
+        if updates.is_empty() || !self.store.has_data() {
+            return Ok(Linear::new(matrix, None));
+        }
+        let part_rows: Vec<usize> = parts.iter().map(|&(_, rows)| rows).collect();
+        let lora = self.backend.lora(&part_rows, cols, self.adapters.len(), &updates)?;
+        self.adapters.release();
+        Ok(Linear::new(matrix, Some(lora)))
     }
 
     /// `<name>.weight` of each part, (name, rows): equally many of each expert, the first expert's first.

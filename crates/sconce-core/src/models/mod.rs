@@ -6,6 +6,7 @@ mod experts;
 mod gemma2;
 mod gemma3;
 mod gpt_oss;
+mod linear;
 mod llama;
 mod loader;
 mod mistral;
@@ -20,6 +21,7 @@ mod raw_config;
 #[cfg(test)]
 mod tests;
 
+pub use linear::Linear;
 pub use loader::{Bias, Loader};
 pub use raw_config::RawConfig;
 

@@ -1,7 +1,7 @@
 //! `PhiForCausalLM`: phi-1, phi-1.5 and phi-2 (Hugging Face's `modeling_phi.py`): LayerNorm with bias, attention and MLP
 //! side by side on the same input, RoPE on a part of each head, biases everywhere.
 
-use super::{Architecture, Bias, Loader, Model, RawConfig, Step};
+use super::{Architecture, Bias, Linear, Loader, Model, RawConfig, Step};
 use crate::backend::{AttentionSpec, Backend};
 use crate::config::{Activation, ModelConfig, RopeConfig};
 use crate::error::Result;
@@ -18,10 +18,10 @@ pub(super) struct Phi<B: Backend> {
 
 struct Layer<B: Backend> {
     input_norm: LayerNorm<B>,
-    qkv: B::Matrix,
-    dense: B::Matrix,
-    fc1: B::Matrix,
-    fc2: B::Matrix,
+    qkv: Linear<B>,
+    dense: Linear<B>,
+    fc1: Linear<B>,
+    fc2: Linear<B>,
 }
 
 struct LayerNorm<B: Backend> {
@@ -110,10 +110,10 @@ impl<B: Backend> Layer<B> {
         let qkv = [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
         Ok(Self {
             input_norm: LayerNorm::load(loader, &name("input_layernorm"))?,
-            qkv: loader.matrix(&qkv, hidden, Bias::Present)?,
-            dense: loader.matrix(&[(name("self_attn.dense"), hidden)], q, Bias::Present)?,
-            fc1: loader.matrix(&[(name("mlp.fc1"), inter)], hidden, Bias::Present)?,
-            fc2: loader.matrix(&[(name("mlp.fc2"), hidden)], inter, Bias::Present)?,
+            qkv: loader.linear(&qkv, hidden, Bias::Present)?,
+            dense: loader.linear(&[(name("self_attn.dense"), hidden)], q, Bias::Present)?,
+            fc1: loader.linear(&[(name("mlp.fc1"), inter)], hidden, Bias::Present)?,
+            fc2: loader.linear(&[(name("mlp.fc2"), hidden)], inter, Bias::Present)?,
         })
     }
 }
@@ -136,12 +136,12 @@ impl<B: Backend> Model<B> for Phi<B> {
             backend.add(&mut ws.residual, &ws.delta)?;
         }
         backend.layer_norm(&mut ws.normed, &ws.residual, weight, bias, self.config.norm_eps)?;
-        backend.linear(&mut ws.qkv, &ws.normed, &layer.qkv)?;
+        layer.qkv.forward(backend, &mut ws.qkv, &ws.normed, batch)?;
         backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, (&spec).into())?;
-        backend.linear(&mut ws.delta, &ws.attn_out, &layer.dense)?;
-        backend.linear(&mut ws.mlp_act, &ws.normed, &layer.fc1)?;
+        layer.dense.forward(backend, &mut ws.delta, &ws.attn_out, batch)?;
+        layer.fc1.forward(backend, &mut ws.mlp_act, &ws.normed, batch)?;
         backend.activate(&mut ws.mlp_act, self.config.hidden_act)?;
-        backend.linear(&mut ws.normed, &ws.mlp_act, &layer.fc2)?;
+        layer.fc2.forward(backend, &mut ws.normed, &ws.mlp_act, batch)?;
         backend.add(&mut ws.delta, &ws.normed)
     }
 

@@ -43,17 +43,17 @@ fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<llama::L
     let config = loader.config;
     let name = |part: &str| format!("model.layers.{idx}.{part}");
     let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-    let matrix = |part: &str, rows, cols| loader.matrix(&[(name(part), rows)], cols, Bias::Absent);
+    let linear = |part: &str, rows, cols| loader.linear(&[(name(part), rows)], cols, Bias::Absent);
     Ok(llama::Layer {
         input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
-        qkv: matrix("self_attn.qkv_proj", config.qkv_dim(), hidden)?,
+        qkv: linear("self_attn.qkv_proj", config.qkv_dim(), hidden)?,
         head_norms: None,
         sinks: None,
-        o: matrix("self_attn.o_proj", hidden, config.q_dim())?,
+        o: linear("self_attn.o_proj", hidden, config.q_dim())?,
         post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
         mlp: llama::Mlp::Dense {
-            gate_up: matrix("mlp.gate_up_proj", 2 * inter, hidden)?,
-            down: matrix("mlp.down_proj", hidden, inter)?,
+            gate_up: linear("mlp.gate_up_proj", 2 * inter, hidden)?,
+            down: linear("mlp.down_proj", hidden, inter)?,
         },
     })
 }

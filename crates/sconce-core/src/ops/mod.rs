@@ -18,6 +18,7 @@ pub mod head_norm;
 mod lanes;
 pub mod layer_norm;
 pub mod linear;
+pub mod lora;
 pub mod random;
 pub mod rms_norm;
 pub mod rope_append_kv;

@@ -136,7 +136,7 @@ pub(crate) mod on_device {
             logit_rows: logit_rows.to_vec(),
             ..Batch::default()
         };
-        let mut there = DeviceBatch::new(device, 3 * token_ids.len() + logit_rows.len()).unwrap();
+        let mut there = DeviceBatch::new(device, 4 * token_ids.len() + logit_rows.len()).unwrap();
         there.upload(&batch, None).unwrap();
         there
     }

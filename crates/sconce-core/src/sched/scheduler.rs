@@ -26,9 +26,9 @@ impl SchedulerConfig {
         self.short_len.is_some_and(|short_len| len > short_len)
     }
 
-    /// What the first block of a sequence of so many tokens is found after.
-    fn root(&self, len: usize) -> PrefixId {
-        if self.is_long(len) { PrefixId::EMPTY_LONG } else { PrefixId::EMPTY }
+    /// What the first block of a sequence of so many tokens is found after, which goes through this adapter.
+    fn root(&self, adapter: u32, len: usize) -> PrefixId {
+        PrefixId::empty_of(2 * u64::from(adapter) + u64::from(self.is_long(len)))
     }
 
     /// Drafts that may follow so many tokens: a short sequence's are computed as a short one's.
@@ -252,7 +252,7 @@ impl Scheduler {
                 best = Some((sibling, len));
             }
         }
-        let found = self.pool.find_prefix(self.config.root(token_ids.len()), &token_ids[..most]);
+        let found = self.pool.find_prefix(self.config.root(group.adapter, token_ids.len()), &token_ids[..most]);
         let cached_len = found.len();
         match best {
             _ if soon > cached_len.max(best.map_or(0, |(_, len)| len)) => None,
@@ -328,7 +328,7 @@ impl Scheduler {
             seq.num_computed_tokens = chunk.end_of_own();
             // A block is found by its tokens: one with an unread token is held until that is read.
             let num_known = chunk.end_of_own().min(seq.num_read());
-            let root = self.config.root(seq.token_ids.len());
+            let root = self.config.root(group.adapter, seq.token_ids.len());
             seq.blocks.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..num_known]);
             seq.blocks.release_unseen(&mut self.pool, num_known);
         }
@@ -350,13 +350,14 @@ impl Scheduler {
         if self.becomes_long(self.sequence(id, idx)) && self.sequence(id, idx).unread_row.is_none() {
             self.leave_running(id, idx, SequenceStatus::Waiting);
         }
-        let seq = &mut self.groups.get_mut(&id).expect("invariant: the group has not been removed").sequences[idx];
+        let group = self.groups.get_mut(&id).expect("invariant: the group has not been removed");
+        let seq = &mut group.sequences[idx];
         if seq.unread_row.take().is_none() {
             return seq.token_ids.push(token_id);
         }
         *seq.token_ids.last_mut().expect("invariant: it has an unread token") = token_id;
         // The step that computes it may be under way: later ones can begin with the block that it fills.
-        let root = self.config.root(seq.token_ids.len());
+        let root = self.config.root(group.adapter, seq.token_ids.len());
         seq.blocks.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..seq.num_computed_tokens]);
     }
 
@@ -415,7 +416,7 @@ impl Scheduler {
             return false;
         }
         seq.num_computed_tokens = pos + 1;
-        let root = self.config.root(seq.token_ids.len());
+        let root = self.config.root(group.adapter, seq.token_ids.len());
         seq.blocks.cache_full_blocks(&mut self.pool, root, &seq.token_ids[..pos + 1]);
         seq.blocks.release_unseen(&mut self.pool, pos + 1);
         true

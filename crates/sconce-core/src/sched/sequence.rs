@@ -72,6 +72,8 @@ pub struct SequenceGroup {
     pub sequences: Vec<Sequence>,
     /// Tokens of the prompt, with which every sequence begins.
     pub prompt_len: usize,
+    /// The adapter that all go through, by its number from 1 on; 0: none. With another, the same tokens have other keys and values.
+    pub adapter: u32,
     /// Logits of the prompt are wanted from this position on; `None`: not wanted.
     pub prompt_logits_from: Option<usize>,
     /// Tokens of the prompt that were in the prefix cache when it first ran; `None`: it has not run yet.
@@ -85,6 +87,7 @@ impl SequenceGroup {
         Self {
             sequences: vec![Sequence::new(prompt_ids)],
             prompt_len,
+            adapter: 0,
             prompt_logits_from: None,
             num_cached_tokens: None,
         }

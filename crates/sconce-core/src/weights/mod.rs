@@ -1,5 +1,6 @@
 //! Weights: files in, tensors out, in one naming and one layout whatever the file.
 
+mod adapter;
 pub mod bytes;
 mod column_order;
 mod convert;
@@ -16,6 +17,7 @@ pub mod quant;
 mod safetensors;
 mod store;
 
+pub use adapter::{Adapters, LoraUpdate};
 pub(crate) use column_order::with_one_order;
 pub use convert::convert;
 pub use dtype::Dtype;

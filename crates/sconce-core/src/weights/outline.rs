@@ -50,6 +50,10 @@ pub trait TensorSource {
     fn random(&self, name: &str) -> Option<RandomWeights>;
     /// Takes from memory what has been read so far; it has been copied. It can be asked for again.
     fn release(&self);
+    /// Whether tensors have their rows.
+    fn has_data(&self) -> bool {
+        true
+    }
 }
 
 impl TensorSource for WeightStore {
@@ -106,5 +110,9 @@ impl TensorSource for Outline<'_> {
 
     fn release(&self) {
         // Nothing has been read.
+    }
+
+    fn has_data(&self) -> bool {
+        false
     }
 }

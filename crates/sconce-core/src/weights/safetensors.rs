@@ -29,7 +29,7 @@ const METADATA: &str = "__metadata__";
 const LEN_BYTES: usize = 8;
 
 /// The name that a tensor of a text model has by itself, where it is a part of one that sees images; of older and of newer files.
-fn of_text(name: String) -> String {
+pub(super) fn of_text(name: String) -> String {
     match (name.strip_prefix("language_model."), name.strip_prefix("model.language_model.")) {
         (Some(name), _) => name.into(),
         (_, Some(name)) => format!("model.{name}"),
@@ -82,16 +82,20 @@ impl Safetensors {
     fn open_plain(dir: &Path) -> Result<Self> {
         let single = dir.join(SINGLE);
         if single.exists() {
-            let mut this =
-                Self { path: single.clone(), files: Vec::new(), tensors: HashMap::new(), form: StoredForm::Plain };
-            this.add(&single)?;
-            return Ok(this);
+            return Self::open_file(&single);
         }
         let index = dir.join(INDEX);
         if !index.exists() {
             return Err(Error::file(dir, format!("neither {SINGLE} nor {INDEX} is there")));
         }
         Self::open_sharded(index, dir)
+    }
+
+    /// One file, whatever its name.
+    pub(super) fn open_file(path: &Path) -> Result<Self> {
+        let mut this = Self { path: path.into(), files: Vec::new(), tensors: HashMap::new(), form: StoredForm::Plain };
+        this.add(path)?;
+        Ok(this)
     }
 
     fn open_sharded(index: PathBuf, dir: &Path) -> Result<Self> {

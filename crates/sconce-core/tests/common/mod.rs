@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sconce_core::config::{EngineConfig, LoadFormat};
+use safetensors::tensor::TensorView;
+use sconce_core::config::{AdapterSource, EngineConfig, LoadFormat};
 use sconce_core::engine::{self, EngineHandle, EngineStatus, NoProgress};
 use serde_json::{Map, Value, json};
 
@@ -124,4 +125,32 @@ pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
 #[allow(dead_code)]
 pub(crate) fn used_blocks(engine: &EngineHandle) -> usize {
     EngineStatus::get(&engine.status().num_used_blocks)
+}
+
+/// Writes an adapter of the tiny model that changes some matrices of both layers.
+#[allow(dead_code)]
+pub(crate) fn write_adapter(dir: &Path, name: &str, seed: usize) -> AdapterSource {
+    let path = dir.join(name);
+    std::fs::create_dir(&path).unwrap();
+    let config = json!({"peft_type": "LORA", "r": 3, "lora_alpha": 6, "bias": "none"});
+    std::fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
+    let mut tensors = Vec::new();
+    let matrices = [
+        ("self_attn.q_proj", 64, 64),
+        ("self_attn.v_proj", 32, 64),
+        ("mlp.up_proj", 96, 64),
+        ("mlp.down_proj", 64, 96),
+    ];
+    for (layer, (part, rows, cols)) in (0..2).flat_map(|layer| matrices.map(|matrix| (layer, matrix))) {
+        for (side, shape) in [("A", [3, cols]), ("B", [rows, 3])] {
+            let name = format!("base_model.model.model.layers.{layer}.{part}.lora_{side}.weight");
+            let number = |i: usize| ((i * 7919 + (seed + layer) * 104_729 + rows) % 2003) as f32 / 2003.0 - 0.5;
+            let data: Vec<u8> = (0..shape[0] * shape[1]).flat_map(|i| number(i).to_le_bytes()).collect();
+            tensors.push((name, shape.to_vec(), data));
+        }
+    }
+    let view = |shape: &Vec<usize>, data| TensorView::new(safetensors::Dtype::F32, shape.clone(), data).unwrap();
+    let views = tensors.iter().map(|(name, shape, data)| (name.as_str(), view(shape, data)));
+    std::fs::write(path.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    AdapterSource { name: name.into(), origin: name.into(), path }
 }

@@ -1,13 +1,17 @@
 //! The engine on a tiny model with random weights: what runs beside a request changes nothing in it.
 
+use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{BLOCK_BYTES, prompt, tiny_engine, tiny_engine_of, used_blocks, wait_until, write_tiny_model};
+use crate::common::{
+    BLOCK_BYTES, prompt, tiny_config, tiny_engine, tiny_engine_of, used_blocks, wait_until, write_adapter,
+    write_tiny_model,
+};
 use sconce_core::ErrorKind;
-use sconce_core::config::{BeamParams, SamplingParams};
+use sconce_core::config::{BeamParams, EngineConfig, SamplingParams};
 use sconce_core::engine::{
-    EngineHandle, EngineStatus, FinishReason, GenerationOutput, GenerationRequest, Prompt, StopReason, StreamEvent,
-    TokenStream,
+    self, EngineHandle, EngineStatus, FinishReason, GenerationOutput, GenerationRequest, NoProgress, Prompt,
+    StopReason, StreamEvent, TokenStream,
 };
 use sconce_core::text::ChatInput;
 use serde_json::json;
@@ -355,4 +359,105 @@ fn a_context_beyond_memory_is_cut_to_what_the_pool_holds() {
     assert_eq!(engine.info().max_model_len, 16 * engine.info().block_size);
     let request = GenerationRequest::tokens([1, 2, 3]).with_params(SamplingParams::default());
     assert!(engine.submit(request).unwrap().blocking_collect().is_ok());
+}
+
+/// The tiny model's settings with adapters `one` and `two` in `dir`.
+fn with_adapters(dir: &Path, change: impl Fn(&mut EngineConfig)) -> EngineConfig {
+    let adapters = ["one", "two"].into_iter().zip(1..).map(|(name, seed)| write_adapter(dir, name, seed));
+    let adapters: Vec<_> = adapters.collect();
+    tiny_config(|config| {
+        config.adapters.clone_from(&adapters);
+        change(config);
+    })
+}
+
+fn load(dir: &Path, draft: bool, config: &EngineConfig) -> EngineHandle {
+    let draft = draft.then_some(("draft", dir));
+    engine::load_with_draft(("tiny", dir), draft, config, &NoProgress).unwrap()
+}
+
+/// Each request through no adapter, through the first and through the second, one behind the other.
+fn through_all(requests: Vec<GenerationRequest>) -> Vec<GenerationRequest> {
+    let adapters = [None, Some("one"), Some("two")];
+    let of = |request: GenerationRequest| {
+        adapters.map(|name| GenerationRequest { adapter: name.map(Into::into), ..request.clone() })
+    };
+    requests.into_iter().flat_map(of).collect()
+}
+
+/// Beside each other, in chunks, beside drafts, in a pool that is too small: drawn, with several sequences, and as beams.
+#[test]
+fn adapters_give_each_request_what_it_gets_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    let beams = SamplingParams { n: 2, beam: Some(BeamParams::new(3)), max_tokens: Some(12), ..Default::default() };
+    let beams = GenerationRequest::tokens(prompt(37, 9)).with_params(beams);
+    let requests = through_all(requests().into_iter().skip(1).step_by(3).chain([beams]).collect());
+    let submit = |engine: &EngineHandle, request: &GenerationRequest| engine.submit(request.clone()).unwrap();
+    let lone = load(dir.path(), false, &with_adapters(dir.path(), |_| {}));
+    let alone: Vec<_> = requests.iter().map(|request| collect(submit(&lone, request))).collect();
+    let plain = tiny_engine_of(dir.path(), |_| {});
+    for (found, request) in alone.iter().zip(&requests).step_by(3) {
+        assert_eq!(*found, collect(submit(&plain, request)), "the model as it is");
+    }
+    assert!(alone.chunks(3).all(|of| of[0].outputs != of[1].outputs && of[1].outputs != of[2].outputs));
+    let changes: [&dyn Fn(&mut EngineConfig); 3] = [
+        &|config| config.max_num_batched_tokens = Some(24),
+        &|config| (config.num_speculative_tokens, config.kv_cache_bytes) = (5, Some(24 * BLOCK_BYTES)),
+        &|config| config.max_num_seqs = Some(5),
+    ];
+    for (i, change) in changes.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = with_adapters(folder.path(), |config| {
+            config.max_num_seqs = Some(24);
+            change(config);
+        });
+        // A draft model drafts as the model would without adapters.
+        let engine = load(dir.path(), i == 2, &config);
+        let streams: Vec<_> = requests.iter().map(|request| submit(&engine, request)).collect();
+        let together: Vec<_> = streams.into_iter().map(collect).collect();
+        assert_eq!(together, alone, "with change {i}");
+        if i == 1 {
+            assert!(EngineStatus::get(&engine.status().num_preemptions) > 0, "the pool was meant to be too small");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_is_found_again_through_the_same_adapter_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    let engine = load(dir.path(), false, &with_adapters(dir.path(), |_| {}));
+    let params = SamplingParams { max_tokens: Some(4), temperature: 0.0, ignore_eos: true, ..Default::default() };
+    let requests = through_all(vec![GenerationRequest::tokens(prompt(40, 3)).with_params(params)]);
+    let run = |request: &GenerationRequest| engine.submit(request.clone()).unwrap().blocking_collect().unwrap();
+    let first: Vec<_> = requests.iter().map(run).collect();
+    let second: Vec<_> = requests.iter().map(run).collect();
+    let cached = |outputs: &[GenerationOutput]| outputs.iter().map(|of| of.usage.cached_tokens).collect::<Vec<_>>();
+    assert_eq!((cached(&first), cached(&second)), (vec![0; 3], vec![32; 3]));
+    for (a, b) in first.iter().zip(&second) {
+        assert_eq!(a.outputs, b.outputs);
+    }
+}
+
+#[test]
+fn names_of_adapters_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    let engine = load(dir.path(), false, &with_adapters(dir.path(), |_| {}));
+    let error = engine.submit(GenerationRequest::text("hello").with_adapter("three")).unwrap_err();
+    assert_eq!((error.kind(), error.param()), (ErrorKind::InvalidRequest, Some("adapter")));
+    assert_eq!(error.to_string(), "adapter: there is no \"three\"; there are: one, two");
+    let error = tiny_engine(|_| {}).submit(GenerationRequest::text("hello").with_adapter("one")).unwrap_err();
+    assert_eq!(error.to_string(), "adapter: there is no \"one\"; there are: none");
+    for (name, expected) in [
+        ("", "lora: the name of an adapter must not be empty"),
+        ("tiny", "lora: \"tiny\" is the model's own name"),
+        ("two", "lora: two adapters have the name \"two\""),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = with_adapters(folder.path(), |config| config.adapters[0].name = name.into());
+        let error = engine::load("tiny", dir.path(), &config, &NoProgress).map(|_| ()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
 }

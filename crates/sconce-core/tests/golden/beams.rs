@@ -1,7 +1,7 @@
 //! Beam search on tiny random models against that of transformers: the same hypotheses in the same order.
 
 use sconce_core::config::{BeamParams, EarlyStopping, SamplingParams};
-use sconce_core::engine::{FinishReason, GenerationRequest};
+use sconce_core::engine::{EngineHandle, FinishReason, GenerationRequest};
 use serde_json::Value;
 
 use crate::engine;
@@ -25,7 +25,7 @@ struct Hypothesis {
 }
 
 fn cases(fixture: &Fixture) -> Vec<Case> {
-    let Ok(bytes) = std::fs::read(fixture.dir.join("golden/beam.json")) else { return Vec::new() };
+    let Some(cases) = fixture.opt_json("beam.json") else { return Vec::new() };
     let count = |value: &Value| value.as_u64().unwrap() as usize;
     let ids = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
     let hypothesis = |value: &Value| Hypothesis {
@@ -48,7 +48,7 @@ fn cases(fixture: &Fixture) -> Vec<Case> {
             results: case["results"].as_array().unwrap().iter().map(hypothesis).collect(),
         }
     };
-    serde_json::from_slice::<Value>(&bytes).unwrap().as_array().unwrap().iter().map(case).collect()
+    cases.as_array().unwrap().iter().map(case).collect()
 }
 
 impl Case {
@@ -69,13 +69,20 @@ impl Case {
 
 /// Runs every case, all at once: how many there are, and the greatest error of a score.
 pub(crate) fn check(fixture: &Fixture) -> Result<String, &'static str> {
+    check_on(fixture, &engine::load(fixture, &fixture.dir))
+}
+
+/// The same on an engine that may have adapters.
+pub(crate) fn check_on(fixture: &Fixture, engine: &EngineHandle) -> Result<String, &'static str> {
     let prompts = fixture.prompts();
     let cases = cases(fixture);
     if cases.is_empty() {
         return Err("there are no cases");
     }
-    let engine = engine::load(fixture, &fixture.dir);
-    let submit = |case: &Case| engine.submit(case.request(&prompts[case.prompt].input_ids)).unwrap();
+    let submit = |case: &Case| {
+        let request = case.request(&prompts[case.prompt].input_ids);
+        engine.submit(GenerationRequest { adapter: fixture.adapter.clone(), ..request }).unwrap()
+    };
     let streams: Vec<_> = cases.iter().map(submit).collect();
     let mut worst = 0.0_f64;
     for (i, (stream, case)) in streams.into_iter().zip(&cases).enumerate() {

@@ -14,18 +14,24 @@ use crate::report::check_all;
 const LOGPROB_TOLERANCE: f32 = 1e-3;
 
 pub(crate) fn load(fixture: &Fixture, path: &Path) -> EngineHandle {
-    let config = EngineConfig {
+    load_with(fixture, path, |_| {})
+}
+
+/// The same with other settings.
+pub(crate) fn load_with(fixture: &Fixture, path: &Path, change: impl FnOnce(&mut EngineConfig)) -> EngineHandle {
+    let mut config = EngineConfig {
         dtype: WeightDtype::F32,
         kv_cache_dtype: KvCacheDtype::F32,
         kv_cache_bytes: Some(16 << 20),
         num_threads: Some(2),
         ..Default::default()
     };
+    change(&mut config);
     engine::load(&fixture.name, path, &config, &NoProgress).unwrap()
 }
 
 /// Runs every case, all at once: none may change another.
-fn check_greedy(fixture: &Fixture, engine: &EngineHandle) -> String {
+pub(crate) fn check_greedy(fixture: &Fixture, engine: &EngineHandle) -> String {
     let prompts = fixture.prompts();
     let cases = fixture.greedy();
     let submit = |case: &GreedyCase| {
@@ -41,7 +47,8 @@ fn check_greedy(fixture: &Fixture, engine: &EngineHandle) -> String {
             logprobs: Some(0),
             ..Default::default()
         };
-        engine.submit(GenerationRequest::tokens(prompts[case.prompt].input_ids.clone()).with_params(params)).unwrap()
+        let request = GenerationRequest::tokens(prompts[case.prompt].input_ids.clone()).with_params(params);
+        engine.submit(GenerationRequest { adapter: fixture.adapter.clone(), ..request }).unwrap()
     };
     let streams: Vec<_> = cases.iter().map(submit).collect();
     for (i, (stream, case)) in streams.into_iter().zip(&cases).enumerate() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use sconce_core::backend::cpu::CpuBackend;
+use sconce_core::config::AdapterSource;
 use sconce_core::models::{self, RawConfig};
 use serde_json::Value;
 
@@ -11,7 +12,11 @@ pub(crate) struct Fixture {
     /// Its family and its own name: `golden/llama`.
     pub(crate) name: String,
     pub(crate) dir: PathBuf,
+    /// Where its golden outputs are.
+    golden: PathBuf,
     logits: Vec<u8>,
+    /// The adapter that they went through, if there was one.
+    pub(crate) adapter: Option<String>,
 }
 
 pub(crate) struct Prompt {
@@ -33,10 +38,14 @@ pub(crate) struct GreedyCase {
     pub(crate) token_logprobs: Option<Vec<f32>>,
 }
 
+fn root() -> PathBuf {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join("../..")
+}
+
 /// The fixtures whose architecture is in the registry; the others are named.
 pub(crate) fn supported() -> Vec<Fixture> {
-    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-    let root = Path::new(&root).join("../..");
+    let root = root();
     let mut dirs = Vec::new();
     for family in [root.join("tests/golden"), root.join("../shared/fixtures")] {
         let entries = std::fs::read_dir(family).into_iter().flatten().flatten().map(|e| e.path());
@@ -51,8 +60,9 @@ pub(crate) fn supported() -> Vec<Fixture> {
             println!("skipped: {name} ({} is not supported)", raw.architecture().unwrap());
             return None;
         }
-        let logits = std::fs::read(dir.join("golden/logits.safetensors")).unwrap();
-        Some(Fixture { name, dir, logits })
+        let golden = dir.join("golden");
+        let logits = std::fs::read(golden.join("logits.safetensors")).unwrap();
+        Some(Fixture { name, dir, golden, logits, adapter: None })
     };
     dirs.into_iter().filter_map(open).collect()
 }
@@ -67,7 +77,29 @@ impl Fixture {
 
     /// The same with another model, in `dir`: what is golden is that of the fixture's own.
     pub(crate) fn with_model(&self, dir: PathBuf) -> Self {
-        Self { name: self.name.clone(), dir, logits: self.logits.clone() }
+        let (golden, logits) = (dir.join("golden"), self.logits.clone());
+        Self { name: self.name.clone(), dir, golden, logits, adapter: None }
+    }
+
+    /// The same through each adapter that there is for it, as `scripts/make_adapters.py` describes them.
+    pub(crate) fn adapters(&self) -> Vec<Self> {
+        let folder = root().join("tests/golden/lora");
+        let manifest: Value = serde_json::from_slice(&std::fs::read(folder.join("manifest.json")).unwrap()).unwrap();
+        let adapters = manifest["adapters"].as_object().unwrap().iter();
+        let own = adapters.filter(|(_, entry)| self.name == format!("golden/{}", entry["model"].as_str().unwrap()));
+        let of = |name: &str| {
+            let golden = folder.join(name);
+            let logits = std::fs::read(golden.join("logits.safetensors")).unwrap();
+            let (name, adapter) = (format!("{} through {name}", self.name), Some(name.to_owned()));
+            Self { name, dir: self.dir.clone(), golden, logits, adapter }
+        };
+        own.map(|(name, _)| of(name)).collect()
+    }
+
+    /// Where its adapter is.
+    pub(crate) fn adapter_source(&self) -> AdapterSource {
+        let name = self.adapter.clone().unwrap();
+        AdapterSource { origin: name.clone(), name, path: self.golden.clone() }
     }
 
     /// Whether it is stored in a quantized form.
@@ -109,9 +141,15 @@ impl Fixture {
         self.json("greedy.json").as_array().unwrap().iter().map(case).collect()
     }
 
+    /// The same, if it is there.
+    #[allow(dead_code, reason = "of those who share this file one asks")]
+    pub(crate) fn opt_json(&self, name: &str) -> Option<Value> {
+        self.golden.join(name).exists().then(|| self.json(name))
+    }
+
     /// A file of the `golden` folder.
     pub(crate) fn json(&self, name: &str) -> Value {
-        serde_json::from_slice(&std::fs::read(self.dir.join("golden").join(name)).unwrap()).unwrap()
+        serde_json::from_slice(&std::fs::read(self.golden.join(name)).unwrap()).unwrap()
     }
 
     fn tensor(&self, name: &str) -> Vec<f32> {

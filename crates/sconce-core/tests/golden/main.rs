@@ -13,6 +13,7 @@ mod engine;
 mod fixture;
 mod fp8;
 mod gguf;
+mod lora;
 mod mxfp4;
 mod packed;
 mod report;

@@ -5,7 +5,7 @@ use sconce_core::config::{KvCacheDtype, ModelConfig, WeightDtype};
 use sconce_core::engine::NoProgress;
 use sconce_core::kv::{BlockPool, LayerGroups, MAX_GROUPS, SequenceBlocks};
 use sconce_core::models::{self, Loader, Model, RawConfig, Step};
-use sconce_core::weights::{StoredForm, WeightStore};
+use sconce_core::weights::{Adapters, StoredForm, WeightStore};
 
 use super::compare::{argmax, divergence};
 use super::fixture::Fixture;
@@ -43,10 +43,22 @@ impl<B: Backend> Runner<B> {
         dtype: WeightDtype,
         backend: B,
     ) -> Self {
+        Self::of_adapters(raw, config, (store, &Adapters::default()), dtype, backend)
+    }
+
+    /// The same with adapters.
+    pub(crate) fn of_adapters(
+        raw: &RawConfig,
+        config: ModelConfig,
+        (store, adapters): (&WeightStore, &Adapters),
+        dtype: WeightDtype,
+        backend: B,
+    ) -> Self {
         let loader = Loader {
             backend: &backend,
             store,
             config: &config,
+            adapters,
             dtype,
             max_model_len: MAX_MODEL_LEN,
             progress: &NoProgress,
@@ -106,6 +118,11 @@ impl<B: Backend> Runner<B> {
 
     /// Logits at every position of each sequence, [tokens, vocab], computed side by side in chunks of `chunk_len`.
     pub(crate) fn logits(&mut self, sequences: &[&[u32]], chunk_len: usize) -> Vec<Vec<f32>> {
+        self.logits_through(sequences, &vec![0; sequences.len()], chunk_len)
+    }
+
+    /// The same where each goes through an adapter, by its number from 1 on, or through none.
+    pub(crate) fn logits_through(&mut self, sequences: &[&[u32]], adapters: &[u32], chunk_len: usize) -> Vec<Vec<f32>> {
         let mut logits = vec![Vec::new(); sequences.len()];
         let longest = sequences.iter().map(|s| s.len()).max().unwrap();
         let mut held: Vec<SequenceBlocks> = sequences.iter().map(|_| SequenceBlocks::default()).collect();
@@ -120,6 +137,7 @@ impl<B: Backend> Runner<B> {
                 let tables: Vec<&[u32]> = tables.iter().map(Vec::as_slice).collect();
                 batch.push_grouped(&seq[start..end], &tables, start, start, BLOCK_SIZE);
                 batch.shift_rope_rows(first, self.first_rope_row(seq.len()));
+                batch.set_adapter(first, adapters[i]);
                 rows.extend(std::iter::repeat_n(i, end - start));
             }
             self.forward(&batch);

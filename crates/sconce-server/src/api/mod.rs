@@ -37,8 +37,10 @@ pub async fn post(exchange: &Arc<Exchange>, endpoint: Endpoint, body: Vec<u8>) -
         return Err(ApiError::loading());
     }
     // A long body takes a while, which must not hold up other connections.
-    let request = events::blocking(move || WireRequest::parse(endpoint, &body)).await?;
+    let mut request = events::blocking(move || WireRequest::parse(endpoint, &body)).await?;
     let served = exchange.state.model(request.model.as_deref())?.clone();
+    let is_asked = |name: &String| Some(name) == request.model.as_ref();
+    request.adapter = served.adapters().iter().map(|adapter| &adapter.name).find(|name| is_asked(name)).cloned();
     check_effort(&served, &request)?;
     match endpoint {
         Endpoint::Generate => generate::answer(exchange, &served, request).await,

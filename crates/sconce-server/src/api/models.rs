@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use crate::http::{self, ApiError, Body};
 use crate::state::{Served, State};
 
-/// Every served model, once under each of its names.
+/// Every served model, once under each of its names, and behind it its adapters.
 pub fn list(state: &State) -> Result<Response<Body>, ApiError> {
     if state.models().is_empty() {
         return Err(ApiError::loading());
     }
-    let entries = state.models().iter().flat_map(|m| m.names.iter().map(|name| entry(m, name)));
+    let entries = state.models().iter().flat_map(|m| m.all_names().map(|name| entry(m, name)));
     let data: Vec<Value> = entries.collect();
     Ok(http::json(StatusCode::OK, &json!({"object": "list", "data": data})))
 }
@@ -24,12 +24,14 @@ pub fn one(state: &State, escaped_name: &str) -> Result<Response<Body>, ApiError
 }
 
 fn entry(served: &Served, name: &str) -> Value {
+    let adapter = served.adapters().iter().find(|adapter| adapter.name == name);
     json!({
         "id": name,
         "object": "model",
         "created": served.created,
         "owned_by": "sconce",
-        "root": served.id(),
+        "root": adapter.map_or(served.id(), |adapter| &adapter.origin),
+        "parent": adapter.map(|_| served.id()),
         "max_model_len": served.engine.handle().info().max_model_len,
     })
 }

@@ -55,9 +55,11 @@ impl<'a> Input<'a> {
 
 /// Runs `sconce chat`.
 pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
+    let adapter = args.engine.only_adapter()?;
     let engine = args.engine.load(args.model.as_deref(), progress::progress())?;
     say(&format!("{} on {}. /help for help.\n", engine.handle().info().id, engine.handle().info().device))?;
-    let mut chat = Chat { engine, params: args.sampling.params(), system: args.system, messages: Vec::new() };
+    let (params, system) = (args.sampling.params(), args.system);
+    let mut chat = Chat { engine, adapter, params, system, messages: Vec::new() };
     chat.reset();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(chat.run())?;
@@ -66,6 +68,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 
 struct Chat {
     engine: Engine,
+    adapter: Option<String>,
     params: SamplingParams,
     system: Option<String>,
     messages: Vec<Value>,
@@ -119,6 +122,7 @@ impl Chat {
         let input = ChatInput { messages: self.messages.clone(), ..ChatInput::default() };
         let request = GenerationRequest::chat(input).with_params(self.params.clone());
         let request = request.with_marks(self.engine.handle().answer_form().marks().clone());
+        let request = GenerationRequest { adapter: self.adapter.clone(), ..request };
         let mut stream = match self.engine.stream(request) {
             Ok(stream) => stream,
             Err(error) => return Ok(Err(error)),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sconce::{
-    DeviceKind, Engine, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Progress, Quantization, Result,
+    DeviceKind, Engine, EngineConfig, Error, KvCacheDtype, LoadFormat, MatmulPrecision, Progress, Quantization, Result,
     WeightDtype,
 };
 
@@ -61,6 +61,11 @@ pub(super) struct EngineArgs {
     /// What the matrices of --draft-model are quantized to at load [default: as --quantization].
     #[arg(long)]
     draft_quantization: Option<Quantization>,
+    /// A LoRA adapter in PEFT's form, a folder or an id of the Hugging Face hub, under a name of its own; can be given several times. On a
+    /// server requests choose one by that name in place of the model's, and those that `bench` makes go through all in turn; `generate` and
+    /// `chat` use the one that is given.
+    #[arg(long, value_name = "NAME=PATH|ID", value_parser = parse_lora)]
+    lora: Vec<(String, String)>,
     /// Most requests that wait before new ones are refused.
     #[arg(long, value_name = "N", default_value_t = EngineConfig::default().max_waiting)]
     max_waiting: usize,
@@ -98,6 +103,7 @@ impl EngineArgs {
             max_num_seqs: self.max_num_seqs,
             num_speculative_tokens: self.num_speculative_tokens,
             draft_quantization: self.draft_quantization,
+            adapters: Vec::new(),
             max_waiting: self.max_waiting,
             prefix_cache: !self.no_prefix_cache,
             num_threads: self.threads,
@@ -117,6 +123,20 @@ impl EngineArgs {
         self.draft_model.is_some()
     }
 
+    /// Whether there are adapters.
+    pub(super) fn has_adapters(&self) -> bool {
+        !self.lora.is_empty()
+    }
+
+    /// The one adapter, where requests have no other way to choose. Errors: there are several.
+    pub(super) fn only_adapter(&self) -> Result<Option<String>> {
+        match self.lora.as_slice() {
+            [] => Ok(None),
+            [(name, _)] => Ok(Some(name.clone())),
+            _ => Err(Error::config("lora", "here all goes through the adapter that is given: give one")),
+        }
+    }
+
     /// The same with each operation timed.
     pub(super) fn profiled(self) -> Self {
         Self { profile_ops: true, ..self }
@@ -130,9 +150,20 @@ impl EngineArgs {
         if let Some(draft) = &self.draft_model {
             builder = builder.draft_model(draft);
         }
+        for (name, adapter) in &self.lora {
+            builder = builder.lora(name, adapter);
+        }
         if let Some(dir) = &self.cache_dir {
             builder = builder.cache_dir(dir);
         }
         builder.build()
+    }
+}
+
+/// `name=path` in its parts.
+fn parse_lora(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, adapter)) if !name.is_empty() && !adapter.is_empty() => Ok((name.into(), adapter.into())),
+        _ => Err(format!("expected NAME=PATH|ID, found {text:?}")),
     }
 }

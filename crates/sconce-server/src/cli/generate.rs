@@ -51,6 +51,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
     };
     let mut request = request.with_params(args.sampling.params());
     request.grammar = args.format.grammar()?;
+    request.adapter = args.engine.only_adapter()?;
     let engine = args.engine.load(args.model.as_deref(), progress::progress())?;
     let start = Instant::now();
     if args.chat {

@@ -89,6 +89,9 @@ impl Args {
         if self.models.len() > 1 && self.engine.has_draft_model() {
             return Err(sconce::Error::config("draft-model", "drafts for one model: give one --model beside it"));
         }
+        if self.models.len() > 1 && self.engine.has_adapters() {
+            return Err(sconce::Error::config("lora", "is for one model: give one --model beside it"));
+        }
         let served = |model: &String| {
             let (model, alias) = split_alias(model);
             let engine = self.engine.load(Some(model), progress.clone())?;
@@ -199,6 +202,9 @@ fn print_ready(state: &State, address: std::net::SocketAddr) {
             if info.layers.groups().len() > 1 { " of one sequence" } else { "" },
             info.draft_model.as_ref().map_or(String::new(), |draft| format!("; drafts by {draft}")),
         );
+        for adapter in &info.adapters {
+            text += &format!("{}: the same with the adapter {}\n", adapter.name, adapter.origin);
+        }
     }
     text += &format!("ready on http://{address}; open it in a browser, or try:\n  {}\n", curl_line(state, address));
     // Whoever does not listen is served nevertheless.

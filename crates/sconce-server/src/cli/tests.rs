@@ -59,6 +59,20 @@ fn serve_flags_reach_the_settings() {
     assert_eq!((settings.max_body_bytes, settings.drain_timeout.as_secs()), (1024, 2));
 }
 
+#[test]
+fn adapters_have_a_name_and_a_source() {
+    let args = parse_serve("sconce serve --lora a=org/x --lora b=dir/y=z");
+    assert!(args.engine.has_adapters() && !parse_serve("sconce serve").engine.has_adapters());
+    let error = args.engine.only_adapter().unwrap_err().to_string();
+    assert!(error.starts_with("lora: ") && error.ends_with("give one"), "{error}");
+    assert_eq!(parse_serve("sconce serve --lora a=b=c").engine.only_adapter().unwrap().as_deref(), Some("a"));
+    assert_eq!(parse_serve("sconce serve").engine.only_adapter().unwrap(), None);
+    for wrong in ["a", "=b", "a="] {
+        let error = parse(&format!("sconce serve --lora {wrong}")).unwrap_err().to_string();
+        assert!(error.contains("expected NAME=PATH|ID"), "{error}");
+    }
+}
+
 /// What a setting is where nobody sets it, and what it does not reach.
 #[test]
 fn help_says_what_depends_on_the_device() {

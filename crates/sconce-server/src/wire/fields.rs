@@ -107,7 +107,7 @@ const INFINITY: f64 = f64::INFINITY;
 #[rustfmt::skip]
 pub static FIELDS: &[Field] = &[
     field("model", ALL, Text, |r, v| v.store(&mut r.model),
-        "The name of a served model; may be absent where one is served."),
+        "The name of a served model, or of one of its adapters (LoRA); may be absent where one model is served."),
     // What is to be continued.
     field("prompt", GENERATE | TOKENIZE, PROMPT, |r, v| one_prompt(v).map(|p| r.prompts = Some(vec![p])),
         "Formatted text, or token ids, taken as they stand."),

@@ -20,6 +20,8 @@ const DEFAULT_MAX_TOKENS: usize = 16;
 pub struct WireRequest {
     /// The model asked for.
     pub model: Option<String>,
+    /// The adapter of it that this is, if it is one.
+    pub adapter: Option<String>,
     /// How to continue.
     pub params: SamplingParams,
     /// Answer while tokens are generated.
@@ -67,6 +69,7 @@ impl WireRequest {
         let skip_special_tokens = endpoint != Endpoint::Detokenize;
         Self {
             model: None,
+            adapter: None,
             params: SamplingParams { skip_special_tokens, ..SamplingParams::default() },
             stream: false,
             stream_usage: None,
@@ -311,6 +314,7 @@ impl WireRequest {
         prompts.into_iter().map(|prompt| GenerationRequest {
             prompt,
             params: self.params.clone(),
+            adapter: self.adapter.clone(),
             truncate_prompt_tokens: self.truncate_prompt_tokens,
             add_special_tokens: self.add_special_tokens.unwrap_or(true),
             prediction: self.prediction.clone(),

@@ -49,4 +49,7 @@ fn a_missing_path_is_named() {
     let builder = Engine::builder("./no/such/model.gguf").draft_model("./no/such/draft.gguf");
     let error = builder.build().map(|_| ()).unwrap_err();
     assert!(error.to_string().starts_with("draft-model: ./no/such/draft.gguf: "), "{error}");
+    let builder = Engine::builder("./no/such/model.gguf").lora("one", "./no/such/adapter");
+    let error = builder.build().map(|_| ()).unwrap_err();
+    assert!(error.to_string().starts_with("lora: ./no/such/adapter: "), "{error}");
 }

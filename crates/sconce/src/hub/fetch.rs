@@ -37,6 +37,12 @@ pub(super) fn fetch(id: &RepoId, settings: &Settings, progress: &dyn Progress) -
     let transfer = Transfer { client: &client, id, commit: &info.commit, cache: &cache, progress };
     let path = match choose(id, &info.files)? {
         Selection::Gguf(file) => download(&transfer, file)?,
+        Selection::Adapter(files) => {
+            for file in files {
+                download(&transfer, file)?;
+            }
+            cache.snapshot(&info.commit)
+        }
         Selection::Safetensors { side_files, weights } => {
             for file in side_files {
                 download(&transfer, file)?;

@@ -6,13 +6,23 @@ use sconce_core::Result;
 
 use super::unavailable;
 
-/// A model of the hub.
+/// What a repository is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Model,
+    /// A LoRA adapter in PEFT's form.
+    Adapter,
+}
+
+/// A model of the hub, or an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RepoId {
     /// `org/repo`.
     pub(super) repo: String,
     /// The one file that is wanted, if it was named.
     pub(super) file: Option<String>,
+    /// What it is.
+    pub(super) kind: Kind,
 }
 
 impl RepoId {
@@ -25,12 +35,22 @@ impl RepoId {
         let is_repo = repo.split('/').all(is_repo_part) && (1..=2).contains(&repo.split('/').count());
         let is_file = file.is_none_or(|file| is_safe_name(file) && file.ends_with(".gguf"));
         if is_repo && is_file && repo.len() <= 200 {
-            return Ok(Self { repo: repo.to_owned(), file: file.map(str::to_owned) });
+            return Ok(Self { repo: repo.to_owned(), file: file.map(str::to_owned), kind: Kind::Model });
         }
         Err(unavailable(format!(
             "{id:?} is neither a file or folder here nor a model of the Hugging Face hub: expected org/repo, or \
              org/repo:file.gguf"
         )))
+    }
+
+    /// Reads the id of an adapter, which is a whole repository.
+    pub(super) fn parse_adapter(id: &str) -> Result<Self> {
+        match Self::parse(id) {
+            Ok(parsed) if parsed.file.is_none() => Ok(Self { kind: Kind::Adapter, ..parsed }),
+            _ => Err(unavailable(format!(
+                "{id:?} is neither a folder here nor an adapter of the Hugging Face hub: expected org/repo"
+            ))),
+        }
     }
 }
 

@@ -7,13 +7,16 @@ use sconce_core::{Error, Result};
 use serde_json::Value;
 
 use super::client::RemoteFile;
-use super::repo::{RepoId, is_safe_name};
+use super::repo::{Kind, RepoId, is_safe_name};
 use super::unavailable;
 
 /// The list of shards.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// The weights, where they are one file.
 pub(super) const SINGLE: &str = "model.safetensors";
+
+/// The files of an adapter.
+const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// Files that lie beside the weights; those that a repository does not have are done without.
 const SIDE_FILES: &[&str] = &[
@@ -31,6 +34,8 @@ const SIDE_FILES: &[&str] = &[
 pub(super) enum Selection<'a> {
     /// One GGUF file.
     Gguf(&'a RemoteFile),
+    /// Config and weights of an adapter.
+    Adapter([&'a RemoteFile; 2]),
     /// Config, tokenizer and safetensors.
     Safetensors {
         /// Files beside the weights.
@@ -43,6 +48,12 @@ pub(super) enum Selection<'a> {
 /// Chooses among the files of a repository. The error lists the choices where there are several.
 pub(super) fn choose<'a>(id: &RepoId, files: &'a [RemoteFile]) -> Result<Selection<'a>> {
     let find = |name: &str| files.iter().find(|file| file.name == name);
+    if id.kind == Kind::Adapter {
+        let missing =
+            |name| unavailable(format!("{id}: the repository holds no {name}: expected an adapter of PEFT's"));
+        let find = |name| find(name).ok_or_else(|| missing(name));
+        return Ok(Selection::Adapter([find(ADAPTER_FILES[0])?, find(ADAPTER_FILES[1])?]));
+    }
     let ggufs: Vec<&RemoteFile> = files.iter().filter(|file| file.name.ends_with(".gguf")).collect();
     let choices = || ggufs.iter().map(|file| format!("\n  {}:{}", id.repo, file.name)).collect::<String>();
     if let Some(name) = &id.file {
@@ -77,9 +88,12 @@ pub(super) fn shards(path: &Path) -> Result<BTreeSet<String>> {
         .collect()
 }
 
-/// What `snapshot` has of the model, if it has all that is needed: the folder, or the GGUF. A folder in which a GGUF
+/// What `snapshot` has of the model or the adapter, if it has all that is needed: the folder, or the GGUF. A folder in which a GGUF
 /// was put by name answers for the repository as a whole if it holds just that one.
 pub(super) fn complete(snapshot: &Path, id: &RepoId) -> Option<PathBuf> {
+    if id.kind == Kind::Adapter {
+        return ADAPTER_FILES.iter().all(|name| snapshot.join(name).is_file()).then(|| snapshot.to_owned());
+    }
     if let Some(file) = &id.file {
         return Some(snapshot.join(file)).filter(|path| path.is_file());
     }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::kv::{BlockCopy, LayerPlace};
 use crate::ops;
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::{Dtype, TensorView, with_one_order};
+use crate::weights::{Dtype, LoraUpdate, TensorView, with_one_order};
 
 /// The share of the free memory that the KV pool takes by default: the other half stays for the rest of the machine.
 const KV_MEMORY_SHARE: usize = 2;
@@ -38,6 +38,7 @@ pub(crate) struct Cpu {
     #[cfg(target_arch = "x86_64")]
     pub(crate) bf16: ops::linear::Bf16Rows,
     pub(crate) experts: ops::experts::Scratch,
+    pub(crate) lora: ops::lora::Scratch,
     pub(crate) attention: ops::attention::Plan,
     pub(crate) sample_shares: Vec<ops::sample::Share>,
 }
@@ -55,6 +56,7 @@ impl Cpu {
             #[cfg(target_arch = "x86_64")]
             bf16: Default::default(),
             experts: Default::default(),
+            lora: Default::default(),
             attention: Default::default(),
             sample_shares: Vec::new(),
         }
@@ -84,6 +86,7 @@ impl Backend for CpuBackend {
     type Buffer = Buffer;
     type Matrix = Matrix;
     type ExpertMatrices = Vec<Matrix>;
+    type Lora = ops::lora::Lora;
     type Vector = Vec<f32>;
     type KvCache = KvCache;
     type Rope = RopeTable;
@@ -138,6 +141,16 @@ impl Backend for CpuBackend {
             |expert: usize| bias.map(|all| &all[all.len() / num_experts * expert..][..all.len() / num_experts]);
         let load = |expert| self.matrix(parts.by_ref().take(num_parts).collect(), bias_of(expert), dtype);
         (0..num_experts).map(load).collect()
+    }
+
+    fn lora(
+        &self,
+        part_rows: &[usize],
+        cols: usize,
+        num_adapters: usize,
+        updates: &[LoraUpdate<'_>],
+    ) -> Result<ops::lora::Lora> {
+        Ok(ops::lora::Lora::new(part_rows, cols, num_adapters, updates))
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {
@@ -239,6 +252,15 @@ impl Backend for CpuBackend {
 
     fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
         ops::linear::cpu(&mut self.cpu.borrow_mut(), out, x, weight);
+        Ok(())
+    }
+
+    fn has_adapters(&self, batch: &Batch) -> bool {
+        batch.has_adapters()
+    }
+
+    fn add_lora(&self, out: &mut Buffer, x: &Buffer, lora: &ops::lora::Lora, batch: &Batch) -> Result<()> {
+        ops::lora::cpu(&mut self.cpu.borrow_mut(), out, x, lora, &batch.adapters);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use super::device::{Device, ElemType};
 use super::gpu::Gpu;
 use super::graphs::{Graphs, StepShape, padded_rows};
 use super::kv_cache::{self, KvCache};
-use super::storage::{Buffer, ExpertMatrices, Matrix, RopeTable, Vector};
+use super::storage::{Buffer, ExpertMatrices, Matrix, Memory, RopeTable, Vector};
 use super::weights;
 use crate::backend::{
     AttentionSpec, Backend, Batch, BufferRole, ExpertsSpec, KvCacheShape, KvDtype, LayerAttention, StepLimits,
@@ -30,10 +30,11 @@ use crate::ops::{
     experts::cuda::ExpertsSpace,
     linear::cuda::Products,
     linear::space::{LinearSpace, Settings},
+    lora::cuda::CudaLora,
     sample::cuda::{Answers, SampleSpace},
 };
 use crate::sample::{SampleResults, SampleRow};
-use crate::weights::{Dtype, RandomWeights, TensorView};
+use crate::weights::{Dtype, LoraUpdate, RandomWeights, TensorView};
 
 /// One part in so many of the free memory stays free for what the driver takes later: graphs, and what others do.
 const FREE_SHARE: usize = 20;
@@ -74,6 +75,9 @@ struct Scratch {
     max_seqs: usize,
     linear: LinearSpace,
     experts: Option<ExpertsSpace>,
+    /// Room for what is between the two products of adapters, and elements of a row of it.
+    lora: Option<Memory>,
+    lora_len: usize,
 }
 
 impl CudaBackend {
@@ -112,6 +116,8 @@ impl CudaBackend {
             max_seqs: 0,
             linear: LinearSpace::new(&device),
             experts: None,
+            lora: None,
+            lora_len: 0,
         };
         Self {
             device,
@@ -158,6 +164,7 @@ impl Backend for CudaBackend {
     type Buffer = Buffer;
     type Matrix = Matrix;
     type ExpertMatrices = ExpertMatrices;
+    type Lora = CudaLora;
     type Vector = Vector;
     type KvCache = KvCache;
     type Rope = RopeTable;
@@ -238,6 +245,20 @@ impl Backend for CudaBackend {
         Ok(Some(ExpertMatrices { all, num_experts }))
     }
 
+    fn lora(
+        &self,
+        part_rows: &[usize],
+        cols: usize,
+        num_adapters: usize,
+        updates: &[LoraUpdate<'_>],
+    ) -> Result<CudaLora> {
+        let lora = ops::lora::Lora::new(part_rows, cols, num_adapters, updates);
+        let lora = CudaLora::new(&self.device, &lora, self.elem)?;
+        let len = &mut self.scratch.borrow_mut().lora_len;
+        *len = lora.hidden_len().max(*len);
+        Ok(lora)
+    }
+
     fn memory_dtype(&self, stored: Dtype, _: WeightDtype) -> Dtype {
         super::memory_dtype(stored, self.keeps_blocks, self.weight_dtype())
     }
@@ -282,6 +303,7 @@ impl Backend for CudaBackend {
         let experts =
             |experts| ExpertsSpace::new(&self.device, self.elem, config.hidden_size, experts, limits.max_tokens);
         scratch.experts = config.experts.as_ref().map(experts).transpose()?;
+        scratch.lora = Some(Memory::new(&self.device, 4 * limits.max_tokens * scratch.lora_len)?);
         let blocks = limits.max_model_len.div_ceil(limits.block_size);
         let max_words = DeviceBatch::max_words(limits, blocks);
         let shared = SharedSplits::new(&spec, limits.kv_dtype, limits.block_size, self.device.num_sms());
@@ -308,7 +330,8 @@ impl Backend for CudaBackend {
         if !batch.is_padded() {
             return forward();
         }
-        let shape = StepShape { num_rows: batch.num_tokens(), attention: DecodeShape::of(batch) };
+        let (has_adapters, attention) = (self.has_adapters(batch), DecodeShape::of(batch));
+        let shape = StepShape { num_rows: batch.num_tokens(), has_adapters, attention };
         // Out of the cell while `forward` runs: operations look for their scratch memory in it.
         let mut graphs = std::mem::take(&mut self.scratch.borrow_mut().graphs);
         // SAFETY: launches depend on the numbers in the shape alone; a backend has one model, one workspace and one cache for
@@ -363,6 +386,15 @@ impl Backend for CudaBackend {
 
     fn linear(&self, out: &mut Buffer, x: &Buffer, weight: &Matrix) -> Result<()> {
         self.scratch.borrow_mut().linear.linear(out, x, weight)
+    }
+
+    fn has_adapters(&self, batch: &DeviceBatch) -> bool {
+        batch.max_adapter() > 0
+    }
+
+    fn add_lora(&self, out: &mut Buffer, x: &Buffer, lora: &CudaLora, batch: &DeviceBatch) -> Result<()> {
+        let scratch = self.scratch.borrow();
+        ops::lora::cuda::cuda(&*self.device, out, x, lora, scratch.lora.as_ref().expect(PREPARED), batch)
     }
 
     fn head_norm(&self, qkv: &mut Buffer, weights: (&Vector, &Vector), spec: &AttentionSpec, eps: f32) -> Result<()> {

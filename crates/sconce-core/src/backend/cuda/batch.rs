@@ -34,6 +34,7 @@ pub struct DeviceBatch {
     num_seqs: usize,
     num_logits: usize,
     num_prompts: usize,
+    max_adapter: usize,
     max_decode_context: usize,
     max_own_splits: usize,
     /// What sequences that begin alike have together. None: nobody looks for it.
@@ -56,6 +57,7 @@ impl DeviceBatch {
             num_seqs: 0,
             num_logits: 0,
             num_prompts: 0,
+            max_adapter: 0,
             max_decode_context: 0,
             max_own_splits: 0,
             shared: None,
@@ -78,7 +80,7 @@ impl DeviceBatch {
     /// Words of a step whose sequences have at most so many blocks in a group, where nothing is shared.
     pub(crate) fn max_words(limits: &StepLimits, max_blocks: usize) -> usize {
         let of_groups = limits.num_groups * (limits.max_tokens + limits.max_seqs * (SEQUENCE_WORDS + max_blocks));
-        2 * limits.max_tokens + limits.max_logits + limits.max_seqs + of_groups
+        3 * limits.max_tokens + limits.max_logits + limits.max_seqs + of_groups
     }
 
     /// Brings `batch` to the device. `num_rows`: pads tokens, sequences and rows of logits to so many, each padding token
@@ -90,11 +92,13 @@ impl DeviceBatch {
         self.num_logits = pad(batch.logit_rows.len());
         self.is_padded = num_rows.is_some();
         self.are_keys_apart = self.own_keys.as_mut().is_some_and(|own_keys| own_keys.are_apart(batch));
+        self.max_adapter = batch.adapters.iter().max().map_or(0, |&most| most as usize);
         let words = &mut self.words;
         words.clear();
         let sections = [
             (&batch.token_ids, self.num_tokens, 0),
             (&batch.rope_rows, self.num_tokens, 0),
+            (&batch.adapters, self.num_tokens, 0),
             (&batch.logit_rows, self.num_logits, 0),
         ];
         let slots = batch.slot_mappings[..self.num_groups].iter().map(|slots| (slots, self.num_tokens, NO_SLOT));
@@ -154,14 +158,24 @@ impl DeviceBatch {
         self.word(self.num_tokens)
     }
 
+    /// [num_tokens]: the adapters that they go through, numbered from 1 on; 0: none.
+    pub(crate) fn adapters(&self) -> DevicePtr {
+        self.word(2 * self.num_tokens)
+    }
+
+    /// The greatest of those numbers.
+    pub(crate) fn max_adapter(&self) -> usize {
+        self.max_adapter
+    }
+
     /// [num_logits]: rows whose logits are wanted.
     pub(crate) fn logit_rows(&self) -> DevicePtr {
-        self.word(2 * self.num_tokens)
+        self.word(3 * self.num_tokens)
     }
 
     /// [num_tokens]: where their keys and values of a group of layers go, or [`NO_SLOT`].
     pub(crate) fn slot_mapping(&self, group: usize) -> DevicePtr {
-        self.word((2 + group) * self.num_tokens + self.num_logits)
+        self.word((3 + group) * self.num_tokens + self.num_logits)
     }
 
     /// [num_seqs, 4]: see `SEQUENCE_WORDS`; of a group of layers.
@@ -194,7 +208,7 @@ impl DeviceBatch {
     }
 
     fn sequences_start(&self) -> usize {
-        (2 + self.num_groups) * self.num_tokens + self.num_logits
+        (3 + self.num_groups) * self.num_tokens + self.num_logits
     }
 
     fn prompts_start(&self) -> usize {

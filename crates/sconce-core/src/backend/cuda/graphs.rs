@@ -12,6 +12,8 @@ use crate::ops::attention::decode::DecodeShape;
 pub(crate) struct StepShape {
     /// Tokens, each the only one of its sequence, with padding.
     pub(crate) num_rows: usize,
+    /// Whether a token goes through an adapter.
+    pub(crate) has_adapters: bool,
     /// What attention's launches depend on beside it.
     pub(crate) attention: DecodeShape,
 }

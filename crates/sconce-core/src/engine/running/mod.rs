@@ -28,6 +28,8 @@ use sequence::SequenceState;
 pub(crate) struct QueuedRequest {
     pub(super) prompt: Arc<PromptInfo>,
     pub(super) params: SamplingParams,
+    /// The number of the adapter that it goes through, from 1 on; 0: none.
+    pub(super) adapter: u32,
     /// What has to be matched, for the first token.
     pub(super) grammar: Option<GrammarMatcher>,
     pub(super) caller: Caller,
@@ -94,7 +96,7 @@ impl Growth {
 
 impl RunningRequest {
     pub(super) fn new(request: QueuedRequest, limits: &Limits) -> Self {
-        let QueuedRequest { prompt, params, grammar, caller } = request;
+        let QueuedRequest { prompt, params, grammar, caller, .. } = request;
         let has_grammar = grammar.is_some();
         let context = RequestContext::new(prompt, params, limits);
         let decoding = match context.params.beam {

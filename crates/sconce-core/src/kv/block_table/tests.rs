@@ -125,7 +125,7 @@ fn what_follows_one_root_is_not_found_after_another() {
     let tokens: Vec<u32> = (0..8).collect();
     let mut pool = pool(8).with_prefix_cache();
     let mut tables = [BlockTable::default(), BlockTable::default()];
-    let roots = [PrefixId::EMPTY, PrefixId::EMPTY_LONG];
+    let roots = [PrefixId::EMPTY, PrefixId::empty_of(1)];
     for (table, root) in tables.iter_mut().zip(roots) {
         assert!(pool.find_prefix(root, &tokens).is_empty());
         check_reserve(table, &mut pool, 0, 8);

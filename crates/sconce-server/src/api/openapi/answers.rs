@@ -108,12 +108,12 @@ pub(super) static OBJECTS: &[Object] = &[
         must("count", COUNT), must("max_model_len", COUNT), must("tokens", COUNTS),
     ]),
     object("DecodedText", "The text.", &[must("prompt", Text)]),
-    object("Models", "The served models, once under each of their names.", &[
+    object("Models", "The served models, once under each of their names, and their adapters.", &[
         must("object", Only("\"list\"")), must("data", many(&Ref("Model"))),
     ]),
-    object("Model", "A served model; its root is its first name.", &[
+    object("Model", "A served model, whose root is its first name, or an adapter (LoRA) of one, its parent, whose root is where it is from.", &[
         must("id", Text), must("object", Only("\"model\"")), must("created", COUNT), must("owned_by", Text),
-        must("root", Text), must("max_model_len", COUNT),
+        must("root", Text), must("parent", OrNull(&Text)), must("max_model_len", COUNT),
     ]),
     object("Health", "Whether requests are answered, or why not.", &[
         must("status", OneOf(&["ok", "loading", "draining", "stuck"])),

@@ -48,6 +48,8 @@ pub(super) struct Subject {
     num_threads: Option<usize>,
     seed: u64,
     random: Random,
+    /// Requests so far, which go through the adapters in turn.
+    num_requests: usize,
 }
 
 impl SubjectArgs {
@@ -74,7 +76,7 @@ impl SubjectArgs {
             None => measure_peaks(&engine, num_threads)?,
         };
         let random = Random::new(self.seed);
-        Ok(Subject { engine, peaks, given_peaks: self.peaks, num_threads, seed: self.seed, random })
+        Ok(Subject { engine, peaks, given_peaks: self.peaks, num_threads, seed: self.seed, random, num_requests: 0 })
     }
 
     /// Prints the results, for programs or for people.
@@ -103,7 +105,7 @@ impl Subject {
         Ok(())
     }
 
-    /// A greedy request of random tokens that generates exactly so many.
+    /// A greedy request of random tokens that generates exactly so many, through the next adapter where there are some.
     pub(super) fn request(&mut self, input_len: usize, output_len: usize) -> GenerationRequest {
         let handle = self.engine.handle();
         let vocab_size = handle.info().config.vocab_size.min(handle.tokenizer().vocab_size());
@@ -113,12 +115,16 @@ impl Subject {
             ignore_eos: true,
             ..SamplingParams::default()
         };
-        GenerationRequest::tokens(self.random.token_ids(input_len, vocab_size)).with_params(params)
+        let adapters = &handle.info().adapters;
+        let adapter = adapters.get(self.num_requests % adapters.len().max(1)).map(|adapter| adapter.name.clone());
+        self.num_requests += 1;
+        let request = GenerationRequest::tokens(self.random.token_ids(input_len, vocab_size)).with_params(params);
+        GenerationRequest { adapter, ..request }
     }
 
     /// Makes the same prompts once more.
     pub(super) fn begin_anew(&mut self) {
-        self.random = Random::new(self.seed);
+        (self.random, self.num_requests) = (Random::new(self.seed), 0);
     }
 
     /// Measures the machine again, now that the model has been: the better of both is the peak.

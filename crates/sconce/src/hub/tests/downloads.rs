@@ -226,3 +226,24 @@ fn check_many_at_once(has_blobs: bool) {
     let num_asked = hub.requests().iter().filter(|request| request.path.ends_with("/model.safetensors")).count();
     assert_eq!(num_asked, 1, "the others wait for the first");
 }
+
+#[test]
+fn an_adapter_is_its_two_files() {
+    let hub = Hub::with_repo(Repo::new(&[
+        ("README.md", b"# adapter"),
+        ("adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", b"low rank"),
+        ("tokenizer.json", b"{}"),
+    ]));
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = RepoId::parse_adapter("org/tiny").unwrap();
+    let fetch = || fetch::fetch(&adapter, &settings_for(&hub, dir.path()), &NoProgress);
+    let path = fetch().unwrap();
+    assert_eq!(files_in(&path), ["adapter_config.json", "adapter_model.safetensors"]);
+    let before = hub.requests().len();
+    assert_eq!((fetch().unwrap(), hub.requests().len()), (path, before));
+
+    let (hub, dir) = (Hub::with_repo(Repo::tiny()), tempfile::tempdir().unwrap());
+    let error = fetch::fetch(&adapter, &settings_for(&hub, dir.path()), &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("org/tiny: the repository holds no adapter_config.json"), "{error}");
+}

@@ -73,7 +73,7 @@ fn files_in(dir: &Path) -> Vec<String> {
 
 #[test]
 fn ids_are_parsed() {
-    let org = RepoId { repo: "org/repo-1.5_x".into(), file: None };
+    let org = RepoId { repo: "org/repo-1.5_x".into(), file: None, kind: Kind::Model };
     assert_eq!(id("org/repo-1.5_x"), org);
     assert_eq!(id("gpt2").repo, "gpt2");
     let named = id("org/repo:sub/a.Q8_0.gguf");
@@ -107,18 +107,31 @@ fn resolve_prefers_what_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let never = || panic!("no setting is needed for a path");
     let path = dir.path().to_str().unwrap();
-    assert_eq!(resolve_with(path, never, &NoProgress).unwrap(), dir.path());
+    assert_eq!(resolve_with(path, Kind::Model, never, &NoProgress).unwrap(), dir.path());
     for missing in ["./x", "/no/such", "~/model", "a/b/c", "model.gguf", "org/model.gguf", "models/", "C:\\m"] {
-        let error = resolve_with(missing, never, &NoProgress).unwrap_err().to_string();
+        let error = resolve_with(missing, Kind::Model, never, &NoProgress).unwrap_err().to_string();
         assert!(error.contains(missing) && error.contains("no such file or folder"), "{error}");
     }
+}
+
+#[test]
+fn an_adapter_is_a_whole_repository() {
+    assert_eq!(RepoId::parse_adapter("org/style").unwrap(), RepoId { kind: Kind::Adapter, ..id("org/style") });
+    for bad in ["org/style:a.gguf", "../x", ""] {
+        let error = RepoId::parse_adapter(bad).unwrap_err().to_string();
+        assert!(error.contains("nor an adapter of the Hugging Face hub: expected org/repo"), "{bad}: {error}");
+    }
+    let never = || panic!("no setting is needed for a path");
+    let error = resolve_with("./x", Kind::Adapter, never, &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("A path leads to a folder with adapter_config.json"), "{error}");
 }
 
 #[test]
 fn resolve_says_that_there_is_no_path_either() {
     let hub = Hub::start(|_| Answer::status(404));
     let dir = tempfile::tempdir().unwrap();
-    let error = resolve_with("models/tiny", || Ok(settings_for(&hub, dir.path())), &NoProgress).unwrap_err();
+    let error =
+        resolve_with("models/tiny", Kind::Model, || Ok(settings_for(&hub, dir.path())), &NoProgress).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("models/tiny: there is no such repository at http://127.0.0.1:"), "{error}");
     assert!(error.contains("nor is there a file or folder models/tiny"), "{error}");
