@@ -140,16 +140,10 @@ impl<A: Backend, B: Backend> Backend for Checked<A, B> {
         })
     }
 
-    fn lora(
-        &self,
-        part_rows: &[usize],
-        cols: usize,
-        num_adapters: usize,
-        updates: &[LoraUpdate<'_>],
-    ) -> Result<Self::Lora> {
+    fn lora(&self, shape: (&[usize], usize), num_adapters: usize, updates: &[LoraUpdate<'_>]) -> Result<Self::Lora> {
         Ok(Pair {
-            tested: self.tested.lora(part_rows, cols, num_adapters, updates)?,
-            reference: self.reference.lora(part_rows, cols, num_adapters, updates)?,
+            tested: self.tested.lora(shape, num_adapters, updates)?,
+            reference: self.reference.lora(shape, num_adapters, updates)?,
         })
     }
 

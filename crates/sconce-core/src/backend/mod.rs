@@ -221,14 +221,8 @@ pub trait Backend: Send + Sized + 'static {
     ) -> Result<Option<Self::ExpertMatrices>> {
         Ok(None)
     }
-    /// What `num_adapters` adapters add to the products of a matrix whose parts have `part_rows` each.
-    fn lora(
-        &self,
-        part_rows: &[usize],
-        cols: usize,
-        num_adapters: usize,
-        updates: &[LoraUpdate<'_>],
-    ) -> Result<Self::Lora>;
+    /// What `num_adapters` adapters add to the products of a matrix. `shape`: rows of each of its parts, and columns.
+    fn lora(&self, shape: (&[usize], usize), num_adapters: usize, updates: &[LoraUpdate<'_>]) -> Result<Self::Lora>;
     /// The type in memory of weights that are stored as `stored`, where `asked` is the setting.
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype;
     /// Bytes of a matrix's weights in memory.

@@ -226,14 +226,8 @@ impl<B: Backend> Backend for Profiled<B> {
         self.backend.random_expert_matrices(num_experts, shape, bias, random)
     }
 
-    fn lora(
-        &self,
-        part_rows: &[usize],
-        cols: usize,
-        num_adapters: usize,
-        updates: &[LoraUpdate<'_>],
-    ) -> Result<B::Lora> {
-        self.backend.lora(part_rows, cols, num_adapters, updates)
+    fn lora(&self, shape: (&[usize], usize), num_adapters: usize, updates: &[LoraUpdate<'_>]) -> Result<B::Lora> {
+        self.backend.lora(shape, num_adapters, updates)
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {

@@ -66,7 +66,7 @@ impl<B: Backend> Loader<'_, B> {
             return Ok(Linear::new(matrix, None));
         }
         let part_rows: Vec<usize> = parts.iter().map(|&(_, rows)| rows).collect();
-        let lora = self.backend.lora(&part_rows, cols, self.adapters.len(), &updates)?;
+        let lora = self.backend.lora((&part_rows, cols), self.adapters.len(), &updates)?;
         self.adapters.release();
         Ok(Linear::new(matrix, Some(lora)))
     }

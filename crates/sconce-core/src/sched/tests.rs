@@ -37,8 +37,9 @@ enum Kind {
     Beams { width: usize, num_ready: usize },
 }
 
-/// What a slot of the cache holds: a token, whether its sequence was long, and for which group of layers it is.
-type Written = (u32, bool, usize);
+/// What a slot of the cache holds: a token, which adapter its sequence went through and whether it was long, and for which group of layers
+/// it is.
+type Written = (u32, (u32, bool), usize);
 
 /// Runs steps as the engine does, on a cache of such slots instead of keys and values.
 struct Simulation {
@@ -68,6 +69,8 @@ struct Simulation {
     drafts: usize,
     num_accepted: usize,
     num_tokens: usize,
+    /// Requests go through so many adapters, or none, by their numbers.
+    num_adapters: u32,
 }
 
 const BLOCK_SIZE: usize = 4;
@@ -92,7 +95,7 @@ impl Simulation {
         Self {
             scheduler: Scheduler::new(config, pool),
             config,
-            cache: vec![(u32::MAX, false, 0); num_blocks * block_slots],
+            cache: vec![(u32::MAX, (0, false), 0); num_blocks * block_slots],
             block_slots,
             requests: BTreeMap::new(),
             plan: StepPlan::default(),
@@ -109,6 +112,7 @@ impl Simulation {
             drafts: 0,
             num_accepted: 0,
             num_tokens: 0,
+            num_adapters: 0,
         }
     }
 
@@ -121,7 +125,8 @@ impl Simulation {
     }
 
     fn add_prompt(&mut self, id: GroupId, prompt: Vec<u32>, kind: Kind, max_tokens: usize) {
-        self.scheduler.add(id, SequenceGroup::new(prompt.clone()));
+        let adapter = id as u32 % (self.num_adapters + 1);
+        self.scheduler.add(id, SequenceGroup { adapter, ..SequenceGroup::new(prompt.clone()) });
         let waits = self.ends > 0 && self.rng.below(8) == 0;
         self.requests.insert(id, Request { prompt, kind, max_tokens, forked: false, waits });
     }
@@ -259,11 +264,11 @@ impl Simulation {
                 assert_eq!((from.group, from.index, pos), (chunk.group, chunk.index, chunk.start - 1));
                 assert_eq!((chunk.len, chunk.end()), (1, seq.token_ids.len()));
             }
-            let is_long = self.scheduler.is_long(seq);
+            let kind = (self.scheduler.group(chunk.group).adapter, self.scheduler.is_long(seq));
             for group in 0..self.scheduler.pool().groups().len() {
                 for pos in chunk.start..chunk.end() {
                     let slot = self.slot(chunk, pos, group);
-                    self.cache[slot] = (self.token(chunk.group, chunk.index, pos), is_long, group);
+                    self.cache[slot] = (self.token(chunk.group, chunk.index, pos), kind, group);
                 }
             }
         }
@@ -276,11 +281,12 @@ impl Simulation {
             // A draft's place is the end of a sequence of its own.
             let is_long = self.is_long(seq.token_ids.len());
             assert_eq!(self.is_long(chunk.end().max(seq.token_ids.len())), is_long, "{chunk:?}");
+            let kind = (self.scheduler.group(chunk.group).adapter, is_long);
             for (group, of) in self.scheduler.pool().groups().iter().enumerate() {
                 let first = of.first_visible(chunk.start);
                 assert!(seq.blocks.table(group).num_released() * of.block_len <= first, "{chunk:?}");
                 for pos in first..chunk.end() {
-                    let expected = (self.token(chunk.group, chunk.index, pos), is_long, group);
+                    let expected = (self.token(chunk.group, chunk.index, pos), kind, group);
                     assert_eq!(self.cache[self.slot(chunk, pos, group)], expected, "{chunk:?} position {pos}");
                 }
             }

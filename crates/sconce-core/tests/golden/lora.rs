@@ -78,12 +78,13 @@ fn continuations_through_adapters_equal_the_golden_ones() {
         let engine = engine::load_with(fixture, &fixture.dir, |config| {
             config.adapters = adapters.iter().map(Fixture::adapter_source).collect();
         });
+        let engine = &engine;
         // The second time prompts are found in the cache.
         for _ in 0..2 {
             std::thread::scope(|scope| {
                 for fixture in adapters.iter().chain([fixture]) {
-                    scope.spawn(|| engine::check_greedy(fixture, &engine));
-                    scope.spawn(|| beams::check_on(fixture, &engine).unwrap());
+                    scope.spawn(move || engine::check_greedy(fixture, engine));
+                    scope.spawn(move || beams::check_on(fixture, engine).unwrap());
                 }
             });
         }
@@ -110,15 +111,16 @@ fn adapters_go_with_quantized_weights() {
             let (mut blocks, mut floats) = (new(WeightDtype::Auto), new(WeightDtype::F32));
             for (number, of) in (1..).zip(&adapters) {
                 let ids = &fixture.prompts()[0].input_ids;
-                let mut logits = |runner: &mut Runner<_>| runner.logits_through(&[ids], &[number], 7).remove(0);
+                let logits = |runner: &mut Runner<CpuBackend>| runner.logits_through(&[ids], &[number], 7).remove(0);
                 let (found, expected) = (logits(&mut blocks), logits(&mut floats));
                 if dtype == Dtype::F32 {
                     let error = max_error(&found, &of.logits(0));
                     assert!(error <= LOGITS_TOLERANCE, "{}: a GGUF's are off by {error}", of.name);
                 }
-                let rows =
-                    |logits: &[f32]| logits.chunks_exact(logits.len() / ids.len()).map(<[f32]>::to_vec).collect();
-                let (found, expected): (Vec<_>, Vec<_>) = (rows(&found), rows(&expected));
+                let rows = |logits: &[f32]| {
+                    logits.chunks_exact(logits.len() / ids.len()).map(<[f32]>::to_vec).collect::<Vec<_>>()
+                };
+                let (found, expected) = (rows(&found), rows(&expected));
                 let sum: f64 = found.iter().zip(&expected).map(|(found, expected)| divergence(found, expected)).sum();
                 let mean = sum / ids.len() as f64;
                 assert!(mean <= BLOCKS_MAX_DIVERGENCE, "{} in {dtype:?}: the mean divergence is {mean:.1e}", of.name);

@@ -145,12 +145,11 @@ impl Backend for CpuBackend {
 
     fn lora(
         &self,
-        part_rows: &[usize],
-        cols: usize,
+        shape: (&[usize], usize),
         num_adapters: usize,
         updates: &[LoraUpdate<'_>],
     ) -> Result<ops::lora::Lora> {
-        Ok(ops::lora::Lora::new(part_rows, cols, num_adapters, updates))
+        Ok(ops::lora::Lora::new(shape, num_adapters, updates))
     }
 
     fn memory_dtype(&self, stored: Dtype, asked: WeightDtype) -> Dtype {

@@ -245,14 +245,8 @@ impl Backend for CudaBackend {
         Ok(Some(ExpertMatrices { all, num_experts }))
     }
 
-    fn lora(
-        &self,
-        part_rows: &[usize],
-        cols: usize,
-        num_adapters: usize,
-        updates: &[LoraUpdate<'_>],
-    ) -> Result<CudaLora> {
-        let lora = ops::lora::Lora::new(part_rows, cols, num_adapters, updates);
+    fn lora(&self, shape: (&[usize], usize), num_adapters: usize, updates: &[LoraUpdate<'_>]) -> Result<CudaLora> {
+        let lora = ops::lora::Lora::new(shape, num_adapters, updates);
         let lora = CudaLora::new(&self.device, &lora, self.elem)?;
         let len = &mut self.scratch.borrow_mut().lora_len;
         *len = lora.hidden_len().max(*len);

@@ -44,8 +44,8 @@ struct Update {
 }
 
 impl Lora {
-    /// Of a matrix whose parts have so many rows each.
-    pub fn new(part_rows: &[usize], cols: usize, num_adapters: usize, updates: &[LoraUpdate<'_>]) -> Self {
+    /// Of a matrix whose parts have so many rows each, and of its columns.
+    pub fn new((part_rows, cols): (&[usize], usize), num_adapters: usize, updates: &[LoraUpdate<'_>]) -> Self {
         let mut part_starts = vec![0];
         part_rows.iter().for_each(|rows| part_starts.push(part_starts[part_starts.len() - 1] + rows));
         let mut adapters: Vec<_> = (0..num_adapters).map(|_| Vec::new()).collect();

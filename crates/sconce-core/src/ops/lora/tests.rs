@@ -38,7 +38,7 @@ fn lora((part_rows, cols, adapters): Shape, round: &dyn Fn(&[f32]) -> Vec<f32>) 
             updates.push(LoraUpdate { adapter, part, a, b, scale: 0.5 });
         }
     }
-    Lora::new(part_rows, cols, adapters.len(), &updates)
+    Lora::new((part_rows, cols), adapters.len(), &updates)
 }
 
 /// Of each of so many rows its adapter or none: runs of some, and others one by one.

@@ -55,7 +55,7 @@ fn check_random(run: Run) -> [usize; 3] {
     }
     let mut sim = Simulation::with_pool(pool, config);
     (sim.runs_ahead, sim.ends) = (runs_ahead, if runs_ahead || seed % 4 < 2 && drafts > 0 { 8 } else { 0 });
-    sim.drafts = drafts;
+    (sim.drafts, sim.num_adapters) = (drafts, if seed % 5 == 2 { 2 } else { 0 });
     // Beams keep every step that they are in from being followed: some runs have none.
     let has_beams = !runs_ahead || seed % 3 == 0;
     let mut next_id = 0;

@@ -7,8 +7,11 @@ use super::*;
 
 const MODULE: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 
-/// Writes an adapter with these tensors of ones, (name, shape), and this config over a plain one.
-fn write(dir: &Path, config: Value, tensors: &[(&str, [usize; 2])]) {
+/// A tensor's name and shape.
+type Named<'a> = (&'a str, [usize; 2]);
+
+/// Writes an adapter with these tensors of ones, and this config over a plain one.
+fn write(dir: &Path, config: Value, tensors: &[Named<'_>]) {
     let mut settings = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none", "use_dora": false,
         "modules_to_save": null, "loftq_config": {}, "eva_config": {"rho": 2.0}, "init_lora_weights": true,
         "target_modules": ["q_proj"], "rank_pattern": {}, "unknown": "passed over"});
@@ -28,10 +31,10 @@ fn open(dir: &Path) -> Result<Adapters> {
 }
 
 /// Both tensors of q_proj, [8, 4].
-const PAIR: [(&str, [usize; 2]); 2] = [("*.lora_A.weight", [2, 4]), ("*.lora_B.weight", [8, 2])];
+const PAIR: [Named<'_>; 2] = [("*.lora_A.weight", [2, 4]), ("*.lora_B.weight", [8, 2])];
 
 /// The scale of q_proj and its rank, or the error.
-fn read(config: Value, tensors: &[(&str, [usize; 2])]) -> Result<(f32, usize), String> {
+fn read(config: Value, tensors: &[Named<'_>]) -> Result<(f32, usize), String> {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), config, tensors);
     let read = || {
@@ -98,7 +101,7 @@ fn what_is_not_supported_is_named() {
 
 #[test]
 fn tensors_that_do_not_fit_are_named() {
-    let wrong: [(&[(&str, [usize; 2])], &str); 8] = [
+    let wrong: [(&[Named<'_>], &str); 8] = [
         (&[], "holds no tensors"),
         (
             &PAIR[..1],
