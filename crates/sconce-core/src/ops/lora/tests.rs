@@ -20,7 +20,7 @@ const SHAPES: [Shape; 4] = [
     (&[40, 16, 16], 32, &[&[(0, 4), (1, 4), (2, 9)], &[(2, 3)], &[], &[(0, 17), (1, 1)]]),
     (&[5], 33, &[&[(0, 1)], &[(0, 40)]]),
     (&[600, 700], 72, &[&[(0, 8), (1, 8)], &[(1, 16)]]),
-    (&[1300], 1100, &[&[(0, 16)], &[(0, 33)]]),
+    (&[300], 1100, &[&[(0, 16)], &[(0, 20)]]),
 ];
 
 /// Random adapters, whose numbers `round` rounds.
@@ -121,7 +121,7 @@ fn device_equals_reference_and_a_row_alone() {
                     reference(&mut expected, &Buffer::from_vec(data.clone(), lora.cols), &lora, &adapters);
                     let found = on(&device, &there, (&before, lora.rows), (&data, lora.cols), &adapters);
                     assert_device_close(&found, expected.data(), tolerance);
-                    for (t, &adapter) in adapters.iter().enumerate().take(24) {
+                    for (t, &adapter) in adapters.iter().enumerate().step_by(5) {
                         let row = |data: &[f32], len: usize| data[t * len..][..len].to_vec();
                         let (before, x) = (row(&before, lora.rows), row(&data, lora.cols));
                         let alone = on(&device, &there, (&before, lora.rows), (&x, lora.cols), &[adapter]);
