@@ -9,7 +9,6 @@
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
-use std::ops::Range;
 
 use super::Target;
 use super::avx2_tiles::{self, Unpacked};
@@ -124,14 +123,7 @@ unsafe fn tile<const F: u8, const T: usize>(task: &Task<'_>, panel: usize, t0: u
             for part in 0..layout.parts {
                 for (half, acc) in acc.iter_mut().enumerate() {
                     let mut sums = [_mm256_setzero_si256(); T];
-                    add_products::<F, T>(
-                        &mut sums,
-                        lines,
-                        half,
-                        part * num_quads..(part + 1) * num_quads,
-                        words,
-                        x.cols,
-                    );
+                    add_products::<F, T>(&mut sums, (lines, [half, part]), num_quads, words, x.cols);
                     let (scale, offset) = scales.load::<F>(g, half);
                     for i in 0..T {
                         let at = (t0 + i) * groups + g;
@@ -227,7 +219,7 @@ pub(super) unsafe fn store(target: &Target<'_>, t: usize, row: usize, sums: __m2
     }
 }
 
-/// Adds the products of half a panel's codes of some of a group's quads, 4 columns each, with each token's words. `words`: the first
+/// Adds the products of codes of half a panel, in part `part` of a group's quads of 4 columns, with each token's words. `words`: the first
 /// token's, `cols` before the next one's.
 ///
 /// # Safety
@@ -236,9 +228,8 @@ pub(super) unsafe fn store(target: &Target<'_>, t: usize, row: usize, sums: __m2
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn add_products<const F: u8, const T: usize>(
     sums: &mut [__m256i; T],
-    lines: *const Line,
-    half: usize,
-    quads: Range<usize>,
+    (lines, [half, part]): (*const Line, [usize; 2]),
+    num_quads: usize,
     words: *const i16,
     cols: usize,
 ) {
@@ -246,16 +237,8 @@ unsafe fn add_products<const F: u8, const T: usize>(
     unsafe {
         if const { layout_of(F).lines() != 4 } || F == MXFP4 {
             // A lone token's sums are few: unrolled, shifts are known.
-            let num_quads = const { layout_of(F).quads_a_part() };
-            if T == 1 {
-                for quad in 0..num_quads {
-                    let quad = quads.start / num_quads * num_quads + quad;
-                    let codes = words_of_bytes(load_codes::<F>(lines, half, quad));
-                    add_quad(sums, codes, words.add(4 * quad), cols);
-                }
-                return;
-            }
-            for quad in quads {
+            let num_quads = if T == 1 { const { layout_of(F).quads_a_part() } } else { num_quads };
+            for quad in part * num_quads..(part + 1) * num_quads {
                 let codes = words_of_bytes(load_codes::<F>(lines, half, quad));
                 add_quad(sums, codes, words.add(4 * quad), cols);
             }
@@ -263,7 +246,7 @@ unsafe fn add_products<const F: u8, const T: usize>(
         }
         // Of 4 bits a line has two quads, whose nibbles become words at once.
         let low = _mm256_set1_epi16(0x0f);
-        for k in 0..quads.end / 2 {
+        for k in 0..num_quads / 2 {
             let line = _mm256_load_si256(lines.add(k).cast::<__m256i>().add(half));
             let first = [_mm256_and_si256(line, low), _mm256_and_si256(_mm256_srli_epi16::<8>(line), low)];
             let second = [_mm256_and_si256(_mm256_srli_epi16::<4>(line), low), _mm256_srli_epi16::<12>(line)];

@@ -84,6 +84,7 @@ impl Layout {
     }
 
     /// Quads, 4 columns each, that share a scale.
+    #[cfg(target_arch = "x86_64")]
     pub(super) const fn quads_a_part(self) -> usize {
         GROUP / 4 / self.parts
     }
