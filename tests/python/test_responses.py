@@ -74,7 +74,7 @@ def test_log_probabilities(client, model_id):
 
 
 def test_a_form(client, model_id):
-    answer = client.responses.parse(model=model_id, input="Red?", text_format=Colour, max_output_tokens=60)
+    answer = client.responses.parse(model=model_id, input="Red?", text_format=Colour, temperature=0, max_output_tokens=120)
     assert isinstance(answer.output_parsed, Colour)
     answer = client.responses.create(model=model_id, input="Red?", text={"format": {"type": "json_object"}}, temperature=0,
                                      max_output_tokens=200, extra_body={"repetition_penalty": 1.3})
