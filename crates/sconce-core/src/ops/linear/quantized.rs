@@ -12,10 +12,8 @@ use crate::weights::Dtype;
 use crate::weights::quant::{self, Unpacked};
 
 /// Elements of x that share a scale.
-pub(super) const GROUP: usize = 32;
-/// Tokens whose sums run side by side.
-const TILE: usize = 4;
-/// Rows of W that are unpacked together, so that a tile of tokens is read from the nearest cache for all of them.
+const GROUP: usize = 32;
+/// Rows of W that are unpacked together, so that a token is read from the nearest cache for all of them.
 const ROW_BLOCK: usize = 8;
 
 /// The greatest quantized input. A group's products with 8-bit weights add up to at most 32 * 128 * 32767, which an
@@ -26,11 +24,11 @@ const MAX_INPUT: f32 = 32767.0;
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRows {
     rows: usize,
-    pub(super) cols: usize,
+    cols: usize,
     /// [rows, cols], -32767..=32767.
-    pub(super) q: Vec<i16>,
+    q: Vec<i16>,
     /// [rows, cols / 32].
-    pub(super) scale: Vec<f32>,
+    scale: Vec<f32>,
     /// [rows, cols / 16]: scale * sum of q over 16 elements.
     sum16: Vec<f32>,
     /// [rows, cols / 32]: the same over 32.
@@ -132,29 +130,20 @@ fn all_rows<const G: usize>(task: &Task<'_>, scratch: &mut Scratch) {
             };
             quant::unpack_row(dtype, row, out);
         }
-        let mut t = target.first_token;
-        while t < target.end_token {
-            let tile = TILE.min(target.end_token - t);
+        for t in target.first_token..target.end_token {
             for r in 0..block.len() / row_bytes {
                 let w = Row {
                     q: &scratch.q[r * cols..(r + 1) * cols],
                     scale: &scratch.scale[r * groups..(r + 1) * groups],
                 };
-                let mut sums = [0.0; TILE];
-                for (i, sum) in sums[..tile].iter_mut().enumerate() {
-                    *sum = dot::<G>(&w, x, t + i);
+                let mut sum = dot::<G>(&w, x, t);
+                if quant::has_offset(dtype) {
+                    let x_sums = if G == 16 { &x.sum16 } else { &x.sum32 };
+                    let x_sums = &x_sums[t * groups..(t + 1) * groups];
+                    sum += simd::dot::<false>(&scratch.offset[r * groups..(r + 1) * groups], x_sums);
                 }
-                for i in 0..tile {
-                    let mut sum = sums[i];
-                    if quant::has_offset(dtype) {
-                        let x_sums = if G == 16 { &x.sum16 } else { &x.sum32 };
-                        let x_sums = &x_sums[(t + i) * groups..(t + i + 1) * groups];
-                        sum += simd::dot::<false>(&scratch.offset[r * groups..(r + 1) * groups], x_sums);
-                    }
-                    target.set(t + i, block_idx * ROW_BLOCK + r, sum);
-                }
+                target.set(t, block_idx * ROW_BLOCK + r, sum);
             }
-            t += tile;
         }
     }
 }
