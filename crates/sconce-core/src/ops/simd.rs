@@ -48,6 +48,18 @@ pub(super) fn add_products<const FMA: bool>(acc: &mut [f32; LANES], a: &[f32; LA
         }
         return;
     }
+    #[cfg(target_arch = "aarch64")]
+    if FMA {
+        use std::arch::aarch64::{vfmaq_f32, vld1q_f32, vst1q_f32};
+        for i in (0..LANES).step_by(4) {
+            // SAFETY: every aarch64 has NEON; the arrays have 16 elements each.
+            unsafe {
+                let (acc, a, b) = (acc.as_mut_ptr().add(i), a.as_ptr().add(i), b.as_ptr().add(i));
+                vst1q_f32(acc, vfmaq_f32(vld1q_f32(acc), vld1q_f32(a), vld1q_f32(b)));
+            }
+        }
+        return;
+    }
     for i in 0..LANES {
         acc[i] = mul_add::<FMA>(a[i], b[i], acc[i]);
     }

@@ -5,6 +5,8 @@
 pub enum Isa {
     /// What every machine of the architecture has (SSE2 on x86-64, NEON on aarch64).
     Baseline,
+    /// NEON with products of bytes (FEAT_DotProd).
+    NeonDotprod,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
@@ -38,19 +40,27 @@ impl Isa {
                 return Self::Avx2;
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            return Self::NeonDotprod;
+        }
         Self::Baseline
     }
 
     /// The instruction sets that this machine can run, for tests of each.
     pub fn available() -> Vec<Self> {
-        let all = [Self::Baseline, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
-        all.into_iter().filter(|&isa| isa <= Self::detect()).collect()
+        let x86 = [Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+        let more = if cfg!(target_arch = "aarch64") { &[Self::NeonDotprod][..] } else { &x86 };
+        let available = more.iter().copied().filter(|&isa| isa <= Self::detect());
+        std::iter::once(Self::Baseline).chain(available).collect()
     }
 
     /// The name that users see.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Baseline if cfg!(target_arch = "aarch64") => "neon",
             Self::Baseline => "baseline",
+            Self::NeonDotprod => "neon dotprod",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512 vnni",
@@ -59,8 +69,8 @@ impl Isa {
     }
 }
 
-/// Compiles `$body`, an `#[inline(always)]` function with a const parameter `FMA: bool`, once for each [`Isa`], and
-/// defines `$name(isa, ...)` that calls the right one. The compiler vectorises plain loops in it.
+/// Compiles `$body`, an `#[inline(always)]` function with a const parameter `FMA: bool`, once for each [`Isa`] whose
+/// floats differ, and defines `$name(isa, ...)` that calls the right one. The compiler vectorises plain loops in it.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$meta])*
@@ -86,7 +96,7 @@ macro_rules! multiversion {
             }
             #[cfg(not(target_arch = "x86_64"))]
             let _ = isa;
-            $body::<false>($($arg),*)
+            $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
         }
     };
 }

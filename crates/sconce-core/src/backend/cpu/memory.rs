@@ -2,6 +2,16 @@
 
 /// Bytes that new allocations can use without pushing other programs out, where the system tells it: what the machine
 /// has available, and what this process's control group still allows.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn free_memory() -> Option<usize> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    usize::try_from(system.available_memory()).ok().filter(|&bytes| bytes > 0)
+}
+
+/// Bytes that new allocations can use without pushing other programs out, where the system tells it: what the machine
+/// has available, and what this process's control group still allows.
+#[cfg(target_os = "linux")]
 pub(super) fn free_memory() -> Option<usize> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
@@ -10,12 +20,14 @@ pub(super) fn free_memory() -> Option<usize> {
 }
 
 /// What a version 2 control group still allows, if there is a limit.
+#[cfg(target_os = "linux")]
 fn cgroup_free() -> Option<usize> {
     let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
     free_of_limit(&read("memory.max")?, &read("memory.current")?, &read("memory.stat").unwrap_or_default())
 }
 
 /// The same, of what the group's files say. Pages of files that have been read count as used, and are given up for new allocations.
+#[cfg(target_os = "linux")]
 fn free_of_limit(max: &str, current: &str, stat: &str) -> Option<usize> {
     let number = |text: &str| text.trim().parse::<usize>().ok();
     let of_files = |name: &str| stat.lines().find_map(|line| number(line.strip_prefix(name)?.strip_prefix(' ')?));

@@ -24,9 +24,9 @@ const READ_TIME: Duration = Duration::from_millis(200);
 const ARITHMETIC_TIME: Duration = Duration::from_millis(60);
 /// Steps of every sum in one try: some tenths of a millisecond.
 const NUM_STEPS: usize = 1 << 18;
-/// Sums that go on side by side: enough to hide how long one operation takes, and no more than fit into 16 registers
-/// with what is added to them.
-const NUM_SUMS: usize = 12;
+/// Sums that go on side by side: enough to hide how long one operation takes, and no more than fit into 16 registers, or
+/// on Arm 32, with what is added to them.
+const NUM_SUMS: usize = if cfg!(target_arch = "aarch64") { 24 } else { 12 };
 
 impl Peaks {
     /// This machine, measured with so many threads (`None`: one a physical core, as engines have) in well under a second.
@@ -136,7 +136,7 @@ fn f32_kernel(isa: Isa) -> Kernel {
             // SAFETY: as above.
             return Kernel { run: |steps| unsafe { x86::f32_avx2(steps) }, num_ops: 2 * 8 };
         }
-        Isa::Baseline => {}
+        Isa::Baseline | Isa::NeonDotprod => {}
     }
     let _ = isa;
     Kernel { run: f32_plain, num_ops: 2 * 4 }
@@ -147,6 +147,11 @@ fn int8_kernel(isa: Isa) -> Option<Kernel> {
     if isa >= Isa::Avx512Vnni {
         // SAFETY: Isa::detect found the instructions on this machine.
         return Some(Kernel { run: |steps| unsafe { x86::int8_vnni(steps) }, num_ops: 2 * 64 });
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::NeonDotprod {
+        // SAFETY: as above.
+        return Some(Kernel { run: |steps| unsafe { arm::int8_dotprod(steps) }, num_ops: 2 * 16 });
     }
     let _ = isa;
     None
@@ -162,7 +167,7 @@ fn bf16_kernel(isa: Isa) -> Option<Kernel> {
     None
 }
 
-/// What plain code gives: four numbers a register on x86-64 and aarch64.
+/// What plain code gives: four numbers a register on x86-64 and aarch64, which has fused operations.
 fn f32_plain(num_steps: usize) {
     let (a, b) = (black_box([0.5f32; 4]), black_box([1.0f32; 4]));
     let mut sums = [[0.0f32; 4]; NUM_SUMS];
@@ -172,7 +177,8 @@ fn f32_plain(num_steps: usize) {
     for _ in 0..num_steps {
         for sum in &mut sums {
             for lane in 0..4 {
-                sum[lane] = sum[lane] * a[lane] + b[lane];
+                let (x, a, b) = (sum[lane], a[lane], b[lane]);
+                sum[lane] = if cfg!(target_arch = "aarch64") { x.mul_add(a, b) } else { x * a + b };
             }
         }
     }
@@ -251,6 +257,34 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::{vdupq_n_s8, vdupq_n_s32};
+    use std::arch::asm;
+    use std::hint::black_box;
+
+    use super::NUM_SUMS;
+
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) fn int8_dotprod(num_steps: usize) {
+        let (a, b) = (vdupq_n_s8(black_box(1)), vdupq_n_s8(black_box(-1)));
+        let mut sums = [vdupq_n_s32(0); NUM_SUMS];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = vdupq_n_s32(black_box(i as i32));
+        }
+        for _ in 0..num_steps {
+            for sum in &mut sums {
+                // SAFETY: the caller has the instruction, which reads and writes registers alone.
+                unsafe {
+                    asm!("sdot {sum:v}.4s, {a:v}.16b, {b:v}.16b", sum = inout(vreg) *sum, a = in(vreg) a, b = in(vreg) b,
+                        options(pure, nomem, nostack, preserves_flags));
+                }
+            }
+        }
+        black_box(sums);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,7 +297,7 @@ mod tests {
             for figure in optional.chain([peaks.dram_read_gb_per_s]) {
                 assert!(figure.is_finite() && figure > 0.0, "{isa:?}: {peaks:?}");
             }
-            assert_eq!(peaks.int8_gop_per_s.is_some(), isa >= Isa::Avx512Vnni);
+            assert_eq!(peaks.int8_gop_per_s.is_some(), isa >= Isa::Avx512Vnni || isa == Isa::NeonDotprod);
             assert_eq!(peaks.num_threads, 2);
         }
     }

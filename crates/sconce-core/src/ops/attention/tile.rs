@@ -10,7 +10,7 @@ use super::softmax::{LOG2_E, mask, weigh};
 use super::{Call, PART_LEN};
 use crate::backend::cpu::{Buffer, Isa, KvCache};
 use crate::backend::{AttentionSpec, Batch, KvDtype};
-use crate::ops::lanes::Lanes;
+use crate::ops::lanes::{Baseline, Lanes};
 use crate::ops::simd::LANES;
 
 /// From so many rows on, a span's keys and values are converted to f32 once for all of them.
@@ -82,7 +82,7 @@ pub(super) fn attend<E: Element>(
     #[cfg(not(target_arch = "x86_64"))]
     let _ = isa;
     // SAFETY: every machine has the baseline.
-    unsafe { attend_part::<[f32; LANES], E, false>(task, scratch) }
+    unsafe { attend_part::<Baseline, E, { cfg!(target_arch = "aarch64") }>(task, scratch) }
 }
 
 struct Task<'a, E> {

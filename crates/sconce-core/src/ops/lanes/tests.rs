@@ -26,7 +26,7 @@ fn check(x: [f32; LANES]) {
                 Isa::Avx2 => lanes::<Avx2>(&x, &bits),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => lanes::<Avx512>(&x, &bits),
-                Isa::Baseline => lanes::<[f32; LANES]>(&x, &bits),
+                Isa::Baseline => lanes::<Baseline>(&x, &bits),
                 _ => continue,
             }
         };

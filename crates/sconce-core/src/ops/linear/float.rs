@@ -7,7 +7,7 @@ use super::Target;
 use super::float_panels::{FloatPanels, lines_of_pair};
 use super::panels::{Line, ROWS};
 use crate::backend::cpu::{Buffer, Isa};
-use crate::ops::lanes::Lanes;
+use crate::ops::lanes::{Baseline, Lanes};
 use crate::weights::Dtype;
 
 /// Bytes of inputs that a pass over a task's panels goes through: they stay in the second cache.
@@ -58,7 +58,7 @@ pub(super) fn multiply(isa: Isa, target: &Target<'_>, weight: &FloatPanels, firs
     #[cfg(not(target_arch = "x86_64"))]
     let _ = isa;
     // SAFETY: every machine has the baseline.
-    unsafe { of_any_type::<[f32; ROWS]>(&task) }
+    unsafe { of_any_type::<Baseline>(&task) }
 }
 
 /// # Safety

@@ -3,8 +3,9 @@
 //! Float weights are packed once at load ([`FloatPanels`]) and multiplied in f32; e4m3 as bf16, which has all of its
 //! numbers, with the rows' scales applied to the sums. For quantized ones the CPU's kernels
 //! quantize the inputs too, in groups of 32, so that the products are integers. At 16 bits the error is that of f32; at 8,
-//! as llama.cpp has them, the starter model's log-probabilities move by 0.09 on average. Where the machine has AVX2
-//! these weights are packed too ([`Panels`]); by `vpdpbusd` 16 bits are two planes of 8, by `vpmaddwd` words, with the same bits.
+//! as llama.cpp has them, the starter model's log-probabilities move by 0.09 on average. Where the machine has AVX2, or
+//! on Arm `sdot`, these weights are packed too ([`Panels`]); by `vpdpbusd` and `sdot` 16 bits are two planes of 8, by `vpmaddwd` words,
+//! with the same bits.
 //! Elsewhere rows are unpacked for each call. [`MatmulPrecision::Fast`](crate::config::MatmulPrecision)
 //! takes one plane, and bf16 inputs for bf16 weights; `Mixed` a second plane only in groups with
 //! outliers. Each output element is a sum in a fixed order over one row of W and one of x: it depends on no other row, on a
@@ -22,6 +23,8 @@ pub(crate) mod cuda_quant;
 mod float;
 mod float_panels;
 pub(crate) mod hopper;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod panels;
 mod planes;
 mod quantized;
@@ -51,7 +54,9 @@ use crate::config::MatmulPrecision;
 use crate::config::WeightDtype;
 use crate::error::Result;
 use crate::ops::gather_columns;
-use crate::weights::{Dtype, TensorView, convert, quant};
+#[cfg(any(target_arch = "x86_64", test))]
+use crate::weights::Dtype;
+use crate::weights::{TensorView, convert, quant};
 
 /// Tasks that a matrix is cut into, for every thread.
 pub(super) const TASKS_A_THREAD: usize = 6;
@@ -256,12 +261,18 @@ fn multiply_panels(isa: Isa, target: &Target<'_>, weight: &Panels, [first, count
 
 #[cfg(not(target_arch = "x86_64"))]
 fn has_planes(_: Isa, _: &Panels) -> bool {
-    false
+    true
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn multiply_panels(_: Isa, target: &Target<'_>, weight: &Panels, [first, count]: [usize; 2], x: &Planes) {
+    // SAFETY: weights are packed only where Isa::detect found the instructions.
+    unsafe { neon::multiply(target, weight, first, count, x) }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn multiply_panels(_: Isa, _: &Target<'_>, _: &Panels, _: [usize; 2], _: &Planes) {
-    unreachable!("weights are packed only on x86-64")
+    unreachable!("weights are packed only on x86-64 and aarch64")
 }
 
 /// What a task multiplies, and where its results go: those of the first token are `num_rows` elements of `out` from `first` on, and those
@@ -348,7 +359,7 @@ pub(crate) fn load_part(
     };
     let data = if !dtype.is_quantized() {
         PartData::FloatPanels(FloatPanels::pack(memory, dtype, rows, cols, stored)?)
-    } else if isa >= Isa::Avx2 {
+    } else if isa > Isa::Baseline {
         PartData::Panels(Panels::pack(memory, dtype, rows, cols, stored)?)
     } else {
         PartData::Rows(stored.into())

@@ -1,7 +1,7 @@
 //! [`Panels`]: quantized weights as vectors of integer products read them.
 //!
-//! A panel is 16 rows side by side: each 32-bit lane of a 512-bit register, or of two of 256 bits, holds 4 consecutive columns of
-//! one row, as unsigned bytes, which is what `vpdpbusd` multiplies with 4 signed bytes of an input. The codes of 32 columns stand
+//! A panel is 16 rows side by side: each 32-bit lane of a 512-bit register, of two of 256 bits, or of four of 128, holds 4 consecutive
+//! columns of one row, as unsigned bytes, which is what `vpdpbusd` multiplies with 4 signed bytes of an input. The codes of 32 columns stand
 //! together, those of 4 bits two to a byte: columns 0..16 in the low nibbles, 16..32 in the high ones. Of codes of 3, 5 and 6 bits the
 //! upper ones stand in lines of their own. Scales keep the file's bits, those of 16 rows side by side. Nothing is rounded, and a panel
 //! is about as large as its rows in the file.
@@ -84,7 +84,7 @@ impl Layout {
     }
 
     /// Quads, 4 columns each, that share a scale.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(super) const fn quads_a_part(self) -> usize {
         GROUP / 4 / self.parts
     }
@@ -96,7 +96,7 @@ impl Layout {
 }
 
 /// Formats as const parameters.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod format {
     use super::Layout;
     use crate::weights::Dtype;
@@ -214,16 +214,19 @@ impl Panels {
     }
 
     /// Where the codes begin.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn codes_ptr(&self) -> *const u8 {
         self.codes.as_ptr().cast()
     }
 
     /// Scales of a panel; offsets are as many where there are any.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn num_d(&self) -> usize {
         self.cols / self.dtype.block_len() * ROWS
     }
 
     /// Bytes of factors of a panel.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn num_factors(&self) -> usize {
         self.cols / GROUP * Layout::of(self.dtype).factors()
     }

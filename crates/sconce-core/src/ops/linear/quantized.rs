@@ -1,4 +1,4 @@
-//! Rows of quantized weights times inputs quantized to 16 bits, by what every machine has: where there is AVX2, weights are packed instead.
+//! Rows of quantized weights times inputs quantized to 16 bits, by what every machine has: where there is more, weights are packed instead.
 //!
 //! With w[i] = scale[g] * q[i] + offset[g] and x[i] = d[h] * p[i]:
 //! sum of w[i] * x[i] = sum over g of scale[g] * d[h] * sum(q[i] * p[i]) + offset[g] * d[h] * sum(p[i]).
