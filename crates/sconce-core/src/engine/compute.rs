@@ -96,7 +96,11 @@ impl<B: Backend> Loaded<B> {
                 asked_len.min(layers.most_tokens(num_blocks, max_step_tokens).max(2 * config.block_size))
             }
         };
-        // Before the first tensor is read, so that what cannot be loaded is refused at once.
+        // Before the first tensor is read, so that what cannot be loaded is refused at once. A draft model's keys and values come on top.
+        if config.kv_cache_bytes.is_some() {
+            let block_bytes = backend.kv_cache_bytes(&KvCacheShape { num_blocks: layers.num_parts(), ..shape });
+            KvPool::new(&backend, config, (&layers, block_bytes), max_step_tokens, [asked_len, wanted_len])?;
+        }
         let footprint =
             Footprint::new(raw, model_config, (store, adapters), &|stored| backend.memory_dtype(stored, dtype))?;
         progress.start(&format!("loading {id}"), Some(footprint.stored_bytes));
@@ -154,7 +158,16 @@ impl<B: Backend> Loaded<B> {
     /// The pool that the setting or the free memory allows, where a block takes so many bytes in all.
     pub(super) fn pool(&self, config: &EngineConfig, block_bytes: usize) -> Result<KvPool> {
         let lens = [self.asked_len, self.wanted_len];
-        KvPool::new(&self.backend, config, (&self.layers, block_bytes), self.max_step_tokens, lens)
+        let pool = KvPool::new(&self.backend, config, (&self.layers, block_bytes), self.max_step_tokens, lens)?;
+        let KvPool { num_blocks, max_model_len } = pool;
+        if max_model_len < self.asked_len {
+            let have = mebibytes(num_blocks.saturating_mul(block_bytes));
+            tracing::warn!(
+                "the KV pool of {have} holds {max_model_len} of the model's {} tokens of context",
+                self.asked_len
+            );
+        }
+        Ok(pool)
     }
 
     /// The same with so many of the pool's blocks of keys and values.
@@ -220,18 +233,15 @@ impl KvPool {
         if num_blocks >= blocks_for_one && wanted_len == asked_len {
             return Ok(Self { num_blocks, max_model_len: asked_len });
         }
-        let needed = mebibytes(blocks_for_one.saturating_mul(block_bytes));
-        let have = mebibytes(bytes);
         let most_tokens = layers.most_tokens(num_blocks, step_tokens);
         if most_tokens < 2 * config.block_size || config.max_model_len.is_some() {
+            let (needed, have) = (mebibytes(blocks_for_one.saturating_mul(block_bytes)), mebibytes(bytes));
             let message = format!(
                 "a sequence of {asked_len} tokens needs {needed} of KV cache, and there are {have}; \
                  set a greater kv-cache-bytes or a smaller max-model-len"
             );
             return Err(Error::config("kv-cache-bytes", message));
         }
-        let max_model_len = most_tokens.min(wanted_len);
-        tracing::warn!("the KV pool of {have} holds {max_model_len} of the model's {asked_len} tokens of context");
-        Ok(Self { num_blocks, max_model_len })
+        Ok(Self { num_blocks, max_model_len: most_tokens.min(wanted_len) })
     }
 }

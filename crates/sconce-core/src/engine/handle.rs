@@ -55,7 +55,8 @@ impl EngineHandle {
         let params = request.params;
         params.validate(inner.info.config.vocab_size)?;
         let param = if matches!(request.prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
-        let mut prompt = self.tokenize(request.prompt, request.add_special_tokens)?;
+        let is_cut = request.truncate_prompt_tokens.is_some();
+        let mut prompt = self.tokenize(request.prompt, request.add_special_tokens, is_cut)?;
         if let Some(len) = request.truncate_prompt_tokens {
             if len == 0 {
                 return Err(Error::invalid("truncate_prompt_tokens", "truncate_prompt_tokens: must be at least 1"));
@@ -98,12 +99,15 @@ impl EngineHandle {
         self.inner.grammars.compile(grammar)
     }
 
-    fn tokenize(&self, prompt: Prompt, add_special_tokens: bool) -> Result<PromptInfo> {
+    /// `is_cut`: only the end of a long one counts.
+    fn tokenize(&self, prompt: Prompt, add_special_tokens: bool, is_cut: bool) -> Result<PromptInfo> {
         let tokenizer = &self.inner.tokenizer;
+        let check_len = |param, text: &str| if is_cut { Ok(()) } else { self.check_text(param, text) };
         match prompt {
             Prompt::Tokens(token_ids) => Ok(PromptInfo { token_ids, ..PromptInfo::default() }),
             Prompt::Text(text) if text.is_empty() => Err(Error::invalid("prompt", "prompt: must not be empty")),
             Prompt::Text(text) => {
+                check_len("prompt", &text)?;
                 let token_ids = tokenizer.encode(&text, add_special_tokens)?;
                 Ok(PromptInfo { token_ids, text: Some(text), ..PromptInfo::default() })
             }
@@ -114,11 +118,23 @@ impl EngineHandle {
                     Error::invalid("messages", message)
                 };
                 let rendered = self.chat_template().ok_or_else(no_template)?.render(&chat, tokenizer)?;
+                check_len("messages", rendered.text())?;
                 let token_ids = tokenizer.encode_chat(&rendered)?;
                 let answer = self.answer_form().reader(&chat, rendered.text());
                 Ok(PromptInfo { token_ids, text: Some(rendered.text().into()), answer, ..PromptInfo::default() })
             }
         }
+    }
+
+    /// Refuses at once what is far too long: tokens would take far more memory than the text until they are counted.
+    fn check_text(&self, param: &'static str, text: &str) -> Result<()> {
+        let most = self.inner.info.max_model_len;
+        if self.inner.tokenizer.least_tokens(text.len()) <= most {
+            return Ok(());
+        }
+        let message =
+            format!("{param}: {} bytes of text are far more than the context of {most} tokens holds", text.len());
+        Err(Error::invalid(param, message))
     }
 
     fn check_prompt(&self, param: &'static str, token_ids: &[u32]) -> Result<()> {
@@ -163,6 +179,7 @@ impl EngineHandle {
         if params.beam.is_some() {
             return refuse("cannot stand beside a beam search, which makes no drafts");
         }
+        self.check_text("prediction", text)?;
         let (token_ids, most) = (self.inner.tokenizer.encode(text, false)?, self.inner.info.max_model_len);
         if token_ids.len() > most {
             return refuse(&format!("has {} tokens, more than the context of {most}", token_ids.len()));

@@ -28,7 +28,9 @@ use crate::text::Tokenizer;
 const FAILS: u32 = 1;
 /// A prompt with this token makes the model panic.
 const PANICS: u32 = 2;
-const VOCAB_SIZE: usize = 4;
+/// After a prompt with this token the model's logits are no numbers.
+const NO_NUMBER: u32 = 4;
+const VOCAB_SIZE: usize = 5;
 
 /// A model without layers that gives equal logits, or fails when it is told to.
 struct Faulty {
@@ -54,7 +56,8 @@ impl Model<CpuBackend> for Faulty {
 
     fn head(&self, step: &mut Step<'_, CpuBackend>) -> Result<()> {
         step.ws.logits.set_rows(step.batch.logit_rows.len());
-        step.ws.logits.data_mut().fill(0.0);
+        let is_number = !step.batch.token_ids.contains(&NO_NUMBER);
+        step.ws.logits.data_mut().fill(if is_number { 0.0 } else { f32::NAN });
         Ok(())
     }
 }
@@ -200,10 +203,10 @@ pub(super) fn submit_with(
     stream
 }
 
-fn check_failure(bad_token: u32, words: &str) {
+fn check_failure(bad_token: u32, kind: ErrorKind, words: &str) {
     let (inbox, status) = start();
     let error = submit(&inbox, &status, &[0, bad_token]).blocking_collect().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::System);
+    assert_eq!(error.kind(), kind);
     assert!(error.to_string().contains(words), "{error}");
     let output = submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap();
     assert_eq!(output.outputs[0].token_ids, [0; 5]);
@@ -217,12 +220,17 @@ fn check_failure(bad_token: u32, words: &str) {
 
 #[test]
 fn a_device_error_fails_its_requests_and_the_engine_goes_on() {
-    check_failure(FAILS, "asked to fail");
+    check_failure(FAILS, ErrorKind::System, "asked to fail");
 }
 
 #[test]
 fn a_panic_fails_its_requests_and_the_engine_goes_on() {
-    check_failure(PANICS, "asked to panic");
+    check_failure(PANICS, ErrorKind::System, "asked to panic");
+}
+
+#[test]
+fn logits_that_are_no_numbers_fail_their_request() {
+    check_failure(NO_NUMBER, ErrorKind::Internal, "gave no number");
 }
 
 #[test]

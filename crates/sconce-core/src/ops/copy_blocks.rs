@@ -67,7 +67,7 @@ mod tests {
         for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
             let shape =
                 KvCacheShape { dtype, num_layers: 2, num_blocks: 3, block_size: 2, num_kv_heads: 1, head_dim: 2 };
-            let mut kv = KvCache::new(shape);
+            let mut kv = KvCache::new(shape).unwrap();
             for layer in kv.k.iter_mut().chain(&mut kv.v) {
                 (0..12).for_each(|i| layer.set(i, &[(i / 4) as f32]));
             }
@@ -84,7 +84,7 @@ mod tests {
             for (block_size, num_kv_heads, head_dim) in [(8, 1, 16), (8, 3, 20), (16, 2, 128)] {
                 let (dtype, num_blocks) = (KvDtype::Bf16, 5);
                 let shape = KvCacheShape { dtype, num_layers: 2, num_blocks, block_size, num_kv_heads, head_dim };
-                let mut cpu = KvCache::new(shape);
+                let mut cpu = KvCache::new(shape).unwrap();
                 for (seed, layer) in cpu.k.iter_mut().chain(&mut cpu.v).enumerate() {
                     layer.set(0, &random(layer.len(), seed as u64 + 1));
                 }
@@ -106,7 +106,7 @@ mod tests {
             for (num_kv_heads, head_dim, num_copies) in [(1, 2, 0), (1, 2, 1), (2, 20, 9), (3, 128, 2), (2, 16, 300)] {
                 let (dtype, num_blocks) = (KvDtype::Bf16, 7);
                 let shape = KvCacheShape { dtype, num_layers: 3, num_blocks, block_size: 8, num_kv_heads, head_dim };
-                let mut cpu = KvCache::new(shape);
+                let mut cpu = KvCache::new(shape).unwrap();
                 for (seed, layer) in cpu.k.iter_mut().chain(&mut cpu.v).enumerate() {
                     layer.set(0, &random(layer.len(), seed as u64 + 1));
                 }

@@ -27,6 +27,21 @@ fn long_tiny_engine() -> EngineHandle {
     tiny_engine_of(dir.path(), |c| c.kv_cache_bytes = Some(16 << 20))
 }
 
+/// Before tokens are made of it; where only its end counts, it is not.
+#[test]
+fn a_text_far_too_long_is_refused_at_once() {
+    let engine = tiny_engine(|_| ());
+    let text = "ab ".repeat(100_000);
+    let request = |text: &str| {
+        GenerationRequest::text(text).with_params(SamplingParams { max_tokens: Some(2), ..Default::default() })
+    };
+    let error = engine.submit(request(&text)).unwrap_err();
+    assert_eq!((error.kind(), error.param()), (ErrorKind::InvalidRequest, Some("prompt")));
+    assert!(error.to_string().contains("300000 bytes of text are far more than the context"), "{error}");
+    let cut = GenerationRequest { truncate_prompt_tokens: Some(8), ..request(&text) };
+    assert_eq!(collect(engine.submit(cut).unwrap()).usage.prompt_tokens, 8);
+}
+
 /// 16 requests of different lengths and parameters: greedy, seeded, with filters, penalties, n, logprobs.
 fn requests() -> Vec<GenerationRequest> {
     let request = |i: usize| {

@@ -122,6 +122,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 async fn run_async(args: Arc<Args>) -> Result<ExitCode, Failure> {
+    // A connection takes one, and most systems begin with 1,024 of them.
+    if let Err(e) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!("the limit of open files stays as it is: {e}");
+    }
     let listener = bind(&args.host, args.port).await?;
     let address = listener.local_addr()?;
     let state = Arc::new(State::new(args.settings()));

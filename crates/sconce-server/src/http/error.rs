@@ -74,6 +74,12 @@ impl ApiError {
             .with_header("www-authenticate", "Bearer")
     }
 
+    /// 403: a page of another site that may not.
+    pub fn foreign_page() -> Self {
+        let message = "pages of other sites may not use this server: allow theirs by --cors-allow-origin ORIGIN";
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
     /// 404: no such path.
     pub fn no_such_path(path: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", format!("no such path: {path}"))

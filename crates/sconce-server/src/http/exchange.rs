@@ -96,6 +96,10 @@ impl Drop for Exchange {
         let elapsed = self.start.elapsed();
         self.state.metrics.request_ended(super::router::route_name(&self.path), status, elapsed);
         let ms = elapsed.as_secs_f64() * 1e3;
+        // Probes come every few seconds.
+        if matches!(self.path.as_str(), "/health" | "/metrics") {
+            return tracing::debug!("{} {} {status} {ms:.1} ms", self.method, self.path);
+        }
         tracing::info!("{} {} {status} {ms:.1} ms {num_tokens} tokens", self.method, self.path);
     }
 }

@@ -166,6 +166,9 @@ fn admit(state: &State, request: &Request<Incoming>) -> Result<Route, ApiError> 
     if !route.is_open() && !is_authorized(state.settings.api_key.as_ref(), request.headers()) {
         return Err(ApiError::unauthorized());
     }
+    if matches!(route, Route::Post(_)) && !cors::may_post(&state.settings.cors_allow_origins, request.headers()) {
+        return Err(ApiError::foreign_page());
+    }
     if matches!(route, Route::Post(_)) && state.drain.is_draining() {
         return Err(ApiError::draining());
     }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, Parts};
@@ -27,6 +27,8 @@ const MAX_HEAD_BYTES: usize = 64 << 10;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Rest after a failed accept: out of file descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two warnings of it.
+const WARNING_PAUSE: Duration = Duration::from_secs(10);
 
 /// How an HTTP/2 client introduces itself.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
@@ -49,7 +51,8 @@ where
 {
     let mut connections = JoinSet::new();
     let (close, closing) = watch::channel(false);
-    let mut accept = Accept { listener: &listener, connections: &mut connections, service, closing };
+    let mut accept =
+        Accept { listener: &listener, connections: &mut connections, service, closing, last_warning: None };
     accept.until(shutdown).await;
     drain.begin();
     // Whoever connects meanwhile is told that the server is ending.
@@ -76,6 +79,8 @@ struct Accept<'a, S> {
     connections: &'a mut JoinSet<()>,
     service: S,
     closing: watch::Receiver<bool>,
+    /// When it was last said that connections cannot be taken.
+    last_warning: Option<Instant>,
 }
 
 impl<S, F> Accept<'_, S>
@@ -93,7 +98,11 @@ where
                         self.connections.spawn(connection(stream, self.service.clone(), self.closing.clone()));
                     }
                     Err(e) => {
-                        tracing::warn!("cannot accept a connection: {e}");
+                        if self.last_warning.is_none_or(|last| last.elapsed() >= WARNING_PAUSE) {
+                            let num_open = self.connections.len();
+                            tracing::warn!("cannot accept connections, beside {num_open} open ones: {e}");
+                            self.last_warning = Some(Instant::now());
+                        }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },

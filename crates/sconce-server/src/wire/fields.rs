@@ -152,9 +152,9 @@ pub static FIELDS: &[Field] = &[
     field("truncate_prompt_tokens", ANSWERED, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n)),
         "Keep so many tokens of the prompt, the last ones."),
     // How long.
-    field("max_tokens", SAMPLED, Int(1, MAX), |r, v| v.store(&mut r.params.max_tokens),
+    field("max_tokens", SAMPLED, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.params.max_tokens = Some(n)),
         "The most tokens to generate; absent: 16 for a prompt, the rest of the context for messages."),
-    field("max_completion_tokens", CHAT, Int(1, MAX), |r, v| v.store(&mut r.max_completion_tokens),
+    field("max_completion_tokens", CHAT, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.max_completion_tokens = Some(n)),
         "The newer name of max_tokens."),
     field("max_output_tokens", RESPONSES, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.params.max_tokens = Some(n)),
         "The most tokens to generate; absent: the rest of the context."),
@@ -327,10 +327,7 @@ pub(super) fn effort(v: FieldValue) -> Result<String, ApiError> {
 
 fn at_least_one(v: FieldValue) -> Result<usize, ApiError> {
     let error = v.expected("an integer, at least 1");
-    match v.read()? {
-        0 => Err(error),
-        n => Ok(n),
-    }
+    v.read().ok().filter(|&n| n > 0).ok_or(error)
 }
 
 fn stop(v: FieldValue) -> Result<Vec<String>, ApiError> {

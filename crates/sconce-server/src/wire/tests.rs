@@ -101,7 +101,9 @@ fn null_means_absent() {
 #[test]
 fn integers_may_be_written_with_a_point() {
     assert_eq!(params(r#""max_tokens": 3.0"#).max_tokens, Some(3));
-    check_refused(r#""max_tokens": 3.5"#, "expected an integer, at least 0, found 3.5");
+    check_refused(r#""max_tokens": 3.5"#, "expected an integer, at least 1, found 3.5");
+    check_refused(r#""max_tokens": -1"#, "expected an integer, at least 1, found -1");
+    check_refused(r#""min_tokens": -1"#, "expected an integer, at least 0, found -1");
     check_refused(r#""n": 1e300"#, "expected an integer");
     assert_eq!(params(r#""seed": -1"#).seed, Some(u64::MAX));
     assert_eq!(params(r#""seed": 18446744073709551615"#).seed, Some(u64::MAX));

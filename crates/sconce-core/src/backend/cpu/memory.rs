@@ -1,4 +1,32 @@
-//! How much memory is free, and what has been freed given back.
+//! How much memory is free, what of it has been promised, and what has been freed given back.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of all [`Promise`]s.
+static PROMISED: AtomicUsize = AtomicUsize::new(0);
+
+/// Memory that will be written some time: until then the system calls it free.
+#[derive(Debug)]
+pub(super) struct Promise(usize);
+
+impl Promise {
+    pub(super) fn new(bytes: usize) -> Self {
+        PROMISED.fetch_add(bytes, Ordering::Relaxed);
+        Self(bytes)
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        PROMISED.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that are free and that nothing in this process has been promised. What has been written of a promise counts twice, so that
+/// it is rather too little than too much.
+pub(super) fn unpromised_memory() -> Option<usize> {
+    free_memory().map(|free| free.saturating_sub(PROMISED.load(Ordering::Relaxed)))
+}
 
 /// Bytes that new allocations can use without pushing other programs out, where the system tells it: what the machine
 /// has available, and what this process's control group still allows.

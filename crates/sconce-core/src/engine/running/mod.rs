@@ -284,11 +284,18 @@ impl RunningRequest {
                     growth.parents = sampling.fork();
                 }
                 for idx in indices {
-                    growth.tokens.push(sampling.push(context, caller, tokenizer, take_one(results), idx));
+                    let sampled = take_one(results);
+                    *failure = failure.take().or(no_number(&sampled));
+                    growth.tokens.push(sampling.push(context, caller, tokenizer, sampled, idx));
                     *failure = failure.take().or(sampling.sequence(idx).refusal());
                 }
             }
-            Decoding::Beams(beams) => beams.push(context, tokenizer, results.take_next(), idx, growth),
+            Decoding::Beams(beams) => {
+                // Best first; behind them may be some that are forbidden.
+                let mut candidates = results.take_next().peekable();
+                *failure = failure.take().or(candidates.peek().and_then(no_number));
+                beams.push(context, tokenizer, candidates, idx, growth);
+            }
         }
     }
 
@@ -355,6 +362,13 @@ impl RunningRequest {
     pub(super) fn fail(&self, error: Error) {
         self.caller.fail(error);
     }
+}
+
+/// Why a request cannot go on after a token that was chosen among logits of which none is a number.
+fn no_number(sampled: &Sampled) -> Option<Error> {
+    let message = "the model gave no number for any token: its weights, or the adapter's, have numbers that are none (NaN), \
+                   or are beyond the range of their type";
+    (!sampled.logprob.is_finite()).then(|| Error::internal(message))
 }
 
 /// The answer to a row that gives one token.

@@ -41,7 +41,7 @@ impl Case {
         let (num_kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
         let num_blocks = max_keys.div_ceil(block_size) + 1;
         let shape = KvCacheShape { dtype, num_layers: 2, num_blocks, block_size, num_kv_heads, head_dim };
-        let mut cpu_kv = KvCache::new(shape);
+        let mut cpu_kv = KvCache::new(shape).unwrap();
         let len = cpu_kv.k[0].len();
         cpu_kv.k[spec.layer].set(0, &random(len, 1));
         cpu_kv.v[spec.layer].set(0, &random(len, 2));

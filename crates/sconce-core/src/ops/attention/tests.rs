@@ -33,7 +33,7 @@ fn tables_of(lens: &[(usize, usize)], block_size: usize, shared: usize) -> Vec<V
 fn cache(dtype: KvDtype, spec: &AttentionSpec, block_size: usize) -> KvCache {
     let (num_kv_heads, head_dim) = (spec.num_kv_heads, spec.head_dim);
     let shape = KvCacheShape { dtype, num_layers: 2, num_blocks: 1021, block_size, num_kv_heads, head_dim };
-    let mut kv = KvCache::new(shape);
+    let mut kv = KvCache::new(shape).unwrap();
     let len = kv.k[0].len();
     kv.k[spec.layer].set(0, &random(len, 1));
     kv.v[spec.layer].set(0, &random(len, 2));

@@ -17,6 +17,8 @@ const MAX_8: f32 = 127.0;
 /// A group has 16 bits, where some have, if its greatest magnitude is above so many times the row's root mean square. On
 /// the starter model that is one group in 13; they hold the outliers that cause most of the error of 8 bits.
 const OUTLIER: f32 = 6.0;
+/// A group whose greatest magnitude is not above it counts as zeros: what its inputs are multiplied with would not be finite.
+const LEAST: f32 = 1e-30;
 /// Rows that one task quantizes.
 const TASK_ROWS: usize = 8;
 
@@ -216,7 +218,7 @@ impl Form {
     fn of(precision: MatmulPrecision, limit: f32, max: f32) -> Self {
         let has_low = max > limit;
         let greatest = if has_low { MAX_16 } else { MAX_8 };
-        let (scale, inverse) = if max > 0.0 { (max / greatest, greatest / max) } else { (0.0, 0.0) };
+        let (scale, inverse) = if max > LEAST { (max / greatest, greatest / max) } else { (0.0, 0.0) };
         if has_low || precision == MatmulPrecision::Fast {
             return Self { has_low, scale, inverse, shift: 0 };
         }
@@ -242,6 +244,7 @@ mod tests {
     fn check(cols: usize, precision: MatmulPrecision) {
         let mut data = random(9 * cols, 3);
         data[64..96].fill(0.0);
+        data[32..64].fill(1e-38);
         data[cols + 4] = 50.0;
         let x = Buffer::from_vec(data, cols);
         let forms = Forms { planes: true, words: true };
@@ -253,7 +256,8 @@ mod tests {
             let has_16_bits = precision == MatmulPrecision::Exact || precision == MatmulPrecision::Mixed && max == 50.0;
             assert_eq!(plain.has_low[g], has_16_bits, "group {g}");
             let greatest = if has_16_bits { MAX_16 } else { MAX_8 };
-            assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= 0.51 * max / greatest));
+            let most = if max > LEAST { 0.51 * max / greatest } else { max };
+            assert!(x.iter().zip(found).all(|(x, f)| (x - f).abs() <= most));
             let is_whole = |q: &i32| precision == MatmulPrecision::Fast || q % 256 == 0;
             let integers = &integers[g * GROUP..(g + 1) * GROUP];
             assert!(plain.has_low[g] || integers.iter().all(is_whole), "group {g}");

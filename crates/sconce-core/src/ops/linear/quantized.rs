@@ -20,6 +20,9 @@ const ROW_BLOCK: usize = 8;
 /// i32 holds.
 const MAX_INPUT: f32 = 32767.0;
 
+/// As [`planes`](super::planes) have it.
+const LEAST: f32 = 1e-30;
+
 /// Input rows quantized to 16 bits: x[i] = scale[i / 32] * q[i].
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRows {
@@ -63,7 +66,7 @@ fn quantize(out: &mut QuantizedRows, x: &[f32]) {
         for x in x {
             max = max.max(x.abs());
         }
-        let (scale, inverse) = if max > 0.0 { (max / MAX_INPUT, MAX_INPUT / max) } else { (0.0, 0.0) };
+        let (scale, inverse) = if max > LEAST { (max / MAX_INPUT, MAX_INPUT / max) } else { (0.0, 0.0) };
         let q = &mut out.q[g * GROUP..(g + 1) * GROUP];
         let mut sums = [0i32; 2];
         for (half, sum) in sums.iter_mut().enumerate() {

@@ -92,13 +92,13 @@ mod tests {
             let data = round(&random(rows * spec.qkv_dim(), 5), elem);
             let mut expected =
                 cpu::Buffer::from_vec(data[..batch.num_tokens() * spec.qkv_dim()].to_vec(), spec.qkv_dim());
-            let mut cpu_kv = cpu::KvCache::new(shape);
+            let mut cpu_kv = cpu::KvCache::new(shape).unwrap();
             rope_append_kv::reference(&mut expected, &mut cpu_kv, &table, &batch, spec);
 
             let mut on_dev = DeviceBatch::new(device, 400).unwrap();
             on_dev.upload(&batch, num_rows).unwrap();
             let mut qkv = on_device::buffer(device, &data, spec.qkv_dim(), elem);
-            let mut kv = on_device::kv_cache(device, &cpu::KvCache::new(shape));
+            let mut kv = on_device::kv_cache(device, &cpu::KvCache::new(shape).unwrap());
             cuda(&**device, &mut qkv, &mut kv, &rope, &on_dev, spec).unwrap();
             let found = qkv.to_f32().unwrap();
             assert_device_close(&found[..expected.data().len()], expected.data(), tolerance);
@@ -138,7 +138,7 @@ mod tests {
         let data = round(&data.collect::<Vec<_>>(), elem);
         let mut expected = cpu::Buffer::from_vec(data[..13 * cols].to_vec(), cols);
         let as_f32 = KvCacheShape { dtype: KvDtype::F32, ..shape };
-        rope_append_kv::reference(&mut expected, &mut cpu::KvCache::new(as_f32), &table, &batch, spec);
+        rope_append_kv::reference(&mut expected, &mut cpu::KvCache::new(as_f32).unwrap(), &table, &batch, spec);
 
         let mut on_dev = DeviceBatch::new(device, 400).unwrap();
         // Padding tokens are no part of the batch's sequences.

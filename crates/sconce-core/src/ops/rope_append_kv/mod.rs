@@ -276,7 +276,7 @@ mod tests {
             num_kv_heads: 2,
             head_dim: 4,
         };
-        let mut kv = KvCache::new(shape);
+        let mut kv = KvCache::new(shape).unwrap();
         let rope = table(&RopeConfig { rope_theta: 1e4, rotary_dim: 4, scaling: RopeScaling::Default }, 8);
         let mut batch = Batch::default();
         batch.push(&[7], &[2, 1], 3, 4, 2);
@@ -302,13 +302,13 @@ mod tests {
         batch.push(&vec![7; tokens], &(0..16).rev().collect::<Vec<_>>(), 3, 64, 4);
         batch.shift_rope_rows(tokens / 2, 20);
         let data = random(tokens * spec.qkv_dim(), 5);
-        let mut expected = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
+        let mut expected = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape).unwrap());
         reference(&mut expected.0, &mut expected.1, &rope, &batch, spec);
         let floats = |layer: &KvLayer| (0..layer.len()).map(|i| layer.get(i)).collect::<Vec<f32>>();
         // Turned keys may round to neighbours.
         let tolerance = if E::DTYPE == KvDtype::F32 { 1e-6 } else { 1e-2 };
         for isa in Isa::available() {
-            let mut found = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape));
+            let mut found = (Buffer::from_vec(data.clone(), spec.qkv_dim()), KvCache::new(shape).unwrap());
             cpu(&mut Cpu::new(2, isa), &mut found.0, &mut found.1, &rope, &batch, spec);
             assert_close(found.0.data(), expected.0.data(), 1e-6);
             assert_close(&floats(&found.1.k[0]), &floats(&expected.1.k[0]), tolerance);

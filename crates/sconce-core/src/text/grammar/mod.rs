@@ -212,6 +212,9 @@ fn shortened(message: &str) -> String {
         tracing::warn!("a grammar failed: {message}");
         return "is too large, or asks for what is not supported".into();
     }
+    if message.contains("NoExtensionBias") {
+        return "never ends: it refers to itself, and to nothing else".into();
+    }
     let chars: Vec<char> = message.chars().collect();
     if chars.len() <= 2 * MOST {
         return message.to_owned();

@@ -137,6 +137,7 @@ fn what_is_wrong_with_a_grammar_is_said() {
     check_error(Grammar::Choice(vec!["a".into(), String::new()]), "at least one text");
     check_error(Grammar::Lark(" \n".into()), "must not be empty");
     check_error(Grammar::Lark("start: missing".into()), "missing");
+    assert_eq!(super::shortened("parser: NoExtensionBias"), "never ends: it refers to itself, and to nothing else");
     check_error(Grammar::Regex("a".repeat(Grammar::MAX_BYTES + 1)), "bytes");
     check_error(Grammar::Lark("start: T\nT: /a.*/ & /.*b/".into()), "& is not supported");
     check_error(Grammar::Lark("start: T\nT: ~/a/".into()), "~ is not supported");

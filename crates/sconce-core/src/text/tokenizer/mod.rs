@@ -11,6 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokenizers::{AddedToken, Decoder, Model, ModelWrapper, OffsetType, PreTokenizer};
 
@@ -37,6 +38,8 @@ const TURN_ENDS: [&str; 11] = [
     "<|call|>",
     "<|return|>",
 ];
+/// Texts of more bytes are encoded one at a time: each byte takes hundreds of bytes of memory until its text is done.
+const LONG_TEXT_BYTES: usize = 256 << 10;
 /// Where a vocabulary has the first, the second ends a message, of which a turn has several.
 const CHANNEL_AND_MESSAGE_END: (&str, &str) = ("<|channel|>", "<|end|>");
 
@@ -54,6 +57,9 @@ pub struct Tokenizer {
     named: BTreeMap<String, String>,
     end_ids: Vec<u32>,
     vocab_size: usize,
+    /// Bytes of the longest token.
+    longest_token: usize,
+    long_texts: Mutex<()>,
 }
 
 impl Tokenizer {
@@ -70,6 +76,7 @@ impl Tokenizer {
     /// Ids of `text`; special tokens in it are recognised. BOS and the like are added if `add_special_tokens` and the
     /// tokenizer adds them; a BOS that the text already begins with is not doubled.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let _turn = self.turn(text);
         let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
         let ids = encoding.get_ids();
         if !add_special_tokens {
@@ -93,6 +100,7 @@ impl Tokenizer {
 
     /// Ids of a text in which control tokens go by their sealed names; their own spellings are plain text there.
     fn encode_sealed(&self, sealed: &str) -> Result<Vec<u32>> {
+        let _turn = self.turn(sealed);
         let vocabulary = self.added.control().vocabulary();
         let mut pieces = vocabulary.extract_and_normalize(self.inner.get_normalizer(), sealed);
         if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
@@ -102,6 +110,17 @@ impl Tokenizer {
         pieces.tokenize(|piece| model.tokenize(piece.get())).map_err(failed)?;
         let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Waits until no other long text is encoded, if this one is long.
+    fn turn(&self, text: &str) -> Option<MutexGuard<'_, ()>> {
+        let is_long = text.len() > LONG_TEXT_BYTES;
+        is_long.then(|| self.long_texts.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Tokens that a text of so many bytes has at least, told without a look at it. Normalizers may leave a fourth of the bytes.
+    pub(crate) fn least_tokens(&self, num_bytes: usize) -> usize {
+        num_bytes / (4 * self.longest_token.max(1))
     }
 
     /// Text of `ids`. Ids beyond the vocabulary have no text. Invalid UTF-8 becomes U+FFFD.
@@ -222,7 +241,9 @@ impl Tokenizer {
             .map_err(|e| Error::file(path, format!("added tokens: {e}")))?;
         parts.inner.with_added_vocabulary(added.vocabulary());
         let spelling = parts.inner.get_decoder().map_or(Spelling::Plain, Spelling::of);
-        let vocab_size = parts.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let vocab = parts.inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
+        let longest_token = vocab.keys().max_by_key(|token| token.len()).map_or(1, |token| spelling.bytes(token).len());
         let mut tokenizer = Self {
             inner: parts.inner,
             added,
@@ -232,6 +253,8 @@ impl Tokenizer {
             named: parts.named,
             end_ids: Vec::new(),
             vocab_size,
+            longest_token,
+            long_texts: Mutex::new(()),
         };
         let (channel, message_end) = CHANNEL_AND_MESSAGE_END;
         let has_channels = tokenizer.token_to_id(channel).is_some();

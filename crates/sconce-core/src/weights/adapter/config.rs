@@ -52,13 +52,12 @@ impl AdapterConfig {
         let Value::Object(map) = json else { return Err(Error::file(&path, "expected a JSON object")) };
         let reader = Reader { path: &path, map: &map };
         reader.refuse()?;
-        let flag = |key: &str| map.get(key).is_some_and(|value| value == &Value::Bool(true));
         Ok(Self {
             rank: reader.rank("r", map.get("r").unwrap_or(&Value::Null))?,
             alpha: reader.alpha("lora_alpha", map.get("lora_alpha").unwrap_or(&Value::Null))?,
             ranks: reader.patterns("rank_pattern", Reader::rank)?,
             alphas: reader.patterns("alpha_pattern", Reader::alpha)?,
-            is_rank_stabilized: flag("use_rslora"),
+            is_rank_stabilized: reader.flag("use_rslora")?,
             path,
         })
     }
@@ -93,6 +92,15 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn error(&self, key: &str, message: impl std::fmt::Display) -> Error {
         Error::file(self.path, format!("{key}: {message}"))
+    }
+
+    /// False where it is absent or null.
+    fn flag(&self, key: &str) -> Result<bool> {
+        match self.map.get(key).unwrap_or(&Value::Null) {
+            Value::Null => Ok(false),
+            Value::Bool(is_set) => Ok(*is_set),
+            other => Err(self.error(key, format!("expected true or false, found {other}"))),
+        }
     }
 
     /// Refuses what would be something else than low-rank matrices of linear layers.

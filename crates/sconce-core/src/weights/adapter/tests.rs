@@ -79,6 +79,7 @@ fn what_is_not_supported_is_named() {
     for (config, expected) in [
         (json!({"peft_type": "IA3"}), "peft_type: expected \"LORA\", found \"IA3\""),
         (json!({"use_dora": true}), "use_dora: magnitudes"),
+        (json!({"use_rslora": "true"}), "use_rslora: expected true or false"),
         (json!({"fan_in_fan_out": true}), "fan_in_fan_out: weights that are stored columns first are not supported"),
         (json!({"bias": "lora_only"}), "bias: biases are not supported"),
         (json!({"lora_bias": true}), "lora_bias: biases"),

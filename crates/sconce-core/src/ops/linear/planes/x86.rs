@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Form, GROUP, MAX_8, MAX_16, MatmulPrecision, RowMut};
+use super::{Form, GROUP, LEAST, MAX_8, MAX_16, MatmulPrecision, RowMut};
 
 /// Groups that are quantized together, so that what is one number a group is found for all of them at once.
 const GROUPS: usize = 4;
@@ -42,7 +42,7 @@ unsafe fn groups(precision: MatmulPrecision, limit: f32, out: &mut RowMut<'_>, x
     // As `Form::of` has them.
     let has_low = _mm_cmp_ps_mask::<_CMP_GT_OQ>(max, _mm_set1_ps(limit));
     let greatest = _mm_mask_blend_ps(has_low, _mm_set1_ps(MAX_8), _mm_set1_ps(MAX_16));
-    let is_any = _mm_cmp_ps_mask::<_CMP_GT_OQ>(max, _mm_setzero_ps());
+    let is_any = _mm_cmp_ps_mask::<_CMP_GT_OQ>(max, _mm_set1_ps(LEAST));
     let (mut scale, inverse) = (_mm_maskz_div_ps(is_any, max, greatest), _mm_maskz_div_ps(is_any, greatest, max));
     let is_shifted = if precision == MatmulPrecision::Fast { 0 } else { !has_low };
     scale = _mm_mask_mul_ps(scale, is_shifted, scale, _mm_set1_ps(1.0 / 256.0));
