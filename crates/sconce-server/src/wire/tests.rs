@@ -230,7 +230,7 @@ fn errors_name_the_field_that_was_sent() {
     let chat = |fields: &str| format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], {fields}}}"#);
     let refused = |fields: &str, message: &str| check_refused_by(Endpoint::Chat, &chat(fields), message);
     refused(r#""logprobs": true, "top_logprobs": 21"#, "top_logprobs: must be from 0 to 20, found 21");
-    refused(r#""max_completion_tokens": 0"#, "max_completion_tokens: must be at least 1, found 0");
+    refused(r#""max_completion_tokens": 0"#, "max_completion_tokens: expected an integer, at least 1, found 0");
 }
 
 #[test]
