@@ -164,8 +164,12 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// That of layers with a sliding window, where they have another.
     pub local_rope: Option<RopeConfig>,
+    /// Whether each layer's q and k turn. Length: num_hidden_layers.
+    pub rope_layers: Vec<bool>,
     /// Whether each head of q and of k goes through an RMSNorm before it turns.
     pub qk_norm: bool,
+    /// Multiplied to embeddings, before they become the residual stream.
+    pub embedding_scale: f32,
     /// Whether the logits use the embedding's matrix.
     pub tie_word_embeddings: bool,
     /// Whether q, k, v and o projections have biases.
@@ -178,6 +182,8 @@ pub struct ModelConfig {
     pub attention_scale: f32,
     /// cap * tanh(score / cap) on attention scores.
     pub attn_logit_softcapping: Option<f32>,
+    /// Multiplied to the final logits, before they are capped.
+    pub logit_scale: f32,
     /// cap * tanh(logit / cap) on the final logits.
     pub final_logit_softcapping: Option<f32>,
     /// The window of each layer in tokens, the query's own among them; `None`: every earlier token.

@@ -1,6 +1,7 @@
 //! `Gemma2ForCausalLM` (Hugging Face's `modeling_gemma2.py`): RMSNorm by 1 + weight, before and after each block's
 //! parts; embedding times sqrt(hidden); GELU gates; every other layer with a sliding window; soft caps.
 
+use super::ropes::Ropes;
 use super::{Architecture, Bias, Linear, Loader, Model, RawConfig, Step};
 use crate::backend::{AttentionSpec, Backend};
 use crate::config::{Activation, ModelConfig, RopeConfig};
@@ -14,8 +15,7 @@ pub(super) struct Gemma2<B: Backend> {
     norm: B::Vector,
     /// `None`: the embedding's.
     lm_head: Option<B::Matrix>,
-    rope: B::Rope,
-    local_rope: Option<B::Rope>,
+    ropes: Ropes<B>,
 }
 
 struct Layer<B: Backend> {
@@ -62,13 +62,16 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
         norm_eps: raw.opt_float("rms_norm_eps")?.unwrap_or(1e-6),
         rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling: raw.rope_scaling()? },
         local_rope: None,
+        rope_layers: vec![true; num_hidden_layers],
         qk_norm: false,
+        embedding_scale: (hidden_size as f32).sqrt(),
         tie_word_embeddings: raw.bool_or("tie_word_embeddings", true)?,
         attention_bias: raw.bool_or("attention_bias", false)?,
         mlp_bias: false,
         hidden_act: raw.activation("hidden_activation", Activation::GeluTanh)?,
         attention_scale: 1.0 / query_scalar.sqrt(),
         attn_logit_softcapping: raw.float_or("attn_logit_softcapping", 50.0)?,
+        logit_scale: 1.0,
         final_logit_softcapping: raw.float_or("final_logit_softcapping", 30.0)?,
         sliding_window,
         bos_token_id: raw.bos_token_id()?,
@@ -92,20 +95,24 @@ impl<B: Backend> Architecture<B> for Gemma2<B> {
         Ok(Self {
             embed: embedding("model.embed_tokens")?,
             layers: (0..config.num_hidden_layers).map(|i| Layer::load(loader, i)).collect::<Result<_>>()?,
-            norm: loader.vector_plus_one("model.norm.weight", hidden)?,
+            norm: loader.vector_with("model.norm.weight", hidden, plus_one)?,
             lm_head: if config.tie_word_embeddings { None } else { Some(embedding("lm_head")?) },
-            rope: loader.rope()?,
-            local_rope: loader.local_rope()?,
+            ropes: Ropes::load(loader)?,
             config: config.clone(),
         })
     }
+}
+
+/// Norms are stored as what they differ from 1.
+fn plus_one(weight: f32) -> f32 {
+    1.0 + weight
 }
 
 impl<B: Backend> Layer<B> {
     fn load(loader: &Loader<'_, B>, idx: usize) -> Result<Self> {
         let config = loader.config;
         let name = |part: &str| format!("model.layers.{idx}.{part}");
-        let norm_of = |part: &str, len| loader.vector_plus_one(&name(&format!("{part}.weight")), len);
+        let norm_of = |part: &str, len| loader.vector_with(&name(&format!("{part}.weight")), len, plus_one);
         let norm = |part| norm_of(part, config.hidden_size);
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
@@ -137,8 +144,7 @@ impl<B: Backend> Model<B> for Gemma2<B> {
     }
 
     fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
-        let scale = (self.config.hidden_size as f32).sqrt();
-        step.backend.embed(&mut step.ws.residual, &self.embed, step.batch, scale)
+        step.backend.embed(&mut step.ws.residual, &self.embed, step.batch, self.config.embedding_scale)
     }
 
     fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
@@ -154,7 +160,7 @@ impl<B: Backend> Model<B> for Gemma2<B> {
         if let Some((q, k)) = &layer.head_norms {
             backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
         }
-        let rope = self.local_rope.as_ref().filter(|_| spec.window.is_some()).unwrap_or(&self.rope);
+        let rope = self.ropes.of_layer(&self.config, idx);
         backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, (&spec).into())?;
         layer.o.forward(backend, &mut ws.normed, &ws.attn_out, batch)?;
         backend.rms_norm(&mut ws.delta, &ws.normed, &layer.post_attention_norm, eps)?;

@@ -1,6 +1,7 @@
 //! `LlamaForCausalLM`: Llama 1 to 3.3, SmolLM and the many models of that shape (Hugging Face's `modeling_llama.py`).
 
 use super::experts::Experts;
+use super::ropes::Ropes;
 use super::{Architecture, Bias, Linear, Loader, Model, RawConfig, Step, mixtral};
 use crate::backend::{AttentionSpec, Backend, LayerAttention};
 use crate::config::{Activation, ModelConfig, RopeConfig, RopeScaling};
@@ -14,7 +15,7 @@ pub(super) struct Llama<B: Backend> {
     norm: B::Vector,
     /// `None`: the embedding's.
     lm_head: Option<B::Matrix>,
-    rope: B::Rope,
+    ropes: Ropes<B>,
 }
 
 /// One block's weights.
@@ -65,13 +66,16 @@ pub(super) fn parse_config_with(raw: &RawConfig, head_dim: usize, scaling: RopeS
         norm_eps: raw.opt_float("rms_norm_eps")?.unwrap_or(1e-6),
         rope: RopeConfig { rope_theta: raw.rope_theta(10_000.0)?, rotary_dim: head_dim, scaling },
         local_rope: None,
+        rope_layers: vec![true; num_hidden_layers],
         qk_norm: false,
+        embedding_scale: 1.0,
         tie_word_embeddings: raw.bool_or("tie_word_embeddings", false)?,
         attention_bias,
         mlp_bias: raw.bool_or("mlp_bias", false)?,
         hidden_act: raw.activation("hidden_act", Activation::Silu)?,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_logit_softcapping: None,
+        logit_scale: 1.0,
         final_logit_softcapping: None,
         sliding_window: vec![None; num_hidden_layers],
         bos_token_id: raw.bos_token_id()?,
@@ -111,9 +115,9 @@ impl<B: Backend> Llama<B> {
         Ok(Self {
             embed: embedding("model.embed_tokens")?,
             layers: (0..config.num_hidden_layers).map(|i| load_layer(loader, i)).collect::<Result<_>>()?,
-            norm: loader.vector("model.norm.weight", hidden)?,
+            norm: loader.vector_with("model.norm.weight", hidden, |weight| weight * config.logit_scale)?,
             lm_head: if config.tie_word_embeddings { None } else { Some(embedding("lm_head")?) },
-            rope: loader.rope()?,
+            ropes: Ropes::load(loader)?,
             config: config.clone(),
         })
     }
@@ -177,7 +181,7 @@ impl<B: Backend> Model<B> for Llama<B> {
     }
 
     fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
-        step.backend.embed(&mut step.ws.residual, &self.embed, step.batch, 1.0)
+        step.backend.embed(&mut step.ws.residual, &self.embed, step.batch, self.config.embedding_scale)
     }
 
     fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
@@ -194,7 +198,8 @@ impl<B: Backend> Model<B> for Llama<B> {
             backend.head_norm(&mut ws.qkv, (q, k), &spec, eps)?;
         }
         let attention = LayerAttention { spec: &spec, sinks: layer.sinks.as_ref() };
-        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, attention)?;
+        let rope = self.ropes.of_layer(&self.config, idx);
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, attention)?;
         layer.o.forward(backend, &mut ws.delta, &ws.attn_out, batch)?;
         backend.add_rms_norm(&mut ws.normed, &mut ws.residual, &ws.delta, &layer.post_attention_norm, eps)?;
         match &layer.mlp {

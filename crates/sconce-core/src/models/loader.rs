@@ -98,21 +98,11 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.vector(&self.floats(name, len)?)
     }
 
-    /// 1 + `name`: Gemma's norms are stored as what they differ from 1.
-    pub fn vector_plus_one(&self, name: &str, len: usize) -> Result<B::Vector> {
+    /// What `of_stored` makes of the elements of `name`, a vector.
+    pub fn vector_with(&self, name: &str, len: usize, of_stored: impl Fn(f32) -> f32) -> Result<B::Vector> {
         let mut data = self.floats(name, len)?;
-        data.iter_mut().for_each(|x| *x += 1.0);
+        data.iter_mut().for_each(|x| *x = of_stored(*x));
         self.backend.vector(&data)
-    }
-
-    /// Cosines and sines by which the model's tokens turn.
-    pub fn rope(&self) -> Result<B::Rope> {
-        self.backend.rope(&self.config.rope, self.max_model_len)
-    }
-
-    /// The same of layers with a sliding window, where they have others.
-    pub fn local_rope(&self) -> Result<Option<B::Rope>> {
-        self.config.local_rope.as_ref().map(|rope| self.backend.rope(rope, self.max_model_len)).transpose()
     }
 
     fn tensors(&self, parts: &[(String, usize)], cols: usize) -> Result<Vec<TensorView<'_>>> {

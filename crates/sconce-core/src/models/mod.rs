@@ -6,6 +6,7 @@ mod experts;
 mod gemma2;
 mod gemma3;
 mod gpt_oss;
+mod granite;
 mod linear;
 mod llama;
 mod loader;
@@ -18,6 +19,8 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod raw_config;
+mod ropes;
+mod smollm3;
 #[cfg(test)]
 mod tests;
 
@@ -47,7 +50,7 @@ pub trait Model<B: Backend>: Send {
     fn config(&self) -> &ModelConfig;
     /// Embeds the batch's tokens into `ws.residual`.
     fn embed(&self, step: &mut Step<'_, B>) -> Result<()>;
-    /// Runs one block. The hidden state after it is `ws.residual + ws.delta`.
+    /// Runs one block. The hidden state after it is `ws.residual + ws.delta`, of a Granite divided by its residual multiplier.
     fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()>;
     /// Computes the wanted logits into `ws.logits`.
     fn head(&self, step: &mut Step<'_, B>) -> Result<()>;
@@ -99,6 +102,8 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
         entry::<B, llama::Llama<B>>(),
         entry::<B, mistral::Mistral>(),
         entry::<B, mixtral::Mixtral>(),
+        entry::<B, smollm3::SmolLm3>(),
+        entry::<B, granite::Granite>(),
         entry::<B, gemma2::Gemma2<B>>(),
         entry::<B, gemma3::Gemma3>(),
         entry::<B, qwen2::Qwen2>(),

@@ -1,6 +1,7 @@
 //! `PhiForCausalLM`: phi-1, phi-1.5 and phi-2 (Hugging Face's `modeling_phi.py`): LayerNorm with bias, attention and MLP
 //! side by side on the same input, RoPE on a part of each head, biases everywhere.
 
+use super::ropes::Ropes;
 use super::{Architecture, Bias, Linear, Loader, Model, RawConfig, Step};
 use crate::backend::{AttentionSpec, Backend};
 use crate::config::{Activation, ModelConfig, RopeConfig};
@@ -13,7 +14,7 @@ pub(super) struct Phi<B: Backend> {
     layers: Vec<Layer<B>>,
     norm: LayerNorm<B>,
     lm_head: B::Matrix,
-    rope: B::Rope,
+    ropes: Ropes<B>,
 }
 
 struct Layer<B: Backend> {
@@ -57,13 +58,16 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
             scaling: raw.rope_scaling()?,
         },
         local_rope: None,
+        rope_layers: vec![true; num_hidden_layers],
         qk_norm: false,
+        embedding_scale: 1.0,
         tie_word_embeddings: false,
         attention_bias: true,
         mlp_bias: true,
         hidden_act: raw.activation("hidden_act", Activation::GeluTanh)?,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_logit_softcapping: None,
+        logit_scale: 1.0,
         final_logit_softcapping: None,
         sliding_window: vec![None; num_hidden_layers],
         bos_token_id: raw.bos_token_id()?,
@@ -88,7 +92,7 @@ impl<B: Backend> Architecture<B> for Phi<B> {
             layers: (0..config.num_hidden_layers).map(|i| Layer::load(loader, i)).collect::<Result<_>>()?,
             norm: LayerNorm::load(loader, "model.final_layernorm")?,
             lm_head: loader.matrix(&[("lm_head".into(), vocab)], hidden, Bias::Present)?,
-            rope: loader.rope()?,
+            ropes: Ropes::load(loader)?,
             config: config.clone(),
         })
     }
@@ -137,7 +141,8 @@ impl<B: Backend> Model<B> for Phi<B> {
         }
         backend.layer_norm(&mut ws.normed, &ws.residual, weight, bias, self.config.norm_eps)?;
         layer.qkv.forward(backend, &mut ws.qkv, &ws.normed, batch)?;
-        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, (&spec).into())?;
+        let rope = self.ropes.of_layer(&self.config, idx);
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, (&spec).into())?;
         layer.dense.forward(backend, &mut ws.delta, &ws.attn_out, batch)?;
         layer.fc1.forward(backend, &mut ws.mlp_act, &ws.normed, batch)?;
         backend.activate(&mut ws.mlp_act, self.config.hidden_act)?;

@@ -20,14 +20,20 @@ const GGUF_KEYS: &[(&str, &str)] = &[
     ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     ("attention.layer_norm_epsilon", "layer_norm_eps"),
     ("attention.sliding_window", "sliding_window"),
+    ("attention.scale", "attention_multiplier"),
     ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("embedding_scale", "embedding_multiplier"),
     ("final_logit_softcapping", "final_logit_softcapping"),
+    // Granite divides logits by it.
+    ("logit_scale", "logits_scaling"),
+    ("residual_scale", "residual_multiplier"),
     ("expert_count", "num_local_experts"),
     ("expert_feed_forward_length", "moe_intermediate_size"),
     ("expert_used_count", "num_experts_per_tok"),
     ("rope.dimension_count", "rotary_dim"),
     ("rope.freq_base", "rope_theta"),
     ("rope.freq_base_swa", "rope_local_base_freq"),
+    ("rope.scaling.finetuned", "rope_finetuned"),
     ("rope.scaling.original_context_length", "original_max_position_embeddings"),
     ("vocab_size", "vocab_size"),
 ];
@@ -81,6 +87,7 @@ impl RawConfig {
                 Some(GgufValue::Int(0)) if matches!(*key, "sliding_window" | "num_local_experts") => Value::Null,
                 Some(GgufValue::Int(v)) => json!(v),
                 Some(GgufValue::Float(v)) => json!(v),
+                Some(GgufValue::Bool(v)) => json!(v),
                 Some(GgufValue::Ints(v)) => json!(v),
                 _ => continue,
             };

@@ -1,5 +1,7 @@
 //! Configs of every architecture: both generations of keys, what absent and null mean, and errors that name the key.
 
+mod families;
+
 use std::path::Path;
 
 use serde_json::{Value, json};

@@ -32,6 +32,10 @@ const KEYS: &[(&str, &str)] = &[
     ("sliding_window", "attention.sliding_window"),
     ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("final_logit_softcapping", "final_logit_softcapping"),
+    ("embedding_multiplier", "embedding_scale"),
+    ("attention_multiplier", "attention.scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("logits_scaling", "logit_scale"),
     ("rope_theta", "rope.freq_base"),
     ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ("vocab_size", "vocab_size"),
@@ -92,6 +96,11 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
             return Err("a GGUF says nothing of query_pre_attn_scalar");
         }
         "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" => "llama",
+        "SmolLM3ForCausalLM" if config["no_rope_layers"] != serde_json::json!([1, 1, 1, 0, 1]) => {
+            return Err("a GGUF says nothing of the layers that do not turn");
+        }
+        "SmolLM3ForCausalLM" => "smollm3",
+        "GraniteForCausalLM" => "granite",
         "Gemma2ForCausalLM" => "gemma2",
         "Gemma3ForCausalLM" => "gemma3",
         "Qwen2ForCausalLM" => "qwen2",
@@ -243,7 +252,9 @@ fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config:
     // By name without a number, of each expert.
     let mut stacks: BTreeMap<String, Stack> = BTreeMap::new();
     for (name, shape, mut data) in tensors {
-        if arch == "llama" && ["q_proj", "k_proj"].iter().any(|part| name.contains(part)) {
+        if matches!(arch, "llama" | "smollm3" | "granite")
+            && ["q_proj", "k_proj"].iter().any(|part| name.contains(part))
+        {
             // A bias is a column.
             data = interleave(&data, head_dim(config), shape.get(1).copied().unwrap_or(1));
         }
@@ -348,9 +359,9 @@ fn write_tokenizer(writer: &mut GgufWriter, arch: &str, dir: &Path) {
     } else {
         set("merges", GgufValue::Strings(merges.iter().map(|pair| pair.join(" ")).collect()));
         let pre = match arch {
-            "llama" => "llama-bpe",
+            "llama" | "smollm3" => "llama-bpe",
             "gpt-oss" => "gpt-4o",
-            "qwen2" | "qwen3" | "qwen3moe" => "qwen2",
+            "qwen2" | "qwen3" | "qwen3moe" | "granite" => "qwen2",
             _ => "phi-2",
         };
         set("pre", GgufValue::String(pre.into()));

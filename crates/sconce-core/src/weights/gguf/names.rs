@@ -127,6 +127,8 @@ const PHI2_GLOBAL: &[Row] = &[
 const ARCHITECTURES: &[Names] = &[
     // Llama, Mistral and Mixtral.
     Names { architecture: "llama", layer: &[NORMS, INTERLEAVED_ATTENTION, MLP, SPARSE_MOE], global: GLOBAL },
+    Names { architecture: "smollm3", layer: &[NORMS, INTERLEAVED_ATTENTION, MLP], global: GLOBAL },
+    Names { architecture: "granite", layer: &[NORMS, INTERLEAVED_ATTENTION, MLP], global: GLOBAL },
     Names { architecture: "gemma2", layer: &[GEMMA_NORMS, ATTENTION, MLP], global: GEMMA_GLOBAL },
     Names { architecture: "gemma3", layer: &[GEMMA_NORMS, ATTENTION, GEMMA_HEAD_NORMS, MLP], global: GEMMA_GLOBAL },
     Names { architecture: "qwen2", layer: &[NORMS, ATTENTION, MLP], global: GLOBAL },
