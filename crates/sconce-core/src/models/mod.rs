@@ -2,9 +2,14 @@
 //!
 //! A model is written in the operations of [`Backend`]; it names no backend and sees no KV block.
 
+mod cohere;
+mod cohere2;
 mod experts;
+mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm;
+mod glm4;
 mod gpt_oss;
 mod granite;
 mod linear;
@@ -12,6 +17,9 @@ mod llama;
 mod loader;
 mod mistral;
 mod mixtral;
+mod norm;
+mod olmo2;
+mod olmo3;
 mod phi;
 mod phi3;
 mod quantization;
@@ -24,7 +32,7 @@ mod smollm3;
 #[cfg(test)]
 mod tests;
 
-pub use linear::Linear;
+pub use linear::{Linear, Output};
 pub use loader::{Bias, Loader};
 pub use raw_config::RawConfig;
 
@@ -104,7 +112,12 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
         entry::<B, mixtral::Mixtral>(),
         entry::<B, smollm3::SmolLm3>(),
         entry::<B, granite::Granite>(),
-        entry::<B, gemma2::Gemma2<B>>(),
+        entry::<B, olmo2::Olmo2>(),
+        entry::<B, olmo3::Olmo3>(),
+        entry::<B, glm::Glm>(),
+        entry::<B, glm4::Glm4>(),
+        entry::<B, gemma::Gemma>(),
+        entry::<B, gemma2::Gemma2>(),
         entry::<B, gemma3::Gemma3>(),
         entry::<B, qwen2::Qwen2>(),
         entry::<B, qwen3::Qwen3>(),
@@ -112,6 +125,8 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
         entry::<B, gpt_oss::GptOss>(),
         entry::<B, phi3::Phi3>(),
         entry::<B, phi::Phi<B>>(),
+        entry::<B, cohere::Cohere>(),
+        entry::<B, cohere2::Cohere2>(),
     ]
 }
 

@@ -36,6 +36,7 @@ const KEYS: &[(&str, &str)] = &[
     ("attention_multiplier", "attention.scale"),
     ("residual_multiplier", "residual_scale"),
     ("logits_scaling", "logit_scale"),
+    ("logit_scale", "logit_scale"),
     ("rope_theta", "rope.freq_base"),
     ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ("vocab_size", "vocab_size"),
@@ -47,9 +48,13 @@ const KEYS: &[(&str, &str)] = &[
 
 /// Parts of tensors' names; first those of architectures whose names begin so.
 const NAMES: &[(&str, &str, &str)] = &[
-    ("gemma", "post_attention_layernorm", "post_attention_norm"),
+    ("gemma2", "post_attention_layernorm", "post_attention_norm"),
+    ("gemma3", "post_attention_layernorm", "post_attention_norm"),
     ("gemma", "pre_feedforward_layernorm", "ffn_norm"),
-    ("gemma", "post_feedforward_layernorm", "post_ffw_norm"),
+    ("olmo2", "post_attention_layernorm", "post_attention_norm"),
+    ("", "post_feedforward_layernorm", "post_ffw_norm"),
+    ("glm4", "post_self_attn_layernorm", "post_attention_norm"),
+    ("glm4", "post_mlp_layernorm", "post_ffw_norm"),
     ("gpt-oss", "post_attention_layernorm", "post_attention_norm"),
     ("", "post_attention_layernorm", "ffn_norm"),
     ("", "input_layernorm", "attn_norm"),
@@ -101,6 +106,11 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
         }
         "SmolLM3ForCausalLM" => "smollm3",
         "GraniteForCausalLM" => "granite",
+        "Olmo2ForCausalLM" | "Olmo3ForCausalLM" => "olmo2",
+        "Glm4ForCausalLM" => "glm4",
+        "CohereForCausalLM" => "command-r",
+        "Cohere2ForCausalLM" => "cohere2",
+        "GemmaForCausalLM" => "gemma",
         "Gemma2ForCausalLM" => "gemma2",
         "Gemma3ForCausalLM" => "gemma3",
         "Qwen2ForCausalLM" => "qwen2",
@@ -196,6 +206,10 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
             _ => continue,
         };
         writer.set(&format!("{arch}.{gguf_key}"), &value);
+    }
+    if let Some(types) = config["layer_types"].as_array().filter(|_| arch == "olmo2") {
+        let slides = types.iter().map(|kind| kind == "sliding_attention").collect();
+        writer.set(&format!("{arch}.attention.sliding_window_pattern"), &GgufValue::Bools(slides));
     }
     let scaling = &config["rope_scaling"];
     if let Some(kind @ ("linear" | "yarn")) = scaling["rope_type"].as_str() {
@@ -361,7 +375,7 @@ fn write_tokenizer(writer: &mut GgufWriter, arch: &str, dir: &Path) {
         let pre = match arch {
             "llama" | "smollm3" => "llama-bpe",
             "gpt-oss" => "gpt-4o",
-            "qwen2" | "qwen3" | "qwen3moe" | "granite" => "qwen2",
+            "qwen2" | "qwen3" | "qwen3moe" | "granite" | "olmo2" | "glm4" | "command-r" | "cohere2" => "qwen2",
             _ => "phi-2",
         };
         set("pre", GgufValue::String(pre.into()));

@@ -25,7 +25,9 @@ fn config(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usiz
         rope: RopeConfig { rope_theta: 0.0, rotary_dim: 0, scaling: RopeScaling::Default },
         local_rope: None,
         rope_layers: Vec::new(),
-        qk_norm: false,
+        interleaved_rope: false,
+        qk_norm: None,
+        norm_offset: 0.0,
         embedding_scale: 1.0,
         tie_word_embeddings: false,
         attention_bias: false,
@@ -280,7 +282,7 @@ fn an_architecture_without_names_is_refused() {
         error,
         &[
             "general.architecture",
-            "llama, smollm3, granite, gemma2, gemma3, qwen2, qwen3, qwen3moe, gpt-oss, phi3, phi2",
+            "llama, smollm3, granite, olmo2, glm4, command-r, cohere2, gemma, gemma2, gemma3, qwen2, qwen3, qwen3moe, gpt-oss, phi3, phi2",
             "\"mamba\"",
         ],
     );
