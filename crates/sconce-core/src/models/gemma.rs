@@ -4,7 +4,7 @@
 use super::llama::{self, Llama};
 use super::{Architecture, Bias, Loader, RawConfig};
 use crate::backend::Backend;
-use crate::config::{Activation, ModelConfig};
+use crate::config::ModelConfig;
 use crate::error::Result;
 
 /// The architecture.
@@ -12,6 +12,7 @@ pub(super) struct Gemma;
 
 /// The width of a head where nothing is said.
 const HEAD_DIM: usize = 256;
+const ACTIVATION: &str = "hidden_act";
 
 impl<B: Backend> Architecture<B> for Gemma {
     type Model = Llama<B>;
@@ -22,6 +23,9 @@ impl<B: Backend> Architecture<B> for Gemma {
         if raw.bool_or("use_bidirectional_attention", false)? {
             return Err(raw.error("use_bidirectional_attention", "true is not supported"));
         }
+        // The first configs say gelu, and mean the approximation that the model was trained with.
+        let is_said = raw.get(ACTIVATION).is_some_and(|act| act != "gelu");
+        let raw = &if is_said { raw.clone() } else { raw.with(ACTIVATION, "gelu_pytorch_tanh".into()) };
         let mut config = llama::parse_config_with(raw, HEAD_DIM, raw.rope_scaling()?)?;
         if !raw.contains("num_key_value_heads") {
             config.num_key_value_heads = 16;
@@ -29,11 +33,7 @@ impl<B: Backend> Architecture<B> for Gemma {
         if !raw.contains("max_position_embeddings") {
             config.max_position_embeddings = 8192;
         }
-        const ACTIVATION: &str = "hidden_act";
-        // The first configs say gelu, and mean the approximation that the model was trained with.
-        let is_first = raw.get(ACTIVATION).is_some_and(|act| act == "gelu");
         Ok(ModelConfig {
-            hidden_act: if is_first { Activation::GeluTanh } else { raw.activation(ACTIVATION, Activation::GeluTanh)? },
             embedding_scale: (config.hidden_size as f32).sqrt(),
             norm_offset: 1.0,
             tie_word_embeddings: raw.bool_or("tie_word_embeddings", true)?,

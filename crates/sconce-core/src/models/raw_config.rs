@@ -274,6 +274,13 @@ impl RawConfig {
         Self { path: self.path.clone(), values }
     }
 
+    /// The config with another value under `key`.
+    pub(super) fn with(&self, key: &str, value: Value) -> Self {
+        let mut values = self.values.clone();
+        values.insert(key.into(), value);
+        Self { path: self.path.clone(), values }
+    }
+
     /// `rope_theta`, of either generation of configs.
     pub fn rope_theta(&self, default: f32) -> Result<f32> {
         let theta = match self.rope_parameters().and_then(|p| p.get("rope_theta")) {
