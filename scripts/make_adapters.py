@@ -64,11 +64,6 @@ ADAPTERS = {
         "config": {"r": 4, "lora_alpha": 4,
                    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]},
     },
-    # Outputs that are multiplied.
-    "granite-outputs": {
-        "model": "granite", "dtype": torch.float32, "seed": 800,
-        "config": {"r": 3, "lora_alpha": 6, "target_modules": ["k_proj", "o_proj", "down_proj"]},
-    },
     "mixtral-attention": {
         "model": "mixtral", "dtype": torch.float32, "seed": 600,
         "config": {"r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},

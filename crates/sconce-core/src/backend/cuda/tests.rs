@@ -34,9 +34,12 @@ use crate::weights::{Dtype, StoredForm, TensorView, WeightStore};
 
 /// A type of weights and activations; the least share of positions whose most probable token is the golden one, which was
 /// computed in f32; and the greatest mean of KL(golden || found). transformers in bf16 has 91.8 % and 6.1e-3 on the worst of
-/// these fixtures, in f16 98.1 % and 6.4e-5.
+/// these fixtures but one, in f16 98.1 % and 1.0e-4.
 const BOUNDS: [(ElemType, &str, f64, f64); 2] =
-    [(ElemType::Bf16, "cuda bf16", 0.92, 4e-3), (ElemType::F16, "cuda f16", 0.98, 7e-5)];
+    [(ElemType::Bf16, "cuda bf16", 0.92, 5e-3), (ElemType::F16, "cuda f16", 0.98, 1.2e-4)];
+/// The same of the one that little moves far: transformers has 92.6 % and 1.3e-2, 97.5 % and 6.6e-4.
+const MOVED: &str = "golden/smollm3";
+const BOUNDS_OF_MOVED: [(f64, f64); 2] = [(0.92, 2e-2), (0.96, 1e-3)];
 
 /// On every fixture of the repository: the shim is slow, and those kept beside it are of the same architectures.
 fn check_all(column: &str, check: impl Fn(&Fixture) -> Result<String, &'static str>) {
@@ -52,8 +55,10 @@ fn runners(fixture: &Fixture, elem: ElemType) -> Vec<Runner<CudaBackend>> {
 
 #[test]
 fn models_keep_the_distribution() {
-    for (elem, column, min_agreement, max_divergence) in BOUNDS {
+    for ((elem, column, min_agreement, max_divergence), of_moved) in BOUNDS.into_iter().zip(BOUNDS_OF_MOVED) {
         check_all(column, |fixture| {
+            let of_others = (min_agreement, max_divergence);
+            let (min_agreement, max_divergence) = if fixture.name == MOVED { of_moved } else { of_others };
             let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
             Ok(runners(fixture, elem).into_iter().map(check).collect::<Vec<_>>().join("; "))
         });
@@ -398,6 +403,9 @@ fn rope_within_attention_changes_no_bit() {
                 runner.logits(&[ids, &ids[..ids.len() / 2]], chunk_len)
             };
             let backend = || CudaBackend::new(Arc::clone(&device), ElemType::Bf16);
+            if !Runner::new(fixture, WeightDtype::Auto, backend()).turns_whole_words() {
+                return Err("words of what turns are no pairs of neighbours");
+            }
             let found = run(backend(), 1);
             let counts = ["rope_append_kv", "attention_decode"].map(num_launches);
             assert!(counts[0] == 0 && counts[1] > 0, "{}: {counts:?}", fixture.name);
