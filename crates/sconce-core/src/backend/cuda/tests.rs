@@ -77,7 +77,7 @@ fn fp8_runner<B: crate::backend::Backend>(fixture: &Fixture, backend: B) -> Runn
 fn fp8_weights_keep_the_cpus_distribution() {
     for (elem, column, min_agreement, max_divergence) in BOUNDS {
         check_all(&format!("{column} fp8"), |fixture| {
-            if fixture.name.ends_with("phi3-long") {
+            if fixture.name.ends_with("phi3-long") || fixture.name == MOVED {
                 return Err("16 bits alone move it about as far as the bounds");
             }
             if fixture.is_quantized() {
@@ -102,6 +102,9 @@ fn int8_keys_and_values_keep_the_distribution() {
         check_all(&format!("{column} int8 kv"), |fixture| {
             if fixture.name.ends_with("gpt-oss") {
                 return Err("with such keys and values transformers is off by 4.7e-3 in f32, by 1.9e-2 in bf16");
+            }
+            if fixture.name == MOVED {
+                return Err("16 bits alone move it further than the bounds");
             }
             let runners = runners(fixture, elem).into_iter().map(|runner| runner.with_kv(KvCacheDtype::Int8));
             let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
