@@ -58,6 +58,12 @@ ADAPTERS = {
         "model": "gemma2", "dtype": torch.float32, "seed": 500,
         "config": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "o_proj", "gate_proj", "down_proj"]},
     },
+    # Rows of q and k in another order than those of B in the file; outputs that are normalised.
+    "glm4-all": {
+        "model": "glm4", "dtype": torch.float32, "seed": 700,
+        "config": {"r": 4, "lora_alpha": 4,
+                   "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"]},
+    },
     "mixtral-attention": {
         "model": "mixtral", "dtype": torch.float32, "seed": 600,
         "config": {"r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},

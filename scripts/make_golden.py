@@ -130,6 +130,70 @@ MODELS = {
                                     "high_freq_factor": 4.0, "original_max_position_embeddings": 24}},
         "mutations": [{"rope_scaling": None}, {"rope_theta": 10000.0}],
     },
+    # A GGUF does not say which layers turn: three of four.
+    "smollm3": {
+        "class": "SmolLM3ForCausalLM", "dtype": torch.bfloat16, "seed": 12000,
+        "config": {**UNTIED, "num_hidden_layers": 5, "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False,
+                   "no_rope_layers": [1, 1, 1, 0, 1], "no_rope_layer_interval": 4, "use_sliding_window": False,
+                   "sliding_window": None, "pad_token_id": 0},
+        "mutations": [{"no_rope_layers": [1] * 5}, {"no_rope_layers": [1, 1, 0, 1, 1]}, {"rope_theta": 100.0}],
+    },
+    "granite": {
+        "class": "GraniteForCausalLM", "dtype": torch.bfloat16, "seed": 13000,
+        "config": {**UNTIED, "num_hidden_layers": 3, "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False,
+                   "rms_norm_eps": 0.05, "embedding_multiplier": 2.5, "attention_multiplier": 0.2,
+                   "residual_multiplier": 0.6, "logits_scaling": 1.6},
+        "mutations": [{"embedding_multiplier": 1.0}, {"attention_multiplier": 0.3}, {"residual_multiplier": 1.0},
+                      {"logits_scaling": 1.0}, {"rms_norm_eps": 1e-5}],
+    },
+    "olmo2": {
+        "class": "Olmo2ForCausalLM", "dtype": torch.bfloat16, "seed": 14000,
+        "config": {**UNTIED, "num_hidden_layers": 3, "rope_theta": 10000.0, "attention_bias": False},
+        "mutations": [{"rope_theta": 100.0}, {"rms_norm_eps": 0.1}],
+    },
+    "olmo3": {
+        "class": "Olmo3ForCausalLM", "dtype": torch.bfloat16, "seed": 15000,
+        "config": {**UNTIED, "num_hidden_layers": 5, "sliding_window": 6, "rope_theta": 500000.0, "attention_bias": False,
+                   "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"],
+                   "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.5,
+                                    "original_max_position_embeddings": 32}},
+        "mutations": [{"sliding_window": 5}, {"sliding_window": 7}, {"rope_scaling": None},
+                      {"layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]}],
+    },
+    "glm4": {
+        "class": "Glm4ForCausalLM", "dtype": torch.bfloat16, "seed": 16000,
+        "config": {**UNTIED, "num_hidden_layers": 3, "head_dim": 16, "rope_theta": 10000.0, "attention_bias": True,
+                   "partial_rotary_factor": 0.75, "pad_token_id": 0},
+        "mutations": [{"partial_rotary_factor": 0.5}, {"rope_theta": 100.0}],
+    },
+    "glm": {
+        "class": "GlmForCausalLM", "dtype": torch.bfloat16, "seed": 17000,
+        "config": {**UNTIED, "num_hidden_layers": 2, "head_dim": 12, "rope_theta": 10000.0, "attention_bias": True,
+                   "partial_rotary_factor": 0.5, "pad_token_id": 0},
+        "mutations": [{"partial_rotary_factor": 1.0}, {"rope_theta": 100.0}],
+    },
+    "cohere2": {
+        "class": "Cohere2ForCausalLM", "dtype": torch.bfloat16, "seed": 18000,
+        "config": {**COMMON, "num_hidden_layers": 5, "tie_word_embeddings": True, "hidden_act": "silu",
+                   "layer_norm_eps": 1e-5, "logit_scale": 0.5, "rope_theta": 10000.0, "attention_bias": False,
+                   "sliding_window": 6, "sliding_window_pattern": 4, "pad_token_id": 0},
+        "mutations": [{"sliding_window": 5}, {"sliding_window": 7}, {"logit_scale": 1.0}, {"rope_theta": 100.0},
+                      {"sliding_window_pattern": 2}, {"layer_norm_eps": 0.1}],
+    },
+    "cohere": {
+        "class": "CohereForCausalLM", "dtype": torch.bfloat16, "seed": 19000,
+        "config": {**COMMON, "num_hidden_layers": 3, "tie_word_embeddings": True, "hidden_act": "silu",
+                   "layer_norm_eps": 1e-5, "logit_scale": 0.5, "rope_theta": 10000.0, "attention_bias": False,
+                   "use_qk_norm": False, "pad_token_id": 0},
+        "mutations": [{"logit_scale": 1.0}, {"rope_theta": 100.0}, {"layer_norm_eps": 0.1}],
+    },
+    "gemma": {
+        "class": "GemmaForCausalLM", "dtype": torch.bfloat16, "seed": 20000,
+        "config": {**COMMON, "num_hidden_layers": 3, "head_dim": 12, "tie_word_embeddings": False,
+                   "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+                   "attention_bias": False},
+        "mutations": [{"rope_theta": 100.0}, {"hidden_act": "silu"}, {"rms_norm_eps": 0.5}],
+    },
     "qwen2": {
         "class": "Qwen2ForCausalLM", "dtype": torch.bfloat16, "seed": 8000,
         "config": {**UNTIED, "num_hidden_layers": 3, "rope_theta": 100.0, "sliding_window": 6,
@@ -210,7 +274,8 @@ def random_weights(model, seed, is_gemma):
         elif "q_norm" in name or "k_norm" in name:
             weights[name] = 0.2 * noise + 2.0
         elif is_gemma and "norm" in name:
-            weights[name] = 0.2 * noise + (112.0 / num_layers**2 if "post_" in name else 0.0)
+            is_of_output = "post_" in name and model.config.model_type != "gemma"
+            weights[name] = 0.2 * noise + (112.0 / num_layers**2 if is_of_output else 0.0)
         elif "norm" in name:
             weights[name] = 0.2 * noise + 1.0
         elif "embed" in name:

@@ -286,7 +286,7 @@ pub trait Backend: Send + Sized + 'static {
     fn has_adapters(&self, batch: &Self::Batch) -> bool;
     /// out += scale * B . (A . x), by each token's adapter, where it has one that adds to these products.
     fn add_lora(&self, out: &mut Self::Buffer, x: &Self::Buffer, lora: &Self::Lora, batch: &Self::Batch) -> Result<()>;
-    /// Heads of q and k in `qkv` become x / rms(x) * weight, each by itself.
+    /// Heads of q and k in `qkv` become x / rms(x) * weight, each by itself, or all as one, where there is a weight for each element of all.
     fn head_norm(
         &self,
         qkv: &mut Self::Buffer,

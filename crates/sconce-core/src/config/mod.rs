@@ -11,7 +11,7 @@ pub use engine::{
     AdapterSource, DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, MatmulPrecision, Quantization, WeightDtype,
 };
 pub use grammar::Grammar;
-pub use model::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling, Yarn};
+pub use model::{Activation, ExpertsConfig, LongRope, ModelConfig, QkNorm, RopeConfig, RopeScaling, Yarn};
 pub use sampling::{LogprobsMode, SamplingParams};
 
 pub(crate) use sampling::check_token_id;

@@ -122,6 +122,15 @@ impl RopeConfig {
     }
 }
 
+/// What of q and of k an RMSNorm takes together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head by itself, all by the same weights.
+    EachHead,
+    /// All heads, by a weight for each element.
+    AllHeads,
+}
+
 /// Experts in place of one MLP: each token goes through some of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpertsConfig {
@@ -164,8 +173,16 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// That of layers with a sliding window, where they have another.
     pub local_rope: Option<RopeConfig>,
-    /// Whether each head of q and of k goes through an RMSNorm before it turns.
-    pub qk_norm: bool,
+    /// Whether each layer's q and k turn. Length: num_hidden_layers.
+    pub rope_layers: Vec<bool>,
+    /// Whether files have the rows of q and k for a RoPE that turns neighbours: loading gives them the order of halves.
+    pub interleaved_rope: bool,
+    /// How q and k go through an RMSNorm before they turn.
+    pub qk_norm: Option<QkNorm>,
+    /// Added to what is stored of RMSNorms: some store what they differ from 1.
+    pub norm_offset: f32,
+    /// Multiplied to embeddings, before they become the residual stream.
+    pub embedding_scale: f32,
     /// Whether the logits use the embedding's matrix.
     pub tie_word_embeddings: bool,
     /// Whether q, k, v and o projections have biases.
@@ -178,6 +195,8 @@ pub struct ModelConfig {
     pub attention_scale: f32,
     /// cap * tanh(score / cap) on attention scores.
     pub attn_logit_softcapping: Option<f32>,
+    /// Multiplied to the final logits, before they are capped.
+    pub logit_scale: f32,
     /// cap * tanh(logit / cap) on the final logits.
     pub final_logit_softcapping: Option<f32>,
     /// The window of each layer in tokens, the query's own among them; `None`: every earlier token.

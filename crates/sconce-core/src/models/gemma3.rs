@@ -2,9 +2,10 @@
 //! caps, whose heads of q and k are normalised before they turn; of six layers five have a sliding window, and a RoPE of their own.
 
 use super::gemma2::Gemma2;
+use super::llama::Llama;
 use super::{Architecture, Loader, RawConfig};
 use crate::backend::Backend;
-use crate::config::{Activation, ModelConfig, RopeConfig};
+use crate::config::{Activation, ModelConfig, QkNorm, RopeConfig};
 use crate::error::Result;
 
 /// The architecture.
@@ -27,11 +28,6 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
         None => 256.0,
     };
     let window = raw.length_or("sliding_window", 4096)?;
-    let pattern = raw.opt_length("sliding_window_pattern")?.unwrap_or(SLIDING_WINDOW_PATTERN);
-    let slides = match raw.layer_types(num_hidden_layers)? {
-        Some(slides) => slides,
-        None => (1..=num_hidden_layers).map(|i| i % pattern != 0).collect(),
-    };
     let (full, local) = (raw.rope_of("full_attention"), raw.rope_of("sliding_attention"));
     let local_theta = raw.opt_float("rope_local_base_freq")?.unwrap_or(10_000.0);
     Ok(ModelConfig {
@@ -52,22 +48,27 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
             rotary_dim: head_dim,
             scaling: local.rope_scaling()?,
         }),
-        qk_norm: true,
+        rope_layers: vec![true; num_hidden_layers],
+        qk_norm: Some(QkNorm::EachHead),
+        norm_offset: 1.0,
+        interleaved_rope: false,
+        embedding_scale: (hidden_size as f32).sqrt(),
         tie_word_embeddings: raw.bool_or("tie_word_embeddings", true)?,
         attention_bias: raw.bool_or("attention_bias", false)?,
         mlp_bias: false,
         hidden_act: raw.activation("hidden_activation", Activation::GeluTanh)?,
         attention_scale: 1.0 / query_scalar.sqrt(),
         attn_logit_softcapping: raw.opt_float("attn_logit_softcapping")?,
+        logit_scale: 1.0,
         final_logit_softcapping: raw.opt_float("final_logit_softcapping")?,
-        sliding_window: slides.into_iter().map(|slides| window.filter(|_| slides)).collect(),
+        sliding_window: raw.windows(window, num_hidden_layers, SLIDING_WINDOW_PATTERN)?,
         bos_token_id: raw.bos_token_id()?,
         eos_token_ids: raw.eos_token_ids()?,
     })
 }
 
 impl<B: Backend> Architecture<B> for Gemma3 {
-    type Model = Gemma2<B>;
+    type Model = Llama<B>;
     const NAME: &'static str = "Gemma3ForCausalLM";
     const WITH_IMAGES: Option<&'static str> = Some("Gemma3ForConditionalGeneration");
     const GGUF_NAME: Option<&'static str> = Some("gemma3");
@@ -79,7 +80,7 @@ impl<B: Backend> Architecture<B> for Gemma3 {
         parse_config(raw)
     }
 
-    fn load(loader: &Loader<'_, B>) -> Result<Gemma2<B>> {
-        <Gemma2<B> as Architecture<B>>::load(loader)
+    fn load(loader: &Loader<'_, B>) -> Result<Llama<B>> {
+        <Gemma2 as Architecture<B>>::load(loader)
     }
 }

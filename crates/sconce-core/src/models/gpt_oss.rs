@@ -91,7 +91,7 @@ impl<B: Backend> Architecture<B> for GptOss {
         let config = loader.config.experts.as_ref().expect("invariant: its config has experts");
         Llama::load_with(loader, |loader, idx| {
             let mlp = Mlp::Experts(Experts::load(loader, idx, &NAMES, config)?);
-            let layer = llama::Layer::load_with(loader, idx, [bias, bias], mlp)?;
+            let layer = llama::Layer::load_with(loader, idx, &llama::NORMS, [bias, bias], mlp)?;
             let sinks = format!("model.layers.{idx}.self_attn.sinks");
             Ok(llama::Layer { sinks: Some(loader.vector(&sinks, loader.config.num_attention_heads)?), ..layer })
         })

@@ -1,4 +1,4 @@
-//! [`Linear`]: a matrix of a block, and what adapters add to its products.
+//! [`Linear`]: a matrix of a block, and what adapters add to its products; [`Output`]: one whose products the residual stream is given.
 
 use crate::backend::Backend;
 use crate::config::Activation;
@@ -45,5 +45,32 @@ impl<B: Backend> Linear<B> {
         backend.linear(gate_up, x, &self.matrix)?;
         backend.add_lora(gate_up, x, lora, batch)?;
         backend.gate_act_mul(out, gate_up, act)
+    }
+}
+
+/// A matrix of a block whose products the residual stream is given, and what they are normalised by before that, where they are.
+pub struct Output<B: Backend> {
+    linear: Linear<B>,
+    norm: Option<B::Vector>,
+    /// Of the norm.
+    eps: f32,
+}
+
+impl<B: Backend> Output<B> {
+    pub(super) fn new(linear: Linear<B>, norm: Option<B::Vector>, eps: f32) -> Self {
+        Self { linear, norm, eps }
+    }
+
+    /// What `out` is given. `room`: as wide, and nobody's then.
+    pub(super) fn forward(
+        &self,
+        backend: &B,
+        (out, room): (&mut B::Buffer, &mut B::Buffer),
+        x: &B::Buffer,
+        batch: &B::Batch,
+    ) -> Result<()> {
+        let Some(norm) = &self.norm else { return self.linear.forward(backend, out, x, batch) };
+        self.linear.forward(backend, room, x, batch)?;
+        backend.rms_norm(out, room, norm, self.eps)
     }
 }

@@ -1,11 +1,11 @@
 //! [`Loader`]: weights by name, checked against the config, into the backend's forms.
 
-use super::Linear;
+use super::{Linear, Output};
 use crate::backend::Backend;
 use crate::config::{ModelConfig, WeightDtype};
 use crate::engine::Progress;
 use crate::error::Result;
-use crate::weights::{Adapters, TensorSource, TensorView};
+use crate::weights::{Adapters, LoraUpdate, TensorSource, TensorView};
 
 /// Weights by name, checked against the config, into the backend's forms.
 pub struct Loader<'a, B: Backend> {
@@ -60,7 +60,9 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The same of a block, with what adapters add to its products.
     pub fn linear(&self, parts: &[(String, usize)], cols: usize, bias: Bias) -> Result<Linear<B>> {
-        let updates = self.adapters.updates(parts, cols)?;
+        let updates = self.adapters.updates(parts, cols)?.into_iter();
+        let updates = updates.map(|update| LoraUpdate { b: self.in_halves(&parts[update.part].0, update.b), ..update });
+        let updates: Vec<_> = updates.collect();
         let matrix = self.matrix(parts, cols, bias)?;
         if updates.is_empty() || !self.store.has_data() {
             return Ok(Linear::new(matrix, None));
@@ -69,6 +71,12 @@ impl<B: Backend> Loader<'_, B> {
         let lora = self.backend.lora((&part_rows, cols), self.adapters.len(), &updates)?;
         self.adapters.release();
         Ok(Linear::new(matrix, Some(lora)))
+    }
+
+    /// The same of one part, whose products are normalised by the RMSNorm `norm` if there is one.
+    pub fn output(&self, part: (String, usize), cols: usize, bias: Bias, norm: Option<String>) -> Result<Output<B>> {
+        let norm = norm.map(|name| self.norm(&name, part.1)).transpose()?;
+        Ok(Output::new(self.linear(&[part], cols, bias)?, norm, self.config.norm_eps))
     }
 
     /// `<name>.weight` of each part, (name, rows): equally many of each expert, the first expert's first.
@@ -98,21 +106,22 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.vector(&self.floats(name, len)?)
     }
 
-    /// 1 + `name`: Gemma's norms are stored as what they differ from 1.
-    pub fn vector_plus_one(&self, name: &str, len: usize) -> Result<B::Vector> {
-        let mut data = self.floats(name, len)?;
-        data.iter_mut().for_each(|x| *x += 1.0);
+    /// The same times `scale`.
+    pub fn scaled_vector(&self, name: &str, len: usize, scale: f32) -> Result<B::Vector> {
+        let data: Vec<f32> = self.floats(name, len)?.iter().map(|x| x * scale).collect();
         self.backend.vector(&data)
     }
 
-    /// Cosines and sines by which the model's tokens turn.
-    pub fn rope(&self) -> Result<B::Rope> {
-        self.backend.rope(&self.config.rope, self.max_model_len)
+    /// What the RMSNorm `name` multiplies with.
+    pub fn norm(&self, name: &str, len: usize) -> Result<B::Vector> {
+        self.scaled_norm(name, len, 1.0)
     }
 
-    /// The same of layers with a sliding window, where they have others.
-    pub fn local_rope(&self) -> Result<Option<B::Rope>> {
-        self.config.local_rope.as_ref().map(|rope| self.backend.rope(rope, self.max_model_len)).transpose()
+    /// The same of a norm whose results are multiplied by `scale`.
+    pub fn scaled_norm(&self, name: &str, len: usize, scale: f32) -> Result<B::Vector> {
+        let mut data = self.floats(&format!("{name}.weight"), len)?;
+        data.iter_mut().for_each(|weight| *weight = (*weight + self.config.norm_offset) * scale);
+        self.backend.vector(&data)
     }
 
     fn tensors(&self, parts: &[(String, usize)], cols: usize) -> Result<Vec<TensorView<'_>>> {
@@ -134,6 +143,17 @@ impl<B: Backend> Loader<'_, B> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let tensor = self.store.get(name, shape)?;
         self.progress.advance(tensor.data.len() as u64);
-        Ok(tensor)
+        Ok(self.in_halves(name, tensor))
+    }
+
+    /// The rows of q and of k in the order of a RoPE that turns halves, whichever the model's files have.
+    fn in_halves<'t>(&self, name: &str, tensor: TensorView<'t>) -> TensorView<'t> {
+        let config = self.config;
+        let turns = [".q_proj", ".k_proj"].iter().any(|part| name.contains(part));
+        if config.interleaved_rope && turns {
+            tensor.in_halves(config.head_dim, config.rope.rotary_dim)
+        } else {
+            tensor
+        }
     }
 }

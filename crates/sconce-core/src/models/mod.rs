@@ -2,15 +2,24 @@
 //!
 //! A model is written in the operations of [`Backend`]; it names no backend and sees no KV block.
 
+mod cohere;
+mod cohere2;
 mod experts;
+mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm;
+mod glm4;
 mod gpt_oss;
+mod granite;
 mod linear;
 mod llama;
 mod loader;
 mod mistral;
 mod mixtral;
+mod norm;
+mod olmo2;
+mod olmo3;
 mod phi;
 mod phi3;
 mod quantization;
@@ -18,10 +27,12 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod raw_config;
+mod ropes;
+mod smollm3;
 #[cfg(test)]
 mod tests;
 
-pub use linear::Linear;
+pub use linear::{Linear, Output};
 pub use loader::{Bias, Loader};
 pub use raw_config::RawConfig;
 
@@ -47,7 +58,7 @@ pub trait Model<B: Backend>: Send {
     fn config(&self) -> &ModelConfig;
     /// Embeds the batch's tokens into `ws.residual`.
     fn embed(&self, step: &mut Step<'_, B>) -> Result<()>;
-    /// Runs one block. The hidden state after it is `ws.residual + ws.delta`.
+    /// Runs one block. The hidden state after it is `ws.residual + ws.delta`, of a Granite divided by its residual multiplier.
     fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()>;
     /// Computes the wanted logits into `ws.logits`.
     fn head(&self, step: &mut Step<'_, B>) -> Result<()>;
@@ -99,7 +110,14 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
         entry::<B, llama::Llama<B>>(),
         entry::<B, mistral::Mistral>(),
         entry::<B, mixtral::Mixtral>(),
-        entry::<B, gemma2::Gemma2<B>>(),
+        entry::<B, smollm3::SmolLm3>(),
+        entry::<B, granite::Granite>(),
+        entry::<B, olmo2::Olmo2>(),
+        entry::<B, olmo3::Olmo3>(),
+        entry::<B, glm::Glm>(),
+        entry::<B, glm4::Glm4>(),
+        entry::<B, gemma::Gemma>(),
+        entry::<B, gemma2::Gemma2>(),
         entry::<B, gemma3::Gemma3>(),
         entry::<B, qwen2::Qwen2>(),
         entry::<B, qwen3::Qwen3>(),
@@ -107,6 +125,8 @@ pub fn architectures<B: Backend>() -> Vec<Entry<B>> {
         entry::<B, gpt_oss::GptOss>(),
         entry::<B, phi3::Phi3>(),
         entry::<B, phi::Phi<B>>(),
+        entry::<B, cohere::Cohere>(),
+        entry::<B, cohere2::Cohere2>(),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! `PhiForCausalLM`: phi-1, phi-1.5 and phi-2 (Hugging Face's `modeling_phi.py`): LayerNorm with bias, attention and MLP
-//! side by side on the same input, RoPE on a part of each head, biases everywhere.
+//! side by side on the same input, RoPE on a part of each head, biases everywhere. Cohere's models have its shape, with gated MLPs.
 
+use super::ropes::Ropes;
 use super::{Architecture, Bias, Linear, Loader, Model, RawConfig, Step};
 use crate::backend::{AttentionSpec, Backend};
 use crate::config::{Activation, ModelConfig, RopeConfig};
@@ -12,19 +13,27 @@ pub(super) struct Phi<B: Backend> {
     embed: B::Matrix,
     layers: Vec<Layer<B>>,
     norm: LayerNorm<B>,
-    lm_head: B::Matrix,
-    rope: B::Rope,
+    /// `None`: the embedding's.
+    lm_head: Option<B::Matrix>,
+    ropes: Ropes<B>,
 }
 
-struct Layer<B: Backend> {
-    input_norm: LayerNorm<B>,
-    qkv: Linear<B>,
-    dense: Linear<B>,
-    fc1: Linear<B>,
-    fc2: Linear<B>,
+/// One block's weights.
+pub(super) struct Layer<B: Backend> {
+    pub(super) norm: LayerNorm<B>,
+    pub(super) qkv: Linear<B>,
+    pub(super) o: Linear<B>,
+    pub(super) mlp: Mlp<B>,
 }
 
-struct LayerNorm<B: Backend> {
+/// What stands beside attention.
+pub(super) enum Mlp<B: Backend> {
+    Plain { fc1: Linear<B>, fc2: Linear<B> },
+    Gated { gate_up: Linear<B>, down: Linear<B> },
+}
+
+/// A norm, and its bias: zeros where there is none.
+pub(super) struct LayerNorm<B: Backend> {
     weight: B::Vector,
     bias: B::Vector,
 }
@@ -57,13 +66,18 @@ fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
             scaling: raw.rope_scaling()?,
         },
         local_rope: None,
-        qk_norm: false,
+        rope_layers: vec![true; num_hidden_layers],
+        qk_norm: None,
+        norm_offset: 0.0,
+        interleaved_rope: false,
+        embedding_scale: 1.0,
         tie_word_embeddings: false,
         attention_bias: true,
         mlp_bias: true,
         hidden_act: raw.activation("hidden_act", Activation::GeluTanh)?,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         attn_logit_softcapping: None,
+        logit_scale: 1.0,
         final_logit_softcapping: None,
         sliding_window: vec![None; num_hidden_layers],
         bos_token_id: raw.bos_token_id()?,
@@ -81,40 +95,72 @@ impl<B: Backend> Architecture<B> for Phi<B> {
     }
 
     fn load(loader: &Loader<'_, B>) -> Result<Self> {
+        let norm = LayerNorm::load(loader, "model.final_layernorm", Bias::Present)?;
+        Self::load_with(loader, norm, Bias::Present, load_layer)
+    }
+}
+
+fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<Layer<B>> {
+    let config = loader.config;
+    let name = |part: &str| format!("model.layers.{idx}.{part}");
+    let linear = |part: &str, rows, cols| loader.linear(&[(name(part), rows)], cols, Bias::Present);
+    let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+    Ok(Layer {
+        norm: LayerNorm::load(loader, &name("input_layernorm"), Bias::Present)?,
+        qkv: load_qkv(loader, idx, Bias::Present)?,
+        o: linear("self_attn.dense", hidden, config.q_dim())?,
+        mlp: Mlp::Plain { fc1: linear("mlp.fc1", inter, hidden)?, fc2: linear("mlp.fc2", hidden, inter)? },
+    })
+}
+
+/// q, k and v of a layer.
+pub(super) fn load_qkv<B: Backend>(loader: &Loader<'_, B>, idx: usize, bias: Bias) -> Result<Linear<B>> {
+    let config = loader.config;
+    let name = |part: &str| format!("model.layers.{idx}.self_attn.{part}");
+    let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
+    loader.linear(&[(name("q_proj"), q), (name("k_proj"), kv), (name("v_proj"), kv)], config.hidden_size, bias)
+}
+
+impl<B: Backend> Phi<B> {
+    /// Loads a model of this shape whose last norm and whose layers are stored in another way.
+    pub(super) fn load_with(
+        loader: &Loader<'_, B>,
+        norm: LayerNorm<B>,
+        head_bias: Bias,
+        load_layer: impl Fn(&Loader<'_, B>, usize) -> Result<Layer<B>>,
+    ) -> Result<Self> {
         let config = loader.config;
-        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embedding = |name: &str, bias| loader.matrix(&[(name.into(), config.vocab_size)], config.hidden_size, bias);
         Ok(Self {
-            embed: loader.matrix(&[("model.embed_tokens".into(), vocab)], hidden, Bias::Absent)?,
-            layers: (0..config.num_hidden_layers).map(|i| Layer::load(loader, i)).collect::<Result<_>>()?,
-            norm: LayerNorm::load(loader, "model.final_layernorm")?,
-            lm_head: loader.matrix(&[("lm_head".into(), vocab)], hidden, Bias::Present)?,
-            rope: loader.rope()?,
+            embed: embedding("model.embed_tokens", Bias::Absent)?,
+            layers: (0..config.num_hidden_layers).map(|i| load_layer(loader, i)).collect::<Result<_>>()?,
+            norm,
+            lm_head: if config.tie_word_embeddings { None } else { Some(embedding("lm_head", head_bias)?) },
+            ropes: Ropes::load(loader)?,
             config: config.clone(),
         })
     }
 }
 
 impl<B: Backend> LayerNorm<B> {
-    fn load(loader: &Loader<'_, B>, name: &str) -> Result<Self> {
-        let vector = |part: &str| loader.vector(&format!("{name}.{part}"), loader.config.hidden_size);
-        Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
+    pub(super) fn load(loader: &Loader<'_, B>, name: &str, bias: Bias) -> Result<Self> {
+        Self::load_scaled(loader, name, bias, 1.0)
     }
-}
 
-impl<B: Backend> Layer<B> {
-    fn load(loader: &Loader<'_, B>, idx: usize) -> Result<Self> {
-        let config = loader.config;
-        let name = |part: &str| format!("model.layers.{idx}.{part}");
-        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.q_dim(), config.num_key_value_heads * config.head_dim);
-        let qkv = [(name("self_attn.q_proj"), q), (name("self_attn.k_proj"), kv), (name("self_attn.v_proj"), kv)];
-        Ok(Self {
-            input_norm: LayerNorm::load(loader, &name("input_layernorm"))?,
-            qkv: loader.linear(&qkv, hidden, Bias::Present)?,
-            dense: loader.linear(&[(name("self_attn.dense"), hidden)], q, Bias::Present)?,
-            fc1: loader.linear(&[(name("mlp.fc1"), inter)], hidden, Bias::Present)?,
-            fc2: loader.linear(&[(name("mlp.fc2"), hidden)], inter, Bias::Present)?,
-        })
+    /// The same, whose results are multiplied by `scale`.
+    pub(super) fn load_scaled(loader: &Loader<'_, B>, name: &str, bias: Bias, scale: f32) -> Result<Self> {
+        let hidden = loader.config.hidden_size;
+        let vector = |part: &str| loader.scaled_vector(&format!("{name}.{part}"), hidden, scale);
+        let bias = match bias {
+            Bias::Present => vector("bias")?,
+            Bias::Absent => loader.backend.vector(&vec![0.0; hidden])?,
+        };
+        Ok(Self { weight: vector("weight")?, bias })
+    }
+
+    /// `out`, of `x`.
+    fn forward(&self, backend: &B, out: &mut B::Buffer, x: &B::Buffer, eps: f32) -> Result<()> {
+        backend.layer_norm(out, x, &self.weight, &self.bias, eps)
     }
 }
 
@@ -124,24 +170,34 @@ impl<B: Backend> Model<B> for Phi<B> {
     }
 
     fn embed(&self, step: &mut Step<'_, B>) -> Result<()> {
-        step.backend.embed(&mut step.ws.residual, &self.embed, step.batch, 1.0)
+        step.backend.embed(&mut step.ws.residual, &self.embed, step.batch, self.config.embedding_scale)
     }
 
     fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()> {
         let Step { backend, ws, kv, batch } = step;
         let layer = &self.layers[idx];
         let spec = AttentionSpec::of_layer(&self.config, idx);
-        let LayerNorm { weight, bias } = &layer.input_norm;
         if idx > 0 {
             backend.add(&mut ws.residual, &ws.delta)?;
         }
-        backend.layer_norm(&mut ws.normed, &ws.residual, weight, bias, self.config.norm_eps)?;
+        layer.norm.forward(backend, &mut ws.normed, &ws.residual, self.config.norm_eps)?;
         layer.qkv.forward(backend, &mut ws.qkv, &ws.normed, batch)?;
-        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, &self.rope, batch, (&spec).into())?;
-        layer.dense.forward(backend, &mut ws.delta, &ws.attn_out, batch)?;
-        layer.fc1.forward(backend, &mut ws.mlp_act, &ws.normed, batch)?;
-        backend.activate(&mut ws.mlp_act, self.config.hidden_act)?;
-        layer.fc2.forward(backend, &mut ws.normed, &ws.mlp_act, batch)?;
+        let rope = self.ropes.of_layer(&self.config, idx);
+        backend.rope_attention((&mut ws.attn_out, &mut ws.qkv), kv, rope, batch, (&spec).into())?;
+        layer.o.forward(backend, &mut ws.delta, &ws.attn_out, batch)?;
+        let act = self.config.hidden_act;
+        let last = match &layer.mlp {
+            Mlp::Plain { fc1, fc2 } => {
+                fc1.forward(backend, &mut ws.mlp_act, &ws.normed, batch)?;
+                backend.activate(&mut ws.mlp_act, act)?;
+                fc2
+            }
+            Mlp::Gated { gate_up, down } => {
+                gate_up.gated(backend, (&mut ws.mlp_act, &mut ws.gate_up), &ws.normed, batch, act)?;
+                down
+            }
+        };
+        last.forward(backend, &mut ws.normed, &ws.mlp_act, batch)?;
         backend.add(&mut ws.delta, &ws.normed)
     }
 
@@ -150,8 +206,7 @@ impl<B: Backend> Model<B> for Phi<B> {
         backend.gather_rows(&mut ws.last_residual, &ws.residual, batch)?;
         backend.gather_rows(&mut ws.last_delta, &ws.delta, batch)?;
         backend.add(&mut ws.last_residual, &ws.last_delta)?;
-        let LayerNorm { weight, bias } = &self.norm;
-        backend.layer_norm(&mut ws.last_normed, &ws.last_residual, weight, bias, self.config.norm_eps)?;
-        backend.linear(&mut ws.logits, &ws.last_normed, &self.lm_head)
+        self.norm.forward(backend, &mut ws.last_normed, &ws.last_residual, self.config.norm_eps)?;
+        backend.linear(&mut ws.logits, &ws.last_normed, self.lm_head.as_ref().unwrap_or(&self.embed))
     }
 }

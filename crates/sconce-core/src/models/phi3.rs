@@ -3,6 +3,7 @@
 //! sequences beyond the original context (`longrope`): these are computed anew there, as transformers does.
 
 use super::llama::{self, Llama};
+use super::norm::Norm;
 use super::{Architecture, Bias, Loader, RawConfig};
 use crate::backend::Backend;
 use crate::config::{ModelConfig, RopeScaling};
@@ -42,18 +43,15 @@ impl<B: Backend> Architecture<B> for Phi3 {
 fn load_layer<B: Backend>(loader: &Loader<'_, B>, idx: usize) -> Result<llama::Layer<B>> {
     let config = loader.config;
     let name = |part: &str| format!("model.layers.{idx}.{part}");
-    let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-    let linear = |part: &str, rows, cols| loader.linear(&[(name(part), rows)], cols, Bias::Absent);
+    let (hidden, q) = (config.hidden_size, config.q_dim());
+    let norm = |part: &str| Norm::load(loader, Some(&name(part)));
     Ok(llama::Layer {
-        input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
-        qkv: linear("self_attn.qkv_proj", config.qkv_dim(), hidden)?,
-        head_norms: None,
+        attention_norm: norm("input_layernorm")?,
+        qkv: loader.linear(&[(name("self_attn.qkv_proj"), config.qkv_dim())], hidden, Bias::Absent)?,
+        qk_norms: None,
         sinks: None,
-        o: linear("self_attn.o_proj", hidden, config.q_dim())?,
-        post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
-        mlp: llama::Mlp::Dense {
-            gate_up: linear("mlp.gate_up_proj", 2 * inter, hidden)?,
-            down: linear("mlp.down_proj", hidden, inter)?,
-        },
+        o: loader.output((name("self_attn.o_proj"), hidden), q, Bias::Absent, None)?,
+        mlp_norm: norm("post_attention_layernorm")?,
+        mlp: llama::Mlp::load_fused(loader, idx, &llama::NORMS)?,
     })
 }

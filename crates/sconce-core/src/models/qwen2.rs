@@ -38,6 +38,8 @@ impl<B: Backend> Architecture<B> for Qwen2 {
     }
 
     fn load(loader: &Loader<'_, B>) -> Result<Llama<B>> {
-        Llama::load_with(loader, |loader, idx| llama::Layer::load(loader, idx, [Bias::Present, Bias::Absent]))
+        Llama::load_with(loader, |loader, idx| {
+            llama::Layer::load(loader, idx, &llama::NORMS, [Bias::Present, Bias::Absent])
+        })
     }
 }

@@ -4,7 +4,7 @@
 use super::llama::{self, Llama};
 use super::{Architecture, Loader, RawConfig, qwen2};
 use crate::backend::Backend;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, QkNorm};
 use crate::error::Result;
 
 /// The architecture.
@@ -20,7 +20,7 @@ impl<B: Backend> Architecture<B> for Qwen3 {
 
     fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
         let config = qwen2::with_defaults(raw, llama::parse_config_with(raw, HEAD_DIM, raw.rope_scaling()?)?)?;
-        Ok(ModelConfig { qk_norm: true, ..config })
+        Ok(ModelConfig { qk_norm: Some(QkNorm::EachHead), ..config })
     }
 
     fn load(loader: &Loader<'_, B>) -> Result<Llama<B>> {

@@ -5,7 +5,7 @@ use super::experts::{self, Experts, Names};
 use super::llama::{self, Llama, Mlp};
 use super::{Architecture, Bias, Loader, RawConfig};
 use crate::backend::Backend;
-use crate::config::{ExpertsConfig, ModelConfig};
+use crate::config::{ExpertsConfig, ModelConfig, QkNorm};
 use crate::error::Result;
 
 /// The architecture.
@@ -57,7 +57,7 @@ impl<B: Backend> Architecture<B> for Qwen3Moe {
         if raw.bool_or("use_sliding_window", false)? {
             config.sliding_window.fill(raw.length_or("sliding_window", 4096)?);
         }
-        Ok(ModelConfig { qk_norm: true, experts: Some(parse_experts(raw)?), ..config })
+        Ok(ModelConfig { qk_norm: Some(QkNorm::EachHead), experts: Some(parse_experts(raw)?), ..config })
     }
 
     fn load(loader: &Loader<'_, B>) -> Result<Llama<B>> {
@@ -65,7 +65,7 @@ impl<B: Backend> Architecture<B> for Qwen3Moe {
         let config = loader.config.experts.as_ref().expect("invariant: its config has experts");
         Llama::load_with(loader, |loader, idx| {
             let mlp = Mlp::Experts(Experts::load(loader, idx, &NAMES, config)?);
-            llama::Layer::load_with(loader, idx, [bias, bias], mlp)
+            llama::Layer::load_with(loader, idx, &llama::NORMS, [bias, bias], mlp)
         })
     }
 }

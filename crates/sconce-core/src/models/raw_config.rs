@@ -20,14 +20,23 @@ const GGUF_KEYS: &[(&str, &str)] = &[
     ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
     ("attention.layer_norm_epsilon", "layer_norm_eps"),
     ("attention.sliding_window", "sliding_window"),
+    ("attention.sliding_window_pattern", "sliding_window_pattern"),
+    ("attention.scale", "attention_multiplier"),
     ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("embedding_scale", "embedding_multiplier"),
     ("final_logit_softcapping", "final_logit_softcapping"),
+    // Granite divides logits by it, others multiply them.
+    ("logit_scale", "logits_scaling"),
+    ("logit_scale", "logit_scale"),
+    ("residual_scale", "residual_multiplier"),
     ("expert_count", "num_local_experts"),
     ("expert_feed_forward_length", "moe_intermediate_size"),
     ("expert_used_count", "num_experts_per_tok"),
     ("rope.dimension_count", "rotary_dim"),
+    ("rope.dimension_sections", "mrope_section"),
     ("rope.freq_base", "rope_theta"),
     ("rope.freq_base_swa", "rope_local_base_freq"),
+    ("rope.scaling.finetuned", "rope_finetuned"),
     ("rope.scaling.original_context_length", "original_max_position_embeddings"),
     ("vocab_size", "vocab_size"),
 ];
@@ -81,7 +90,14 @@ impl RawConfig {
                 Some(GgufValue::Int(0)) if matches!(*key, "sliding_window" | "num_local_experts") => Value::Null,
                 Some(GgufValue::Int(v)) => json!(v),
                 Some(GgufValue::Float(v)) => json!(v),
+                Some(GgufValue::Bool(v)) => json!(v),
                 Some(GgufValue::Ints(v)) => json!(v),
+                // The layers that slide, one by one.
+                Some(GgufValue::Bools(slides)) if *key == "sliding_window_pattern" => {
+                    let kind = |slides: &bool| if *slides { "sliding_attention" } else { "full_attention" };
+                    values.insert("layer_types".into(), slides.iter().map(kind).collect());
+                    continue;
+                }
                 _ => continue,
             };
             values.insert((*key).into(), value);
@@ -209,6 +225,17 @@ impl RawConfig {
         Ok(Some(types))
     }
 
+    /// The window of each layer: `window` where `layer_types` says that it slides, or of all but every `sliding_window_pattern`th, which is
+    /// `pattern` where nothing is said.
+    pub fn windows(&self, window: Option<usize>, num_layers: usize, pattern: usize) -> Result<Vec<Option<usize>>> {
+        let pattern = self.opt_length("sliding_window_pattern")?.unwrap_or(pattern);
+        let slides = match self.layer_types(num_layers)? {
+            Some(slides) => slides,
+            None => (1..=num_layers).map(|layer| layer % pattern != 0).collect(),
+        };
+        Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
+    }
+
     /// How many of a head's dimensions turn: `rotary_dim` of a GGUF, or `partial_rotary_factor` of the head.
     pub fn rotary_dim(&self, head_dim: usize, default_factor: f32) -> Result<usize> {
         if let Some(dim) = self.opt_length("rotary_dim")? {
@@ -244,6 +271,13 @@ impl RawConfig {
                 values.remove(key);
             }
         }
+        Self { path: self.path.clone(), values }
+    }
+
+    /// The config with another value under `key`.
+    pub(super) fn with(&self, key: &str, value: Value) -> Self {
+        let mut values = self.values.clone();
+        values.insert(key.into(), value);
         Self { path: self.path.clone(), values }
     }
 

@@ -1,15 +1,19 @@
 //! Configs of every architecture: both generations of keys, what absent and null mean, and errors that name the key.
 
+mod families;
+
 use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::{RawConfig, find};
 use crate::backend::cpu::CpuBackend;
-use crate::config::{Activation, ExpertsConfig, LongRope, ModelConfig, RopeConfig, RopeScaling, Yarn};
+use crate::config::{Activation, ExpertsConfig, LongRope, ModelConfig, QkNorm, RopeConfig, RopeScaling, Yarn};
 use crate::error::Result;
 use crate::weights::gguf_writer::GgufWriter;
 use crate::weights::{Dtype, GgufFile, GgufValue};
+
+const EACH_HEAD: Option<QkNorm> = Some(QkNorm::EachHead);
 
 /// A config of the architecture with the required keys, and `changes` over it; a change to "absent" removes the key.
 fn parse(architecture: &str, changes: Value) -> Result<ModelConfig> {
@@ -53,7 +57,10 @@ fn absent_keys_have_the_defaults_of_their_class() {
 
     let qwen = parse("Qwen3MoeForCausalLM", json!({})).unwrap();
     let experts = ExpertsConfig { num_experts: 128, per_token: 8, intermediate_size: 768, normalizes: false };
-    assert_eq!((qwen.experts, qwen.qk_norm, qwen.num_key_value_heads, qwen.head_dim), (Some(experts), true, 4, 16));
+    assert_eq!(
+        (qwen.experts, qwen.qk_norm, qwen.num_key_value_heads, qwen.head_dim),
+        (Some(experts), EACH_HEAD, 4, 16)
+    );
     let qwen = parse("Qwen3MoeForCausalLM", json!({"use_sliding_window": true, "num_local_experts": 9})).unwrap();
     assert_eq!((qwen.experts.unwrap().num_experts, &qwen.sliding_window), (9, &vec![Some(4096); 4]));
 
@@ -67,7 +74,7 @@ fn absent_keys_have_the_defaults_of_their_class() {
     let absent = json!({"num_attention_heads": null, "vocab_size": null, "num_hidden_layers": 7});
     let gemma3 = parse("Gemma3ForCausalLM", absent).unwrap();
     assert_eq!((gemma3.head_dim, gemma3.num_attention_heads, gemma3.num_key_value_heads), (256, 8, 4));
-    assert_eq!((gemma3.vocab_size, gemma3.attention_scale, gemma3.qk_norm), (262_208, 1.0 / 16.0, true));
+    assert_eq!((gemma3.vocab_size, gemma3.attention_scale, gemma3.qk_norm), (262_208, 1.0 / 16.0, EACH_HEAD));
     assert_eq!((gemma3.attn_logit_softcapping, gemma3.final_logit_softcapping), (None, None));
     let theta = |rope: &RopeConfig| (rope.rope_theta, rope.rotary_dim);
     assert_eq!((theta(&gemma3.rope), gemma3.local_rope.as_ref().map(theta)), ((1e6, 256), Some((1e4, 256))));
@@ -77,7 +84,7 @@ fn absent_keys_have_the_defaults_of_their_class() {
     let qwen2 = parse("Qwen2ForCausalLM", json!({"num_attention_heads": 32})).unwrap();
     assert_eq!((qwen2.head_dim, qwen2.num_key_value_heads, &qwen2.sliding_window), (2, 32, &vec![None; 4]));
     let qwen3 = parse("Qwen3ForCausalLM", json!({})).unwrap();
-    assert_eq!((qwen3.head_dim, qwen3.rope.rotary_dim, qwen3.qk_norm), (128, 128, true));
+    assert_eq!((qwen3.head_dim, qwen3.rope.rotary_dim, qwen3.qk_norm), (128, 128, EACH_HEAD));
     assert_eq!((qwen3.attention_scale, qwen3.max_position_embeddings), (1.0 / 128f32.sqrt(), 32768));
 
     let oss = parse("GptOssForCausalLM", json!({})).unwrap();

@@ -1,4 +1,5 @@
-//! `head_norm`: RMSNorm of each head of q and of k by itself, before they turn (`q_norm` and `k_norm` of Qwen3 and Gemma 3).
+//! `head_norm`: RMSNorm of each head of q and of k by itself, before they turn (`q_norm` and `k_norm` of Qwen3 and Gemma 3), or of all heads
+//! of q as one, and of k (OLMo 2).
 //!
 //! Bounded by memory: q and k are read and written once.
 
@@ -10,32 +11,39 @@ use crate::backend::cuda::storage::{Buffer as CudaBuffer, Vector};
 use crate::error::Result;
 
 /// `qkv`: [num_tokens, q of all heads, k of all heads, v of all heads]; heads of q and k become x / sqrt(mean(x^2) + eps) * weight, in
-/// place. `q`, `k`: [head_dim], the weights of all heads of either. The sum is taken in f64.
+/// place. `q`, `k`: [head_dim], the weights of all heads of either, each normalised by itself; or [num_heads * head_dim] and
+/// [num_kv_heads * head_dim], where all are normalised as one. The sum is taken in f64.
 pub fn reference(qkv: &mut Buffer, (q, k): (&[f32], &[f32]), spec: &AttentionSpec, eps: f32) {
     check(qkv.cols(), [q.len(), k.len()], spec);
     for row in qkv.data_mut().chunks_exact_mut(spec.qkv_dim()) {
-        for (head, weight) in heads(row, (q, k), spec) {
-            let sum = head.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
-            let scale = 1.0 / (sum / head.len() as f64 + f64::from(eps)).sqrt();
-            head.iter_mut().zip(weight).for_each(|(x, &w)| *x = (f64::from(*x) * scale) as f32 * w);
+        for (part, weight) in parts(row, (q, k), spec) {
+            let sum = part.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            let scale = 1.0 / (sum / part.len() as f64 + f64::from(eps)).sqrt();
+            part.iter_mut().zip(weight).for_each(|(x, &w)| *x = (f64::from(*x) * scale) as f32 * w);
         }
     }
 }
 
-/// The heads of a token's q and k, each with its weight.
+/// What of a token's q and k is normalised by itself, with its weight: as long as that.
 #[inline(always)]
-fn heads<'a>(
+fn parts<'a>(
     row: &'a mut [f32],
     (q, k): (&'a [f32], &'a [f32]),
     spec: &AttentionSpec,
 ) -> impl Iterator<Item = (&'a mut [f32], &'a [f32])> {
-    let num_heads = spec.num_heads;
-    let turning = row[..(num_heads + spec.num_kv_heads) * spec.head_dim].chunks_exact_mut(spec.head_dim);
-    turning.enumerate().map(move |(i, head)| (head, if i < num_heads { q } else { k }))
+    let (queries, rest) = row.split_at_mut(spec.num_heads * spec.head_dim);
+    let keys = &mut rest[..spec.num_kv_heads * spec.head_dim];
+    let of_queries = queries.chunks_exact_mut(q.len()).map(move |part| (part, q));
+    of_queries.chain(keys.chunks_exact_mut(k.len()).map(move |part| (part, k)))
 }
 
-fn check(qkv_dim: usize, weights: [usize; 2], spec: &AttentionSpec) {
-    assert_eq!((qkv_dim, weights), (spec.qkv_dim(), [spec.head_dim; 2]), "invariant: all heads, and weights of one");
+/// Whether all heads are normalised as one.
+fn check(qkv_dim: usize, weights: [usize; 2], spec: &AttentionSpec) -> bool {
+    assert_eq!(qkv_dim, spec.qkv_dim(), "invariant: all heads");
+    let is_of_one = weights == [spec.head_dim; 2];
+    let of_all = [spec.num_heads, spec.num_kv_heads].map(|heads| heads * spec.head_dim);
+    assert!(is_of_one || weights == of_all, "invariant: weights of a head, or of all");
+    !is_of_one
 }
 
 /// Tokens that one task takes: a decode step of a few sequences wakes nobody.
@@ -60,9 +68,9 @@ multiversion! {
 
 #[inline(always)]
 fn norm_token_body<const FMA: bool>(row: &mut [f32], weights: (&[f32], &[f32]), spec: &AttentionSpec, eps: f32) {
-    for (head, weight) in heads(row, weights, spec) {
-        let scale = 1.0 / (simd::dot::<FMA>(head, head) / head.len() as f32 + eps).sqrt();
-        for (x, weight) in head.iter_mut().zip(weight) {
+    for (part, weight) in parts(row, weights, spec) {
+        let scale = 1.0 / (simd::dot::<FMA>(part, part) / part.len() as f32 + eps).sqrt();
+        for (x, weight) in part.iter_mut().zip(weight) {
             *x = *x * scale * weight;
         }
     }
@@ -70,6 +78,8 @@ fn norm_token_body<const FMA: bool>(row: &mut [f32], weights: (&[f32], &[f32]), 
 
 /// Heads of a block, a warp each, as the kernel has them.
 const BLOCK_HEADS: usize = 4;
+/// Threads of a block that normalises all heads as one, at most.
+const MAX_THREADS: usize = 512;
 
 /// `kernels/head_norm.cu`: the same in 16 bits.
 pub(crate) fn cuda(
@@ -79,7 +89,14 @@ pub(crate) fn cuda(
     spec: &AttentionSpec,
     eps: f32,
 ) -> Result<()> {
-    check(qkv.cols(), [q.len, k.len], spec);
+    if check(qkv.cols(), [q.len, k.len], spec) {
+        let args = Args::new().with(qkv.ptr()).with(q.memory.ptr()).with(k.memory.ptr());
+        let args = args.with(q.len).with(k.len).with(eps);
+        let threads = q.len.div_ceil(8).next_multiple_of(32).min(MAX_THREADS);
+        let dims = Dims { grid: [qkv.rows() as u32, 2, 1], ..Dims::linear(0, threads) };
+        // SAFETY: the shapes were compared; a block has q of a token, or k.
+        return unsafe { device.launch(qkv.elem().kernel("all_heads_norm_bf16", "all_heads_norm_f16"), &dims, &args) };
+    }
     assert!(spec.head_dim <= 256, "invariant: checked when the model was loaded");
     let args = Args::new().with(qkv.ptr()).with(q.memory.ptr()).with(k.memory.ptr());
     let args = args.with(spec.num_heads).with(spec.num_kv_heads).with(spec.head_dim).with(eps);
@@ -101,14 +118,21 @@ mod tests {
         AttentionSpec { layer: 0, num_heads, num_kv_heads, head_dim, scale: 1.0, softcap: None, window: None }
     }
 
-    /// Heads of q, of k, and their width; not all are whole vectors.
-    const SHAPES: [(usize, usize, usize); 5] = [(1, 1, 2), (3, 1, 6), (4, 2, 12), (7, 1, 128), (4, 2, 256)];
+    /// Heads of q, of k, and their width; not all are whole vectors, and all of the last are more than a block takes at a time.
+    const SHAPES: [(usize, usize, usize); 6] =
+        [(1, 1, 2), (3, 1, 6), (4, 2, 12), (7, 1, 128), (4, 2, 256), (40, 8, 128)];
+
+    /// Each shape, with the lengths of weights of a head, and of all heads.
+    fn cases() -> impl Iterator<Item = (AttentionSpec, [usize; 2])> {
+        SHAPES.into_iter().flat_map(|(heads, kv_heads, dim)| {
+            [[dim, dim], [heads * dim, kv_heads * dim]].map(|lens| (spec(heads, kv_heads, dim), lens))
+        })
+    }
 
     #[test]
     fn kernel_equals_reference() {
-        for (heads, kv_heads, dim) in SHAPES {
-            let spec = spec(heads, kv_heads, dim);
-            let (q, k) = (random(dim, 2), random(dim, 3));
+        for (spec, [q_len, k_len]) in cases() {
+            let (q, k) = (random(q_len, 2), random(k_len, 3));
             for (rows, isa) in
                 [0, 1, 19].into_iter().flat_map(|rows| Isa::available().into_iter().map(move |i| (rows, i)))
             {
@@ -122,7 +146,7 @@ mod tests {
                 });
                 assert_close(one.data(), expected.data(), 1e-5);
                 assert_eq!(three.data(), one.data(), "threads change no bit");
-                let values = (heads + kv_heads) * dim;
+                let values = (spec.num_heads + spec.num_kv_heads) * spec.head_dim;
                 for (found, data) in one.data().chunks(spec.qkv_dim()).zip(data.chunks(spec.qkv_dim())) {
                     assert_eq!(found[values..], data[values..], "values are left as they are");
                 }
@@ -134,12 +158,9 @@ mod tests {
     fn device_equals_reference() {
         for device in devices() {
             for (elem, tolerance) in [(ElemType::Bf16, 4e-3), (ElemType::F16, 5e-4)] {
-                for ((heads, kv_heads, dim), rows) in
-                    SHAPES.into_iter().flat_map(|shape| [0, 1, 5].map(|rows| (shape, rows)))
-                {
-                    let spec = spec(heads, kv_heads, dim);
+                for ((spec, [q_len, k_len]), rows) in cases().flat_map(|case| [0, 1, 5].map(|rows| (case, rows))) {
                     let data = round(&random(rows * spec.qkv_dim(), 1), elem);
-                    let (q, k) = (random(dim, 2), random(dim, 3));
+                    let (q, k) = (random(q_len, 2), random(k_len, 3));
                     let mut expected = Buffer::from_vec(data.clone(), spec.qkv_dim());
                     reference(&mut expected, (&q, &k), &spec, 1e-6);
                     let [q, k] = [q, k].map(|weight| on_device::vector(&device, &weight));

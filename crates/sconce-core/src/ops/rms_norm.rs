@@ -147,6 +147,27 @@ mod tests {
         }
     }
 
+    /// What stands for no norm: so great an epsilon, its root as the weight. Roots on a GPU may be a little off.
+    #[test]
+    fn an_epsilon_beyond_all_squares_leaves_a_row_as_it_is() {
+        let (cols, eps) = (576, 2f32.powi(100));
+        let data: Vec<f32> = random(3 * cols, 1).iter().map(|x| x * x * x * 1e4).collect();
+        let (x, weight) = (Buffer::from_vec(data.clone(), cols), vec![2f32.powi(50); cols]);
+        for isa in Isa::available() {
+            let mut found = Buffer::new(3, cols);
+            cpu(&mut Cpu::new(2, isa), &mut found, &x, &weight, eps);
+            assert_eq!(found.data(), data);
+        }
+        for device in devices() {
+            let x = on_device::buffer(&device, &data, cols, ElemType::F32);
+            let mut out = CudaBuffer::new(&device, 3, cols, ElemType::Bf16).unwrap();
+            cuda(&*device, &mut out, &x, &on_device::vector(&device, &weight), eps).unwrap();
+            let found = out.to_f32().unwrap();
+            let is_near = |(found, x): (&f32, &f32)| (found - x).abs() <= x.abs() / 255.0;
+            assert!(found.iter().zip(&data).all(is_near));
+        }
+    }
+
     #[test]
     fn device_equals_reference() {
         for device in devices() {

@@ -114,24 +114,16 @@ impl GgufWeights {
         }
     }
 
-    /// Row 2i + j of a head becomes row j * half + i. Rows are moved whole, so blocks stay as they are.
+    /// Row 2i + j of a head becomes row j * half + i.
     fn deinterleave<'a>(&self, name: &str, tensor: TensorView<'a>, num_heads: usize) -> Result<TensorView<'a>> {
-        let (num_rows, row_bytes) = self.rows_of(name, &tensor)?;
+        let (num_rows, _) = self.rows_of(name, &tensor)?;
         let halves = num_heads.saturating_mul(2);
         let half = num_rows.checked_div(halves).unwrap_or(0);
         if half * halves != num_rows {
             let message = format!("{num_rows} rows are not {num_heads} heads of an even length");
             return Err(Error::tensor(self.file.path(), name, message));
         }
-        let mut data = Vec::with_capacity(tensor.data.len());
-        for head in tensor.data.chunks_exact((2 * half * row_bytes).max(1)) {
-            for j in 0..2 {
-                for i in 0..half {
-                    data.extend_from_slice(&head[(2 * i + j) * row_bytes..][..row_bytes]);
-                }
-            }
-        }
-        Ok(TensorView { data: data.into(), ..tensor })
+        Ok(tensor.in_halves(2 * half, 2 * half))
     }
 
     /// Rows `first..first + len` of a fused tensor.

@@ -14,6 +14,7 @@ mod mapped;
 mod outline;
 mod packed;
 pub mod quant;
+mod rope_rows;
 mod safetensors;
 mod store;
 

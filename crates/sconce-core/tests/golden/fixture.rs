@@ -113,6 +113,13 @@ impl Fixture {
         self.tensor(&format!("prompt{prompt}.logits"))
     }
 
+    /// What the residual stream is multiplied with to be transformers' hidden states.
+    #[allow(dead_code, reason = "of those who share this file one asks")]
+    pub(crate) fn residual_multiplier(&self) -> f32 {
+        let config: Value = serde_json::from_slice(&std::fs::read(self.dir.join("config.json")).unwrap()).unwrap();
+        config["residual_multiplier"].as_f64().unwrap_or(1.0) as f32
+    }
+
     /// [tokens, hidden] of prompt 0 before layer `k`.
     pub(crate) fn hidden(&self, k: usize) -> Vec<f32> {
         self.tensor(&format!("prompt0.hidden{k}"))

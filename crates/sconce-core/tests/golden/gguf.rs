@@ -32,6 +32,11 @@ const KEYS: &[(&str, &str)] = &[
     ("sliding_window", "attention.sliding_window"),
     ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("final_logit_softcapping", "final_logit_softcapping"),
+    ("embedding_multiplier", "embedding_scale"),
+    ("attention_multiplier", "attention.scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("logits_scaling", "logit_scale"),
+    ("logit_scale", "logit_scale"),
     ("rope_theta", "rope.freq_base"),
     ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ("vocab_size", "vocab_size"),
@@ -43,9 +48,13 @@ const KEYS: &[(&str, &str)] = &[
 
 /// Parts of tensors' names; first those of architectures whose names begin so.
 const NAMES: &[(&str, &str, &str)] = &[
-    ("gemma", "post_attention_layernorm", "post_attention_norm"),
+    ("gemma2", "post_attention_layernorm", "post_attention_norm"),
+    ("gemma3", "post_attention_layernorm", "post_attention_norm"),
     ("gemma", "pre_feedforward_layernorm", "ffn_norm"),
-    ("gemma", "post_feedforward_layernorm", "post_ffw_norm"),
+    ("olmo2", "post_attention_layernorm", "post_attention_norm"),
+    ("", "post_feedforward_layernorm", "post_ffw_norm"),
+    ("glm4", "post_self_attn_layernorm", "post_attention_norm"),
+    ("glm4", "post_mlp_layernorm", "post_ffw_norm"),
     ("gpt-oss", "post_attention_layernorm", "post_attention_norm"),
     ("", "post_attention_layernorm", "ffn_norm"),
     ("", "input_layernorm", "attn_norm"),
@@ -92,6 +101,16 @@ pub(crate) fn write(fixture: &Fixture, path: &Path, dtype: Dtype) -> Result<(), 
             return Err("a GGUF says nothing of query_pre_attn_scalar");
         }
         "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" => "llama",
+        "SmolLM3ForCausalLM" if config["no_rope_layers"] != serde_json::json!([1, 1, 1, 0, 1]) => {
+            return Err("a GGUF says nothing of the layers that do not turn");
+        }
+        "SmolLM3ForCausalLM" => "smollm3",
+        "GraniteForCausalLM" => "granite",
+        "Olmo2ForCausalLM" | "Olmo3ForCausalLM" => "olmo2",
+        "Glm4ForCausalLM" => "glm4",
+        "CohereForCausalLM" => "command-r",
+        "Cohere2ForCausalLM" => "cohere2",
+        "GemmaForCausalLM" => "gemma",
         "Gemma2ForCausalLM" => "gemma2",
         "Gemma3ForCausalLM" => "gemma3",
         "Qwen2ForCausalLM" => "qwen2",
@@ -188,6 +207,10 @@ fn write_config(writer: &mut GgufWriter, arch: &str, config: &Value) {
         };
         writer.set(&format!("{arch}.{gguf_key}"), &value);
     }
+    if let Some(types) = config["layer_types"].as_array().filter(|_| arch == "olmo2") {
+        let slides = types.iter().map(|kind| kind == "sliding_attention").collect();
+        writer.set(&format!("{arch}.attention.sliding_window_pattern"), &GgufValue::Bools(slides));
+    }
     let scaling = &config["rope_scaling"];
     if let Some(kind @ ("linear" | "yarn")) = scaling["rope_type"].as_str() {
         let factor = scaling["factor"].as_f64().unwrap();
@@ -243,7 +266,9 @@ fn write_tensors(writer: &mut GgufWriter, (arch, wanted): (&str, Dtype), config:
     // By name without a number, of each expert.
     let mut stacks: BTreeMap<String, Stack> = BTreeMap::new();
     for (name, shape, mut data) in tensors {
-        if arch == "llama" && ["q_proj", "k_proj"].iter().any(|part| name.contains(part)) {
+        if matches!(arch, "llama" | "smollm3" | "granite")
+            && ["q_proj", "k_proj"].iter().any(|part| name.contains(part))
+        {
             // A bias is a column.
             data = interleave(&data, head_dim(config), shape.get(1).copied().unwrap_or(1));
         }
@@ -348,9 +373,9 @@ fn write_tokenizer(writer: &mut GgufWriter, arch: &str, dir: &Path) {
     } else {
         set("merges", GgufValue::Strings(merges.iter().map(|pair| pair.join(" ")).collect()));
         let pre = match arch {
-            "llama" => "llama-bpe",
+            "llama" | "smollm3" => "llama-bpe",
             "gpt-oss" => "gpt-4o",
-            "qwen2" | "qwen3" | "qwen3moe" => "qwen2",
+            "qwen2" | "qwen3" | "qwen3moe" | "granite" | "olmo2" | "glm4" | "command-r" | "cohere2" => "qwen2",
             _ => "phi-2",
         };
         set("pre", GgufValue::String(pre.into()));

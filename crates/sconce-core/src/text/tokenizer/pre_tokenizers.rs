@@ -33,18 +33,20 @@ pub(super) struct Rules {
 }
 
 /// The names that [`rules`] knows.
-pub(super) const KNOWN: &str = "default, gpt-2, phi-2, smollm, starcoder, llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, gpt-4o, qwen2, deepseek-r1-qwen";
+pub(super) const KNOWN: &str = "default, gpt-2, phi-2, olmo, smollm, starcoder, refact, command-r, llama-bpe, llama3, llama-v3, dbrx, smaug-bpe, glm4, chatglm-bpe, gpt-4o, qwen2, deepseek-r1-qwen";
 
 /// The rules that go by `name`; None if there are none.
 pub(super) fn rules(name: &str) -> tokenizers::Result<Option<Rules>> {
     // As GPT-2: its words are part of the byte-level step.
     let gpt2 = || ByteLevel::new(false, true, true).into();
     let (pre_tokenizer, normalizer) = match name {
-        "gpt-2" | "phi-2" => (gpt2(), None),
-        // Digits one by one, then as GPT-2.
-        "smollm" | "starcoder" => (sequence(vec![Digits::new(true).into(), gpt2()]), None),
-        // Phi-4 goes by the name of dbrx.
-        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" => (splits(&[LLAMA3])?, None),
+        "gpt-2" | "phi-2" | "olmo" => (gpt2(), None),
+        // Digits one by one, then as GPT-2. Granite's goes by the name of refact.
+        "smollm" | "starcoder" | "refact" | "command-r" => (sequence(vec![Digits::new(true).into(), gpt2()]), None),
+        // Phi-4 and OLMo 2 go by the name of dbrx.
+        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => {
+            (splits(&[LLAMA3])?, None)
+        }
         "gpt-4o" => (splits(&[GPT4O])?, None),
         "qwen2" | "deepseek-r1-qwen" => (splits(&[QWEN2])?, Some(NFC.into())),
         "default" => (splits(&DEFAULT)?, None),

@@ -76,6 +76,18 @@ const GEMMA_NORMS: &[Row] = &[
 const GEMMA_HEAD_NORMS: &[Row] =
     &[("self_attn.q_norm", "attn_q_norm", PlusOne), ("self_attn.k_norm", "attn_k_norm", PlusOne)];
 
+/// Norms of what a layer's parts give.
+const OLMO2_NORMS: &[Row] =
+    &[("post_attention_layernorm", "post_attention_norm", Same), ("post_feedforward_layernorm", "post_ffw_norm", Same)];
+const GLM4: &[Row] = &[
+    ("post_self_attn_layernorm", "post_attention_norm", Same),
+    ("post_mlp_layernorm", "post_ffw_norm", Same),
+    ("mlp.gate_up_proj", "ffn_up", Same),
+    ("mlp.down_proj", "ffn_down", Same),
+];
+const GEMMA1_NORMS: &[Row] =
+    &[("input_layernorm", "attn_norm", PlusOne), ("post_attention_layernorm", "ffn_norm", PlusOne)];
+
 const INTERLEAVED_ATTENTION: &[Row] = &[
     ("self_attn.q_proj", "attn_q", InterleavedQ),
     ("self_attn.k_proj", "attn_k", InterleavedK),
@@ -127,6 +139,14 @@ const PHI2_GLOBAL: &[Row] = &[
 const ARCHITECTURES: &[Names] = &[
     // Llama, Mistral and Mixtral.
     Names { architecture: "llama", layer: &[NORMS, INTERLEAVED_ATTENTION, MLP, SPARSE_MOE], global: GLOBAL },
+    Names { architecture: "smollm3", layer: &[NORMS, INTERLEAVED_ATTENTION, MLP], global: GLOBAL },
+    Names { architecture: "granite", layer: &[NORMS, INTERLEAVED_ATTENTION, MLP], global: GLOBAL },
+    // OLMo 2 and 3.
+    Names { architecture: "olmo2", layer: &[OLMO2_NORMS, ATTENTION, HEAD_NORMS, MLP], global: GLOBAL },
+    Names { architecture: "glm4", layer: &[NORMS, GLM4, ATTENTION], global: GLOBAL },
+    Names { architecture: "command-r", layer: &[NORMS, ATTENTION, MLP], global: GLOBAL },
+    Names { architecture: "cohere2", layer: &[NORMS, ATTENTION, MLP], global: GLOBAL },
+    Names { architecture: "gemma", layer: &[GEMMA1_NORMS, ATTENTION, MLP], global: GEMMA_GLOBAL },
     Names { architecture: "gemma2", layer: &[GEMMA_NORMS, ATTENTION, MLP], global: GEMMA_GLOBAL },
     Names { architecture: "gemma3", layer: &[GEMMA_NORMS, ATTENTION, GEMMA_HEAD_NORMS, MLP], global: GEMMA_GLOBAL },
     Names { architecture: "qwen2", layer: &[NORMS, ATTENTION, MLP], global: GLOBAL },

@@ -24,13 +24,18 @@ fn config(num_attention_heads: usize, num_key_value_heads: usize, head_dim: usiz
         norm_eps: 0.0,
         rope: RopeConfig { rope_theta: 0.0, rotary_dim: 0, scaling: RopeScaling::Default },
         local_rope: None,
-        qk_norm: false,
+        rope_layers: Vec::new(),
+        interleaved_rope: false,
+        qk_norm: None,
+        norm_offset: 0.0,
+        embedding_scale: 1.0,
         tie_word_embeddings: false,
         attention_bias: false,
         mlp_bias: false,
         hidden_act: Activation::Silu,
         attention_scale: 0.0,
         attn_logit_softcapping: None,
+        logit_scale: 1.0,
         final_logit_softcapping: None,
         sliding_window: Vec::new(),
         bos_token_id: None,
@@ -275,7 +280,11 @@ fn an_architecture_without_names_is_refused() {
     let error = open(&writer("mamba"), &config(1, 1, 1)).unwrap_err();
     check_message(
         error,
-        &["general.architecture", "llama, gemma2, gemma3, qwen2, qwen3, qwen3moe, gpt-oss, phi3, phi2", "\"mamba\""],
+        &[
+            "general.architecture",
+            "llama, smollm3, granite, olmo2, glm4, command-r, cohere2, gemma, gemma2, gemma3, qwen2, qwen3, qwen3moe, gpt-oss, phi3, phi2",
+            "\"mamba\"",
+        ],
     );
     check_message(open(&GgufWriter::new(), &config(1, 1, 1)).unwrap_err(), &["general.architecture is missing"]);
 }

@@ -161,10 +161,12 @@ fn every_byte_has_its_own_spelling() {
 fn words_are_split_as_the_pre_tokenizer_says() {
     let ids = |pre: &str, text: &str| from_gguf(small(pre)).unwrap().encode(text, false).unwrap();
     let digits = ["1", "2"].map(|c| u32::from(c.as_bytes()[0]));
-    for pre in ["gpt-2", "phi-2", "llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "gpt-4o", "default"] {
+    let whole =
+        ["gpt-2", "phi-2", "olmo", "llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe", "glm4", "chatglm-bpe"];
+    for pre in whole.into_iter().chain(["gpt-4o", "default"]) {
         assert_eq!(ids(pre, "12"), [257], "{pre}");
     }
-    for pre in ["smollm", "starcoder", "qwen2", "deepseek-r1-qwen"] {
+    for pre in ["smollm", "starcoder", "refact", "command-r", "qwen2", "deepseek-r1-qwen"] {
         assert_eq!(ids(pre, "12"), digits, "{pre}");
     }
     assert_eq!(ids("smollm", "ab<eos>"), [256, 259]);
