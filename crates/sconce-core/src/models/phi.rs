@@ -145,13 +145,17 @@ impl<B: Backend> Model<B> for Phi<B> {
         backend.add(&mut ws.delta, &ws.normed)
     }
 
-    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+    fn final_norm(&self, step: &mut Step<'_, B>) -> Result<()> {
         let Step { backend, ws, batch, .. } = step;
         backend.gather_rows(&mut ws.last_residual, &ws.residual, batch)?;
         backend.gather_rows(&mut ws.last_delta, &ws.delta, batch)?;
         backend.add(&mut ws.last_residual, &ws.last_delta)?;
         let LayerNorm { weight, bias } = &self.norm;
-        backend.layer_norm(&mut ws.last_normed, &ws.last_residual, weight, bias, self.config.norm_eps)?;
+        backend.layer_norm(&mut ws.last_normed, &ws.last_residual, weight, bias, self.config.norm_eps)
+    }
+
+    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+        let Step { backend, ws, .. } = step;
         backend.linear(&mut ws.logits, &ws.last_normed, &self.lm_head)
     }
 }
