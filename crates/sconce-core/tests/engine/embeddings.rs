@@ -177,7 +177,8 @@ fn an_answer_outlives_the_handle_it_is_from() {
     let pending = tiny_engine(|_| {}).embed(EmbeddingRequest::texts(["the sea", "the sky"])).unwrap();
     assert_eq!(pending.blocking_collect().unwrap().embeddings.len(), 2);
     let engine = tiny_engine(|_| {});
-    let many = engine.embed(request(&vec![prompt(200, 1); 2000])).unwrap();
+    let many: Vec<_> = (0..2000).map(|i| prompt(200, i)).collect();
+    let many = engine.embed(request(&many)).unwrap();
     let params = SamplingParams { max_tokens: Some(1), ..Default::default() };
     let stream = engine.submit(GenerationRequest::tokens([1]).with_params(params)).unwrap();
     engine.shutdown(std::time::Duration::ZERO);
