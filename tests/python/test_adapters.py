@@ -85,6 +85,9 @@ def test_other_endpoints_take_the_names_too(adapted, model_id):
     assert tokens[0] == tokens[1]
     fields = {"model": "lower", "input": "Hello", "max_output_tokens": 4}
     assert adapted.post("/v1/responses", fields).json()["model"] == "lower"
+    vectors = [adapted.post("/v1/embeddings", {"model": name, "input": "Hello"}).json() for name in (model_id, "lower")]
+    assert [answer["model"] for answer in vectors] == [model_id, "lower"]
+    assert vectors[0]["data"] != vectors[1]["data"]
     fields = {"model": "upper", "prompt": "Hello", "max_tokens": 4}
     assert adapted.post("/v1/completions", fields).json()["model"] == "upper"
 

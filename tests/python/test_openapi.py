@@ -87,6 +87,8 @@ POSTS = [
     ("/generate", {"messages": MESSAGES, **FIELDS, "stop": ["e"], "logit_bias": {"5": -1}}),
     ("/v1/completions", {"prompt": ["The sea", [1, 2]], **FIELDS, "logprobs": 1, "echo": True}),
     ("/v1/chat/completions", {"messages": MESSAGES, **FIELDS, "n": 2, "logprobs": True, "top_logprobs": 2}),
+    ("/v1/embeddings", {"input": ["The sea", [1, 2]], "encoding_format": "float", "user": "me"}),
+    ("/v1/embeddings", {"input": "The sea", "encoding_format": "base64"}),
     ("/tokenize", {"prompt": "The sea"}),
     ("/detokenize", {"tokens": [1, 2]}),
 ]
@@ -103,7 +105,7 @@ def test_streams_are_as_it_says(server, path, body):
     check_post(server, path, {**body, "stream": True, **options})
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/tokenize", "/detokenize"])
 def test_errors_are_as_it_says(document, server, path):
     response = server.post(path, {"unknown": 1})
     assert response.status_code == 400

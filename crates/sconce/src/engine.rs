@@ -6,7 +6,10 @@ use std::sync::Arc;
 use sconce_core::config::{
     AdapterSource, DeviceKind, EngineConfig, KvCacheDtype, LoadFormat, Quantization, WeightDtype,
 };
-use sconce_core::engine::{EngineHandle, GenerationOutput, GenerationRequest, NoProgress, Progress, TokenStream};
+use sconce_core::engine::{
+    EmbeddingOutput, EmbeddingRequest, EngineHandle, GenerationOutput, GenerationRequest, NoProgress, Progress,
+    TokenStream,
+};
 use sconce_core::{Error, Result};
 
 use crate::hub;
@@ -47,6 +50,20 @@ impl Engine {
     /// The answer to one request, token by token. Dropping the stream cancels the request.
     pub fn stream(&self, request: GenerationRequest) -> Result<TokenStream> {
         self.handle.submit(request)
+    }
+
+    /// The vectors of texts, waiting on this thread.
+    ///
+    /// # Panics
+    ///
+    /// Inside an async runtime, whose thread it would block: use [`Engine::embed_async`] there.
+    pub fn embed(&self, request: EmbeddingRequest) -> Result<EmbeddingOutput> {
+        self.handle.embed(request)?.blocking_collect()
+    }
+
+    /// The vectors of texts. Dropping the future cancels the request.
+    pub async fn embed_async(&self, request: EmbeddingRequest) -> Result<EmbeddingOutput> {
+        self.handle.embed(request)?.collect().await
     }
 
     /// The engine's handle: model, tokenizer, counters, shutdown.

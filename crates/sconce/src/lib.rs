@@ -27,10 +27,10 @@ pub use sconce_core::config::{
     RopeScaling, SamplingParams, WeightDtype, Yarn,
 };
 pub use sconce_core::engine::{
-    ChatTemplateReport, CompletionOutput, EngineHandle, EngineStatus, Finish, FinishReason, Footprint,
-    GenerationOutput, GenerationRequest, Logprob, ModelInfo, ModelReport, NoProgress, PredictionUsage, Progress,
-    Prompt, StopReason, StreamEvent, TokenCost, TokenEvent, TokenLogprobs, TokenStream, TokenizerReport, Usage,
-    WeightGroup, inspect,
+    ChatTemplateReport, CompletionOutput, EmbeddingOutput, EmbeddingRequest, EngineHandle, EngineStatus, Finish,
+    FinishReason, Footprint, GenerationOutput, GenerationRequest, Logprob, ModelInfo, ModelReport, NoProgress,
+    PendingEmbeddings, PredictionUsage, Progress, Prompt, StopReason, StreamEvent, TokenCost, TokenEvent,
+    TokenLogprobs, TokenStream, TokenizerReport, Usage, WeightGroup, inspect,
 };
 pub use sconce_core::kv::{LayerGroup, LayerGroups};
 pub use sconce_core::text::{

@@ -252,7 +252,7 @@ pub trait Backend: Send + Sized + 'static {
     fn run(&self, batch: &Self::Batch, forward: &mut dyn FnMut() -> Result<()>) -> Result<()>;
     /// The rows that the last operation called on `x` has left in use.
     fn num_rows(&self, x: &Self::Buffer) -> usize;
-    /// The first rows, [num_rows, cols] in f32, once everything before is done. For checks: a step reads no activations.
+    /// The first rows, [num_rows, cols] in f32, once everything before is done. For hidden states that are asked for, and for checks.
     fn read(&self, x: &Self::Buffer, num_rows: usize) -> Result<Vec<f32>>;
     /// Sets the rows in use and their contents, [rows, cols]. For checks.
     fn write(&self, x: &mut Self::Buffer, data: &[f32]) -> Result<()>;

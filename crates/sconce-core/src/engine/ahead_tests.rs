@@ -75,6 +75,10 @@ impl<B: Backend> Model<B> for Bigrams<B> {
         Ok(())
     }
 
+    fn final_norm(&self, _step: &mut Step<'_, B>) -> Result<()> {
+        Ok(())
+    }
+
     fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
         step.backend.gather_rows(&mut step.ws.logits, &step.ws.residual, step.batch)
     }

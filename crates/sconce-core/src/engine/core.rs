@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::Inbox;
 use super::draft_model::DraftModel;
 use super::drafts::Drafting;
+use super::embedder::Embedder;
 use super::models::Models;
 use super::running::{Limits, RunningRequest};
 use super::status::EngineStatus;
@@ -41,6 +42,7 @@ pub(super) struct State {
     cache_config: CacheConfig,
     pub(super) scheduler: Scheduler,
     pub(super) requests: BTreeMap<GroupId, RunningRequest>,
+    pub(super) embedder: Embedder,
     next_id: GroupId,
     pub(super) steps: Steps,
     pub(super) drafting: Drafting,
@@ -68,6 +70,7 @@ impl State {
             scheduler: Scheduler::new(config, cache_config.pool()),
             cache_config,
             requests: BTreeMap::new(),
+            embedder: Embedder::default(),
             next_id: 0,
             steps: Steps::default(),
             drafting: Drafting::default(),
@@ -87,7 +90,12 @@ impl State {
 
     /// Whether there is nothing to compute and nothing to read.
     fn is_idle(&self) -> bool {
-        self.scheduler.is_empty() && !self.steps.is_under_way()
+        self.scheduler.is_empty() && self.embedder.is_empty() && !self.steps.is_under_way()
+    }
+
+    fn next_id(&mut self) -> GroupId {
+        self.next_id += 1;
+        self.next_id - 1
     }
 }
 
@@ -100,6 +108,7 @@ impl<B: Backend> Engine<B> {
                 self.publish();
                 continue;
             }
+            self.start_embedding();
             let step = panic::catch_unwind(AssertUnwindSafe(|| self.step()));
             match step {
                 Ok(Ok(())) if !self.models.is_lost() => {}
@@ -118,7 +127,7 @@ impl<B: Backend> Engine<B> {
                         tracing::error!("the engine has ended: {error}");
                         self.status.is_alive.store(false, Ordering::Relaxed);
                         let num_queued =
-                            self.inbox.try_iter().filter(|message| matches!(message, Inbox::Request(_))).count();
+                            self.inbox.try_iter().filter(|message| !matches!(message, Inbox::Stop)).count();
                         self.status.finish_requests(num_queued);
                         return;
                     }
@@ -130,7 +139,8 @@ impl<B: Backend> Engine<B> {
         for (id, request) in requests.iter_mut() {
             request.abort(&self.tokenizer, scheduler.group(*id).num_cached_tokens.unwrap_or(0));
         }
-        self.status.finish_requests(self.state.requests.len());
+        let stopped = || Error::Unavailable { message: "the engine has stopped".into() };
+        self.status.finish_requests(self.state.requests.len() + self.state.embedder.fail(stopped));
         self.state.reset();
         self.publish();
         self.status.is_alive.store(false, Ordering::Relaxed);
@@ -152,6 +162,7 @@ impl<B: Backend> Engine<B> {
                     let adapter = request.adapter;
                     self.add(RunningRequest::new(*request, &self.limits), adapter);
                 }
+                Ok(Inbox::Embeddings(request)) => self.state.embedder.add(*request),
                 Ok(Inbox::Stop) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
@@ -159,13 +170,22 @@ impl<B: Backend> Engine<B> {
     }
 
     fn add(&mut self, request: RunningRequest, adapter: u32) {
-        let id = self.state.next_id;
-        self.state.next_id += 1;
+        let id = self.state.next_id();
         let mut group = SequenceGroup { adapter, ..SequenceGroup::new(request.prompt_ids().to_vec()) };
         group.prompt_logits_from = request.wants_prompt_logprobs().then_some(0);
         add_to(&self.status.num_prompt_tokens, group.prompt_len);
         self.state.scheduler.add(id, group);
         self.state.requests.insert(id, request);
+    }
+
+    /// Has the scheduler know of as many inputs whose vectors are wanted as can run at once.
+    fn start_embedding(&mut self) {
+        while self.state.embedder.num_running() < self.state.scheduler_config.max_num_seqs {
+            let id = self.state.next_id();
+            let Some(group) = self.state.embedder.start_next(id) else { return };
+            add_to(&self.status.num_prompt_tokens, group.prompt_len);
+            self.state.scheduler.add(id, group);
+        }
     }
 
     fn drop_cancelled(&mut self) {
@@ -175,17 +195,20 @@ impl<B: Backend> Engine<B> {
             self.state.scheduler.remove(id);
             self.state.requests.remove(&id);
         }
-        add_to(&self.status.num_cancelled_requests, ids.len());
-        self.status.finish_requests(ids.len());
+        let (num_embeddings, groups) = self.state.embedder.drop_cancelled();
+        groups.into_iter().for_each(|id| self.state.scheduler.remove(id));
+        let num_cancelled = ids.len() + num_embeddings;
+        add_to(&self.status.num_cancelled_requests, num_cancelled);
+        self.status.finish_requests(num_cancelled);
     }
 
     /// Fails what was running, and goes on with a clean state.
     fn restart(&mut self, message: &str) {
-        tracing::error!("a step failed, {} requests with it: {message}", self.state.requests.len());
-        for request in self.state.requests.values() {
-            request.fail(Error::Device { message: message.into() });
-        }
-        self.status.finish_requests(self.state.requests.len());
+        let failed = || Error::Device { message: message.into() };
+        self.state.requests.values().for_each(|request| request.fail(failed()));
+        let num_failed = self.state.requests.len() + self.state.embedder.fail(failed);
+        tracing::error!("a step failed, {num_failed} requests with it: {message}");
+        self.status.finish_requests(num_failed);
         self.state.reset();
         self.models.draft.iter_mut().for_each(DraftModel::forget);
     }

@@ -10,7 +10,7 @@ use common::{ROPE_FACTORS, prompt, write_adapter, write_long_rope_model, write_t
 use super::compute::{num_seqs, step_tokens};
 use super::load::Launch;
 use super::models::Part;
-use super::{EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoProgress};
+use super::{EmbeddingRequest, EngineHandle, EngineStatus, GenerationOutput, GenerationRequest, NoProgress, Prompt};
 use crate::backend::cpu::CpuBackend;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::device::ElemType;
@@ -180,6 +180,42 @@ fn adapters_give_each_request_what_it_gets_alone() {
         });
         assert_eq!(run_together(&small, &all), alone, "{order:?}");
         assert!(EngineStatus::get(&small.status().num_preemptions) > 0, "the pool was meant to be too small");
+    }
+}
+
+/// Texts beside requests that generate, which are launched ahead where nothing waits for a text: also such whose last token is all that
+/// is computed of them, as it is of a decode, which is repeated from what was written down.
+#[test]
+fn embeddings_are_what_they_are_alone() {
+    let inputs: Vec<_> = [1, 2, 16, 17, 40, 70, 1].into_iter().enumerate().map(|(i, len)| prompt(len, i)).collect();
+    let embed = |engine: &EngineHandle, inputs: &[Vec<u32>]| {
+        let inputs = inputs.iter().cloned().map(Prompt::Tokens).collect();
+        engine.embed(EmbeddingRequest::new(inputs)).unwrap()
+    };
+    let lone = engine(Order::ReadFirst, |config| config.prefix_cache = false);
+    let alone = inputs
+        .iter()
+        .flat_map(|input| embed(&lone, std::slice::from_ref(input)).blocking_collect().unwrap().embeddings);
+    let alone: Vec<_> = alone.collect();
+    let generating: Vec<_> = requests().into_iter().skip(2).step_by(2).collect();
+    let expected: Vec<_> =
+        generating.iter().flat_map(|request| run_together(&lone, std::slice::from_ref(request))).collect();
+    for order in std::iter::once(Order::ReadFirst).chain(orders_ahead()) {
+        let engine = engine(order, |config| {
+            (config.max_num_batched_tokens, config.kv_cache_bytes) = (Some(24), Some(16 * BLOCK_BYTES));
+        });
+        // By itself first, and of what is found the last tokens alone.
+        for _ in 0..2 {
+            let ones = [inputs[0].clone(), inputs[6].clone(), inputs[3].clone()];
+            let found = embed(&engine, &ones).blocking_collect().unwrap().embeddings;
+            assert!(found == [&alone[0], &alone[6], &alone[3]].map(Vec::clone), "{order:?}");
+        }
+        let pending: Vec<_> = (0..2).map(|_| embed(&engine, &inputs)).collect();
+        assert_eq!(run_together(&engine, &generating), expected, "{order:?}");
+        for pending in pending {
+            assert!(pending.blocking_collect().unwrap().embeddings == alone, "{order:?}");
+        }
+        assert_eq!(EngineStatus::get(&engine.status().num_steps_ahead) > 0, order != Order::ReadFirst);
     }
 }
 

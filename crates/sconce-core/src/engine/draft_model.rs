@@ -17,7 +17,7 @@ use super::trust::Trust;
 use crate::backend::{Backend, Batch};
 use crate::error::Result;
 use crate::kv::{BlockId, BlockPool};
-use crate::models::Step;
+use crate::models::{Step, Wanted};
 use crate::sample::SampleRow;
 use crate::sched::{GroupId, Scheduler, Sequence};
 
@@ -220,11 +220,11 @@ impl<B: Backend> DraftModel<B> {
     /// Computes the batch, and gives each open sequence the draft that comes of its row of logits.
     fn step(&mut self, requests: &mut BTreeMap<GroupId, RunningRequest>) -> Result<()> {
         self.batch.find_shared_prefixes();
-        let wants_logits = !self.batch.logit_rows.is_empty();
+        let wanted = if self.batch.logit_rows.is_empty() { Wanted::Nothing } else { Wanted::Logits };
         let Compute { backend, model, ws, kv, batch, answers: [answers, _], .. } = &mut self.compute;
         backend.upload(batch, &self.batch)?;
         let mut step = Step { backend, ws, kv, batch };
-        backend.run(batch, &mut || model.forward(&mut step, wants_logits))?;
+        backend.run(batch, &mut || model.forward(&mut step, wanted))?;
         let mut seen = Vec::new();
         for drafted in self.sequences.iter_mut().filter(|drafted| drafted.is_open) {
             let request = requests.get_mut(&drafted.group).expect("invariant: a scheduled group has its request");

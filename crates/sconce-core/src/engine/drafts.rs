@@ -80,7 +80,8 @@ impl Drafting {
         for at in 0..plan.chunks.len() {
             let chunk = plan.chunks[at];
             let token_ids = &scheduler.group(chunk.group).sequences[chunk.index].token_ids;
-            let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
+            // Otherwise nothing is generated.
+            let Some(request) = requests.get_mut(&chunk.group) else { continue };
             let most = request.max_drafts(token_ids.len()).min(self.num_speculative_tokens).min(num_left);
             if most == 0 || chunk.len != 1 || chunk.end() != token_ids.len() {
                 continue;

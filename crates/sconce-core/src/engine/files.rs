@@ -103,7 +103,9 @@ impl ModelFiles {
 fn parse_config(raw: &RawConfig) -> Result<ModelConfig> {
     raw.stored_form()?;
     // Which backend is asked makes no difference: all have the same architectures.
-    let config = (models::find::<CpuBackend>(raw)?.parse_config)(raw)?;
+    let mut config = (models::find::<CpuBackend>(raw)?.parse_config)(raw)?;
+    // So that none is looked for. Nobody asks it for logits.
+    config.tie_word_embeddings |= models::is_headless(raw)?;
     config.validate(raw.path())?;
     Ok(config)
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::Inbox;
+use super::pooling::Pooling;
 use super::request::{GenerationRequest, Prompt};
 use super::running::{Caller, QueuedRequest};
 use super::status::{EngineStatus, ModelInfo};
@@ -21,7 +22,7 @@ use crate::text::{AnswerForm, ChatTemplate, GrammarCompiler, GrammarMatcher, Tok
 /// last stream that is not at its end.
 #[derive(Clone)]
 pub struct EngineHandle {
-    inner: Arc<HandleInner>,
+    pub(super) inner: Arc<HandleInner>,
 }
 
 /// What the handles of one engine share.
@@ -33,6 +34,8 @@ pub(super) struct HandleInner {
     pub(super) chat_template: Option<ChatTemplate>,
     pub(super) answer_form: AnswerForm,
     pub(super) grammars: GrammarCompiler,
+    /// How vectors are made, or why there are none.
+    pub(super) pooling: Result<Pooling, String>,
     /// Most requests that run or wait.
     pub(super) max_requests: usize,
     /// Whether a sequence may have drafts.
@@ -51,23 +54,13 @@ impl EngineHandle {
     /// `Overloaded` when too many requests wait; `Unavailable` when the engine has stopped.
     pub fn submit(&self, request: GenerationRequest) -> Result<TokenStream> {
         let inner = &*self.inner;
+        self.check_head()?;
         let adapter = self.adapter_number(request.adapter.as_deref())?;
         let params = request.params;
         params.validate(inner.info.config.vocab_size)?;
         let param = if matches!(request.prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
-        let is_cut = request.truncate_prompt_tokens.is_some();
-        let mut prompt = self.tokenize(request.prompt, request.add_special_tokens, is_cut)?;
-        if let Some(len) = request.truncate_prompt_tokens {
-            if len == 0 {
-                return Err(Error::invalid("truncate_prompt_tokens", "truncate_prompt_tokens: must be at least 1"));
-            }
-            let num_dropped = prompt.token_ids.len().saturating_sub(len);
-            if num_dropped > 0 {
-                prompt.token_ids.drain(..num_dropped);
-                // What is left is told from the tokens.
-                prompt.text = None;
-            }
-        }
+        let mut prompt =
+            self.prompt_info(request.prompt, request.add_special_tokens, request.truncate_prompt_tokens)?;
         self.check_prompt(param, &prompt.token_ids)?;
         self.check_min_tokens(&params, prompt.token_ids.len())?;
         prompt.prediction = request.prediction.map(|text| self.predicted_tokens(&text, &params)).transpose()?;
@@ -79,8 +72,21 @@ impl EngineHandle {
         self.enqueue(prompt, params, adapter, grammar)
     }
 
+    /// That there is a head, without which nothing can be generated.
+    fn check_head(&self) -> Result<()> {
+        let info = &self.inner.info;
+        if info.has_head {
+            return Ok(());
+        }
+        let message = format!(
+            "model: {} has no head, as an embedder is saved ({}): it makes embeddings, and no text",
+            info.id, info.config.architecture
+        );
+        Err(Error::invalid("model", message))
+    }
+
     /// The number of an adapter, from 1 on; 0: none is named.
-    fn adapter_number(&self, name: Option<&str>) -> Result<u32> {
+    pub(super) fn adapter_number(&self, name: Option<&str>) -> Result<u32> {
         let Some(name) = name else { return Ok(0) };
         let names: Vec<_> = self.inner.info.adapters.iter().map(|adapter| adapter.name.as_str()).collect();
         let unknown = || {
@@ -97,6 +103,28 @@ impl EngineHandle {
             return Err(Error::invalid("ignore_eos", message));
         }
         self.inner.grammars.compile(grammar)
+    }
+
+    /// A prompt's tokens, of which the last `truncated_len` are kept where that is said.
+    pub(super) fn prompt_info(
+        &self,
+        prompt: Prompt,
+        add_special_tokens: bool,
+        truncated_len: Option<usize>,
+    ) -> Result<PromptInfo> {
+        let mut prompt = self.tokenize(prompt, add_special_tokens, truncated_len.is_some())?;
+        if let Some(len) = truncated_len {
+            if len == 0 {
+                return Err(Error::invalid("truncate_prompt_tokens", "truncate_prompt_tokens: must be at least 1"));
+            }
+            let num_dropped = prompt.token_ids.len().saturating_sub(len);
+            if num_dropped > 0 {
+                prompt.token_ids.drain(..num_dropped);
+                // What is left is told from the tokens.
+                prompt.text = None;
+            }
+        }
+        Ok(prompt)
     }
 
     /// `is_cut`: only the end of a long one counts.
@@ -137,14 +165,18 @@ impl EngineHandle {
         Err(Error::invalid(param, message))
     }
 
-    fn check_prompt(&self, param: &'static str, token_ids: &[u32]) -> Result<()> {
-        let info = &self.inner.info;
+    /// That there are tokens, and that the model knows them.
+    pub(super) fn check_tokens(&self, param: &'static str, token_ids: &[u32]) -> Result<()> {
         if token_ids.is_empty() {
             return Err(Error::invalid(param, format!("{param}: must not be empty")));
         }
-        for &id in token_ids {
-            crate::config::check_token_id(param, id, info.config.vocab_size)?;
-        }
+        let vocab_size = self.inner.info.config.vocab_size;
+        token_ids.iter().try_for_each(|&id| crate::config::check_token_id(param, id, vocab_size))
+    }
+
+    fn check_prompt(&self, param: &'static str, token_ids: &[u32]) -> Result<()> {
+        let info = &self.inner.info;
+        self.check_tokens(param, token_ids)?;
         if token_ids.len() >= info.max_model_len {
             let (len, max) = (token_ids.len(), info.max_model_len);
             let message = format!(
@@ -194,6 +226,15 @@ impl EngineHandle {
         adapter: u32,
         grammar: Option<GrammarMatcher>,
     ) -> Result<TokenStream> {
+        let (events, receiver) = unbounded_channel();
+        let stream = TokenStream::new(receiver, prompt, params.n);
+        let caller = Caller { events, gate: stream.gate() };
+        let request = QueuedRequest { prompt: stream.prompt(), params, adapter, grammar, caller };
+        Ok(stream.keeping(self.send(Inbox::Request(Box::new(request)))?))
+    }
+
+    /// Sends a request to the engine, unless there are too many. Returns what keeps the engine running.
+    pub(super) fn send(&self, request: Inbox) -> Result<mpsc::Sender<Inbox>> {
         let inner = &*self.inner;
         let stopped = || Error::Unavailable { message: format!("model {} is shutting down", inner.info.id) };
         if inner.is_closed.load(Ordering::SeqCst) {
@@ -206,15 +247,11 @@ impl EngineHandle {
                 format!("{unfinished} requests are running or waiting, the most that are taken; try again later");
             return Err(Error::Overloaded { message });
         }
-        let (events, receiver) = unbounded_channel();
-        let stream = TokenStream::new(receiver, prompt, params.n).keeping(inner.inbox.clone());
-        let caller = Caller { events, gate: stream.gate() };
-        let request = QueuedRequest { prompt: stream.prompt(), params, adapter, grammar, caller };
-        if inner.inbox.send(Inbox::Request(Box::new(request))).is_err() {
+        if inner.inbox.send(request).is_err() {
             inner.status.num_unfinished_requests.fetch_sub(1, Ordering::SeqCst);
             return Err(stopped());
         }
-        Ok(stream)
+        Ok(inner.inbox.clone())
     }
 
     /// The most requests that run or wait at once.

@@ -11,6 +11,7 @@ use super::files::ModelFiles;
 use super::handle::{EngineHandle, HandleInner};
 use super::inspect::end_token_ids;
 use super::models::{Models, Opened, Part};
+use super::pooling::Pooling;
 use super::progress::{NoProgress, Progress};
 use super::running::Limits;
 use super::status::{EngineStatus, ModelInfo};
@@ -19,6 +20,7 @@ use crate::backend::cuda::{self, CudaBackend, GpuInfo, SharedGpu};
 use crate::backend::{Backend, Checked, OpProfile, Profiled};
 use crate::config::{DeviceKind, EngineConfig, MatmulPrecision, WeightDtype};
 use crate::error::{Error, Result};
+use crate::models;
 use crate::sched::SchedulerConfig;
 use crate::text::{AnswerForm, GrammarCompiler, Tokenizer};
 use crate::weights::Dtype;
@@ -225,7 +227,12 @@ impl Launch<'_> {
         let (target, opened) = target;
         let (tokenizer, chat_template) = opened.files.text()?;
         let (model, device) = (opened.files.config.clone(), opened.backend.description());
+        let has_head = !models::is_headless(&opened.files.raw)?;
+        let pooling = Pooling::of(&opened.files).map_err(|error| error.to_string());
         if let Some((part, opened)) = &draft {
+            if models::is_headless(&opened.files.raw)? {
+                return Err(Error::config("draft-model", format!("{} has no head, and cannot draft", part.id)));
+            }
             check_vocabulary((&target.id, &tokenizer), (&part.id, &opened.files.text()?.0))?;
         }
         let (draft, draft_opened) = draft.unzip();
@@ -240,6 +247,7 @@ impl Launch<'_> {
             id: target.id.clone(),
             draft_model: draft.as_ref().map(|draft| draft.id.clone()),
             adapters: config.adapters.clone(),
+            has_head,
             max_model_len: sizes.max_model_len,
             max_num_seqs: sizes.max_num_seqs,
             num_kv_blocks: sizes.num_blocks,
@@ -296,6 +304,7 @@ impl Launch<'_> {
             chat_template,
             answer_form,
             grammars,
+            pooling,
             max_requests,
             makes_drafts: config.num_speculative_tokens > 0,
             is_closed: AtomicBool::new(false),

@@ -8,6 +8,8 @@ mod core;
 mod cuda_tests;
 mod draft_model;
 mod drafts;
+mod embedder;
+mod embedding;
 mod files;
 mod footprint;
 mod handle;
@@ -15,6 +17,7 @@ mod inspect;
 mod load;
 mod models;
 mod output;
+mod pooling;
 mod progress;
 mod request;
 mod running;
@@ -25,6 +28,7 @@ mod stream;
 mod tests;
 mod trust;
 
+pub use embedding::{EmbeddingOutput, EmbeddingRequest, PendingEmbeddings};
 pub use footprint::{Footprint, TokenCost, WeightGroup};
 pub use handle::EngineHandle;
 pub use inspect::{ChatTemplateReport, ModelReport, TokenizerReport, inspect};
@@ -40,12 +44,16 @@ pub use stream::TokenStream;
 
 pub use crate::sample::{Logprob, TokenLogprobs};
 
+use embedder::QueuedEmbeddings;
+use pooling::Pooling;
 use running::QueuedRequest;
 
 /// What reaches the engine's thread.
 pub(crate) enum Inbox {
     /// A validated request.
     Request(Box<QueuedRequest>),
+    /// A validated request for vectors.
+    Embeddings(Box<QueuedEmbeddings>),
     /// Abort what runs, and end.
     Stop,
 }

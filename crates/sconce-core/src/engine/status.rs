@@ -19,6 +19,8 @@ pub struct ModelInfo {
     pub adapters: Vec<AdapterSource>,
     /// Its normalised config.
     pub config: ModelConfig,
+    /// Whether it generates: a checkpoint without a head, as embedders are saved, makes embeddings alone.
+    pub has_head: bool,
     /// The longest sequence that this engine runs, prompt and output together, in tokens.
     pub max_model_len: usize,
     /// Most sequences that run at once.

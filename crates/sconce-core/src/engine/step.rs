@@ -13,13 +13,14 @@ use std::sync::atomic::Ordering;
 
 use super::compute::Compute;
 use super::core::{Engine, State, add_to};
+use super::embedder::Embedder;
 use super::models::Models;
 use super::running::{AfterStep, Growth, RunningRequest, Seen};
 use super::status::EngineStatus;
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
 use crate::kv::{BlockCopy, MAX_GROUPS};
-use crate::models::Step;
+use crate::models::{Step, Wanted};
 use crate::sample::{SampleResults, SampleRow};
 use crate::sched::{GroupId, Scheduler, StepPlan};
 use crate::text::Tokenizer;
@@ -90,7 +91,7 @@ impl<B: Backend> Engine<B> {
     /// Plans the next step and launches it, and returns its slot. `before`: the step under way, without whose answers there
     /// may be nothing to compute.
     fn launch(&mut self, before: Option<usize>) -> Result<Option<usize>> {
-        let State { scheduler, requests, steps, drafting, .. } = &mut self.state;
+        let State { scheduler, requests, embedder, steps, drafting, .. } = &mut self.state;
         let Models { target, draft } = &mut self.models;
         draft.iter_mut().for_each(|draft| draft.settle(scheduler));
         let slot = before.map_or(0, |before| (before + 1) % NUM_SLOTS);
@@ -111,12 +112,17 @@ impl<B: Backend> Engine<B> {
             return before.map_or(Err(error), |_| Ok(None));
         }
         fill_batch((batch, tables), plan, scheduler, target.first_long_row);
-        let wants_logits = !batch.logit_rows.is_empty();
+        let wanted = wanted(plan, embedder);
         let Compute { backend, model, ws, kv, batch: device_batch, .. } = target;
         backend.copy_blocks(kv, scheduler.pool().cache_copies(&plan.copies, copies))?;
         backend.upload(device_batch, batch)?;
         let mut step = Step { backend, ws, kv, batch: device_batch };
-        backend.run(device_batch, &mut || model.forward(&mut step, wants_logits))?;
+        let mut forward = || model.forward(&mut step, wanted);
+        match wanted {
+            // What may have been written down for such a shape is all of it.
+            Wanted::Hidden => forward()?,
+            Wanted::Nothing | Wanted::Logits => backend.run(device_batch, &mut forward)?,
+        }
         scheduler.commit(plan);
         // Before the callers are told: who has an answer finds its steps counted.
         add_to(&self.status.num_steps, 1);
@@ -137,7 +143,10 @@ impl<B: Backend> Engine<B> {
         num_answers.clear();
         for (row, ((chunk, pos), seen)) in plan.logit_positions().zip(&seen).enumerate() {
             let num_before = rows.len();
-            requests[&chunk.group].ask(&mut rows, row, (pos, chunk.index), seen);
+            // Otherwise it is the hidden state that is wanted.
+            if let Some(request) = requests.get(&chunk.group) {
+                request.ask(&mut rows, row, (pos, chunk.index), seen);
+            }
             num_answers.push(rows.len() - num_before);
         }
         let Compute { backend, ws, answers, .. } = &mut self.models.target;
@@ -151,7 +160,30 @@ impl<B: Backend> Engine<B> {
         let target = &mut self.models.target;
         let results = target.backend.read_answers(&mut target.answers[slot])?;
         self.state.push_results(slot, results, &self.tokenizer, &self.status);
+        self.read_hidden(slot)?;
         self.tell(slot);
+        Ok(())
+    }
+
+    /// Reads the hidden states that are wanted of a step, and ends their sequences. No step has been launched since: it would have its
+    /// own in their place.
+    fn read_hidden(&mut self, slot: usize) -> Result<()> {
+        let State { scheduler, embedder, steps, .. } = &mut self.state;
+        let Compute { backend, model, ws, .. } = &self.models.target;
+        let plan = &steps.slots[slot].plan;
+        let rows = plan.logit_positions().enumerate().map(|(row, (chunk, _))| (row, chunk.group));
+        let wanted: Vec<_> = rows.filter(|&(_, group)| embedder.has(group)).collect();
+        let Some((last_row, _)) = wanted.last() else { return Ok(()) };
+        let hidden = backend.read(&ws.last_normed, last_row + 1)?;
+        let hidden_size = model.config().hidden_size;
+        let mut num_finished = 0;
+        for (row, id) in wanted {
+            let num_cached = scheduler.group(id).num_cached_tokens.unwrap_or(0);
+            scheduler.remove(id);
+            let of_row = &hidden[row * hidden_size..][..hidden_size];
+            num_finished += usize::from(embedder.push(id, of_row, num_cached));
+        }
+        self.status.finish_requests(num_finished);
         Ok(())
     }
 
@@ -194,8 +226,9 @@ impl State {
                 (0..num_answers).for_each(|_| drop(results.take_next()));
                 continue;
             }
+            // Otherwise nothing was asked of its logits.
+            let Some(request) = requests.get_mut(&chunk.group) else { continue };
             add_to(&status.num_accepted_tokens, usize::from(is_draft));
-            let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
             if is_draft && drafting.is_predicted(chunk) {
                 request.accept_predicted();
             }
@@ -217,8 +250,12 @@ impl State {
     /// Lets the sequences of a step that has been launched go on with tokens that are not read. False if one cannot: then the
     /// step is to be read before the next is planned, for all.
     fn go_on_unread(&mut self, slot: usize) -> bool {
-        let Self { scheduler, requests, steps: Steps { slots, unread, .. }, drafting, .. } = self;
+        let Self { scheduler, requests, embedder, steps: Steps { slots, unread, .. }, drafting, .. } = self;
         let plan = &slots[slot].plan;
+        // The next step's hidden states would be in the place of this one's.
+        if plan.logit_positions().any(|(chunk, _)| embedder.has(chunk.group)) {
+            return false;
+        }
         // Whether a plan may have drafts was decided by as many running sequences, or more.
         if drafting.is_wanted(scheduler) {
             return false;
@@ -244,11 +281,25 @@ impl State {
     }
 }
 
+/// What is wanted of a step's rows.
+fn wanted(plan: &StepPlan, embedder: &Embedder) -> Wanted {
+    let mut rows = plan.logit_positions().map(|(chunk, _)| embedder.has(chunk.group));
+    match rows.next() {
+        None => Wanted::Nothing,
+        Some(true) if rows.all(|is_hidden| is_hidden) => Wanted::Hidden,
+        Some(_) => Wanted::Logits,
+    }
+}
+
 /// What the tokens after all positions whose logits are wanted are chosen by.
 fn seen(plan: &StepPlan, scheduler: &Scheduler, requests: &mut BTreeMap<GroupId, RunningRequest>) -> Vec<Seen> {
     let mut seen = Vec::new();
     for chunk in &plan.chunks {
-        let request = requests.get_mut(&chunk.group).expect("invariant: a scheduled group has its request");
+        let Some(request) = requests.get_mut(&chunk.group) else {
+            // Of a hidden state nothing is chosen.
+            seen.extend((0..chunk.num_logits()).map(|_| Seen::default()));
+            continue;
+        };
         seen.extend((chunk.logits_from..chunk.end_of_own()).map(|pos| request.seen((pos, chunk.index))));
         if chunk.num_drafts > 0 {
             let drafts = &scheduler.group(chunk.group).sequences[chunk.index].drafts[..chunk.num_drafts];

@@ -4,11 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::oneshot;
 
 use super::Inbox;
 use super::compute::Compute;
 use super::core::{CacheConfig, Engine, State};
+use super::embedder::QueuedEmbeddings;
+use super::embedding::EmbeddingOutput;
 use super::models::Models;
+use super::pooling::Pooling;
 use super::running::{Caller, Limits, QueuedRequest};
 use super::status::EngineStatus;
 use super::stream::{PromptInfo, TokenStream};
@@ -51,6 +55,13 @@ impl Model<CpuBackend> for Faulty {
     }
 
     fn layer(&self, _idx: usize, _step: &mut Step<'_, CpuBackend>) -> Result<()> {
+        Ok(())
+    }
+
+    fn final_norm(&self, step: &mut Step<'_, CpuBackend>) -> Result<()> {
+        step.ws.last_normed.set_rows(step.batch.logit_rows.len());
+        let is_number = !step.batch.token_ids.contains(&NO_NUMBER);
+        step.ws.last_normed.data_mut().fill(if is_number { 1.0 } else { f32::NAN });
         Ok(())
     }
 
@@ -208,11 +219,30 @@ pub(super) fn submit_with(
     stream
 }
 
+/// The same of a request for vectors.
+fn submit_embeddings(
+    inbox: &mpsc::Sender<Inbox>,
+    status: &EngineStatus,
+    inputs: &[&[u32]],
+) -> oneshot::Receiver<Result<EmbeddingOutput>> {
+    let (reply, receiver) = oneshot::channel();
+    let inputs = inputs.iter().map(|input| input.to_vec()).collect();
+    status.num_unfinished_requests.fetch_add(1, Ordering::SeqCst);
+    let request = QueuedEmbeddings { inputs, adapter: 0, pooling: Pooling::PLAIN, len: 2, reply };
+    inbox.send(Inbox::Embeddings(Box::new(request))).unwrap();
+    receiver
+}
+
 fn check_failure(bad_token: u32, kind: ErrorKind, words: &str) {
     let (inbox, status) = start();
     let error = submit(&inbox, &status, &[0, bad_token]).blocking_collect().unwrap_err();
     assert_eq!(error.kind(), kind);
     assert!(error.to_string().contains(words), "{error}");
+    let embeddings = |inputs: &[&[u32]]| submit_embeddings(&inbox, &status, inputs).blocking_recv().unwrap();
+    let error = embeddings(&[&[0, 3], &[0, bad_token]]).unwrap_err();
+    assert!(error.to_string().contains(words), "{error}");
+    let vectors = embeddings(&[&[0, 3], &[3]]).unwrap().embeddings;
+    assert_eq!(vectors, [[0.5f32.sqrt(); 2]; 2]);
     let output = submit(&inbox, &status, &[0, 3]).blocking_collect().unwrap();
     assert_eq!(output.outputs[0].token_ids, [0; 5]);
     inbox.send(Inbox::Stop).unwrap();
@@ -246,6 +276,11 @@ fn an_engine_that_ends_ends_its_streams() {
     // Either it was answered before the engine ended, or it was aborted: it ends.
     let output = stream.blocking_collect().unwrap();
     assert!(output.outputs[0].finish.is_some());
+    let (inbox, status) = start();
+    let reply = submit_embeddings(&inbox, &status, &[&[0][..]; 100]);
+    drop(inbox);
+    let reply = reply.blocking_recv().unwrap();
+    assert!(reply.is_ok() || reply.is_err_and(|error| error.kind() == ErrorKind::Unavailable));
 }
 
 /// A model without layers on a device that is lost in the model's first step, unless there is nothing to lose it by.
@@ -266,6 +301,10 @@ impl Model<CudaBackend> for Losing {
     }
 
     fn layer(&self, _idx: usize, _step: &mut Step<'_, CudaBackend>) -> Result<()> {
+        Ok(())
+    }
+
+    fn final_norm(&self, _step: &mut Step<'_, CudaBackend>) -> Result<()> {
         Ok(())
     }
 

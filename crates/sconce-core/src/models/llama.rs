@@ -245,12 +245,16 @@ impl<B: Backend> Model<B> for Llama<B> {
         }
     }
 
-    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+    fn final_norm(&self, step: &mut Step<'_, B>) -> Result<()> {
         let Step { backend, ws, batch, .. } = step;
         backend.gather_rows(&mut ws.last_residual, &ws.residual, batch)?;
         backend.gather_rows(&mut ws.last_delta, &ws.delta, batch)?;
         let (residual, delta) = (&mut ws.last_residual, &ws.last_delta);
-        backend.add_rms_norm(&mut ws.last_normed, residual, delta, &self.norm, self.config.norm_eps)?;
+        backend.add_rms_norm(&mut ws.last_normed, residual, delta, &self.norm, self.config.norm_eps)
+    }
+
+    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+        let Step { backend, ws, .. } = step;
         backend.linear(&mut ws.logits, &ws.last_normed, self.lm_head.as_ref().unwrap_or(&self.embed))?;
         match self.config.final_logit_softcapping {
             Some(cap) => backend.softcap(&mut ws.logits, cap),

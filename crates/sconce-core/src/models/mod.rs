@@ -52,6 +52,17 @@ pub struct Step<'a, B: Backend> {
     pub batch: &'a B::Batch,
 }
 
+/// What is wanted of a step's rows, those whose logits its batch names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing: there are none.
+    Nothing,
+    /// Their normalised hidden states, in `ws.last_normed`.
+    Hidden,
+    /// Their logits, in `ws.logits`, and their hidden states.
+    Logits,
+}
+
 /// A loaded model.
 pub trait Model<B: Backend>: Send {
     /// Its normalised config.
@@ -60,14 +71,20 @@ pub trait Model<B: Backend>: Send {
     fn embed(&self, step: &mut Step<'_, B>) -> Result<()>;
     /// Runs one block. The hidden state after it is `ws.residual + ws.delta`, of a Granite divided by its residual multiplier.
     fn layer(&self, idx: usize, step: &mut Step<'_, B>) -> Result<()>;
-    /// Computes the wanted logits into `ws.logits`.
+    /// Normalises the hidden states of the wanted rows into `ws.last_normed`.
+    fn final_norm(&self, step: &mut Step<'_, B>) -> Result<()>;
+    /// Computes their logits, of these, into `ws.logits`.
     fn head(&self, step: &mut Step<'_, B>) -> Result<()>;
 
-    /// All of it; the head only where logits are wanted.
-    fn forward(&self, step: &mut Step<'_, B>, wants_logits: bool) -> Result<()> {
+    /// All of it, as far as it is wanted.
+    fn forward(&self, step: &mut Step<'_, B>, wanted: Wanted) -> Result<()> {
         self.embed(step)?;
         (0..self.config().num_hidden_layers).try_for_each(|idx| self.layer(idx, step))?;
-        if wants_logits { self.head(step) } else { Ok(()) }
+        if wanted == Wanted::Nothing {
+            return Ok(());
+        }
+        self.final_norm(step)?;
+        if wanted == Wanted::Logits { self.head(step) } else { Ok(()) }
     }
 }
 
@@ -140,14 +157,26 @@ fn entry<B: Backend, A: Architecture<B>>() -> Entry<B> {
     }
 }
 
-/// The registry's line for a config. The error lists what there is.
+/// The registry's line for a config, whether the checkpoint has a head or not. The error lists what there is.
 pub fn find<B: Backend>(raw: &RawConfig) -> Result<Entry<B>> {
     let asked = raw.architecture()?;
+    let with_head = class_with_head(asked);
     let known: Vec<_> = architectures::<B>().iter().flat_map(|e| [Some(e.name), e.with_images]).flatten().collect();
     let unknown = || {
         let message = format!("architecture {asked} is not supported; supported: {}", known.join(", "));
         Error::file(raw.path(), message)
     };
     let names = |e: &Entry<B>| [Some(e.name), e.with_images, e.gguf_name];
-    architectures().into_iter().find(|e| names(e).contains(&Some(asked))).ok_or_else(unknown)
+    let is_asked = |e: &Entry<B>| names(e).contains(&Some(asked)) || with_head.as_deref() == Some(e.name);
+    architectures().into_iter().find(is_asked).ok_or_else(unknown)
+}
+
+/// Whether a checkpoint is of a model without its head, as embedders are saved: `Qwen3Model` of `Qwen3ForCausalLM`.
+pub fn is_headless(raw: &RawConfig) -> Result<bool> {
+    Ok(class_with_head(raw.architecture()?).is_some())
+}
+
+/// The class that has a head beside all that such a class has.
+fn class_with_head(headless: &str) -> Option<String> {
+    headless.strip_suffix("Model").map(|stem| format!("{stem}ForCausalLM"))
 }

@@ -201,12 +201,16 @@ impl<B: Backend> Model<B> for Phi<B> {
         backend.add(&mut ws.delta, &ws.normed)
     }
 
-    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+    fn final_norm(&self, step: &mut Step<'_, B>) -> Result<()> {
         let Step { backend, ws, batch, .. } = step;
         backend.gather_rows(&mut ws.last_residual, &ws.residual, batch)?;
         backend.gather_rows(&mut ws.last_delta, &ws.delta, batch)?;
         backend.add(&mut ws.last_residual, &ws.last_delta)?;
-        self.norm.forward(backend, &mut ws.last_normed, &ws.last_residual, self.config.norm_eps)?;
+        self.norm.forward(backend, &mut ws.last_normed, &ws.last_residual, self.config.norm_eps)
+    }
+
+    fn head(&self, step: &mut Step<'_, B>) -> Result<()> {
+        let Step { backend, ws, .. } = step;
         backend.linear(&mut ws.logits, &ws.last_normed, self.lm_head.as_ref().unwrap_or(&self.embed))
     }
 }

@@ -422,7 +422,8 @@ impl RawConfig {
         Error::file(&self.path, format!("{key}: {message}"))
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+    /// What is said under a key; `None` where that is null.
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key).filter(|v| !v.is_null())
     }
 }

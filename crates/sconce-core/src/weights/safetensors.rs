@@ -25,6 +25,8 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// The key of the header that is not a tensor.
 const METADATA: &str = "__metadata__";
+/// The embedding's name where names do not begin with `model.`.
+const BARE_EMBEDDING: &str = "embed_tokens.weight";
 /// Bytes of the header's length, at the beginning of a file.
 const LEN_BYTES: usize = 8;
 
@@ -35,6 +37,11 @@ pub(super) fn of_text(name: String) -> String {
         (_, Some(name)) => format!("model.{name}"),
         _ => name,
     }
+}
+
+/// The name in full of a tensor of a model without its head, as embedders are saved.
+fn with_prefix(name: String) -> String {
+    if name.starts_with("model.") || name.starts_with("lm_head.") { name } else { format!("model.{name}") }
 }
 
 /// The tensors of `model.safetensors`, or of the shards that an index names.
@@ -70,10 +77,13 @@ impl Safetensors {
         let mut this = Self { form, ..Self::open_plain(dir)? };
         let num_tensors = this.tensors.len();
         this.tensors = this.tensors.into_iter().map(|(name, location)| (of_text(name), location)).collect();
+        if this.tensors.contains_key(BARE_EMBEDDING) {
+            this.tensors = this.tensors.into_iter().map(|(name, location)| (with_prefix(name), location)).collect();
+        }
         if this.tensors.len() < num_tensors {
             return Err(Error::file(
                 &this.path,
-                "a tensor of the text model is there twice, under language_model and beside it",
+                "a tensor of the text model is there twice, by two of its names: with and without language_model, or model",
             ));
         }
         Ok(this)

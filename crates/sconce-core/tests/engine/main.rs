@@ -7,6 +7,7 @@ mod common;
 
 mod beams;
 mod drafts;
+mod embeddings;
 mod grammars;
 mod inspect;
 mod long_rope;

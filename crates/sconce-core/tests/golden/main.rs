@@ -9,6 +9,7 @@
 mod beams;
 mod checkpoint;
 mod compare;
+mod embeddings;
 mod engine;
 mod fixture;
 mod fp8;
@@ -206,6 +207,16 @@ fn experts_in_mxfp4_are_their_numbers() {
 #[test]
 fn fp8_weights_are_their_numbers() {
     check_all("fp8", fp8::check);
+}
+
+#[test]
+fn embeddings_are_the_golden_states_normalised() {
+    check_all("embeddings", embeddings::check);
+}
+
+#[test]
+fn embedders_without_a_head_have_the_same_vectors() {
+    check_all("headless", embeddings::check_headless);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use sconce_core::backend::{Backend, Batch, KvCacheShape, StepLimits, Workspace};
 use sconce_core::config::{KvCacheDtype, ModelConfig, WeightDtype};
 use sconce_core::engine::NoProgress;
 use sconce_core::kv::{BlockPool, LayerGroups, MAX_GROUPS, SequenceBlocks};
-use sconce_core::models::{self, Loader, Model, RawConfig, Step};
+use sconce_core::models::{self, Loader, Model, RawConfig, Step, Wanted};
 use sconce_core::weights::{Adapters, StoredForm, WeightStore};
 
 use super::compare::{argmax, divergence};
@@ -225,7 +225,7 @@ impl<B: Backend> Runner<B> {
         let Self { backend, model, ws, kv, device_batch, .. } = self;
         backend.upload(device_batch, batch).unwrap();
         let mut step = Step { backend, ws, kv, batch: device_batch };
-        backend.run(device_batch, &mut || model.forward(&mut step, true)).unwrap();
+        backend.run(device_batch, &mut || model.forward(&mut step, Wanted::Logits)).unwrap();
     }
 
     /// The hidden state before each layer, [tokens, hidden].

@@ -3,6 +3,7 @@
 mod answer;
 mod chat;
 mod completions;
+mod embeddings;
 mod events;
 mod generate;
 pub mod health;
@@ -47,6 +48,7 @@ pub async fn post(exchange: &Arc<Exchange>, endpoint: Endpoint, body: Vec<u8>) -
         Endpoint::Completions => completions::answer(exchange, &served, request).await,
         Endpoint::Chat => chat::answer(exchange, &served, request).await,
         Endpoint::Responses => responses::answer(exchange, &served, request).await,
+        Endpoint::Embeddings => embeddings::answer(&served, request).await,
         Endpoint::Tokenize => tokenize::tokenize(&served, request).await,
         Endpoint::Detokenize => tokenize::detokenize(&served, request).await,
     }

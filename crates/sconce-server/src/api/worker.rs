@@ -51,7 +51,7 @@ fn model(served: &Served) -> Value {
         "model_path": served.id(),
         "tokenizer_path": served.id(),
         "served_model_name": served.names[0],
-        "is_generation": true,
+        "is_generation": info.has_head,
         "max_model_len": info.max_model_len,
         "context_length": info.max_model_len,
         "max_total_num_tokens": info.num_kv_tokens,

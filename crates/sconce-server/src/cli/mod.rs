@@ -4,6 +4,7 @@
 mod bench;
 mod chat;
 mod devices;
+mod embed;
 mod engine;
 mod format;
 mod generate;
@@ -37,6 +38,8 @@ enum Command {
     Serve(serve::Args),
     /// Continue a prompt, or answer a question with --chat.
     Generate(generate::Args),
+    /// Print a vector for each text, as lines of JSON.
+    Embed(embed::Args),
     /// Talk with a model in the terminal.
     Chat(chat::Args),
     /// Say what a model is, what it needs, and whether it can run, without loading it.
@@ -62,6 +65,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Embed(args) => embed::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Devices(args) => devices::run(args),

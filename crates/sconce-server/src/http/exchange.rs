@@ -62,6 +62,7 @@ impl Exchange {
     pub fn body_id(&self) -> String {
         let prefix = match self.path.rsplit('/').next() {
             Some("responses") => "resp_",
+            Some("embeddings") => "embd-",
             Some(_) if self.path.contains("chat") => "chatcmpl-",
             _ => "cmpl-",
         };

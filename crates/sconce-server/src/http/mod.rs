@@ -13,7 +13,7 @@ mod sse;
 #[cfg(test)]
 mod tests;
 
-pub use body::{Body, full, json, read_body, streamed};
+pub use body::{Body, full, json, json_text, read_body, streamed};
 pub use drain::{Drain, Drained, InFlight};
 pub use error::ApiError;
 pub use exchange::Exchange;

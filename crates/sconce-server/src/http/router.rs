@@ -37,6 +37,7 @@ const ROUTES: &[(&str, Route)] = &[
     (Endpoint::Completions.path(), Route::Post(Endpoint::Completions)),
     (Endpoint::Chat.path(), Route::Post(Endpoint::Chat)),
     (Endpoint::Responses.path(), Route::Post(Endpoint::Responses)),
+    (Endpoint::Embeddings.path(), Route::Post(Endpoint::Embeddings)),
     (Endpoint::Tokenize.path(), Route::Post(Endpoint::Tokenize)),
     (Endpoint::Detokenize.path(), Route::Post(Endpoint::Detokenize)),
     ("/v1/models", Route::Models),

@@ -6,7 +6,7 @@ use sconce::{BeamLength, EarlyStopping, Grammar, SamplingParams};
 use super::bodies::{ITEM, JSON_SCHEMA, MESSAGE, PROMPT, TOKEN_ID};
 use super::format::{guided_json, response_format, structured_outputs};
 use super::messages::{messages, prediction};
-use super::prompt::{one_prompt, prompts};
+use super::prompt::{MAX_INPUTS, inputs, one_prompt, prompts};
 use super::request::WireRequest;
 use super::responses::{INCLUDABLE, flat_tool_choice, flat_tools, include, input, plain_stream, reasoning, text};
 use super::schema::Schema::{
@@ -32,12 +32,21 @@ pub enum Endpoint {
     Detokenize = 16,
     /// `POST /v1/responses`.
     Responses = 32,
+    /// `POST /v1/embeddings`.
+    Embeddings = 64,
 }
 
 impl Endpoint {
     /// Every endpoint.
-    pub const ALL: [Self; 6] =
-        [Self::Generate, Self::Completions, Self::Chat, Self::Responses, Self::Tokenize, Self::Detokenize];
+    pub const ALL: [Self; 7] = [
+        Self::Generate,
+        Self::Completions,
+        Self::Chat,
+        Self::Responses,
+        Self::Embeddings,
+        Self::Tokenize,
+        Self::Detokenize,
+    ];
 
     /// The path under which it is reached.
     pub const fn path(self) -> &'static str {
@@ -46,6 +55,7 @@ impl Endpoint {
             Self::Completions => "/v1/completions",
             Self::Chat => "/v1/chat/completions",
             Self::Responses => "/v1/responses",
+            Self::Embeddings => "/v1/embeddings",
             Self::Tokenize => "/tokenize",
             Self::Detokenize => "/detokenize",
         }
@@ -57,7 +67,7 @@ impl Endpoint {
             Self::Generate | Self::Tokenize => &["prompt", "messages"],
             Self::Completions => &["prompt"],
             Self::Chat => &["messages"],
-            Self::Responses => &["input"],
+            Self::Responses | Self::Embeddings => &["input"],
             Self::Detokenize => &["tokens"],
         }
     }
@@ -85,12 +95,13 @@ const CHAT: u8 = Endpoint::Chat as u8;
 const TOKENIZE: u8 = Endpoint::Tokenize as u8;
 const DETOKENIZE: u8 = Endpoint::Detokenize as u8;
 const RESPONSES: u8 = Endpoint::Responses as u8;
+const EMBEDDINGS: u8 = Endpoint::Embeddings as u8;
 const OPENAI: u8 = COMPLETIONS | CHAT;
 const SAMPLED: u8 = GENERATE | OPENAI;
 /// Where an answer is generated, one or several.
 const ANSWERED: u8 = SAMPLED | RESPONSES;
 const TEMPLATED: u8 = GENERATE | CHAT | TOKENIZE;
-const ALL: u8 = ANSWERED | TOKENIZE | DETOKENIZE;
+const ALL: u8 = ANSWERED | EMBEDDINGS | TOKENIZE | DETOKENIZE;
 
 /// Words for how much to think.
 pub(super) const EFFORTS: &[&str] = &["none", "minimal", "low", "medium", "high", "xhigh"];
@@ -117,6 +128,12 @@ pub static FIELDS: &[Field] = &[
         "A conversation, to which the model's chat template is applied."),
     field("input", RESPONSES, AnyOf(&[SomeText, List(&ITEM, 1, MANY)]), |r, v| input(v).map(|m| r.messages = Some(m)),
         "What the user says, or a conversation: messages, calls of functions and their results, and what was thought before them."),
+    field("input", EMBEDDINGS, AnyOf(&[PROMPT, List(&PROMPT, 1, MAX_INPUTS)]), |r, v| inputs(v).map(|p| r.prompts = Some(p)),
+        "One text or several, at most 2048, each text or token ids."),
+    field("encoding_format", EMBEDDINGS, OneOf(&["float", "base64"]), |r, v| encoding_format(v).map(|is_base64| r.is_base64 = is_base64),
+        "Whether vectors come as lists of numbers or in base64, of little-endian numbers of 32 bits.").or("\"float\""),
+    field("dimensions", EMBEDDINGS, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.dimensions = Some(n)),
+        "Keep so many first numbers of each vector, normalised anew, where the model's config says that it is trained for that."),
     field("instructions", RESPONSES, Text, |r, v| v.store(&mut r.instructions),
         "What the system says; in front of the system's messages that input begins with."),
     field("tokens", DETOKENIZE, List(&TOKEN_ID, 0, MANY), |r, v| v.store(&mut r.tokens),
@@ -145,11 +162,11 @@ pub static FIELDS: &[Field] = &[
         "Whether the chat template opens the answer, as it does unless told otherwise; needs messages."),
     field("continue_final_message", TEMPLATED, Bool, |r, v| v.store(&mut r.continue_final_message),
         "Continue the last message in place of answering it; needs messages.").or("false"),
-    field("add_special_tokens", COMPLETIONS | TOKENIZE, Bool, |r, v| v.store(&mut r.add_special_tokens),
+    field("add_special_tokens", COMPLETIONS | EMBEDDINGS | TOKENIZE, Bool, |r, v| v.store(&mut r.add_special_tokens),
         "Whether text gets the special tokens that the model's tokenizer adds, as it does unless told otherwise."),
     field("prediction", CHAT, Ref("Prediction"), |r, v| prediction(v).map(|text| r.prediction = Some(text)),
         "What the answer will be for the most part, which makes it faster and never other; needs a server that drafts."),
-    field("truncate_prompt_tokens", ANSWERED, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n)),
+    field("truncate_prompt_tokens", ANSWERED | EMBEDDINGS, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.truncate_prompt_tokens = Some(n)),
         "Keep so many tokens of the prompt, the last ones."),
     // How long.
     field("max_tokens", SAMPLED, Int(1, MAX), |r, v| at_least_one(v).map(|n| r.params.max_tokens = Some(n)),
@@ -269,7 +286,7 @@ pub static FIELDS: &[Field] = &[
         "There is one."),
     field("metadata", CHAT | RESPONSES, Any, |_, v| object(v).map(drop),
         "What the client wants to note: nothing is done with it.").or("{}"),
-    field("user", OPENAI | RESPONSES, Text, |_, v| v.read::<String>().map(drop),
+    field("user", OPENAI | RESPONSES | EMBEDDINGS, Text, |_, v| v.read::<String>().map(drop),
         "Who asks: nothing is done with it."),
     field("safety_identifier", CHAT | RESPONSES, Text, |_, v| v.read::<String>().map(drop),
         "Who asks: nothing is done with it."),
@@ -328,6 +345,15 @@ pub(super) fn effort(v: FieldValue) -> Result<String, ApiError> {
 fn at_least_one(v: FieldValue) -> Result<usize, ApiError> {
     let error = v.expected("an integer, at least 1");
     v.read().ok().filter(|&n| n > 0).ok_or(error)
+}
+
+/// Whether it is base64.
+fn encoding_format(v: FieldValue) -> Result<bool, ApiError> {
+    match v.value.as_str() {
+        Some("float") => Ok(false),
+        Some("base64") => Ok(true),
+        _ => Err(v.expected("\"float\" or \"base64\"")),
+    }
 }
 
 fn stop(v: FieldValue) -> Result<Vec<String>, ApiError> {

@@ -1,7 +1,8 @@
 //! [`WireRequest`]: a request body, read field by field and checked as a whole.
 
 use sconce::{
-    BeamLength, BeamParams, ChatInput, EarlyStopping, GenerationRequest, Grammar, Marks, Prompt, SamplingParams,
+    BeamLength, BeamParams, ChatInput, EarlyStopping, EmbeddingRequest, GenerationRequest, Grammar, Marks, Prompt,
+    SamplingParams,
 };
 use serde_json::{Map, Value, json};
 
@@ -38,6 +39,8 @@ pub struct WireRequest {
     pub reasoning_effort: Option<(&'static str, String)>,
     /// Whether the answer tells what the model thought.
     pub include_reasoning: bool,
+    /// Whether vectors come in base64.
+    pub is_base64: bool,
     /// What the answer repeats of the request.
     pub repeated: Map<String, Value>,
     pub(super) prompts: Option<Vec<Prompt>>,
@@ -49,6 +52,7 @@ pub struct WireRequest {
     pub(super) continue_final_message: bool,
     pub(super) add_special_tokens: Option<bool>,
     pub(super) truncate_prompt_tokens: Option<usize>,
+    pub(super) dimensions: Option<usize>,
     pub(super) prediction: Option<String>,
     /// What the answer has to match, and the field that says so.
     pub(super) grammar: Option<(&'static str, Grammar)>,
@@ -78,6 +82,7 @@ impl WireRequest {
             tools: Tools::default(),
             reasoning_effort: None,
             include_reasoning: true,
+            is_base64: false,
             repeated: Map::new(),
             prompts: None,
             messages: None,
@@ -87,6 +92,7 @@ impl WireRequest {
             continue_final_message: false,
             add_special_tokens: None,
             truncate_prompt_tokens: None,
+            dimensions: None,
             prediction: None,
             grammar: None,
             binds_reasoning: false,
@@ -128,7 +134,7 @@ impl WireRequest {
             (Some(_), Some(_)) => return Err(ApiError::invalid("prompt", "prompt: cannot stand beside messages")),
             (None, None) if endpoint == Endpoint::Chat => return Err(missing("messages")),
             (None, None) if endpoint == Endpoint::Completions => return Err(missing("prompt")),
-            (None, None) if endpoint == Endpoint::Responses => return Err(missing("input")),
+            (None, None) if endpoint.subjects() == ["input"] => return Err(missing("input")),
             (None, None) => return Err(ApiError::invalid("prompt", "prompt: either prompt or messages is required")),
             _ => {}
         }
@@ -322,6 +328,17 @@ impl WireRequest {
             binds_reasoning: self.binds_reasoning,
             marks: Marks::default(),
         })
+    }
+
+    /// The request to the engine, where vectors are wanted.
+    pub fn take_embeddings(&mut self) -> EmbeddingRequest {
+        EmbeddingRequest {
+            inputs: self.prompts.take().unwrap_or_default(),
+            adapter: self.adapter.clone(),
+            dimensions: self.dimensions,
+            truncate_prompt_tokens: self.truncate_prompt_tokens,
+            add_special_tokens: self.add_special_tokens.unwrap_or(true),
+        }
     }
 
     /// Takes what the answer has to match from the field `name`.

@@ -210,6 +210,30 @@ fn completions_take_prompts_in_four_forms() {
 }
 
 #[test]
+fn embeddings_take_inputs_in_the_same_forms() {
+    let mut request = accept(
+        Endpoint::Embeddings,
+        r#"{"input": ["a", [1, 2]], "encoding_format": "base64", "dimensions": 7, "truncate_prompt_tokens": 9,
+            "add_special_tokens": false, "user": "b"}"#,
+    );
+    assert!(request.is_base64);
+    let request = request.take_embeddings();
+    assert!(matches!(&request.inputs[..], [Prompt::Text(text), Prompt::Tokens(ids)] if text == "a" && *ids == [1, 2]));
+    assert_eq!((request.dimensions, request.truncate_prompt_tokens), (Some(7), Some(9)));
+    assert!(!request.add_special_tokens);
+    let mut request = accept(Endpoint::Embeddings, r#"{"input": [3, 4]}"#);
+    assert!(!request.is_base64);
+    let request = request.take_embeddings();
+    assert!(matches!(&request.inputs[..], [Prompt::Tokens(ids)] if *ids == [3, 4]));
+    assert!(request.add_special_tokens && request.dimensions.is_none());
+    let of = |len: usize, input: Value| json!({"input": vec![input; len]}).to_string();
+    accept(Endpoint::Embeddings, &of(2048, json!("a")));
+    accept(Endpoint::Embeddings, &of(3000, json!(1)));
+    check_refused_by(Endpoint::Embeddings, &of(2049, json!([1])), "input: has 2049 texts");
+    check_refused_by(Endpoint::Embeddings, "{}", "input: is required");
+}
+
+#[test]
 fn special_tokens_are_added_to_text_alone() {
     let refused = |endpoint, body: &str| check_refused_by(endpoint, body, "add_special_tokens: cannot be true for");
     refused(Endpoint::Completions, r#"{"prompt": [1, 2], "add_special_tokens": true}"#);

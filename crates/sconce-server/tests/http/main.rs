@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod connection;
+mod embeddings;
 mod loading;
 mod reasoning;
 mod support;

@@ -27,6 +27,9 @@ const SIDE_FILES: &[&str] = &[
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    // How embeddings are made.
+    "modules.json",
+    "1_Pooling/config.json",
 ];
 
 /// What of a repository is wanted.

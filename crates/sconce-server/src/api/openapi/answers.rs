@@ -4,7 +4,8 @@ use crate::wire::Schema::{self, AnyOf, Bool, Int, List, Map, Number, OneOf, Only
 use crate::wire::{Member, Object, Rest, may, must};
 
 pub(super) const COUNT: Schema = Int(0, i64::MAX);
-const LOGPROB: Schema = Number(f64::NEG_INFINITY, f64::INFINITY);
+const NUMBER: Schema = Number(f64::NEG_INFINITY, f64::INFINITY);
+const LOGPROB: Schema = NUMBER;
 const FINISH: Schema = OrNull(&OneOf(&["stop", "length", "abort"]));
 const CHAT_FINISH: Schema = OrNull(&OneOf(&["stop", "length", "tool_calls", "abort"]));
 const TEXTS: Schema = many(&Text);
@@ -104,6 +105,14 @@ pub(super) static OBJECTS: &[Object] = &[
     object("FunctionCallDelta", "The function, when a call begins, and more of its arguments' text.", &[
         may("name", Text), must("arguments", Text),
     ]),
+    object("Embeddings", "The answer of /v1/embeddings: a vector for each text.", &[
+        must("object", Only("\"list\"")), must("data", many(&Ref("Embedding"))), must("model", Text),
+        must("usage", Ref("EmbeddingUsage")),
+    ]),
+    object("Embedding", "A vector, as a list of numbers or in base64.", &[
+        must("object", Only("\"embedding\"")), must("index", COUNT), must("embedding", AnyOf(&[many(&NUMBER), Text])),
+    ]),
+    object("EmbeddingUsage", "Numbers of tokens.", &[must("prompt_tokens", COUNT), must("total_tokens", COUNT)]),
     object("Tokens", "A prompt's tokens, and how many the model takes.", &[
         must("count", COUNT), must("max_model_len", COUNT), must("tokens", COUNTS),
     ]),

@@ -57,7 +57,7 @@ const LOADS: Schema = List(&Ref("Load"), 0, usize::MAX);
 
 /// What every operation with a body may answer.
 const OF_BODIES: &[u16] = &[400, 403, 404, 408, 413, 415, 500, 503];
-/// The same where the model generates.
+/// The same where the model computes.
 const OF_GENERATION: &[u16] = &[400, 403, 404, 408, 413, 415, 429, 500, 503];
 
 #[rustfmt::skip]
@@ -70,6 +70,7 @@ const OPERATIONS: &[Operation] = &[
         Answer::Streamed(Ref("ChatCompletion"), EVENTS, CHAT_CHUNK)),
     post(Endpoint::Responses, "Answer a conversation, in OpenAI's newer form", OF_GENERATION,
         Answer::Streamed(Ref("Response"), EVENTS, RESPONSE_EVENT)),
+    post(Endpoint::Embeddings, "Vectors of texts, in OpenAI's form", OF_GENERATION, Answer::Json(Ref("Embeddings"))),
     post(Endpoint::Tokenize, "Token ids of a prompt or a conversation", OF_BODIES, Answer::Json(Ref("Tokens"))),
     post(Endpoint::Detokenize, "Text of token ids", OF_BODIES, Answer::Json(Ref("DecodedText"))),
     get("/v1/models", "The served models", &[503], Answer::Json(Ref("Models"))),

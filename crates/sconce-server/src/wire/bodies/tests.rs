@@ -28,7 +28,7 @@ fn beside(endpoint: Endpoint, field: &str) -> Value {
     let mut body = match endpoint {
         _ if endpoint.subjects().contains(&field) => json!({}),
         Endpoint::Detokenize => json!({"tokens": [1]}),
-        Endpoint::Responses => json!({"input": "a"}),
+        Endpoint::Responses | Endpoint::Embeddings => json!({"input": "a"}),
         Endpoint::Chat => json!({"messages": [{"role": "user", "content": "a"}]}),
         _ if needs_messages => json!({"messages": [{"role": "user", "content": "a"}]}),
         _ => json!({"prompt": "a"}),

@@ -73,6 +73,22 @@ fn a_snapshot_with_a_gap_is_completed() {
 }
 
 #[test]
+fn what_says_how_embeddings_are_made_comes_too() {
+    let hub = Hub::with_repo(Repo::new(&[
+        ("1_Pooling/config.json", b"{}"),
+        ("config.json", b"{}"),
+        ("model.safetensors", b"weights"),
+        ("modules.json", b"[]"),
+        ("onnx/config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+    ]));
+    let dir = tempfile::tempdir().unwrap();
+    let path = fetch_tiny(&hub, dir.path()).unwrap();
+    let expected = ["1_Pooling/config.json", "config.json", "model.safetensors", "modules.json", "tokenizer.json"];
+    assert_eq!(files_in(&path), expected);
+}
+
+#[test]
 fn shards_are_those_that_the_index_names() {
     let index =
         br#"{"weight_map": {"a": "model-1.safetensors", "b": "sub/model-2.safetensors", "c": "model-1.safetensors"}}"#;
