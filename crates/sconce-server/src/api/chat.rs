@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use hyper::{Response, StatusCode};
+use hyper::Response;
 use sconce::{StreamEvent, Usage};
 use serde_json::{Value, json};
 
 use super::answer::{AnswerParts, Reading, ask};
-use super::events::{collect, deltas};
-use super::logprobs::{self, TokenBytes, token_bytes};
-use super::stream::{Encoder, stream};
+use super::events::deltas;
+use super::growing::{Growing, Grown};
+use super::logprobs::{self, ChatLogprobs, TokenBytes, token_bytes};
+use super::stream::{Encoder, Whole, stream, whole};
 use super::{Head, usage_json};
-use crate::http::{self, ApiError, Body, Exchange};
+use crate::http::{self, ApiError, Body, Exchange, Json, List, Pieces};
 use crate::state::Served;
 use crate::wire::WireRequest;
 
@@ -35,31 +36,59 @@ pub(super) async fn answer(
         };
         return Ok(stream(vec![deltas(submitted.events)], chunks));
     }
-    let (_, mut output) = collect(submitted).await?;
-    output.outputs.sort_by_key(|o| o.index);
-    let mut num_reasoning_tokens = None;
-    let choices: Vec<Value> = output
-        .outputs
-        .iter()
-        .map(|o| {
-            let logprobs = if has_logprobs { logprobs::of_chat(&token_bytes, &o.logprobs) } else { Value::Null };
-            let mut parts = AnswerParts::new(&reading);
-            let message = parts.message(o);
-            add_reasoning(&mut num_reasoning_tokens, &parts);
-            json!({
-                "index": o.index,
-                "message": message,
-                "logprobs": logprobs,
-                "finish_reason": o.finish.as_ref().map(|f| parts.finish_reason(f.reason)),
-            })
-        })
-        .collect();
-    let mut answer = head.openai("chat.completion", choices);
-    answer["usage"] = usage_of(output.usage, num_reasoning_tokens);
-    if let Some(prompt_logprobs) = &output.prompt_logprobs {
-        answer["prompt_logprobs"] = logprobs::of_prompt(&token_bytes, prompt_logprobs);
+    let form = WholeChat {
+        head,
+        answer: Grown::new(submitted.num_sequences, ChatLogprobs::new(token_bytes.clone())),
+        reading,
+        has_logprobs,
+        prompt_logprobs: None,
+        token_bytes,
+    };
+    whole(vec![submitted.events], form).await
+}
+
+/// The answer that comes whole.
+struct WholeChat {
+    head: Head,
+    answer: Grown<ChatLogprobs>,
+    reading: Reading,
+    has_logprobs: bool,
+    prompt_logprobs: Option<List>,
+    token_bytes: TokenBytes,
+}
+
+impl Whole for WholeChat {
+    fn event(&mut self, _prompt: usize, event: StreamEvent) {
+        if let StreamEvent::PromptLogprobs(logprobs) = &event {
+            self.prompt_logprobs = Some(logprobs::of_prompt(&self.token_bytes, logprobs));
+        }
+        self.answer.apply(event);
     }
-    Ok(http::json(StatusCode::OK, &answer))
+
+    fn end(self) -> Json {
+        let mut sequences: Vec<_> = self.answer.sequences().collect();
+        sequences.sort_by_key(|(output, _)| output.index);
+        let mut num_reasoning_tokens = None;
+        let choices = sequences.into_iter().map(|(output, written)| {
+            let mut parts = AnswerParts::new(&self.reading);
+            let message = parts.message(output);
+            add_reasoning(&mut num_reasoning_tokens, &parts);
+            let choice = json!({
+                "index": output.index,
+                "message": message,
+                "logprobs": null,
+                "finish_reason": output.finish.as_ref().map(|f| parts.finish_reason(f.reason)),
+            });
+            let choice = Json::from(choice);
+            if self.has_logprobs { choice.with("logprobs", written.json()) } else { choice }
+        });
+        let mut answer = self.head.openai("chat.completion", choices.collect());
+        answer.set("usage", usage_of(self.answer.output.usage, num_reasoning_tokens));
+        if let Some(prompt_logprobs) = &self.prompt_logprobs {
+            answer.set("prompt_logprobs", prompt_logprobs);
+        }
+        answer
+    }
 }
 
 /// Adds an answer's tokens of reasoning, where there can be any.
@@ -103,16 +132,19 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    fn write(&self, index: usize, delta: Value, logprobs: Value, finish: Option<&str>, out: &mut Vec<u8>) {
-        let choice = json!({
+    fn write(&self, index: usize, delta: Value, logprobs: Option<Json>, finish: Option<&str>, out: &mut Pieces) {
+        let mut choice = Json::from(json!({
             "index": index,
             "delta": delta,
-            "logprobs": logprobs,
+            "logprobs": null,
             "finish_reason": finish,
-        });
+        }));
+        if let Some(logprobs) = logprobs {
+            choice.set("logprobs", logprobs);
+        }
         let mut chunk = self.head.openai("chat.completion.chunk", vec![choice]);
         if self.include_usage {
-            chunk["usage"] = Value::Null;
+            chunk.set("usage", Value::Null);
         }
         http::event(&chunk, out);
     }
@@ -121,7 +153,7 @@ impl Chunks {
 impl Encoder for Chunks {
     const CONTENT_TYPE: &'static str = "text/event-stream";
 
-    fn event(&mut self, _prompt: usize, event: StreamEvent, out: &mut Vec<u8>) {
+    fn event(&mut self, _prompt: usize, event: StreamEvent, out: &mut Pieces) {
         let token = match event {
             // The former are refused where a chat is streamed, the latter made deltas before.
             StreamEvent::PromptLogprobs(_) | StreamEvent::Best(_) => return,
@@ -137,32 +169,33 @@ impl Encoder for Chunks {
             deltas.push(answer.parts.empty_delta());
         }
         if is_first {
-            self.write(token.index, json!({"role": "assistant", "content": ""}), Value::Null, None, out);
+            self.write(token.index, json!({"role": "assistant", "content": ""}), None, None, out);
         }
-        let mut logprobs = match token.logprobs.as_slice() {
-            [] => Value::Null,
-            logprobs => logprobs::of_chat(&self.token_bytes, logprobs),
-        };
+        let mut logprobs = (!token.logprobs.is_empty()).then(|| {
+            let mut written = ChatLogprobs::new(self.token_bytes.clone());
+            written.push(&token);
+            written.json()
+        });
         for delta in deltas {
             self.write(token.index, delta, logprobs.take(), None, out);
         }
         if finish.is_some() {
-            self.write(token.index, json!({}), Value::Null, finish, out);
+            self.write(token.index, json!({}), None, finish, out);
         }
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) {
+    fn end(&mut self, out: &mut Pieces) {
         if self.include_usage {
             let mut chunk = self.head.openai("chat.completion.chunk", Vec::new());
             let mut num_reasoning_tokens = None;
             self.answers.iter().for_each(|answer| add_reasoning(&mut num_reasoning_tokens, &answer.parts));
-            chunk["usage"] = usage_of(self.usage, num_reasoning_tokens);
+            chunk.set("usage", usage_of(self.usage, num_reasoning_tokens));
             http::event(&chunk, out);
         }
-        out.extend_from_slice(http::DONE);
+        out.push(http::DONE);
     }
 
-    fn error(&mut self, error: &ApiError, out: &mut Vec<u8>) {
-        http::event(&error.to_json(), out);
+    fn error(&mut self, error: &ApiError, out: &mut Pieces) {
+        http::event(&error.to_json().into(), out);
     }
 }

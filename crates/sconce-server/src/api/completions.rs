@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use futures_util::future::try_join_all;
-use hyper::{Response, StatusCode};
-use sconce::{CompletionOutput, FinishReason, StreamEvent, TokenLogprobs, Usage};
+use hyper::Response;
+use sconce::{FinishReason, StreamEvent, TokenLogprobs, Usage};
 use serde_json::{Value, json};
 
-use super::events::{Submitted, collect, deltas, submit};
+use super::events::{Submitted, deltas, submit};
+use super::growing::Grown;
 use super::logprobs::{self, CompletionLogprobs, IsSpecial, TokenBytes, is_special, token_bytes};
-use super::stream::{Encoder, stream};
+use super::stream::{Encoder, Whole, stream, whole};
 use super::{Head, add_usage, usage_json};
-use crate::http::{self, ApiError, Body, Exchange};
+use crate::http::{self, ApiError, Body, Exchange, Json, List, Pieces};
 use crate::state::Served;
 use crate::wire::WireRequest;
 
@@ -45,23 +45,67 @@ pub(super) async fn answer(
         let chunks = Chunks::new(form, &submitted, request.stream_usage == Some(true));
         return Ok(stream(submitted.into_iter().map(|s| deltas(s.events)).collect(), chunks));
     }
-    let answers = try_join_all(submitted.into_iter().map(collect)).await?;
-    let mut usage = Usage::default();
-    let mut choices = Vec::new();
-    for (prompt, (submitted, mut output)) in answers.into_iter().enumerate() {
-        usage = add_usage(usage, output.usage);
-        output.outputs.sort_by_key(|o| o.index);
-        for sequence in output.outputs {
-            let mut choice = form.choice(prompt, &submitted, &sequence, output.prompt_logprobs.as_deref());
-            if let Some(prompt_logprobs) = &output.prompt_logprobs {
-                choice["prompt_logprobs"] = logprobs::of_prompt(&form.token_bytes, prompt_logprobs);
-            }
-            choices.push(choice);
-        }
+    let (mut prompts, mut events) = (Vec::new(), Vec::new());
+    for submitted in submitted {
+        prompts.push(WholePrompt {
+            answer: Grown::new(submitted.num_sequences, form.logprobs()),
+            prompt_logprobs: None,
+            text: submitted.prompt_text,
+            token_ids: submitted.prompt_token_ids,
+        });
+        events.push(submitted.events);
     }
-    let mut answer = form.head.openai("text_completion", choices);
-    answer["usage"] = usage_json(usage);
-    Ok(http::json(StatusCode::OK, &answer))
+    whole(events, WholeCompletion { form, prompts }).await
+}
+
+/// The answer that comes whole.
+struct WholeCompletion {
+    form: Form,
+    prompts: Vec<WholePrompt>,
+}
+
+struct WholePrompt {
+    text: String,
+    token_ids: Vec<u32>,
+    answer: Grown<CompletionLogprobs>,
+    prompt_logprobs: Option<List>,
+}
+
+impl Whole for WholeCompletion {
+    fn event(&mut self, prompt: usize, event: StreamEvent) {
+        let Self { form, prompts } = self;
+        let WholePrompt { text, token_ids, answer, prompt_logprobs } = &mut prompts[prompt];
+        // They come before any token.
+        if let StreamEvent::PromptLogprobs(logprobs) = &event {
+            *prompt_logprobs = Some(logprobs::of_prompt(&form.token_bytes, logprobs));
+            if form.echo {
+                *answer = Grown::new(answer.num_sequences(), form.echoed(text, token_ids, logprobs));
+            }
+        }
+        answer.apply(event);
+    }
+
+    fn end(self) -> Json {
+        let mut usage = Usage::default();
+        let mut choices = Vec::new();
+        for (i, prompt) in self.prompts.iter().enumerate() {
+            usage = add_usage(usage, prompt.answer.output.usage);
+            let mut sequences: Vec<_> = prompt.answer.sequences().collect();
+            sequences.sort_by_key(|(output, _)| output.index);
+            for (output, logprobs) in sequences {
+                let prefix = if self.form.echo { prompt.text.as_str() } else { "" };
+                let text = prefix.to_owned() + &output.text;
+                let logprobs = self.form.has_logprobs.then(|| logprobs.json());
+                let finish = output.finish.as_ref().map(|f| f.reason);
+                let mut choice = choice(i * self.form.n + output.index, &text, logprobs, finish);
+                if let Some(prompt_logprobs) = &prompt.prompt_logprobs {
+                    choice.set("prompt_logprobs", prompt_logprobs);
+                }
+                choices.push(choice);
+            }
+        }
+        self.form.head.openai("text_completion", choices).with("usage", usage_json(usage))
+    }
 }
 
 /// What a choice needs besides the sequence.
@@ -80,44 +124,27 @@ impl Form {
         CompletionLogprobs::new(self.token_bytes.clone(), self.is_special.clone(), self.skips_special)
     }
 
-    fn choice(
-        &self,
-        prompt: usize,
-        submitted: &Submitted,
-        sequence: &CompletionOutput,
-        prompt_logprobs: Option<&[Option<TokenLogprobs>]>,
-    ) -> Value {
-        let mut text = sequence.text.clone();
+    /// Those of an answer that begins with its prompt.
+    fn echoed(&self, text: &str, token_ids: &[u32], prompt_logprobs: &[Option<TokenLogprobs>]) -> CompletionLogprobs {
         let mut logprobs = self.logprobs();
-        if self.echo {
-            text.insert_str(0, &submitted.prompt_text);
-            push_prompt(&mut logprobs, prompt_logprobs, &submitted.prompt_text, &submitted.prompt_token_ids);
+        for (position, &token_id) in prompt_logprobs.iter().zip(token_ids) {
+            logprobs.push_prompt(text, token_id, position.as_ref());
         }
-        sequence.logprobs.iter().for_each(|l| logprobs.push(l));
-        let logprobs = if self.has_logprobs { logprobs.take() } else { Value::Null };
-        let finish = sequence.finish.as_ref().map(|f| f.reason);
-        choice(prompt * self.n + sequence.index, &text, logprobs, finish)
+        logprobs
     }
 }
 
-fn choice(index: usize, text: &str, logprobs: Value, finish: Option<FinishReason>) -> Value {
-    json!({
+fn choice(index: usize, text: &str, logprobs: Option<Json>, finish: Option<FinishReason>) -> Json {
+    let mut choice = Json::from(json!({
         "index": index,
         "text": text,
-        "logprobs": logprobs,
+        "logprobs": null,
         "finish_reason": finish.map(FinishReason::as_str),
-    })
-}
-
-fn push_prompt(
-    logprobs: &mut CompletionLogprobs,
-    prompt_logprobs: Option<&[Option<TokenLogprobs>]>,
-    prompt_text: &str,
-    prompt_token_ids: &[u32],
-) {
-    for (position, &token_id) in prompt_logprobs.unwrap_or_default().iter().zip(prompt_token_ids) {
-        logprobs.push_prompt(prompt_text, token_id, position.as_ref());
+    }));
+    if let Some(logprobs) = logprobs {
+        choice.set("logprobs", logprobs);
     }
+    choice
 }
 
 /// The streamed form.
@@ -132,7 +159,8 @@ pub(super) struct Chunks {
 struct PromptChunks {
     text: String,
     token_ids: Vec<u32>,
-    logprobs: Option<Vec<Option<TokenLogprobs>>>,
+    /// What a sequence begins with.
+    begun: CompletionLogprobs,
     /// One a sequence, once it has begun.
     sequences: Vec<Option<CompletionLogprobs>>,
 }
@@ -142,16 +170,16 @@ impl Chunks {
         let prompt = |s: &Submitted| PromptChunks {
             text: s.prompt_text.clone(),
             token_ids: s.prompt_token_ids.clone(),
-            logprobs: None,
+            begun: form.logprobs(),
             sequences: (0..s.num_sequences).map(|_| None).collect(),
         };
         Self { prompts: submitted.iter().map(prompt).collect(), form, include_usage, usage: Usage::default() }
     }
 
-    fn write(&self, choices: Vec<Value>, out: &mut Vec<u8>) {
+    fn write(&self, choices: Vec<Json>, out: &mut Pieces) {
         let mut chunk = self.form.head.openai("text_completion", choices);
         if self.include_usage {
-            chunk["usage"] = Value::Null;
+            chunk.set("usage", Value::Null);
         }
         http::event(&chunk, out);
     }
@@ -160,44 +188,47 @@ impl Chunks {
 impl Encoder for Chunks {
     const CONTENT_TYPE: &'static str = "text/event-stream";
 
-    fn event(&mut self, prompt_index: usize, event: StreamEvent, out: &mut Vec<u8>) {
+    fn event(&mut self, prompt_index: usize, event: StreamEvent, out: &mut Pieces) {
         let prompt = &mut self.prompts[prompt_index];
         let token = match event {
-            StreamEvent::PromptLogprobs(logprobs) => return prompt.logprobs = Some(logprobs),
+            StreamEvent::PromptLogprobs(logprobs) => {
+                if self.form.echo {
+                    prompt.begun = self.form.echoed(&prompt.text, &prompt.token_ids, &logprobs);
+                }
+                return;
+            }
             StreamEvent::Best(_) => return, // made deltas before
             StreamEvent::Done(usage) => return self.usage = add_usage(self.usage, usage),
             StreamEvent::Token(token) => token,
         };
         let mut text = token.text;
         let logprobs = prompt.sequences[token.index].get_or_insert_with(|| {
-            let mut logprobs = self.form.logprobs();
             if self.form.echo {
                 text.insert_str(0, &prompt.text);
-                push_prompt(&mut logprobs, prompt.logprobs.as_deref(), &prompt.text, &prompt.token_ids);
             }
-            logprobs
+            prompt.begun.clone()
         });
         token.logprobs.iter().for_each(|l| logprobs.push(l));
         // Text that is held back makes no chunk; logprobs of its tokens do.
         if text.is_empty() && token.logprobs.is_empty() && token.finish.is_none() {
             return;
         }
-        let logprobs = if self.form.has_logprobs { logprobs.take() } else { Value::Null };
+        let logprobs = self.form.has_logprobs.then(|| logprobs.take());
         let index = prompt_index * self.form.n + token.index;
         let choice = choice(index, &text, logprobs, token.finish.map(|f| f.reason));
         self.write(vec![choice], out);
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) {
+    fn end(&mut self, out: &mut Pieces) {
         if self.include_usage {
             let mut chunk = self.form.head.openai("text_completion", Vec::new());
-            chunk["usage"] = usage_json(self.usage);
+            chunk.set("usage", usage_json(self.usage));
             http::event(&chunk, out);
         }
-        out.extend_from_slice(http::DONE);
+        out.push(http::DONE);
     }
 
-    fn error(&mut self, error: &ApiError, out: &mut Vec<u8>) {
-        http::event(&error.to_json(), out);
+    fn error(&mut self, error: &ApiError, out: &mut Pieces) {
+        http::event(&error.to_json().into(), out);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::stream::{BoxStream, StreamExt, iter, unfold};
-use sconce::{AnswerReader, CompletionOutput, Error, GenerationOutput, GenerationRequest, StreamEvent, TokenStream};
+use sconce::{AnswerReader, CompletionOutput, Error, GenerationRequest, StreamEvent, TokenStream};
 
 use crate::http::{ApiError, Exchange};
 use crate::state::Served;
@@ -134,15 +134,6 @@ pub(super) fn deltas(events: Events) -> Events {
         event => vec![event],
     };
     events.map(delta).flat_map(iter).boxed()
-}
-
-/// Collects the whole answer.
-pub(super) async fn collect(mut submitted: Submitted) -> Result<(Submitted, GenerationOutput), ApiError> {
-    let mut output = GenerationOutput::new(submitted.num_sequences);
-    while let Some(event) = submitted.events.next().await {
-        output.apply(event?);
-    }
-    Ok((submitted, output))
 }
 
 /// Measures when tokens come.

@@ -1,16 +1,18 @@
 //! `POST /generate`: vLLM's answer, and beside it token ids, finish reasons and usage.
 
+use std::io::Write;
 use std::sync::Arc;
 
-use hyper::{Response, StatusCode};
-use sconce::{CompletionOutput, GenerationOutput, StopReason, StreamEvent};
+use hyper::Response;
+use sconce::{CompletionOutput, StopReason, StreamEvent, TokenEvent};
 use serde_json::{Value, json};
 
-use super::events::{Snapshots, Submitted, collect, submit_with};
+use super::events::{Snapshots, Submitted, submit_with};
+use super::growing::{Growing, Grown};
 use super::logprobs::{self, TokenBytes, token_bytes};
-use super::stream::{Encoder, stream};
+use super::stream::{Encoder, Whole, stream, whole};
 use super::{Head, usage_json};
-use crate::http::{self, ApiError, Body, Exchange};
+use crate::http::{self, ApiError, Body, Exchange, Json, List, Pieces, Text};
 use crate::state::Served;
 use crate::wire::WireRequest;
 
@@ -25,97 +27,138 @@ pub(super) async fn answer(
     let request_stream = request.stream;
     let snapshots = if request_stream { Snapshots::Wanted } else { Snapshots::Skipped };
     let submitted = submit_with(exchange, served, request.take_request()?, request.grammar_field(), snapshots).await?;
-    let prefix = if has_messages { String::new() } else { submitted.prompt_text.clone() };
-    let form = Form { head, prefix, token_bytes: token_bytes(served) };
-    if request_stream {
-        let Submitted { num_sequences, events, .. } = submitted;
-        let records = Records { form, output: GenerationOutput::new(num_sequences), is_done: false };
-        return Ok(stream(vec![events], records));
-    }
-    let (_, output) = collect(submitted).await?;
-    Ok(http::json(StatusCode::OK, &form.last_record(&output)))
+    let Submitted { prompt_text, num_sequences, events, .. } = submitted;
+    let prefix = if has_messages { "" } else { prompt_text.as_str() };
+    let records = Records::new(head, num_sequences, prefix, token_bytes(served));
+    if request_stream { Ok(stream(vec![events], records)) } else { whole(vec![events], records).await }
 }
 
-/// What a record needs besides the output so far.
-pub(super) struct Form {
-    pub head: Head,
-    /// The prompt, where the text is to begin with it.
-    pub prefix: String,
-    pub token_bytes: TokenBytes,
+/// What is written of a sequence.
+#[derive(Clone)]
+struct Sequence {
+    token_bytes: TokenBytes,
+    /// Its text, after the prompt's where it is to begin with that, and without.
+    text: Text,
+    own_text: Text,
+    token_ids: List,
+    logprobs: List,
 }
 
-impl Form {
-    fn record(&self, output: &GenerationOutput) -> Value {
-        json!({
-            "text": output.outputs.iter().map(|o| format!("{}{}", self.prefix, o.text)).collect::<Vec<_>>(),
-            "outputs": output.outputs.iter().map(|o| self.output(o)).collect::<Vec<_>>(),
-            "model": self.head.model,
-            "id": self.head.id,
-        })
+impl Growing for Sequence {
+    fn push(&mut self, token: &TokenEvent) {
+        self.text.push(&token.text);
+        self.own_text.push(&token.text);
+        for id in &token.token_ids {
+            write!(self.token_ids.entry(), "{id}").expect("invariant: memory can be written to");
+        }
+        for position in &token.logprobs {
+            logprobs::push_generate(&self.token_bytes, position, &mut self.logprobs);
+        }
+    }
+}
+
+/// The answer as one record, or as cumulative records: each holds all that there is so far.
+pub(super) struct Records {
+    head: Head,
+    token_bytes: TokenBytes,
+    answer: Grown<Sequence>,
+    prompt_logprobs: Option<List>,
+    is_done: bool,
+}
+
+impl Records {
+    /// Of `n` sequences, whose text is to begin with `prefix`.
+    pub(super) fn new(head: Head, n: usize, prefix: &str, token_bytes: TokenBytes) -> Self {
+        let sequence = Sequence {
+            token_bytes: token_bytes.clone(),
+            text: Text::from(prefix),
+            own_text: Text::default(),
+            token_ids: List::default(),
+            logprobs: List::default(),
+        };
+        Self { head, token_bytes, answer: Grown::new(n, sequence), prompt_logprobs: None, is_done: false }
     }
 
-    fn last_record(&self, output: &GenerationOutput) -> Value {
-        let mut record = self.record(output);
-        record["usage"] = usage_json(output.usage);
-        if let Some(prompt_logprobs) = &output.prompt_logprobs {
-            record["prompt_logprobs"] = logprobs::of_prompt(&self.token_bytes, prompt_logprobs);
+    fn take(&mut self, event: StreamEvent) {
+        self.is_done |= matches!(event, StreamEvent::Done(_));
+        if let StreamEvent::PromptLogprobs(logprobs) = &event {
+            self.prompt_logprobs = Some(logprobs::of_prompt(&self.token_bytes, logprobs));
+        }
+        self.answer.apply(event);
+    }
+
+    fn record(&self) -> Json {
+        let texts = self.answer.sequences().map(|(_, written)| Json::from(&written.text)).collect();
+        let outputs = self.answer.sequences().map(|(output, written)| json_of(output, written)).collect();
+        Json::from(json!({"text": null, "outputs": null, "model": self.head.model, "id": self.head.id}))
+            .with("text", Json::Array(texts))
+            .with("outputs", Json::Array(outputs))
+    }
+
+    fn last_record(&self) -> Json {
+        let mut record = self.record().with("usage", usage_json(self.answer.output.usage));
+        if let Some(prompt_logprobs) = &self.prompt_logprobs {
+            record.set("prompt_logprobs", prompt_logprobs);
         }
         record
     }
-
-    fn output(&self, output: &CompletionOutput) -> Value {
-        let finish = output.finish.as_ref();
-        let stop_reason = match finish.and_then(|f| f.stop_reason.as_ref()) {
-            Some(StopReason::Text(text)) => json!(text),
-            Some(StopReason::Token(id)) => json!(id),
-            None => Value::Null,
-        };
-        let logprobs = match output.logprobs.as_slice() {
-            [] => Value::Null,
-            logprobs => logprobs::of_output(&self.token_bytes, logprobs),
-        };
-        let mut value = json!({
-            "index": output.index,
-            "text": output.text,
-            "token_ids": output.token_ids,
-            "finish_reason": finish.map(|f| f.reason.as_str()),
-            "stop_reason": stop_reason,
-            "cumulative_logprob": finish.map(|f| f.cumulative_logprob),
-            "logprobs": logprobs,
-        });
-        if let Some(score) = finish.and_then(|f| f.beam_score) {
-            value["beam_score"] = json!(score);
-        }
-        value
-    }
 }
 
-/// Cumulative records: each holds all of the text so far.
-pub(super) struct Records {
-    pub form: Form,
-    pub output: GenerationOutput,
-    pub is_done: bool,
+fn json_of(output: &CompletionOutput, written: &Sequence) -> Json {
+    let finish = output.finish.as_ref();
+    let stop_reason = match finish.and_then(|f| f.stop_reason.as_ref()) {
+        Some(StopReason::Text(text)) => json!(text),
+        Some(StopReason::Token(id)) => json!(id),
+        None => Value::Null,
+    };
+    let mut json = Json::from(json!({
+        "index": output.index,
+        "text": null,
+        "token_ids": null,
+        "finish_reason": finish.map(|f| f.reason.as_str()),
+        "stop_reason": stop_reason,
+        "cumulative_logprob": finish.map(|f| f.cumulative_logprob),
+        "logprobs": null,
+    }));
+    json.set("text", &written.own_text);
+    json.set("token_ids", &written.token_ids);
+    if !written.logprobs.is_empty() {
+        json.set("logprobs", &written.logprobs);
+    }
+    if let Some(score) = finish.and_then(|f| f.beam_score) {
+        json.set("beam_score", json!(score));
+    }
+    json
+}
+
+impl Whole for Records {
+    fn event(&mut self, _prompt: usize, event: StreamEvent) {
+        self.take(event);
+    }
+
+    fn end(self) -> Json {
+        self.last_record()
+    }
 }
 
 impl Encoder for Records {
     const CONTENT_TYPE: &'static str = "application/octet-stream";
 
-    fn event(&mut self, _prompt: usize, event: StreamEvent, _out: &mut Vec<u8>) {
-        self.is_done |= matches!(event, StreamEvent::Done(_));
-        self.output.apply(event);
+    fn event(&mut self, _prompt: usize, event: StreamEvent, _out: &mut Pieces) {
+        self.take(event);
     }
 
-    fn caught_up(&mut self, out: &mut Vec<u8>) {
+    fn caught_up(&mut self, out: &mut Pieces) {
         if !self.is_done {
-            http::record(&self.form.record(&self.output), out);
+            http::record(&self.record(), out);
         }
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) {
-        http::record(&self.form.last_record(&self.output), out);
+    fn end(&mut self, out: &mut Pieces) {
+        http::record(&self.last_record(), out);
     }
 
-    fn error(&mut self, error: &ApiError, out: &mut Vec<u8>) {
-        http::record(&error.to_json(), out);
+    fn error(&mut self, error: &ApiError, out: &mut Pieces) {
+        http::record(&error.to_json().into(), out);
     }
 }

@@ -1,10 +1,13 @@
-//! Log-probabilities in the three forms that the endpoints answer with.
+//! Log-probabilities in the three forms that the endpoints answer with, each written once, when it comes.
 
+use std::io::Write;
 use std::sync::Arc;
 
-use sconce::{Logprob, TokenLogprobs};
+use sconce::{Logprob, TokenEvent, TokenLogprobs};
 use serde_json::{Map, Value, json};
 
+use super::growing::Growing;
+use crate::http::{Json, List, Pieces, separate, write_string};
 use crate::state::Served;
 
 /// What stands for minus infinity, which JSON cannot say. OpenAI's own.
@@ -19,44 +22,65 @@ pub(super) fn token_bytes(served: &Served) -> TokenBytes {
     Arc::new(move |id| engine.handle().tokenizer().token_bytes(id))
 }
 
-fn finite(logprob: f32) -> f32 {
-    logprob.max(IMPOSSIBLE)
+/// A logprob as a number of JSON.
+fn number(logprob: f32) -> Value {
+    json!(logprob.max(IMPOSSIBLE))
 }
 
-/// `/generate`'s form: one object a token, with its rank and the most probable ones beside it.
-pub(super) fn of_output(token_bytes: &TokenBytes, logprobs: &[TokenLogprobs]) -> Value {
-    logprobs.iter().map(|position| of_position(token_bytes, position)).collect()
-}
-
-/// The same for a prompt, whose first token has none.
-pub(super) fn of_prompt(token_bytes: &TokenBytes, logprobs: &[Option<TokenLogprobs>]) -> Value {
-    let position = |p: &Option<TokenLogprobs>| p.as_ref().map_or(Value::Null, |p| of_position(token_bytes, p));
-    logprobs.iter().map(position).collect()
-}
-
-fn of_position(token_bytes: &TokenBytes, position: &TokenLogprobs) -> Value {
-    let one = |l: &Logprob| {
-        let bytes = token_bytes(l.token_id);
-        let token = String::from_utf8_lossy(&bytes);
-        json!({"token_id": l.token_id, "token": token, "logprob": finite(l.logprob), "rank": l.rank})
-    };
-    let mut object = one(&position.chosen);
-    object["top_logprobs"] = position.top.iter().map(one).collect();
-    object
-}
-
-/// `/v1/chat/completions`' form.
-pub(super) fn of_chat(token_bytes: &TokenBytes, logprobs: &[TokenLogprobs]) -> Value {
-    let one = |l: &Logprob| {
-        let bytes = token_bytes(l.token_id);
-        json!({"token": String::from_utf8_lossy(&bytes), "logprob": finite(l.logprob), "bytes": bytes})
-    };
-    let content = logprobs.iter().map(|position| {
-        let mut object = one(&position.chosen);
-        object["top_logprobs"] = position.top.iter().map(one).collect();
-        object
+/// Appends a position in `/generate`'s form: an object of the token, with its rank and the most probable ones beside it.
+pub(super) fn push_generate(token_bytes: &TokenBytes, position: &TokenLogprobs, list: &mut List) {
+    write_position(position, list.entry(), |l, out| {
+        write!(out, "\"token_id\":{},\"token\":", l.token_id)?;
+        write_string(&String::from_utf8_lossy(&token_bytes(l.token_id)), out);
+        write!(out, ",\"logprob\":{},\"rank\":{}", number(l.logprob), l.rank)
     });
-    json!({"content": content.collect::<Vec<_>>(), "refusal": null})
+}
+
+/// A prompt's positions in the same form; its first token has none.
+pub(super) fn of_prompt(token_bytes: &TokenBytes, logprobs: &[Option<TokenLogprobs>]) -> List {
+    let mut list = List::default();
+    for position in logprobs {
+        match position {
+            Some(position) => push_generate(token_bytes, position, &mut list),
+            None => list.entry().push(b"null"),
+        }
+    }
+    list
+}
+
+/// Appends a position in the form that conversations have it in.
+pub(super) fn push_chat(token_bytes: &TokenBytes, position: &TokenLogprobs, list: &mut List) {
+    write_position(position, list.entry(), |l, out| {
+        let bytes = token_bytes(l.token_id);
+        out.push(b"\"token\":");
+        write_string(&String::from_utf8_lossy(&bytes), out);
+        write!(out, ",\"logprob\":{},\"bytes\":[", number(l.logprob))?;
+        for (i, byte) in bytes.iter().enumerate() {
+            separate(i, out);
+            write!(out, "{byte}")?;
+        }
+        out.push(b"]");
+        Ok(())
+    });
+}
+
+/// Writes a position as an object: `members` of the token that stands there, and a list of objects of the most probable ones.
+fn write_position(
+    position: &TokenLogprobs,
+    out: &mut Pieces,
+    members: impl Fn(&Logprob, &mut Pieces) -> std::io::Result<()>,
+) {
+    let members = |l: &Logprob, out: &mut Pieces| members(l, out).expect("invariant: memory can be written to");
+    out.push(b"{");
+    members(&position.chosen, out);
+    out.push(b",\"top_logprobs\":[");
+    for (i, l) in position.top.iter().enumerate() {
+        separate(i, out);
+        out.push(b"{");
+        members(l, out);
+        out.push(b"}");
+    }
+    out.push(b"]}");
 }
 
 /// Whether a token is a special one.
@@ -69,6 +93,7 @@ pub(super) fn is_special(served: &Served) -> IsSpecial {
 }
 
 /// `/v1/completions`' form: four lists of one entry a token.
+#[derive(Clone)]
 pub(super) struct CompletionLogprobs {
     token_bytes: TokenBytes,
     is_special: IsSpecial,
@@ -76,24 +101,26 @@ pub(super) struct CompletionLogprobs {
     skips_special: bool,
     /// Characters of the answer before the next token.
     offset: usize,
-    tokens: Vec<Value>,
-    token_logprobs: Vec<Value>,
-    top_logprobs: Vec<Value>,
-    text_offset: Vec<Value>,
+    /// How far the prompt's text has been looked through: so many characters, and their bytes.
+    looked_at: (usize, usize),
+    tokens: List,
+    token_logprobs: List,
+    top_logprobs: List,
+    text_offset: List,
 }
 
 impl CompletionLogprobs {
     pub(super) fn new(token_bytes: TokenBytes, is_special: IsSpecial, skips_special: bool) -> Self {
-        let empty = Vec::new;
         Self {
             token_bytes,
             is_special,
             skips_special,
             offset: 0,
-            tokens: empty(),
-            token_logprobs: empty(),
-            top_logprobs: empty(),
-            text_offset: empty(),
+            looked_at: (0, 0),
+            tokens: List::default(),
+            token_logprobs: List::default(),
+            top_logprobs: List::default(),
+            text_offset: List::default(),
         }
     }
 
@@ -101,19 +128,26 @@ impl CompletionLogprobs {
     pub(super) fn push_prompt(&mut self, text: &str, token_id: u32, position: Option<&TokenLogprobs>) {
         // Some that stand at its beginning were added to it, and of ids it shows no special ones.
         let is_shown = !(self.is_special)(token_id) || {
-            let bytes = (self.token_bytes)(token_id);
-            let spelling = String::from_utf8_lossy(&bytes);
-            let mut rest = text.chars().skip(self.offset);
-            spelling.chars().all(|c| rest.next() == Some(c))
+            let spelling = (self.token_bytes)(token_id);
+            self.rest_of(text).as_bytes().starts_with(String::from_utf8_lossy(&spelling).as_bytes())
         };
         self.push_token(token_id, is_shown);
         match position {
             Some(position) => self.push_logprobs(position),
             None => {
-                self.token_logprobs.push(Value::Null);
-                self.top_logprobs.push(Value::Null);
+                self.token_logprobs.entry().push(b"null");
+                self.top_logprobs.entry().push(b"null");
             }
         }
+    }
+
+    /// What follows on `offset` characters of the prompt's text, which is looked through once for all of its tokens.
+    fn rest_of<'a>(&mut self, text: &'a str) -> &'a str {
+        let (num_chars, num_bytes) = self.looked_at;
+        let mut rest = text[num_bytes..].chars();
+        rest.by_ref().take(self.offset - num_chars).for_each(drop);
+        self.looked_at = (self.offset, text.len() - rest.as_str().len());
+        rest.as_str()
     }
 
     /// Adds a token that was generated.
@@ -124,35 +158,73 @@ impl CompletionLogprobs {
     }
 
     fn push_logprobs(&mut self, position: &TokenLogprobs) {
-        self.token_logprobs.push(json!(finite(position.chosen.logprob)));
+        Json::Value(number(position.chosen.logprob)).write(self.token_logprobs.entry());
         let mut top = Map::new();
         // The chosen token is always among them, so that there can be one more than was asked for.
         for l in position.top.iter().chain([&position.chosen]) {
-            top.insert(spelling(&(self.token_bytes)(l.token_id)), json!(finite(l.logprob)));
+            top.insert(spelling(&(self.token_bytes)(l.token_id)), number(l.logprob));
         }
-        self.top_logprobs.push(Value::Object(top));
+        Json::Value(Value::Object(top)).write(self.top_logprobs.entry());
     }
 
     /// `is_shown`: it is part of the text.
     fn push_token(&mut self, token_id: u32, is_shown: bool) {
         let bytes = (self.token_bytes)(token_id);
-        self.tokens.push(json!(spelling(&bytes)));
-        self.text_offset.push(json!(self.offset));
+        write_string(&spelling(&bytes), self.tokens.entry());
+        Json::Value(self.offset.into()).write(self.text_offset.entry());
         if is_shown {
             // Every character has one byte that does not continue another.
             self.offset += bytes.iter().filter(|&b| b & 0xC0 != 0x80).count();
         }
     }
 
+    /// All of it.
+    pub(super) fn json(&self) -> Json {
+        let members = [
+            ("text_offset", &self.text_offset),
+            ("token_logprobs", &self.token_logprobs),
+            ("tokens", &self.tokens),
+            ("top_logprobs", &self.top_logprobs),
+        ];
+        Json::Object(members.map(|(name, list)| (name.to_owned(), list.into())).into())
+    }
+
     /// What was added since it was last taken.
-    pub(super) fn take(&mut self) -> Value {
-        use std::mem::take;
-        json!({
-            "text_offset": take(&mut self.text_offset),
-            "token_logprobs": take(&mut self.token_logprobs),
-            "tokens": take(&mut self.tokens),
-            "top_logprobs": take(&mut self.top_logprobs),
-        })
+    pub(super) fn take(&mut self) -> Json {
+        let json = self.json();
+        for list in [&mut self.text_offset, &mut self.token_logprobs, &mut self.tokens, &mut self.top_logprobs] {
+            *list = List::default();
+        }
+        json
+    }
+}
+
+impl Growing for CompletionLogprobs {
+    fn push(&mut self, token: &TokenEvent) {
+        token.logprobs.iter().for_each(|position| self.push(position));
+    }
+}
+
+/// `/v1/chat/completions`' form.
+#[derive(Clone)]
+pub(super) struct ChatLogprobs {
+    token_bytes: TokenBytes,
+    content: List,
+}
+
+impl ChatLogprobs {
+    pub(super) fn new(token_bytes: TokenBytes) -> Self {
+        Self { token_bytes, content: List::default() }
+    }
+
+    pub(super) fn json(&self) -> Json {
+        Json::from(json!({"content": null, "refusal": null})).with("content", &self.content)
+    }
+}
+
+impl Growing for ChatLogprobs {
+    fn push(&mut self, token: &TokenEvent) {
+        token.logprobs.iter().for_each(|position| push_chat(&self.token_bytes, position, &mut self.content));
     }
 }
 

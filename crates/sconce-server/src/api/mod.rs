@@ -6,6 +6,7 @@ mod completions;
 mod embeddings;
 mod events;
 mod generate;
+mod growing;
 pub mod health;
 mod logprobs;
 pub mod metrics;
@@ -27,7 +28,7 @@ use hyper::Response;
 use sconce::Usage;
 use serde_json::{Value, json};
 
-use crate::http::{ApiError, Body, Exchange};
+use crate::http::{ApiError, Body, Exchange, Json};
 use crate::state::{Served, unix_seconds};
 use crate::wire::{Endpoint, WireRequest};
 
@@ -80,8 +81,9 @@ impl Head {
     }
 
     /// An object in OpenAI's form.
-    fn openai(&self, object: &str, choices: Vec<Value>) -> Value {
-        json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
+    fn openai(&self, object: &str, choices: Vec<Json>) -> Json {
+        let head = json!({"id": self.id, "object": object, "created": self.created, "model": self.model});
+        Json::from(head).with("choices", choices)
     }
 }
 

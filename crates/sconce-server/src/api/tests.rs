@@ -1,19 +1,22 @@
-//! The forms of streamed answers and of logprobs, from events made by hand.
+//! The forms of streamed answers, from events made by hand.
+
+mod logprobs;
 
 use std::sync::Arc;
 
 use futures_util::stream::{StreamExt, iter};
 use sconce::{
-    AnswerReader, CompletionOutput, Error, Finish, FinishReason, GenerationOutput, Logprob, PredictionUsage,
-    StopReason, StreamEvent, TokenEvent, TokenLogprobs, Usage,
+    AnswerReader, CompletionOutput, Error, Finish, FinishReason, Logprob, PredictionUsage, StopReason, StreamEvent,
+    TokenEvent, TokenLogprobs, Usage,
 };
 use serde_json::{Value, json};
 
 use super::answer::Reading;
 use super::events::{Events, Submitted, deltas};
-use super::logprobs::{CompletionLogprobs, IsSpecial, TokenBytes, of_chat, of_output};
+use super::logprobs::TokenBytes;
 use super::stream::{Encoder, encoded};
 use super::{Head, chat, completions, generate};
+use crate::http::{Json, Pieces};
 
 pub(super) type Event = Result<StreamEvent, Error>;
 
@@ -71,14 +74,25 @@ pub(super) fn sse(body: &str) -> Vec<Value> {
     data.map(|data| if data == "[DONE]" { json!(data) } else { serde_json::from_str(data).unwrap() }).collect()
 }
 
+/// The text of `json`.
+fn text(json: &Json) -> String {
+    let mut out = Pieces::default();
+    json.write(&mut out);
+    String::from_utf8(out.into_frames().concat()).unwrap()
+}
+
+/// `json` read again.
+pub(super) fn parsed(json: &Json) -> Value {
+    serde_json::from_str(&text(json)).unwrap()
+}
+
 fn records(body: &str) -> Vec<Value> {
     assert!(body.ends_with('\0'), "{body:?}");
     body.split_terminator('\0').map(|record| serde_json::from_str(record).unwrap()).collect()
 }
 
 fn generate_records(n: usize) -> generate::Records {
-    let form = generate::Form { head: head(), prefix: "P".into(), token_bytes: letters() };
-    generate::Records { form, output: GenerationOutput::new(n), is_done: false }
+    generate::Records::new(head(), n, "P", letters())
 }
 
 #[tokio::test]
@@ -260,48 +274,6 @@ async fn echo_begins_with_the_prompt_and_its_logprobs() {
     assert_eq!(choice["logprobs"]["text_offset"], json!([0, 1, 2]));
     assert_eq!(choice["logprobs"]["top_logprobs"][1], json!({"c": -0.5, "b": -1.0}));
     assert_eq!(events[1]["choices"][0]["logprobs"]["text_offset"], json!([3]));
-}
-
-#[test]
-fn offsets_count_characters_and_bytes_are_spelled() {
-    let mut logprobs = CompletionLogprobs::new(letters(), Arc::new(|_| false), true);
-    for id in [0, 100, 101, 1] {
-        logprobs.push(&TokenLogprobs { chosen: logprob(id, f32::NEG_INFINITY), top: Vec::new() });
-    }
-    let logprobs = logprobs.take();
-    assert_eq!(logprobs["tokens"], json!(["a", "bytes:\\xc3", "bytes:\\xa9", "b"]));
-    assert_eq!(logprobs["text_offset"], json!([0, 1, 2, 2]));
-    assert_eq!(logprobs["token_logprobs"][0], -9999.0);
-}
-
-#[test]
-fn offsets_pass_over_special_tokens_that_are_not_in_the_text() {
-    let is_special: IsSpecial = Arc::new(|id| id == 2);
-    let offsets = |text: &str, skips_special| {
-        let mut logprobs = CompletionLogprobs::new(letters(), is_special.clone(), skips_special);
-        [2, 0, 1].into_iter().for_each(|id| logprobs.push_prompt(text, id, None));
-        [2, 3].into_iter().for_each(|id| logprobs.push(&TokenLogprobs { chosen: logprob(id, -1.0), top: Vec::new() }));
-        logprobs.take()["text_offset"].clone()
-    };
-    // A "c" was added to the prompt; it stands in it; it is generated, too.
-    assert_eq!(offsets("ab", true), json!([0, 0, 1, 2, 2]));
-    assert_eq!(offsets("cab", true), json!([0, 1, 2, 3, 3]));
-    assert_eq!(offsets("cab", false), json!([0, 1, 2, 3, 4]));
-}
-
-#[test]
-fn logprobs_of_chat_and_generate() {
-    let position = TokenLogprobs { chosen: logprob(0, -0.5), top: vec![logprob(0, -0.5), logprob(100, -1.5)] };
-    let chat = of_chat(&letters(), std::slice::from_ref(&position));
-    let expected = json!({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
-        {"token": "a", "logprob": -0.5, "bytes": [97]},
-        {"token": "\u{FFFD}", "logprob": -1.5, "bytes": [195]},
-    ]});
-    assert_eq!(chat["content"][0], expected);
-    let generate = of_output(&letters(), &[position]);
-    assert_eq!(generate[0]["token_id"], 0);
-    assert_eq!(generate[0]["rank"], 1);
-    assert_eq!(generate[0]["top_logprobs"][1]["token_id"], 100);
 }
 
 #[test]

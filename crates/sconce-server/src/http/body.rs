@@ -5,15 +5,18 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming, SizeHint};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, EXPECT, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use serde_json::Value;
+use tokio::task::coop::consume_budget;
 
 use super::error::ApiError;
+use super::json::Json;
+use super::pieces::Pieces;
 use crate::state::Settings;
 
 /// The body of every response.
@@ -50,10 +53,31 @@ pub fn json_text(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
     response
 }
 
+/// A JSON response of any length: what has been written of it is sent from where it lies.
+pub fn written(status: StatusCode, json: &Json) -> Response<Body> {
+    let mut pieces = Pieces::default();
+    json.write(&mut pieces);
+    let num_bytes = pieces.num_bytes();
+    let mut response = Response::new(paced(stream::iter(pieces.into_frames())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_LENGTH, num_bytes.into());
+    response
+}
+
+/// A body of pieces, after some of which other connections have their turn, however fast the client reads.
+fn paced(pieces: impl Stream<Item = Bytes> + Send + 'static) -> Body {
+    let frames = pieces.then(|bytes| async {
+        consume_budget().await;
+        Ok(Frame::data(bytes))
+    });
+    StreamBody::new(frames).boxed_unsync()
+}
+
 /// A response whose body is made while it is sent. Dropping the response drops the stream.
 pub fn streamed(content_type: &'static str, chunks: impl Stream<Item = Bytes> + Send + 'static) -> Response<Body> {
-    let frames = chunks.map(|bytes| Ok(Frame::data(bytes)));
-    let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+    let mut response = Response::new(paced(chunks));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     // Proxies would hold the stream back to store or to compress it.

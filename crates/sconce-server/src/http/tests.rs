@@ -3,21 +3,71 @@
 use sconce::Error;
 use serde_json::json;
 
-use super::{ApiError, event, record};
+use super::{ApiError, Json, List, Pieces, Text, event, record};
 
 #[test]
 fn records_end_with_one_nul() {
-    let mut out = Vec::new();
-    record(&json!({"text": ["a\0b\n"]}), &mut out);
-    record(&json!({}), &mut out);
-    assert_eq!(out, b"{\"text\":[\"a\\u0000b\\n\"]}\0{}\0");
+    let mut out = Pieces::default();
+    record(&json!({"text": ["a\0b\n"]}).into(), &mut out);
+    record(&json!({}).into(), &mut out);
+    assert_eq!(out.into_frames().concat(), b"{\"text\":[\"a\\u0000b\\n\"]}\0{}\0");
 }
 
 #[test]
 fn events_are_one_line() {
-    let mut out = Vec::new();
-    event(&json!({"text": "a\n\nb\r"}), &mut out);
-    assert_eq!(out, b"data: {\"text\":\"a\\n\\nb\\r\"}\n\n");
+    let mut out = Pieces::default();
+    event(&json!({"text": "a\n\nb\r"}).into(), &mut out);
+    assert_eq!(out.into_frames().concat(), b"data: {\"text\":\"a\\n\\nb\\r\"}\n\n");
+}
+
+#[test]
+fn pieces_are_bytes_in_order_and_copies_share_them() {
+    let bytes: Vec<u8> = (0..100_000).map(|i| (i % 251) as u8).collect();
+    let mut pieces = Pieces::default();
+    let mut rest = bytes.as_slice();
+    for len in [0, 1, 5, 20_000, 16_000, 384, 16_384, 40_000].into_iter().cycle() {
+        let (now, later) = rest.split_at(len.min(rest.len()));
+        pieces.push(now);
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(pieces.num_bytes(), bytes.len());
+    let mut longer = Pieces::default();
+    longer.push(b"<");
+    longer.append(&pieces);
+    longer.push(b">");
+    let (frames, longer) = (pieces.into_frames(), longer.into_frames());
+    assert_eq!(frames.concat(), bytes);
+    assert_eq!(longer.concat(), [b"<", bytes.as_slice(), b">"].concat());
+    assert!(frames.iter().chain(&longer).all(|frame| !frame.is_empty() && frame.len() <= 16 << 10));
+    let num_whole = bytes.len() / (16 << 10);
+    assert!((0..num_whole).all(|i| frames[i].as_ptr() == longer[i + 1].as_ptr()));
+    assert!(Pieces::default().into_frames().is_empty());
+}
+
+#[test]
+fn what_grows_is_written_as_what_is_whole() {
+    let (mut list, mut none, mut text) = (List::default(), List::default(), Text::from("\"a"));
+    list.append(&none);
+    for number in ["1", "22"] {
+        list.entry().push(number.as_bytes());
+        none.append(&List::default());
+    }
+    list.append(&list.clone());
+    text.push("é\n\u{0}");
+    text.push("");
+    let json = Json::from(json!({"z": 1, "list": null, "a": [true]}))
+        .with("list", &list)
+        .with("none", &none)
+        .with("text", &text)
+        .with("both", vec![json!({}).into(), Json::from(json!({"b": 2})).with("c", json!("\\"))]);
+    let mut out = Pieces::default();
+    json.write(&mut out);
+    let expected = json!({"z": 1, "list": [1, 22, 1, 22], "a": [true], "none": [], "text": "\"aé\n\u{0}",
+        "both": [{}, {"b": 2, "c": "\\"}]});
+    assert_eq!(String::from_utf8(out.into_frames().concat()).unwrap(), expected.to_string());
 }
 
 #[test]

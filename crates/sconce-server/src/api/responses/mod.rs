@@ -7,8 +7,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use futures_util::StreamExt;
-use hyper::{Response, StatusCode};
+use hyper::Response;
 use sconce::{FinishReason, StreamEvent, Usage};
 use serde_json::{Map, Value, json};
 
@@ -18,8 +17,8 @@ use super::Head;
 use super::answer::{AnswerParts, ask};
 use super::events::deltas;
 use super::logprobs::token_bytes;
-use super::stream::stream;
-use crate::http::{self, ApiError, Body, Exchange};
+use super::stream::{Whole, stream, whole};
+use crate::http::{ApiError, Body, Exchange, Json};
 use crate::state::{Served, unix_seconds};
 use crate::wire::WireRequest;
 
@@ -32,20 +31,34 @@ pub(super) async fn answer(
     let head = Head::new(exchange, served, &mut request);
     let form = Form { head, repeated: std::mem::take(&mut request.repeated) };
     let (submitted, reading) = ask(exchange, served, &mut request).await.map_err(in_own_words)?;
-    let mut output = Output::new(AnswerParts::new(&reading), token_bytes(served));
-    let mut events = deltas(submitted.events);
+    let output = Output::new(AnswerParts::new(&reading), token_bytes(served));
+    let events = vec![deltas(submitted.events)];
     if request.stream {
-        return Ok(stream(vec![events], Events::new(form, output)));
+        return Ok(stream(events, Events::new(form, output)));
     }
-    let mut usage = Usage::default();
-    while let Some(event) = events.next().await {
-        match event? {
-            StreamEvent::Token(token) => drop(output.push(&token)),
-            StreamEvent::Done(counts) => usage = counts,
+    whole(events, WholeResponse { form, output, usage: Usage::default() }).await
+}
+
+/// The answer that comes whole.
+struct WholeResponse {
+    form: Form,
+    output: Output,
+    usage: Usage,
+}
+
+impl Whole for WholeResponse {
+    fn event(&mut self, _prompt: usize, event: StreamEvent) {
+        match event {
+            StreamEvent::Token(token) => drop(self.output.push(&token)),
+            StreamEvent::Done(usage) => self.usage = usage,
+            // The former are not asked for, the latter made deltas before.
             StreamEvent::PromptLogprobs(_) | StreamEvent::Best(_) => {}
         }
     }
-    Ok(http::json(StatusCode::OK, &form.ended(output, usage)))
+
+    fn end(self) -> Json {
+        self.form.ended(self.output, self.usage)
+    }
 }
 
 /// An error about a field that has another name here.
@@ -62,8 +75,8 @@ struct Form {
 
 impl Form {
     /// The response as it stands.
-    fn response(&self, status: &str, output: Vec<Value>) -> Value {
-        let mut response = json!({
+    fn response(&self, status: &str, output: Vec<Json>) -> Json {
+        let mut response = Json::from(json!({
             "id": self.head.id,
             "object": "response",
             "created_at": self.head.created,
@@ -73,45 +86,45 @@ impl Form {
             "error": null,
             "incomplete_details": null,
             "model": self.head.model,
-            "output": output,
+            "output": null,
             "previous_response_id": null,
             "service_tier": "default",
             "store": false,
             "usage": null,
-        });
+        }));
+        response.set("output", output);
         for (name, value) in &self.repeated {
-            response[name] = value.clone();
+            response.set(name, value.clone());
         }
         response
     }
 
     /// The response whose answer has ended.
-    fn ended(&self, output: Output, usage: Usage) -> Value {
+    fn ended(&self, output: Output, usage: Usage) -> Json {
         let finish = output.finish();
         let num_reasoning_tokens = output.num_reasoning_tokens();
         let status = status(finish);
         let mut response = self.response(status, output.into_items());
         if status == "incomplete" {
-            response["incomplete_details"] = json!({"reason": "max_output_tokens"});
+            response.set("incomplete_details", json!({"reason": "max_output_tokens"}));
         }
         if status == "completed" {
-            response["completed_at"] = unix_seconds().into();
+            response.set("completed_at", json!(unix_seconds()));
         }
-        response["usage"] = json!({
+        let usage = json!({
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": num_reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         });
-        response
+        response.with("usage", usage)
     }
 
     /// The response that an error has ended.
-    fn failed(&self, output: Output, error: &ApiError) -> Value {
-        let mut response = self.response("failed", output.into_items());
-        response["error"] = json!({"code": "server_error", "message": error.message});
-        response
+    fn failed(&self, output: Output, error: &ApiError) -> Json {
+        let error = json!({"code": "server_error", "message": error.message});
+        self.response("failed", output.into_items()).with("error", error)
     }
 }
 

@@ -10,7 +10,7 @@ use super::output::Output;
 use super::{Form, in_own_words};
 use crate::api::answer::tests::{calls, in_channels, text_of_token, thinking};
 use crate::api::answer::{AnswerParts, Reading};
-use crate::api::tests::{Event, body, done, head, last, letters, slow, token};
+use crate::api::tests::{Event, body, done, head, last, letters, parsed, slow, token};
 use crate::http::ApiError;
 
 fn form() -> Form {
@@ -45,7 +45,7 @@ fn whole(reading: &Reading, events: Vec<Event>) -> Value {
             other => panic!("{other:?}"),
         }
     }
-    without_ids(form().ended(output, usage.unwrap()))
+    without_ids(parsed(&form().ended(output, usage.unwrap())))
 }
 
 /// A response whose items have no ids, and whose end has no time.
@@ -194,7 +194,7 @@ fn log_probabilities_are_of_what_is_answered() {
         let own = tokenizer.clone();
         let mut output = Output::new(AnswerParts::new(&reading), Arc::new(move |id| own.token_bytes(id)));
         events.iter().for_each(|event| drop(output.push(event)));
-        let items = output.into_items();
+        let items: Vec<_> = output.into_items().iter().map(parsed).collect();
         assert_eq!((&items[0]["type"], &items[1]["content"][0]["text"]), (&json!("reasoning"), &json!("so")));
         let logprobs = items[1]["content"][0]["logprobs"].as_array().unwrap();
         let tokens: String = logprobs.iter().map(|entry| entry["token"].as_str().unwrap()).collect();
