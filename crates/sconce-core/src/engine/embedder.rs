@@ -112,12 +112,7 @@ impl Embedder {
             return false;
         }
         let Request { reply, output, bad_input, .. } = self.requests.remove(&id).expect("invariant: found above");
-        let no_number = |index| {
-            Error::internal(format!(
-                "the model gave no number in the vector of input {index}: its weights, or the adapter's, have numbers that are none \
-                 (NaN), or are beyond the range of their type"
-            ))
-        };
+        let no_number = |index| super::no_number(&format!("in the vector of input {index}"));
         // A caller that has gone is counted as answered.
         let _ = reply.send(bad_input.map_or(Ok(output), |index| Err(no_number(index))));
         true

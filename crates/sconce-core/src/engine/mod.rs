@@ -44,6 +44,7 @@ pub use stream::TokenStream;
 
 pub use crate::sample::{Logprob, TokenLogprobs};
 
+use crate::error::Error;
 use embedder::QueuedEmbeddings;
 use pooling::Pooling;
 use running::QueuedRequest;
@@ -56,4 +57,12 @@ pub(crate) enum Inbox {
     Embeddings(Box<QueuedEmbeddings>),
     /// Abort what runs, and end.
     Stop,
+}
+
+/// A request cannot go on: what the model gave `place` is no number.
+fn no_number(place: &str) -> Error {
+    Error::internal(format!(
+        "the model gave no number {place}: its weights, or the adapter's, have numbers that are none (NaN), or are beyond the \
+         range of their type"
+    ))
 }

@@ -366,9 +366,7 @@ impl RunningRequest {
 
 /// Why a request cannot go on after a token that was chosen among logits of which none is a number.
 fn no_number(sampled: &Sampled) -> Option<Error> {
-    let message = "the model gave no number for any token: its weights, or the adapter's, have numbers that are none (NaN), \
-                   or are beyond the range of their type";
-    (!sampled.logprob.is_finite()).then(|| Error::internal(message))
+    (!sampled.logprob.is_finite()).then(|| super::no_number("for any token"))
 }
 
 /// The answer to a row that gives one token.

@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use super::Target;
 use super::avx2_tiles::{self, Unpacked};
 use super::panels::format::*;
-use super::panels::{GROUP, Layout, Line, Panels, ROWS};
+use super::panels::{GROUP, Layout, Line, Panels, ROWS, Scales};
 use super::planes::Planes;
 use crate::config::MatmulPrecision;
 
@@ -327,25 +327,7 @@ fn prefetch<const F: u8>(codes: *const Line, scales: &Scales, g: usize) {
     }
 }
 
-/// A panel's scales.
-#[derive(Clone, Copy)]
-pub(super) struct Scales {
-    d: *const u16,
-    m: *const u16,
-    factors: *const u8,
-}
-
 impl Scales {
-    /// `groups`: of 32 columns in a row.
-    pub(super) fn new(weight: &Panels, panel: usize, groups: usize) -> Self {
-        let blocks = groups / (weight.dtype().block_len() / GROUP);
-        Self {
-            d: weight.d.as_ptr().wrapping_add(panel * blocks * ROWS),
-            m: weight.m.as_ptr().wrapping_add(panel * blocks * ROWS),
-            factors: weight.factors.as_ptr().wrapping_add(panel * groups * Layout::of(weight.dtype()).factors()),
-        }
-    }
-
     /// The scales of half a panel in group `g`, of formats with two of each half of the columns, and its offsets, or for INT4 its codes
     /// of 0.
     ///

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{HALF, Scales, Task, add_scaled, load_codes, scaled_sum, store, words_of_bytes};
+use super::avx2::{HALF, Task, add_scaled, load_codes, scaled_sum, store, words_of_bytes};
 use super::panels::format::*;
-use super::panels::{GROUP, Panels, ROWS};
+use super::panels::{GROUP, Panels, ROWS, Scales};
 
 /// Tokens of a tile.
 pub(super) const TOKENS: usize = 4;

@@ -11,7 +11,7 @@ use std::arch::asm;
 
 use super::Target;
 use super::panels::format::*;
-use super::panels::{GROUP, Layout, Line, Panels, ROWS};
+use super::panels::{GROUP, Line, Panels, ROWS, Scales};
 use super::planes::Planes;
 use crate::config::MatmulPrecision;
 use crate::ops::lanes::f32_of_halves;
@@ -319,25 +319,7 @@ unsafe fn load_codes<const F: u8>(lines: *const Line, quad: usize) -> Codes {
     })
 }
 
-/// A panel's scales.
-#[derive(Clone, Copy)]
-struct Scales {
-    d: *const u16,
-    m: *const u16,
-    factors: *const u8,
-}
-
 impl Scales {
-    /// `groups`: of 32 columns in a row.
-    fn new(weight: &Panels, panel: usize, groups: usize) -> Self {
-        let blocks = groups / (weight.dtype().block_len() / GROUP);
-        Self {
-            d: weight.d.as_ptr().wrapping_add(panel * blocks * ROWS),
-            m: weight.m.as_ptr().wrapping_add(panel * blocks * ROWS),
-            factors: weight.factors.as_ptr().wrapping_add(panel * groups * Layout::of(weight.dtype()).factors()),
-        }
-    }
-
     /// The scales of group `g`, of formats with two of each half of the columns, and its offsets, or for INT4 its codes of 0.
     ///
     /// # Safety

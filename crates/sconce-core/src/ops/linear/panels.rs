@@ -263,6 +263,28 @@ impl Panels {
     }
 }
 
+/// Where a panel's scales begin.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[derive(Clone, Copy)]
+pub(super) struct Scales {
+    pub(super) d: *const u16,
+    pub(super) m: *const u16,
+    pub(super) factors: *const u8,
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+impl Scales {
+    /// `groups`: of 32 columns in a row.
+    pub(super) fn new(weight: &Panels, panel: usize, groups: usize) -> Self {
+        let blocks = groups / (weight.dtype().block_len() / GROUP);
+        Self {
+            d: weight.d.as_ptr().wrapping_add(panel * blocks * ROWS),
+            m: weight.m.as_ptr().wrapping_add(panel * blocks * ROWS),
+            factors: weight.factors.as_ptr().wrapping_add(panel * groups * Layout::of(weight.dtype()).factors()),
+        }
+    }
+}
+
 /// One panel, to be filled.
 struct PanelMut<'a> {
     codes: &'a mut [u8],
